@@ -1,0 +1,2 @@
+//! The culvert command line.
+fn main() {}

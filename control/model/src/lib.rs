@@ -1,0 +1,1 @@
+//! The nouns of Culvert, their validation, and the gRPC API.

@@ -1,0 +1,2 @@
+//! The packet path: rule tables, flow cache, pinned workers, API server.
+fn main() {}

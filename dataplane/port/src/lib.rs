@@ -1,0 +1,1 @@
+//! AF_XDP, TAP and packet-socket ports over one packet-buffer arena.

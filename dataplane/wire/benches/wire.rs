@@ -1,0 +1,2 @@
+//! Benchmarks of the wire crate.
+fn main() {}

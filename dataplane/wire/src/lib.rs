@@ -1,0 +1,1 @@
+//! Wire formats, checksums, segmentation and coalescing; bytes in, bytes out.

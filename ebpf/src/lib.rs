@@ -1,0 +1,1 @@
+//! XDP and tracing programs of the packet path, and their loader.

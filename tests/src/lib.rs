@@ -1,0 +1,1 @@
+//! End-to-end tests in network namespaces, and the tools they share with the benchmarks.

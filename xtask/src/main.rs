@@ -1,0 +1,2 @@
+//! Project tasks: ci, e2e, bench, fuzz.
+fn main() {}
