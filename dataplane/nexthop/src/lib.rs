@@ -1,0 +1,1 @@
+//! Underlay next hops, followed from the kernel's routing and neighbour tables.
