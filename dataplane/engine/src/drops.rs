@@ -1,0 +1,136 @@
+//! Why a packet was not forwarded: one name per reason, counted per port.
+//!
+//! A name never changes its meaning: operators alert on it and the API carries it as text.
+
+use culvert_wire::packet::ParseError;
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// The reason of a drop. [`DropReason::name`] is its stable name in counters and traces.
+        #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of its counter.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)+];
+
+            /// The stable snake-case name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(DropReason::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The frame's headers are cut short, lie about their lengths or form an illegal chain.
+    Malformed = "malformed",
+    /// More VLAN tags than two.
+    VlanStack = "vlan_stack",
+    /// The headers do not fit into the frame's first buffer.
+    HeadersTooLong = "headers_too_long",
+    /// The IPv4 header checksum is wrong.
+    BadIpv4Checksum = "bad_ipv4_checksum",
+    /// The source MAC is not the port's.
+    SpoofedMac = "spoofed_mac",
+    /// The source IP is not one of the port's.
+    SpoofedIp = "spoofed_ip",
+    /// The port is administratively blocked.
+    PortBlocked = "port_blocked",
+    /// No egress route covers the destination.
+    NoRoute = "no_route",
+    /// An egress route says drop.
+    RouteDrop = "route_drop",
+    /// The route says local, and no local port has the destination.
+    NotLocal = "not_local",
+    /// The virtual network has no mapping for the destination.
+    NoMapping = "no_mapping",
+    /// Broadcast, multicast or unknown unicast in a virtual network that does not flood.
+    FloodDisabled = "flood_disabled",
+    /// An ARP request or neighbour solicitation for an address that has no mapping.
+    UnknownNeighbour = "unknown_neighbour",
+    /// The frame came from the port that it would go to.
+    Hairpin = "hairpin",
+    /// A control frame (ARP, router solicitation, DHCP, ...) that nothing here answers.
+    Unanswered = "unanswered",
+    /// The hop limit is used up at a gateway of ours.
+    TtlExceeded = "ttl_exceeded",
+    /// Too big for the path and may not be fragmented; the sender was told.
+    PacketTooBig = "packet_too_big",
+    /// A superframe that cannot be cut by the rules of its kind.
+    NotSegmentable = "not_segmentable",
+    /// A superframe of a kind that we do not carry, or whose kind is not known.
+    UnknownSuperframe = "unknown_superframe",
+    /// A superframe whose checksum is complete and wrong: cutting it would hide the damage.
+    BadSuperframeChecksum = "bad_superframe_checksum",
+    /// The path's neighbour is not resolved yet.
+    NextHopPending = "next_hop_pending",
+    /// No usable route to the remote VTEP.
+    NextHopUnreachable = "next_hop_unreachable",
+    /// The trap queue is full or its rate limit is reached.
+    TrapLimited = "trap_limited",
+    /// From the underlay: the tunnel header is not of a format that we speak.
+    BadTunnelHeader = "bad_tunnel_header",
+    /// From the underlay: the outer UDP checksum is wrong.
+    BadOuterChecksum = "bad_outer_checksum",
+    /// From the underlay: no virtual network here has the VNI.
+    UnknownVni = "unknown_vni",
+    /// From the underlay: no ingress rule accepts the VTEP for the VNI.
+    UnknownVtep = "unknown_vtep",
+    /// From the underlay: an ingress rule says drop.
+    IngressDrop = "ingress_drop",
+    /// From the underlay: the inner source does not live behind the VTEP it came from.
+    SourceMismatch = "source_mismatch",
+    /// From the underlay: no local port has the inner destination.
+    NoLocalPort = "no_local_port",
+    /// From the underlay: congestion marked on a packet that cannot carry the mark (RFC 6040).
+    EcnDrop = "ecn_drop",
+    /// From the underlay: neither a tunnel frame nor an ICMP error about one.
+    NotTunnel = "not_tunnel",
+    /// The frame is longer than the destination port's MTU.
+    ExceedsPortMtu = "exceeds_port_mtu",
+    /// The destination port's device is down or gone.
+    LinkDown = "link_down",
+    /// The transmit ring of the destination is full.
+    TxRingFull = "tx_ring_full",
+    /// The kernel refused to transmit (no buffers, oversize, queue full).
+    TxRefused = "tx_refused",
+    /// The arena has no free frame.
+    NoFrames = "no_frames",
+    /// The queue to another worker is full.
+    HandoffFull = "handoff_full",
+    /// The port was removed while the packet was on its way.
+    PortGone = "port_gone",
+}
+
+impl From<ParseError> for DropReason {
+    fn from(error: ParseError) -> Self {
+        match error {
+            ParseError::VlanStack => DropReason::VlanStack,
+            ParseError::HeadersTooLong => DropReason::HeadersTooLong,
+            ParseError::BadIpv4Checksum => DropReason::BadIpv4Checksum,
+            _ => DropReason::Malformed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_index_their_counter() {
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|r| r.name()).collect();
+        for (i, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), DropReason::ALL.len());
+    }
+}

@@ -1,0 +1,1 @@
+//! The packet path: rule tables, flow cache, pinned workers, API server.

@@ -1,0 +1,44 @@
+//! The limits of one dataplane, each with the reason for its size.
+
+/// Tenant ports of a host. An index fits 16 bits; counters for all of them are allocated up front.
+pub const MAX_PORTS: usize = 4096;
+
+/// Underlay devices of a host.
+pub const MAX_LINKS: usize = 64;
+
+/// Packets taken from one queue before the next is looked at.
+pub const BATCH: usize = 64;
+
+/// Entries of a worker's flow cache, egress and ingress each.
+pub const FLOW_ENTRIES: usize = 8192;
+
+/// Packets waiting for another worker; above it they are dropped and counted.
+pub const HANDOFF_QUEUE: usize = 2048;
+
+/// Traps waiting for the control thread.
+pub const TRAP_QUEUE: usize = 256;
+
+/// Traps a worker makes in a second; above it packets are dropped and counted.
+pub const TRAPS_PER_SECOND: u32 = 1000;
+
+/// ICMP errors a worker makes in a second (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
+pub const ICMP_ERRORS_PER_SECOND: u32 = 1000;
+
+/// Bytes of a trapped packet that are kept.
+pub const TRAP_HEAD_LEN: usize = 256;
+
+/// Time without work after which a worker sleeps.
+pub const SPIN_US: u64 = 50;
+
+/// Time for which a learned path MTU is believed (RFC 1191 section 6.3, RFC 8201 section 5.3).
+pub const PMTU_LIFETIME_S: u64 = 600;
+
+/// The smallest path MTU that an IPv4 underlay may report (RFC 1191 allows 68; below this the
+/// report is an attack, not a link).
+pub const MIN_PMTU_V4: u32 = 552;
+
+/// The smallest path MTU of an IPv6 underlay (RFC 8200 section 5).
+pub const MIN_PMTU_V6: u32 = 1280;
+
+/// Frames a superframe is cut into at most; more and it is dropped.
+pub const MAX_SEGMENTS: usize = 128;

@@ -1,0 +1,118 @@
+//! Whether and where a packet from the underlay is delivered.
+
+use std::net::IpAddr;
+
+use culvert_wire::packet::{IpKind, Packet};
+
+use crate::drops::DropReason;
+use crate::tables::{Ingress, PortIndex, Tables, Target, VnetEntry, VnetIndex, VtepIndex};
+
+/// What happens to a decapsulated packet.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// To one local port.
+    Deliver(PortIndex),
+    /// To every local port of the network.
+    Flood(VnetIndex),
+    /// To the control plane.
+    Trap,
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+/// Decides for an inner packet that came with `vnet`'s identifier from the VTEP at `from`.
+pub fn decide(
+    tables: &Tables,
+    vnet: &VnetEntry,
+    from: IpAddr,
+    head: &[u8],
+    pkt: &Packet,
+) -> Verdict {
+    let vtep = tables.vtep_of(&from);
+    let action = if vnet.ingress.is_empty() {
+        // Nobody that no mapping names has business here.
+        if vtep.is_some() { Some(Ingress::DecapValidate) } else { None }
+    } else {
+        let covers = |net: &Option<ipnet::IpNet>| net.is_none_or(|net| net.contains(&from));
+        vnet.ingress.iter().find(|rule| covers(&rule.from)).map(|rule| rule.action)
+    };
+    match action {
+        None => return Verdict::Drop(DropReason::UnknownVtep),
+        Some(Ingress::Drop) => return Verdict::Drop(DropReason::IngressDrop),
+        Some(Ingress::Trap) => return Verdict::Trap,
+        Some(Ingress::Decap) => {}
+        Some(Ingress::DecapValidate) => match vtep {
+            None => return Verdict::Drop(DropReason::UnknownVtep),
+            Some(vtep) if source_lives_at(tables, vnet, vtep, head, pkt) => {}
+            Some(_) => return Verdict::Drop(DropReason::SourceMismatch),
+        },
+    }
+    let Some(dst_mac) = pkt.dst_mac(head) else { return Verdict::Drop(DropReason::Malformed) };
+    if !dst_mac.is_multicast() {
+        return match vnet.macs.get(&dst_mac) {
+            Some(Target::Local(port)) => Verdict::Deliver(*port),
+            _ => Verdict::Drop(DropReason::NoLocalPort),
+        };
+    }
+    if vnet.flood {
+        return Verdict::Flood(vnet.index);
+    }
+    // Peers that learn addresses by broadcast ask for our tenants: only the one asked for hears it.
+    match asked_for(head, pkt).and_then(|ip| vnet.neighbours.get(&ip)) {
+        Some(found) => match found.target {
+            Target::Local(port) => Verdict::Deliver(port),
+            Target::Remote { .. } => Verdict::Drop(DropReason::NoLocalPort),
+        },
+        None => Verdict::Drop(DropReason::FloodDisabled),
+    }
+}
+
+/// Whether the inner source, by MAC and address, lives behind this VTEP: in the network itself, or,
+/// for a packet that a gateway routed, in a network whose routes lead here.
+fn source_lives_at(
+    tables: &Tables,
+    vnet: &VnetEntry,
+    vtep: VtepIndex,
+    head: &[u8],
+    pkt: &Packet,
+) -> bool {
+    let Some(mac) = pkt.src_mac(head) else { return false };
+    let here = |target: &Target| matches!(target, Target::Remote { vtep: v, .. } if *v == vtep);
+    let by_mac = || vnet.macs.get(&mac).is_some_and(here);
+    let ip = match pkt.ip {
+        IpKind::None => return by_mac(),
+        IpKind::V4 | IpKind::V6 => match pkt.src_ip(head) {
+            None => return false,
+            Some(ip) => ip,
+        },
+    };
+    if let Some(found) = vnet.neighbours.get(&ip) {
+        let gateway = || vnet.gateway_by_mac(mac).is_some();
+        return here(&found.target) && (found.mac == mac || gateway());
+    }
+    let unlisted = ip.is_unspecified()
+        || matches!(ip, IpAddr::V6(v6) if v6 == mac.eui64_link_local());
+    if unlisted {
+        return by_mac();
+    }
+    vnet.routed_from.iter().filter_map(|index| tables.vnet(*index)).any(|other| {
+        other.neighbours.get(&ip).is_some_and(|found| {
+            here(&found.target) && (found.mac == mac || vnet.gateway_by_mac(mac).is_some())
+        })
+    })
+}
+
+/// The address that an ARP request or a neighbour solicitation asks for.
+pub fn asked_for(head: &[u8], pkt: &Packet) -> Option<IpAddr> {
+    use culvert_wire::{arp, eth::ether_type, icmpv6};
+    let l3 = head.get(usize::from(pkt.l3)..)?;
+    if pkt.ether_type == ether_type::ARP {
+        let arp = arp::Repr::parse(l3).ok()?;
+        return (arp.op == arp::Op::Request).then_some(IpAddr::V4(arp.target_ip));
+    }
+    if pkt.ip == IpKind::V6 && pkt.proto == icmpv6::PROTO {
+        let message = head.get(usize::from(pkt.l4)..)?;
+        return icmpv6::solicited_target(message).map(IpAddr::V6);
+    }
+    None
+}

@@ -1,0 +1,289 @@
+//! The rule tables: an immutable snapshot of everything that decides where a packet goes.
+//!
+//! A worker loads the snapshot once per batch, so no packet sees half a change. What did not
+//! change between two snapshots is shared between them, and keeps its epoch: cached flows that do
+//! not depend on a change survive it.
+//!
+//! Ports, virtual networks, VTEPs and links are known by small indices that stay with their object
+//! from snapshot to snapshot ([`Indices`]).
+
+mod build;
+mod indices;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use culvert_model::{Miss, PortId, VnetId};
+use culvert_wire::eth::MacAddr;
+use culvert_wire::vni::Vni;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::PrefixMap;
+use rustc_hash::FxHashMap;
+
+pub use build::{Inputs, PortFacts, build};
+pub use indices::Indices;
+
+/// Index of a tenant port.
+pub type PortIndex = u16;
+/// Index of a virtual network.
+pub type VnetIndex = u16;
+/// Index of a remote VTEP.
+pub type VtepIndex = u32;
+/// Index of an underlay device.
+pub type LinkIndex = u16;
+
+/// One snapshot of the rules.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Counts snapshots.
+    pub generation: u64,
+    pub(crate) ports: Vec<Option<Arc<PortEntry>>>,
+    pub(crate) vnets: Vec<Option<Arc<VnetEntry>>>,
+    pub(crate) vteps: Vec<Option<Arc<VtepEntry>>>,
+    pub(crate) vnet_of_vni: FxHashMap<u32, VnetIndex>,
+    pub(crate) vtep_of_ip: FxHashMap<IpAddr, VtepIndex>,
+}
+
+impl Tables {
+    /// The port with this index.
+    #[inline]
+    pub fn port(&self, index: PortIndex) -> Option<&PortEntry> {
+        self.ports.get(usize::from(index))?.as_deref()
+    }
+
+    /// The virtual network with this index.
+    #[inline]
+    pub fn vnet(&self, index: VnetIndex) -> Option<&VnetEntry> {
+        self.vnets.get(usize::from(index))?.as_deref()
+    }
+
+    /// The remote VTEP with this index.
+    #[inline]
+    pub fn vtep(&self, index: VtepIndex) -> Option<&VtepEntry> {
+        self.vteps.get(index as usize)?.as_deref()
+    }
+
+    /// The virtual network that has this VNI here.
+    #[inline]
+    pub fn vnet_of(&self, vni: Vni) -> Option<&VnetEntry> {
+        self.vnet(*self.vnet_of_vni.get(&vni.get())?)
+    }
+
+    /// The remote VTEP that has this address.
+    #[inline]
+    pub fn vtep_of(&self, ip: &IpAddr) -> Option<VtepIndex> {
+        self.vtep_of_ip.get(ip).copied()
+    }
+}
+
+/// A tenant port as the packet path needs it.
+#[derive(Debug, PartialEq)]
+pub struct PortEntry {
+    /// Its index.
+    pub index: PortIndex,
+    /// Its name.
+    pub id: PortId,
+    /// Its virtual network.
+    pub vnet: VnetIndex,
+    /// The one MAC that it may send from and that frames to it carry.
+    pub mac: MacAddr,
+    /// The addresses that it may send from.
+    pub ips: Vec<IpAddr>,
+    /// Whether MAC and addresses are enforced.
+    pub anti_spoof: bool,
+    /// Whether it is kept from sending and receiving.
+    pub blocked: bool,
+    /// The worker that transmits to it.
+    pub worker: u16,
+    /// The largest IP packet that it takes, in bytes.
+    pub mtu: u32,
+    /// Its own routes; where none covers the destination, those of its network decide.
+    pub routes: Option<Routes>,
+    /// Changes whenever a decision made for a packet of this port may have changed.
+    pub epoch: u64,
+}
+
+/// Egress routes by longest prefix.
+#[derive(Debug, Default, PartialEq, Clone)]
+pub struct Routes {
+    v4: PrefixMap<Ipv4Net, Route>,
+    v6: PrefixMap<Ipv6Net, Route>,
+}
+
+/// What an egress route says.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Look the destination up in this network.
+    Vnet(VnetIndex),
+    /// Only ports of this host.
+    Local,
+    /// To the control plane.
+    Trap,
+    /// Drop.
+    Drop,
+}
+
+impl Routes {
+    fn insert(&mut self, prefix: IpNet, route: Route) {
+        match prefix {
+            IpNet::V4(net) => drop(self.v4.insert(net, route)),
+            IpNet::V6(net) => drop(self.v6.insert(net, route)),
+        }
+    }
+
+    /// The networks that any of the routes leads to.
+    fn vnets(&self) -> impl Iterator<Item = VnetIndex> + '_ {
+        self.v4.values().chain(self.v6.values()).filter_map(|route| match route {
+            Route::Vnet(index) => Some(*index),
+            _ => None,
+        })
+    }
+
+    /// The route of the longest prefix that covers `ip`.
+    pub fn lookup(&self, ip: IpAddr) -> Option<Route> {
+        match ip {
+            IpAddr::V4(ip) => self.v4.get_lpm(&Ipv4Net::from(ip)).map(|(_, route)| *route),
+            IpAddr::V6(ip) => self.v6.get_lpm(&Ipv6Net::from(ip)).map(|(_, route)| *route),
+        }
+    }
+}
+
+/// Where an address or a MAC of a virtual network lives.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// On a port of this host.
+    Local(PortIndex),
+    /// Behind a remote VTEP.
+    Remote {
+        /// The VTEP.
+        vtep: VtepIndex,
+        /// The largest IP packet that the far port takes, where the mapping says so; else 0.
+        mtu: u16,
+    },
+}
+
+/// What a virtual network knows of one address.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Where it lives.
+    pub target: Target,
+}
+
+/// The address of a virtual network's router, answered by every host.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its address and the prefix it serves.
+    pub net: IpNet,
+    /// Its MAC.
+    pub mac: MacAddr,
+}
+
+/// What happens to a tunnel packet that an ingress rule matches.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Ingress {
+    /// Deliver if the inner source lives behind the VTEP it came from.
+    DecapValidate,
+    /// Deliver.
+    Decap,
+    /// To the control plane.
+    Trap,
+    /// Drop.
+    Drop,
+}
+
+/// An ingress rule of one virtual network; the first that matches decides.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct IngressEntry {
+    /// The VTEPs it is about; all when none.
+    pub from: Option<IpNet>,
+    /// What it says.
+    pub action: Ingress,
+}
+
+/// A virtual network as the packet path needs it.
+#[derive(Debug, PartialEq)]
+pub struct VnetEntry {
+    /// Its index.
+    pub index: VnetIndex,
+    /// Its name.
+    pub id: VnetId,
+    /// Its identifier on the wire.
+    pub vni: Vni,
+    /// Whether broadcast, multicast and unknown unicast are replicated.
+    pub flood: bool,
+    /// What a destination without a mapping means.
+    pub miss: Miss,
+    /// Its routers.
+    pub gateways: Vec<Gateway>,
+    /// All that is known by address: local ports and mappings.
+    pub neighbours: FxHashMap<IpAddr, Neighbour>,
+    /// All that is known by MAC.
+    pub macs: FxHashMap<MacAddr, Target>,
+    /// Remote VTEPs with a mapping here: where floods go.
+    pub flood_vteps: Vec<VtepIndex>,
+    /// Ports of this host.
+    pub local_ports: Vec<PortIndex>,
+    /// Routes of the network; none means that everything is looked up in the network itself.
+    pub routes: Option<Routes>,
+    /// Networks whose routes lead here: their members may be the source of what is routed.
+    pub routed_from: Vec<VnetIndex>,
+    /// Ingress rules by falling priority; none means [`Ingress::DecapValidate`] for every VTEP.
+    pub ingress: Vec<IngressEntry>,
+    /// The generation in which it last changed.
+    pub changed_in: u64,
+}
+
+impl VnetEntry {
+    /// The gateway that has this MAC.
+    pub fn gateway_by_mac(&self, mac: MacAddr) -> Option<&Gateway> {
+        self.gateways.iter().find(|gateway| gateway.mac == mac)
+    }
+
+    /// The gateway that has this address.
+    pub fn gateway_by_ip(&self, ip: IpAddr) -> Option<&Gateway> {
+        self.gateways.iter().find(|gateway| gateway.net.addr() == ip)
+    }
+}
+
+/// One way to a remote VTEP.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The underlay device.
+    pub link: LinkIndex,
+    /// VLAN tag on the underlay.
+    pub vlan: Option<u16>,
+    /// The device's MAC.
+    pub src_mac: MacAddr,
+    /// The neighbour's MAC.
+    pub dst_mac: MacAddr,
+    /// The largest outer IP packet, in bytes: device, route and learned path MTU.
+    pub mtu: u32,
+}
+
+/// Whether a VTEP can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Through any of these; a flow stays on one.
+    Hops(Vec<Hop>),
+    /// Its neighbour is being resolved.
+    Pending,
+    /// Not at all.
+    Unreachable,
+}
+
+/// A remote VTEP as the packet path needs it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct VtepEntry {
+    /// Its index.
+    pub index: VtepIndex,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Our address that it sees.
+    pub source: IpAddr,
+    /// The ways to it.
+    pub reach: Reach,
+    /// The generation in which it last changed.
+    pub changed_in: u64,
+}

@@ -1,0 +1,107 @@
+//! Completing and verifying the L4 checksum of a packet that lies in several frames.
+
+use std::net::IpAddr;
+
+use culvert_port::Buf;
+use culvert_wire::checksum::{Sum, pseudo_v4, pseudo_v6};
+use culvert_wire::packet::Packet;
+
+use super::offload::{Csum, Offload};
+
+const PROTO_TCP: u8 = 6;
+const PROTO_UDP: u8 = 17;
+
+/// Sum of the bytes from `from` to `to`.
+pub fn sum_range(buf: &Buf, from: usize, to: usize) -> Sum {
+    let mut sum = Sum::default();
+    buf.slice_range(from..to, |piece| sum = sum.add(piece));
+    sum
+}
+
+/// Pseudo-header sum of the packet's L4 part; none when it is not IP.
+pub fn pseudo(head: &[u8], pkt: &Packet) -> Option<Sum> {
+    let len = pkt.len.saturating_sub(u32::from(pkt.l4));
+    match (pkt.src_ip(head)?, pkt.dst_ip(head)?) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => Some(pseudo_v4(src, dst, pkt.proto, len)),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => Some(pseudo_v6(&src, &dst, pkt.proto, len)),
+        _ => None,
+    }
+}
+
+/// Offset of the checksum in the L4 header.
+pub fn field_offset(proto: u8) -> Option<u16> {
+    match proto {
+        PROTO_TCP => Some(16),
+        PROTO_UDP => Some(6),
+        _ => None,
+    }
+}
+
+fn field(head: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes([*head.get(at)?, *head.get(at + 1)?]))
+}
+
+fn store(head: &mut [u8], at: usize, value: u16) -> bool {
+    match head.get_mut(at..at + 2) {
+        Some(bytes) => {
+            bytes.copy_from_slice(&value.to_be_bytes());
+            true
+        }
+        None => false,
+    }
+}
+
+/// Where the kernel does not say whether a checksum is partial, its value does: a bare
+/// pseudo-header sum is what a stack leaves for the device to complete.
+pub fn infer_partial(buf: &Buf, pkt: &Packet, off: &mut Offload) {
+    if off.known || off.csum != Csum::Given {
+        return;
+    }
+    let head = buf.head().data();
+    let Some(offset) = field_offset(pkt.proto) else { return };
+    let at = usize::from(pkt.l4) + usize::from(offset);
+    if let (Some(value), Some(sum)) = (field(head, at), pseudo(head, pkt))
+        && value != 0
+        && value == sum.fold()
+    {
+        off.csum = Csum::Partial { start: pkt.l4, offset };
+    }
+}
+
+/// Completes a partial checksum in place. Returns whether the checksum is now known to be right.
+pub fn complete(buf: &mut Buf, pkt: &Packet, off: &mut Offload) -> bool {
+    let Csum::Partial { start, offset } = off.csum else {
+        return off.csum == Csum::Verified;
+    };
+    let at = usize::from(start) + usize::from(offset);
+    let sum = sum_range(buf, start.into(), pkt.len as usize);
+    let is_udp = pkt.proto == PROTO_UDP;
+    let value = if is_udp { sum.finish_udp() } else { sum.finish() };
+    off.csum = Csum::Verified;
+    // The field must be that of the packet's own L4 header; a sum elsewhere is none of ours.
+    store(buf.head_mut().data_mut(), at, value)
+        && start == pkt.l4
+        && field_offset(pkt.proto) == Some(offset)
+}
+
+/// Whether the L4 checksum of a whole packet is right. A UDP checksum of zero over IPv4 is no
+/// checksum, hence not known to be right.
+pub fn verify(buf: &Buf, pkt: &Packet) -> bool {
+    let head = buf.head().data();
+    let Some(offset) = field_offset(pkt.proto) else { return false };
+    let at = usize::from(pkt.l4) + usize::from(offset);
+    if pkt.proto == PROTO_UDP && field(head, at) == Some(0) {
+        return false;
+    }
+    let Some(pseudo) = pseudo(head, pkt) else { return false };
+    pseudo.add_sum(sum_range(buf, pkt.l4.into(), pkt.len as usize)).finish() == 0
+}
+
+/// Makes the checksum partial, as superframes need it: the field becomes the pseudo-header sum.
+/// The caller knows that it was right. None when the packet has no such field.
+pub fn make_partial(buf: &mut Buf, pkt: &Packet) -> Option<(u16, u16)> {
+    let offset = field_offset(pkt.proto)?;
+    let sum = pseudo(buf.head().data(), pkt)?.fold();
+    let at = usize::from(pkt.l4) + usize::from(offset);
+    store(buf.head_mut().data_mut(), at, sum).then_some((pkt.l4, offset))
+}

@@ -1,0 +1,82 @@
+//! The way to a remote VTEP, ready to be put in front of packets.
+
+use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate};
+use culvert_wire::format::VXLAN;
+
+use crate::drops::DropReason;
+use crate::tables::{LinkIndex, Reach, VnetEntry, VtepEntry, VtepIndex};
+
+/// Bytes of an IPv4 and of an IPv6 header.
+const IPV4_LEN: u32 = 20;
+const IPV6_LEN: u32 = 40;
+
+/// Initial TTL of outer packets.
+const OUTER_TTL: u8 = 64;
+
+/// Prebuilt outer headers of a flow, and what limits its packets.
+#[derive(Clone, Debug)]
+pub struct Tunnel {
+    /// The outer headers.
+    pub template: EncapTemplate,
+    /// The device that they go through.
+    pub link: LinkIndex,
+    /// The VTEP they go to.
+    pub vtep: VtepIndex,
+    /// The epoch of the VTEP's entry that this was made from.
+    pub epoch: u64,
+    /// Bytes of the largest inner frame, Ethernet header included, that fits the path.
+    pub frame_max: u32,
+    /// Bytes of the largest inner IP packet that the far port takes; 0 where nothing says.
+    pub ip_max: u32,
+}
+
+impl Tunnel {
+    /// The way that a flow with this hash takes.
+    ///
+    /// # Errors
+    /// The VTEP cannot be reached now.
+    pub fn new(
+        vnet: &VnetEntry,
+        vtep: &VtepEntry,
+        flow_hash: u32,
+        ip_max: u16,
+    ) -> Result<Tunnel, DropReason> {
+        let hops = match &vtep.reach {
+            Reach::Hops(hops) => hops,
+            Reach::Pending => return Err(DropReason::NextHopPending),
+            Reach::Unreachable => return Err(DropReason::NextHopUnreachable),
+        };
+        // The upper bits: the lower ones make the entropy port.
+        let choice = (flow_hash >> 16) as usize % hops.len().max(1);
+        let hop = hops.get(choice).ok_or(DropReason::NextHopUnreachable)?;
+        let spec = EncapSpec {
+            src_mac: hop.src_mac,
+            dst_mac: hop.dst_mac,
+            vlan: hop.vlan,
+            src: vtep.source,
+            dst: vtep.ip,
+            ttl: OUTER_TTL,
+            format: &VXLAN,
+            vni: vnet.vni,
+            df: true,
+            dscp: DscpMode::Inherit,
+        };
+        let template = EncapTemplate::new(&spec).map_err(|_| DropReason::NextHopUnreachable)?;
+        let overhead = template.overhead_l3() as u32;
+        debug_assert!(overhead > if template.is_v6() { IPV6_LEN } else { IPV4_LEN });
+        Ok(Tunnel {
+            frame_max: hop.mtu.saturating_sub(overhead),
+            template,
+            link: hop.link,
+            vtep: vtep.index,
+            epoch: vtep.changed_in,
+            ip_max: ip_max.into(),
+        })
+    }
+
+    /// Bytes of the largest inner IP packet behind an L2 header of `l2_len` bytes.
+    pub fn ip_mtu(&self, l2_len: u16) -> u32 {
+        let path = self.frame_max.saturating_sub(l2_len.into());
+        if self.ip_max == 0 { path } else { path.min(self.ip_max) }
+    }
+}
