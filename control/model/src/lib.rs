@@ -1,1 +1,54 @@
 //! The nouns of Culvert, their validation, and the gRPC API.
+//!
+//! A host carries **ports** (attachments of tenants) in **vnets** (address spaces of their own, each with a
+//! VNI on the wire). **Egress routes** say where a port's frames may go, **mappings** behind which VTEP an
+//! address lives, **ingress rules** what is taken from the underlay.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`ids`] | names and small quantities that cannot hold an illegal value |
+//! | [`underlay`], [`vnet`], [`port`], [`rules`] | the nouns |
+//! | [`host`] | all of them, valid as a whole |
+//! | [`fault`] | what can be wrong, where, and what is legal |
+//! | [`api`] | the gRPC API, and its messages from and to the nouns |
+
+//! | [`limits`] | how much of each one host may carry |
+//!
+//! Nothing here does I/O; neither does it know how packets are carried.
+
+pub mod api;
+mod convert;
+pub mod fault;
+pub mod host;
+pub mod ids;
+pub mod limits;
+pub mod port;
+pub mod rules;
+pub mod underlay;
+mod validate;
+pub mod vnet;
+
+pub use culvert_wire::eth::MacAddr;
+pub use culvert_wire::vni::Vni;
+pub use fault::{Fault, ModelError, Place, Section, Warning};
+pub use host::{Host, HostParts};
+pub use ids::{IfName, Mtu, PortId, VnetId};
+pub use ipnet::IpNet;
+pub use port::{Attach, Port, PortState};
+pub use rules::{
+    EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
+};
+pub use underlay::{ModePreference, Underlay, UnderlayTx};
+pub use vnet::{Format, Gateway, Miss, Vnet};
+
+/// The socket of the dataplane, unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/culvert/dataplane.sock";
+
+/// Least MTU of an IPv4 tenant, bytes: what every host must be able to take (RFC 791).
+pub const IPV4_MTU_MIN: u16 = 576;
+/// Least MTU of an IPv6 tenant, bytes (RFC 8200).
+pub const IPV6_MTU_MIN: u16 = 1280;
+/// Bytes of the underlay's MTU taken over IPv4: IP 20, UDP 8, VXLAN 8, inner Ethernet 14.
+pub const IPV4_OUTER_OVERHEAD: u16 = 50;
+/// Bytes of the underlay's MTU taken over IPv6: IP 40, UDP 8, VXLAN 8, inner Ethernet 14.
+pub const IPV6_OUTER_OVERHEAD: u16 = 70;

@@ -1,0 +1,8 @@
+//! Compiles the gRPC API with protox, so that no protoc need be installed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(["culvert/v1/dataplane.proto"], ["proto"])?;
+    tonic_prost_build::configure().emit_rerun_if_changed(false).compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,490 @@
+//! Nouns from and to the messages of the API.
+//!
+//! This is the one place where text becomes typed values: `host.toml` is read into messages first, so that
+//! both ways in make the same checks and name the same places.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use crate::api::{self, egress_route, port};
+use crate::fault::{Fault, ModelError, Place, Section};
+use crate::host::Host;
+use crate::ids::{IfName, Mtu, PortId, VnetId};
+use crate::port::{Attach, Port, PortState};
+use crate::rules::{
+    EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
+};
+use crate::underlay::{ModePreference, Underlay, UnderlayTx};
+use crate::validate::Draft;
+use crate::vnet::{Format, Gateway, Miss, Vnet};
+use crate::{IpNet, MacAddr, Vni};
+
+impl TryFrom<api::State> for Host {
+    type Error = Vec<ModelError>;
+
+    /// Reads and checks a state.
+    ///
+    /// # Errors
+    /// Every fault found, in the order of the sections.
+    fn try_from(state: api::State) -> Result<Host, Vec<ModelError>> {
+        let mut read = Read::default();
+        let underlay = read.underlay(state.underlay.as_ref());
+        let vnets = each(&state.vnets, |index, vnet| read.vnet(index, vnet));
+        let ports = each(&state.ports, |index, port| read.port(index, port));
+        let routes = each(&state.routes, |index, route| read.route(index, route));
+        let mappings = each(&state.mappings, |index, mapping| read.mapping(index, mapping));
+        let ingress = each(&state.ingress, |index, rule| read.ingress(index, rule));
+        let draft = Draft {
+            underlay,
+            vnets,
+            ports,
+            routes,
+            mappings,
+            ingress,
+            broken_vnets: read.broken_vnets,
+            broken_ports: read.broken_ports,
+            broken_vnis: read.broken_vnis,
+            unknown_vnis: read.unknown_vnis,
+        };
+        Host::from_draft(draft, read.errors)
+    }
+}
+
+fn each<M, T>(messages: &[M], mut read: impl FnMut(usize, &M) -> Option<T>) -> Vec<Option<T>> {
+    messages.iter().enumerate().map(|(index, message)| read(index, message)).collect()
+}
+
+/// Collects faults; a field that has one is `None`, and so is the object around it.
+#[derive(Default)]
+struct Read {
+    errors: Vec<ModelError>,
+    broken_vnets: HashSet<VnetId>,
+    broken_ports: HashSet<PortId>,
+    broken_vnis: HashSet<Vni>,
+    unknown_vnis: bool,
+}
+
+impl Read {
+    fn keep<T>(&mut self, place: Place, value: Result<T, Fault>) -> Option<T> {
+        value.map_err(|fault| self.errors.push(ModelError::new(place, fault))).ok()
+    }
+
+    fn text<T: Text>(&mut self, place: Place, text: &str) -> Option<T> {
+        let value =
+            if text.is_empty() { Err(Fault::Missing { legal: T::LEGAL }) } else { T::read(text) };
+        self.keep(place, value)
+    }
+
+    /// Every element, so that each fault is seen, then all of them or none.
+    fn list<T: Text>(&mut self, place: &Place, texts: &[String]) -> Option<Vec<T>> {
+        let items = texts.iter().enumerate();
+        let items: Vec<_> = items.map(|(n, text)| self.text(place.clone().at(n), text)).collect();
+        items.into_iter().collect()
+    }
+
+    fn mtu(&mut self, place: Place, mtu: Option<u32>) -> Option<Option<Mtu>> {
+        match mtu {
+            None => Some(None),
+            Some(bytes) => self.keep(place, Mtu::new(bytes)).map(Some),
+        }
+    }
+
+    fn word<M, T>(&mut self, place: Place, number: i32, word: impl Fn(M) -> Option<T>) -> Option<T>
+    where
+        M: TryFrom<i32>,
+    {
+        let value = M::try_from(number).ok().and_then(word);
+        let fault = Fault::BadWord {
+            value: number.to_string(),
+            legal: "a value of the API's enum".to_owned(),
+        };
+        self.keep(place, value.ok_or(fault))
+    }
+
+    fn mode(&mut self, place: Place, number: i32) -> Option<ModePreference> {
+        self.word(place, number, |mode| {
+            Some(match mode {
+                api::Mode::Unspecified => ModePreference::Auto,
+                api::Mode::ZeroCopy => ModePreference::ZeroCopy,
+                api::Mode::Native => ModePreference::Native,
+                api::Mode::Generic => ModePreference::Generic,
+            })
+        })
+    }
+
+    fn underlay(&mut self, message: Option<&api::Underlay>) -> Option<Underlay> {
+        let place = |field| Place::section(Section::Underlay, field);
+        let missing = Fault::Missing { legal: "one section with interfaces and addresses" };
+        let message = self.keep(place(""), message.ok_or(missing))?;
+        let interfaces = self.list(&place("interfaces"), &message.interfaces);
+        let addresses = self.list(&place("addresses"), &message.addresses);
+        let mtu = self.mtu(place("mtu"), message.mtu);
+        let mode = self.mode(place("mode"), message.mode);
+        let tx = self.word(place("tx"), message.tx, |tx| {
+            Some(match tx {
+                api::UnderlayTx::Unspecified => UnderlayTx::Auto,
+                api::UnderlayTx::Xdp => UnderlayTx::Xdp,
+                api::UnderlayTx::Packet => UnderlayTx::Packet,
+            })
+        });
+        Some(Underlay {
+            interfaces: interfaces?,
+            addresses: addresses?,
+            mtu: mtu?,
+            mode: mode?,
+            tx: tx?,
+        })
+    }
+
+    fn vnet(&mut self, index: usize, message: &api::Vnet) -> Option<Vnet> {
+        let place = |field| Place::object(Section::Vnet, index, field).named(&message.id);
+        let id: Option<VnetId> = self.text(place("id"), &message.id);
+        let vni = self.keep(place("vni"), vni(message.vni));
+        let format = self.word(place("format"), message.format, |format| match format {
+            api::Format::Unspecified | api::Format::Vxlan => Some(Format::Vxlan),
+        });
+        let miss = self.word(place("miss"), message.miss, |miss| {
+            Some(match miss {
+                api::Miss::Unspecified | api::Miss::Drop => Miss::Drop,
+                api::Miss::Trap => Miss::Trap,
+            })
+        });
+        let gateways: Vec<_> = message
+            .gateways
+            .iter()
+            .enumerate()
+            .map(|(n, gateway)| {
+                let ip = self.text::<GatewayIp>(place("gateway.ip").at(n), &gateway.ip);
+                let mac = self.text(place("gateway.mac").at(n), &gateway.mac);
+                Some(Gateway { ip: ip?.0, mac: mac? })
+            })
+            .collect();
+        let flood = message.flood;
+        let vnet = (|| {
+            let gateways = gateways.into_iter().collect::<Option<_>>()?;
+            Some(Vnet { id: id.clone()?, vni: vni?, format: format?, flood, miss: miss?, gateways })
+        })();
+        if vnet.is_none() {
+            self.broken_vnets.extend(id);
+            self.unknown_vnis |= vni.is_none();
+            self.broken_vnis.extend(vni);
+        }
+        vnet
+    }
+
+    fn port(&mut self, index: usize, message: &api::Port) -> Option<Port> {
+        let place = |field| Place::object(Section::Port, index, field).named(&message.id);
+        let id: Option<PortId> = self.text(place("id"), &message.id);
+        let vnet = self.text(place("vnet"), &message.vnet);
+        let attach = match &message.attach {
+            Some(port::Attach::Xdp(name)) => {
+                self.text(place("attach"), name).map(|ifname| Attach::Xdp { ifname })
+            }
+            Some(port::Attach::Tap(name)) => {
+                self.text(place("attach"), name).map(|ifname| Attach::Tap { ifname })
+            }
+            None => {
+                let legal = "{ xdp = \"interface\" } or { tap = \"interface\" }";
+                self.keep(place("attach"), Err(Fault::Missing { legal }))
+            }
+        };
+        let mac = self.text(place("mac"), &message.mac);
+        let ips = self.list(&place("ips"), &message.ips);
+        let mtu = self.mtu(place("mtu"), message.mtu);
+        let mode = self.mode(place("mode"), message.mode);
+        let state = self.word(place("state"), message.state, |state| {
+            Some(match state {
+                api::PortState::Unspecified | api::PortState::Active => PortState::Active,
+                api::PortState::Blocked => PortState::Blocked,
+            })
+        });
+        let port = (|| {
+            Some(Port {
+                id: id.clone()?,
+                vnet: vnet?,
+                attach: attach?,
+                mac: mac?,
+                ips: ips?,
+                anti_spoof: message.anti_spoof.unwrap_or(true),
+                mtu: mtu?,
+                mode: mode?,
+                state: state?,
+            })
+        })();
+        if port.is_none() {
+            self.broken_ports.extend(id);
+        }
+        port
+    }
+
+    fn route(&mut self, index: usize, message: &api::EgressRoute) -> Option<EgressRoute> {
+        let place = |field| Place::object(Section::Route, index, field);
+        let scope = match &message.scope {
+            Some(egress_route::Scope::Port(id)) => {
+                self.text(place("port"), id).map(RouteScope::Port)
+            }
+            Some(egress_route::Scope::Vnet(id)) => {
+                self.text(place("vnet"), id).map(RouteScope::Vnet)
+            }
+            None => self.keep(place(""), Err(Fault::Missing { legal: "one of port and vnet" })),
+        };
+        let prefix = self.text(place("prefix"), &message.prefix);
+        let action = match &message.action {
+            Some(egress_route::Action::ToVnet(id)) => {
+                self.text(place("to"), id).map(RouteAction::Vnet)
+            }
+            Some(egress_route::Action::Local(_)) => Some(RouteAction::Local),
+            Some(egress_route::Action::Trap(_)) => Some(RouteAction::Trap),
+            Some(egress_route::Action::Drop(_)) => Some(RouteAction::Drop),
+            None => {
+                let legal = "{ vnet = \"id\" }, \"local\", \"trap\" or \"drop\"";
+                self.keep(place("to"), Err(Fault::Missing { legal }))
+            }
+        };
+        Some(EgressRoute { scope: scope?, prefix: prefix?, action: action? })
+    }
+
+    fn mapping(&mut self, index: usize, message: &api::Mapping) -> Option<Mapping> {
+        let place = |field| Place::object(Section::Mapping, index, field);
+        let vnet = self.text(place("vnet"), &message.vnet);
+        let ip = self.text(place("ip"), &message.ip);
+        let mac = self.text(place("mac"), &message.mac);
+        let vtep = self.text(place("vtep"), &message.vtep);
+        let mtu = self.mtu(place("mtu"), message.mtu);
+        Some(Mapping { vnet: vnet?, ip: ip?, mac: mac?, vtep: vtep?, mtu: mtu? })
+    }
+
+    fn ingress(&mut self, index: usize, message: &api::IngressRule) -> Option<IngressRule> {
+        let place = |field| Place::object(Section::Ingress, index, field);
+        let vni = self.keep(place("vni"), vni(message.vni));
+        let vtep = match message.vtep.as_str() {
+            "" => Some(VtepMatch::Any),
+            text => self.keep(place("vtep"), text.parse()),
+        };
+        let bad_priority =
+            Fault::BadNumber { value: message.priority.into(), min: 0, max: u16::MAX.into() };
+        let priority = u16::try_from(message.priority).map_err(|_| bad_priority);
+        let priority = self.keep(place("priority"), priority);
+        let action = match api::IngressAction::try_from(message.action) {
+            Ok(api::IngressAction::DecapValidate) => Ok(IngressAction::DecapValidate),
+            Ok(api::IngressAction::Decap) => Ok(IngressAction::Decap),
+            Ok(api::IngressAction::Trap) => Ok(IngressAction::Trap),
+            Ok(api::IngressAction::Drop) => Ok(IngressAction::Drop),
+            Ok(api::IngressAction::Unspecified) | Err(_) => {
+                Err(Fault::Missing { legal: "decap-validate, decap, trap or drop" })
+            }
+        };
+        let action = self.keep(place("action"), action);
+        Some(IngressRule { vni: vni?, vtep: vtep?, priority: priority?, action: action? })
+    }
+}
+
+fn vni(value: u32) -> Result<Vni, Fault> {
+    Vni::new(value).map_err(|_| Fault::BadVni { value: value.into() })
+}
+
+/// A value that is written as text.
+trait Text: Sized {
+    /// What is legal, for a missing one.
+    const LEGAL: &'static str;
+    fn read(text: &str) -> Result<Self, Fault>;
+}
+
+fn parse<T: FromStr>(text: &str, fault: fn(String) -> Fault) -> Result<T, Fault> {
+    text.parse().map_err(|_| fault(text.to_owned()))
+}
+
+impl Text for VnetId {
+    const LEGAL: &'static str = "1 to 63 of a-z, 0-9 and -";
+    fn read(text: &str) -> Result<Self, Fault> {
+        VnetId::new(text)
+    }
+}
+
+impl Text for PortId {
+    const LEGAL: &'static str = "1 to 63 of a-z, 0-9 and -";
+    fn read(text: &str) -> Result<Self, Fault> {
+        PortId::new(text)
+    }
+}
+
+impl Text for IfName {
+    const LEGAL: &'static str = "an interface name";
+    fn read(text: &str) -> Result<Self, Fault> {
+        IfName::new(text)
+    }
+}
+
+impl Text for MacAddr {
+    const LEGAL: &'static str = "six hexadecimal octets, as 02:00:00:00:00:01";
+    fn read(text: &str) -> Result<Self, Fault> {
+        parse(text, |value| Fault::BadMac { value })
+    }
+}
+
+impl Text for IpAddr {
+    const LEGAL: &'static str = "an IP address";
+    fn read(text: &str) -> Result<Self, Fault> {
+        parse(text, |value| Fault::BadIp { value })
+    }
+}
+
+impl Text for IpNet {
+    const LEGAL: &'static str = "a prefix, as 10.0.0.0/24 or 2001:db8::/64";
+    fn read(text: &str) -> Result<Self, Fault> {
+        parse(text, |value| Fault::BadPrefix { value })
+    }
+}
+
+/// An address with the length of its subnet: the same form as a prefix, another hint.
+struct GatewayIp(IpNet);
+
+impl Text for GatewayIp {
+    const LEGAL: &'static str = "an address with the length of its subnet, as 10.0.0.1/24";
+    fn read(text: &str) -> Result<Self, Fault> {
+        parse(text, |value| Fault::BadGatewayIp { value }).map(GatewayIp)
+    }
+}
+
+impl From<&Host> for api::State {
+    fn from(host: &Host) -> api::State {
+        api::State {
+            underlay: Some(host.underlay().into()),
+            vnets: host.vnets().iter().map(Into::into).collect(),
+            ports: host.ports().iter().map(Into::into).collect(),
+            routes: host.routes().iter().map(Into::into).collect(),
+            mappings: host.mappings().iter().map(Into::into).collect(),
+            ingress: host.ingress().iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<ModePreference> for api::Mode {
+    fn from(mode: ModePreference) -> api::Mode {
+        match mode {
+            ModePreference::Auto => api::Mode::Unspecified,
+            ModePreference::ZeroCopy => api::Mode::ZeroCopy,
+            ModePreference::Native => api::Mode::Native,
+            ModePreference::Generic => api::Mode::Generic,
+        }
+    }
+}
+
+fn bytes(mtu: Option<Mtu>) -> Option<u32> {
+    mtu.map(|mtu| mtu.get().into())
+}
+
+impl From<&Underlay> for api::Underlay {
+    fn from(underlay: &Underlay) -> api::Underlay {
+        let tx = match underlay.tx {
+            UnderlayTx::Auto => api::UnderlayTx::Unspecified,
+            UnderlayTx::Xdp => api::UnderlayTx::Xdp,
+            UnderlayTx::Packet => api::UnderlayTx::Packet,
+        };
+        api::Underlay {
+            interfaces: underlay.interfaces.iter().map(ToString::to_string).collect(),
+            addresses: underlay.addresses.iter().map(ToString::to_string).collect(),
+            mtu: bytes(underlay.mtu),
+            mode: api::Mode::from(underlay.mode).into(),
+            tx: tx.into(),
+        }
+    }
+}
+
+impl From<&Vnet> for api::Vnet {
+    fn from(vnet: &Vnet) -> api::Vnet {
+        let gateway = |gateway: &Gateway| api::Gateway {
+            ip: gateway.ip.to_string(),
+            mac: gateway.mac.to_string(),
+        };
+        let format = match vnet.format {
+            Format::Vxlan => api::Format::Vxlan,
+        };
+        let miss = match vnet.miss {
+            Miss::Drop => api::Miss::Drop,
+            Miss::Trap => api::Miss::Trap,
+        };
+        api::Vnet {
+            id: vnet.id.to_string(),
+            vni: vnet.vni.get(),
+            format: format.into(),
+            flood: vnet.flood,
+            miss: miss.into(),
+            gateways: vnet.gateways.iter().map(gateway).collect(),
+        }
+    }
+}
+
+impl From<&Port> for api::Port {
+    fn from(port: &Port) -> api::Port {
+        let attach = match &port.attach {
+            Attach::Xdp { ifname } => port::Attach::Xdp(ifname.to_string()),
+            Attach::Tap { ifname } => port::Attach::Tap(ifname.to_string()),
+        };
+        let state = match port.state {
+            PortState::Active => api::PortState::Active,
+            PortState::Blocked => api::PortState::Blocked,
+        };
+        api::Port {
+            id: port.id.to_string(),
+            vnet: port.vnet.to_string(),
+            attach: Some(attach),
+            mac: port.mac.to_string(),
+            ips: port.ips.iter().map(ToString::to_string).collect(),
+            anti_spoof: Some(port.anti_spoof),
+            mtu: bytes(port.mtu),
+            mode: api::Mode::from(port.mode).into(),
+            state: state.into(),
+        }
+    }
+}
+
+impl From<&EgressRoute> for api::EgressRoute {
+    fn from(route: &EgressRoute) -> api::EgressRoute {
+        let scope = match &route.scope {
+            RouteScope::Port(id) => egress_route::Scope::Port(id.to_string()),
+            RouteScope::Vnet(id) => egress_route::Scope::Vnet(id.to_string()),
+        };
+        let action = match &route.action {
+            RouteAction::Vnet(id) => egress_route::Action::ToVnet(id.to_string()),
+            RouteAction::Local => egress_route::Action::Local(api::Unit {}),
+            RouteAction::Trap => egress_route::Action::Trap(api::Unit {}),
+            RouteAction::Drop => egress_route::Action::Drop(api::Unit {}),
+        };
+        api::EgressRoute {
+            scope: Some(scope),
+            prefix: route.prefix.to_string(),
+            action: Some(action),
+        }
+    }
+}
+
+impl From<&Mapping> for api::Mapping {
+    fn from(mapping: &Mapping) -> api::Mapping {
+        api::Mapping {
+            vnet: mapping.vnet.to_string(),
+            ip: mapping.ip.to_string(),
+            mac: mapping.mac.to_string(),
+            vtep: mapping.vtep.to_string(),
+            mtu: bytes(mapping.mtu),
+        }
+    }
+}
+
+impl From<&IngressRule> for api::IngressRule {
+    fn from(rule: &IngressRule) -> api::IngressRule {
+        let action = match rule.action {
+            IngressAction::DecapValidate => api::IngressAction::DecapValidate,
+            IngressAction::Decap => api::IngressAction::Decap,
+            IngressAction::Trap => api::IngressAction::Trap,
+            IngressAction::Drop => api::IngressAction::Drop,
+        };
+        api::IngressRule {
+            vni: rule.vni.get(),
+            vtep: rule.vtep.to_string(),
+            priority: rule.priority.into(),
+            action: action.into(),
+        }
+    }
+}

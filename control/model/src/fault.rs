@@ -1,0 +1,364 @@
+//! What can be wrong with a host's state, and where.
+//!
+//! A [`Fault`] says what is wrong with a value and what is legal; a [`Place`] says where it stands in the
+//! state; a [`ModelError`] is both. `host.toml` adds line and column to it, the API sends it as it is.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use culvert_wire::eth::MacAddr;
+use culvert_wire::vni::Vni;
+use ipnet::IpNet;
+
+use crate::ids::{Mtu, PortId, VnetId};
+
+/// A part of the state, named as in `host.toml`.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Section {
+    /// The physical network and our place in it.
+    Underlay,
+    /// Virtual networks.
+    Vnet,
+    /// Attachments of tenants.
+    Port,
+    /// Egress routes.
+    Route,
+    /// Where tenants' addresses live.
+    Mapping,
+    /// What is taken from the underlay.
+    Ingress,
+}
+
+impl Section {
+    /// Name in `host.toml`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Section::Underlay => "underlay",
+            Section::Vnet => "vnet",
+            Section::Port => "port",
+            Section::Route => "route",
+            Section::Mapping => "mapping",
+            Section::Ingress => "ingress",
+        }
+    }
+}
+
+/// Where in the state something stands. Displayed as `port[1] "web": ips[0]`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The section.
+    pub section: Section,
+    /// Position in the section, from 0. `None` for the underlay and for a section as a whole.
+    pub index: Option<usize>,
+    /// Identifier of the object, where it has one.
+    pub id: Option<String>,
+    /// Field of the object, as in `host.toml`; empty for the object as a whole. A field inside a list of
+    /// tables is written with a dot (`gateway.ip`).
+    pub field: &'static str,
+    /// Position in the field, from 0, where that is a list.
+    pub element: Option<usize>,
+}
+
+impl Place {
+    /// A field of the underlay, or a section as a whole when `field` is empty.
+    pub const fn section(section: Section, field: &'static str) -> Place {
+        Place { section, index: None, id: None, field, element: None }
+    }
+
+    /// A field of the object at `index`.
+    pub const fn object(section: Section, index: usize, field: &'static str) -> Place {
+        Place { section, index: Some(index), id: None, field, element: None }
+    }
+
+    /// The same place, with the identifier of its object.
+    #[must_use]
+    pub fn named(mut self, id: &str) -> Place {
+        self.id = (!id.is_empty()).then(|| id.to_owned());
+        self
+    }
+
+    /// The same place, at one element of the field's list.
+    #[must_use]
+    pub const fn at(mut self, element: usize) -> Place {
+        self.element = Some(element);
+        self
+    }
+
+    /// Sorts faults as they stand in the state.
+    pub(crate) const fn order(&self) -> (Section, Option<usize>) {
+        (self.section, self.index)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.id.as_deref().unwrap_or_default();
+        write_place(f, self.section.name(), self.index, id, self.field, self.element)
+    }
+}
+
+/// The form in which places are shown, for [`Place`] and for what the API sends in its stead.
+pub(crate) fn write_place(
+    f: &mut impl fmt::Write,
+    section: &str,
+    index: Option<usize>,
+    id: &str,
+    field: &str,
+    element: Option<usize>,
+) -> fmt::Result {
+    f.write_str(section)?;
+    if let Some(index) = index {
+        write!(f, "[{index}]")?;
+    }
+    if !id.is_empty() {
+        write!(f, " \"{}\"", id.escape_debug())?;
+    }
+    if field.is_empty() {
+        return f.write_char(':');
+    }
+    match (field.split_once('.'), element) {
+        (Some((list, leaf)), Some(element)) => write!(f, ": {list}[{element}].{leaf}"),
+        (None, Some(element)) => write!(f, ": {field}[{element}]"),
+        (_, None) => write!(f, ": {field}"),
+    }
+}
+
+/// A fault and its place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place} {fault}")]
+pub struct ModelError {
+    /// Where.
+    pub place: Place,
+    /// What, and what is legal.
+    pub fault: Fault,
+}
+
+impl ModelError {
+    /// A fault at a place.
+    pub const fn new(place: Place, fault: Fault) -> ModelError {
+        ModelError { place, fault }
+    }
+}
+
+/// What is wrong with a value. Each message quotes the value and says what is legal.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Give the object an identifier of the legal form.
+    #[error("{value:?}: not an identifier; legal is 1 to 63 of a-z, 0-9 and -")]
+    BadId {
+        /// As given.
+        value: String,
+    },
+    /// Name a network device as `ip link` shows it.
+    #[error(
+        "{value:?}: not an interface name; legal is 1 to 15 printable ASCII characters without space, / and :, and not . or .."
+    )]
+    BadIfName {
+        /// As given.
+        value: String,
+    },
+    /// Write the MAC address in colon notation.
+    #[error("{value:?}: not a MAC address; legal is six hexadecimal octets, as 02:00:00:00:00:01")]
+    BadMac {
+        /// As given.
+        value: String,
+    },
+    /// Use the address of one station: not zero, not multicast.
+    #[error(
+        "{mac}: not the address of one station; legal is any but zero and those with the group bit (01:00:00:00:00:00)"
+    )]
+    MacNotUnicast {
+        /// As given.
+        mac: MacAddr,
+    },
+    /// Write the IP address in its usual form, without prefix length.
+    #[error("{value:?}: not an IP address; legal is as 10.0.0.1 or 2001:db8::1")]
+    BadIp {
+        /// As given.
+        value: String,
+    },
+    /// Use a unicast address.
+    #[error(
+        "{ip}: not a unicast address; legal is any but unspecified, loopback, multicast and broadcast"
+    )]
+    IpNotUnicast {
+        /// As given.
+        ip: IpAddr,
+    },
+    /// Write the prefix with its length.
+    #[error("{value:?}: not a prefix; legal is as 10.0.0.0/24 or 2001:db8::/64")]
+    BadPrefix {
+        /// As given.
+        value: String,
+    },
+    /// Write the gateway's address with the length of its subnet.
+    #[error(
+        "{value:?}: not an address with prefix length; legal is as 10.0.0.1/24 or 2001:db8::1/64"
+    )]
+    BadGatewayIp {
+        /// As given.
+        value: String,
+    },
+    /// Clear the host bits, or lengthen the prefix.
+    #[error("{prefix}: has host bits set; the network is {}", prefix.trunc())]
+    HostBits {
+        /// As given.
+        prefix: IpNet,
+    },
+    /// Use a legal virtual network identifier.
+    #[error("{value}: not a VNI; legal is 1 to 16777215")]
+    BadVni {
+        /// As given.
+        value: i64,
+    },
+    /// Use a legal MTU.
+    #[error("{value}: not an MTU; legal is {} to {} bytes of an IP packet", Mtu::MIN.get(), Mtu::MAX.get())]
+    BadMtu {
+        /// As given.
+        value: i64,
+    },
+    /// Use a number in the range.
+    #[error("{value}: out of range; legal is {min} to {max}")]
+    BadNumber {
+        /// As given.
+        value: i64,
+        /// Least legal value.
+        min: i64,
+        /// Greatest legal value.
+        max: i64,
+    },
+    /// Use one of the words.
+    #[error("{value:?}: unknown; legal is {legal}")]
+    BadWord {
+        /// As given.
+        value: String,
+        /// The legal words, for people.
+        legal: String,
+    },
+    /// Add the field.
+    #[error("missing; legal is {legal}")]
+    Missing {
+        /// What is expected.
+        legal: &'static str,
+    },
+    /// Correct the type of the value.
+    #[error("a {found}; legal is {legal}")]
+    WrongType {
+        /// Type of the value.
+        found: &'static str,
+        /// What is expected.
+        legal: &'static str,
+    },
+    /// Correct or remove the field.
+    #[error("{name:?}: unknown field; legal is {legal}")]
+    UnknownField {
+        /// As given.
+        name: String,
+        /// The fields there are.
+        legal: String,
+    },
+    /// Stay within the limit; spread the rest over other hosts.
+    #[error("{count} given; legal is at most {max}")]
+    TooMany {
+        /// As given.
+        count: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Declare the vnet, or correct the name.
+    #[error("{id:?}: no such vnet; legal is the id of a [[vnet]] of this host")]
+    UnknownVnet {
+        /// As given.
+        id: VnetId,
+    },
+    /// Declare the port, or correct the name.
+    #[error("{id:?}: no such port; legal is the id of a [[port]] of this host")]
+    UnknownPort {
+        /// As given.
+        id: PortId,
+    },
+    /// Declare a vnet with this VNI, or trap or drop its frames.
+    #[error(
+        "{vni}: no vnet of this host has this VNI; legal without one is the action trap or drop"
+    )]
+    UnknownVni {
+        /// As given.
+        vni: Vni,
+    },
+    /// Give each object its own.
+    #[error("{value}: already used by {by}; legal is a value used once")]
+    Duplicate {
+        /// As given.
+        value: String,
+        /// Where it stands already.
+        by: Place,
+    },
+    /// Give each address of a vnet to one owner.
+    #[error(
+        "{value}: overlaps {by} in the same vnet; legal is one owner for each address of a vnet"
+    )]
+    Overlap {
+        /// IP or MAC address, as given.
+        value: String,
+        /// Its owner.
+        by: Place,
+    },
+    /// Raise the underlay's MTU.
+    #[error(
+        "{mtu}: too small for the encapsulation: less {overhead} bytes of headers leaves {}, and tenants with IPv{family} need {needed}; legal is {} or more",
+        mtu.saturating_sub(*overhead), overhead + needed
+    )]
+    UnderlayMtuTooSmall {
+        /// As given, bytes.
+        mtu: u16,
+        /// Outer IP, UDP, tunnel and inner Ethernet headers, bytes.
+        overhead: u16,
+        /// Least MTU of the tenants' protocol, bytes.
+        needed: u16,
+        /// 4 or 6: IP version of the tenants.
+        family: u8,
+    },
+    /// Raise the port's MTU, or take its IPv6 addresses away.
+    #[error(
+        "{mtu}: too small for the port's IPv6 addresses; legal is {} or more (RFC 8200)",
+        crate::IPV6_MTU_MIN
+    )]
+    PortMtuTooSmall {
+        /// As given.
+        mtu: Mtu,
+    },
+    /// Give the underlay an address of that family, or use a VTEP of the other.
+    #[error(
+        "{vtep}: the underlay has no {} address to send from; legal is a VTEP of a family in underlay addresses",
+        if vtep.is_ipv4() { "IPv4" } else { "IPv6" }
+    )]
+    NoUnderlayFamily {
+        /// As given.
+        vtep: IpAddr,
+    },
+    /// Leave the mapping out: ports of this host need none.
+    #[error(
+        "{vtep}: is our own address; legal is another host's (ports of this host need no mapping)"
+    )]
+    VtepIsOurs {
+        /// As given.
+        vtep: IpAddr,
+    },
+}
+
+/// Legal, but hardly what was meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Warning {
+    /// Set the port's MTU to what fits, or raise the underlay's.
+    #[error(
+        "{place} {mtu}: above the {room} bytes that fit the underlay; larger packets will be cut, or answered with \"packet too big\""
+    )]
+    PortMtuAboveRoom {
+        /// Where.
+        place: Place,
+        /// As given.
+        mtu: Mtu,
+        /// Bytes of an IP packet that fit.
+        room: u16,
+    },
+}

@@ -1,0 +1,26 @@
+//! A limit on everything that one host can be asked to carry. They bound memory and the time that a
+//! replaced state takes, not what the packet path could do.
+
+/// Underlay interfaces.
+pub const UNDERLAY_INTERFACES_MAX: usize = 8;
+/// Our own VTEP addresses.
+pub const UNDERLAY_ADDRESSES_MAX: usize = 16;
+/// Virtual networks.
+pub const VNETS_MAX: usize = 65_536;
+/// Gateway addresses of one vnet.
+pub const GATEWAYS_PER_VNET_MAX: usize = 64;
+/// Ports.
+pub const PORTS_MAX: usize = 4_096;
+/// Addresses of one port.
+pub const IPS_PER_PORT_MAX: usize = 256;
+/// Egress routes, of all ports and vnets together.
+pub const ROUTES_MAX: usize = 100_000;
+/// Mappings, of all vnets together.
+pub const MAPPINGS_MAX: usize = 1_000_000;
+/// Ingress rules.
+pub const INGRESS_RULES_MAX: usize = 65_536;
+/// Bytes of a `host.toml`.
+pub const HOST_TOML_BYTES_MAX: usize = 256 << 20;
+/// Bytes of one gRPC message: a state at all its limits fits. Client and server set it on encoding and
+/// decoding, since tonic's default of 4 MiB holds only some 40,000 mappings.
+pub const MESSAGE_BYTES_MAX: usize = 256 << 20;

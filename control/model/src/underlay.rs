@@ -1,0 +1,50 @@
+//! The physical network and our place in it.
+
+use std::net::IpAddr;
+
+use crate::ids::{IfName, Mtu, words};
+
+/// The devices that tunnelled frames use, and our addresses on them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Devices; at least one, each once.
+    pub interfaces: Vec<IfName>,
+    /// Our own VTEP addresses, of IPv4, IPv6 or both; at least one, each once, unicast. The first of a
+    /// family is the source of what we send in it.
+    pub addresses: Vec<IpAddr>,
+    /// MTU towards the other hosts; `None`: the least of the devices'.
+    pub mtu: Option<Mtu>,
+    /// How AF_XDP attaches to the devices.
+    pub mode: ModePreference,
+    /// How frames leave.
+    pub tx: UnderlayTx,
+}
+
+/// How an AF_XDP socket is to be attached to a device.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ModePreference {
+    /// The best that works; which, and why none better, is reported. For an underlay: zero-copy, else
+    /// native, else generic. A veth is attached in generic mode, which alone keeps its offloads.
+    #[default]
+    Auto,
+    /// Zero-copy, or fail.
+    ZeroCopy,
+    /// In the driver, by copy, or fail.
+    Native,
+    /// In the kernel's receive path, by copy.
+    Generic,
+}
+words!(ModePreference { Auto = "auto", ZeroCopy = "zero-copy", Native = "native", Generic = "generic" });
+
+/// How tunnelled frames leave.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum UnderlayTx {
+    /// The dataplane chooses by device and frame.
+    #[default]
+    Auto,
+    /// By the AF_XDP rings only.
+    Xdp,
+    /// By the packet socket only, which leaves segmentation and checksums to the device.
+    Packet,
+}
+words!(UnderlayTx { Auto = "auto", Xdp = "xdp", Packet = "packet" });

@@ -1,0 +1,371 @@
+//! Checks of a host's state as a whole. Pure: parts in, faults out.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use culvert_wire::eth::MacAddr;
+use culvert_wire::vni::Vni;
+use ipnet::IpNet;
+
+use crate::fault::{Fault, ModelError, Place, Section};
+use crate::host::{HostParts, outer_overhead};
+use crate::ids::{IfName, PortId, VnetId};
+use crate::port::Port;
+use crate::rules::{
+    EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
+};
+use crate::underlay::Underlay;
+use crate::vnet::Vnet;
+use crate::{IPV4_MTU_MIN, IPV6_MTU_MIN, limits};
+
+/// The parts of a host of which some may have been unreadable: those are `None`, so that the others keep
+/// their positions.
+pub(crate) struct Draft {
+    pub(crate) underlay: Option<Underlay>,
+    pub(crate) vnets: Vec<Option<Vnet>>,
+    pub(crate) ports: Vec<Option<Port>>,
+    pub(crate) routes: Vec<Option<EgressRoute>>,
+    pub(crate) mappings: Vec<Option<Mapping>>,
+    pub(crate) ingress: Vec<Option<IngressRule>>,
+    /// Names of vnets and ports that were given, but unreadable otherwise: a reference to one is no fault.
+    pub(crate) broken_vnets: HashSet<VnetId>,
+    pub(crate) broken_ports: HashSet<PortId>,
+    /// VNIs of unreadable vnets, likewise; with `unknown_vnis`, one of them had no readable VNI.
+    pub(crate) broken_vnis: HashSet<Vni>,
+    pub(crate) unknown_vnis: bool,
+}
+
+impl From<HostParts> for Draft {
+    fn from(parts: HostParts) -> Draft {
+        Draft {
+            underlay: Some(parts.underlay),
+            vnets: parts.vnets.into_iter().map(Some).collect(),
+            ports: parts.ports.into_iter().map(Some).collect(),
+            routes: parts.routes.into_iter().map(Some).collect(),
+            mappings: parts.mappings.into_iter().map(Some).collect(),
+            ingress: parts.ingress.into_iter().map(Some).collect(),
+            broken_vnets: HashSet::new(),
+            broken_ports: HashSet::new(),
+            broken_vnis: HashSet::new(),
+            unknown_vnis: false,
+        }
+    }
+}
+
+impl Draft {
+    /// The parts, where every one was readable.
+    pub(crate) fn complete(self) -> Option<HostParts> {
+        Some(HostParts {
+            underlay: self.underlay?,
+            vnets: self.vnets.into_iter().collect::<Option<_>>()?,
+            ports: self.ports.into_iter().collect::<Option<_>>()?,
+            routes: self.routes.into_iter().collect::<Option<_>>()?,
+            mappings: self.mappings.into_iter().collect::<Option<_>>()?,
+            ingress: self.ingress.into_iter().collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// Every fault of a draft, in the order of the sections.
+pub(crate) fn validate(draft: &Draft) -> Vec<ModelError> {
+    let mut check = Check::new(draft);
+    if let Some(underlay) = &draft.underlay {
+        check.underlay(underlay);
+    }
+    check.limit(Section::Vnet, draft.vnets.len(), limits::VNETS_MAX);
+    for (index, vnet) in present(&draft.vnets) {
+        check.vnet(index, vnet);
+    }
+    check.limit(Section::Port, draft.ports.len(), limits::PORTS_MAX);
+    for (index, port) in present(&draft.ports) {
+        check.port(index, port);
+    }
+    check.limit(Section::Route, draft.routes.len(), limits::ROUTES_MAX);
+    for (index, route) in present(&draft.routes) {
+        check.route(index, route);
+    }
+    check.limit(Section::Mapping, draft.mappings.len(), limits::MAPPINGS_MAX);
+    for (index, mapping) in present(&draft.mappings) {
+        check.mapping(index, mapping);
+    }
+    check.limit(Section::Ingress, draft.ingress.len(), limits::INGRESS_RULES_MAX);
+    for (index, rule) in present(&draft.ingress) {
+        check.ingress(index, rule);
+    }
+    check.errors
+}
+
+fn present<T>(items: &[Option<T>]) -> impl Iterator<Item = (usize, &T)> {
+    items.iter().enumerate().filter_map(|(index, item)| item.as_ref().map(|item| (index, item)))
+}
+
+struct Check<'a> {
+    draft: &'a Draft,
+    errors: Vec<ModelError>,
+    vnet_ids: HashSet<&'a VnetId>,
+    port_ids: HashSet<&'a PortId>,
+    vnis: HashSet<Vni>,
+    seen_vnets: HashMap<&'a VnetId, Place>,
+    seen_vnis: HashMap<Vni, Place>,
+    seen_ports: HashMap<&'a PortId, Place>,
+    seen_interfaces: HashMap<&'a IfName, Place>,
+    seen_routes: HashMap<(&'a RouteScope, IpNet), Place>,
+    seen_ingress: HashMap<(Vni, VtepMatch, u16), Place>,
+    /// Owners of a vnet's addresses: gateways, ports, then mappings.
+    ip_owners: HashMap<(&'a VnetId, IpAddr), Place>,
+    mac_owners: HashMap<(&'a VnetId, MacAddr), Place>,
+}
+
+impl<'a> Check<'a> {
+    fn new(draft: &'a Draft) -> Check<'a> {
+        let vnets = || present(&draft.vnets).map(|(_, vnet)| vnet);
+        Check {
+            draft,
+            errors: Vec::new(),
+            vnet_ids: vnets().map(|vnet| &vnet.id).chain(&draft.broken_vnets).collect(),
+            port_ids: present(&draft.ports)
+                .map(|(_, port)| &port.id)
+                .chain(&draft.broken_ports)
+                .collect(),
+            vnis: vnets().map(|vnet| vnet.vni).chain(draft.broken_vnis.iter().copied()).collect(),
+            seen_vnets: HashMap::new(),
+            seen_vnis: HashMap::new(),
+            seen_ports: HashMap::new(),
+            seen_interfaces: HashMap::new(),
+            seen_routes: HashMap::new(),
+            seen_ingress: HashMap::new(),
+            ip_owners: HashMap::new(),
+            mac_owners: HashMap::new(),
+        }
+    }
+
+    fn fault(&mut self, place: Place, fault: Fault) {
+        self.errors.push(ModelError::new(place, fault));
+    }
+
+    fn limit(&mut self, section: Section, count: usize, max: usize) {
+        if count > max {
+            self.fault(Place::section(section, ""), Fault::TooMany { count, max });
+        }
+    }
+
+    fn unicast_ip(&mut self, place: &Place, ip: IpAddr) {
+        if !is_unicast(ip) {
+            self.fault(place.clone(), Fault::IpNotUnicast { ip });
+        }
+    }
+
+    fn unicast_mac(&mut self, place: &Place, mac: MacAddr) {
+        if mac.is_zero() || mac.is_multicast() {
+            self.fault(place.clone(), Fault::MacNotUnicast { mac });
+        }
+    }
+
+    fn network(&mut self, place: &Place, prefix: IpNet) {
+        if prefix.addr() != prefix.network() {
+            self.fault(place.clone(), Fault::HostBits { prefix });
+        }
+    }
+
+    fn known_vnet(&mut self, place: Place, id: &VnetId) {
+        if !self.vnet_ids.contains(id) {
+            self.fault(place, Fault::UnknownVnet { id: id.clone() });
+        }
+    }
+
+    /// The underlay has an address of the family, or the underlay itself is already at fault.
+    fn reachable(&mut self, place: &Place, vtep: IpAddr) {
+        let Some(underlay) = &self.draft.underlay else { return };
+        if underlay.addresses.contains(&vtep) {
+            self.fault(place.clone(), Fault::VtepIsOurs { vtep });
+        } else if is_unicast(vtep)
+            && !underlay.addresses.iter().any(|ours| ours.is_ipv4() == vtep.is_ipv4())
+        {
+            self.fault(place.clone(), Fault::NoUnderlayFamily { vtep });
+        }
+    }
+
+    fn underlay(&mut self, underlay: &'a Underlay) {
+        let interfaces = Place::section(Section::Underlay, "interfaces");
+        if underlay.interfaces.is_empty() {
+            self.fault(interfaces.clone(), Fault::Missing { legal: "at least one interface name" });
+        }
+        if underlay.interfaces.len() > limits::UNDERLAY_INTERFACES_MAX {
+            let (count, max) = (underlay.interfaces.len(), limits::UNDERLAY_INTERFACES_MAX);
+            self.fault(interfaces.clone(), Fault::TooMany { count, max });
+        }
+        for (element, interface) in underlay.interfaces.iter().enumerate() {
+            once(
+                &mut self.errors,
+                &mut self.seen_interfaces,
+                interface,
+                interface,
+                interfaces.clone().at(element),
+            );
+        }
+
+        let addresses = Place::section(Section::Underlay, "addresses");
+        if underlay.addresses.is_empty() {
+            self.fault(
+                addresses.clone(),
+                Fault::Missing { legal: "at least one VTEP address of this host" },
+            );
+        }
+        if underlay.addresses.len() > limits::UNDERLAY_ADDRESSES_MAX {
+            let (count, max) = (underlay.addresses.len(), limits::UNDERLAY_ADDRESSES_MAX);
+            self.fault(addresses.clone(), Fault::TooMany { count, max });
+        }
+        let mut seen = HashMap::new();
+        for (element, &address) in underlay.addresses.iter().enumerate() {
+            let place = addresses.clone().at(element);
+            self.unicast_ip(&place, address);
+            once(&mut self.errors, &mut seen, address, &address, place);
+        }
+        self.underlay_mtu(underlay);
+    }
+
+    fn underlay_mtu(&mut self, underlay: &Underlay) {
+        let Some(mtu) = underlay.mtu else { return };
+        let ports_v6 =
+            present(&self.draft.ports).any(|(_, port)| port.ips.iter().any(IpAddr::is_ipv6));
+        let gateways_v6 = present(&self.draft.vnets)
+            .any(|(_, vnet)| vnet.gateways.iter().any(|gateway| gateway.ip.addr().is_ipv6()));
+        let (family, needed) =
+            if ports_v6 || gateways_v6 { (6, IPV6_MTU_MIN) } else { (4, IPV4_MTU_MIN) };
+        let (mtu, overhead) = (mtu.get(), outer_overhead(&underlay.addresses));
+        if mtu.saturating_sub(overhead) < needed {
+            let fault = Fault::UnderlayMtuTooSmall { mtu, overhead, needed, family };
+            self.fault(Place::section(Section::Underlay, "mtu"), fault);
+        }
+    }
+
+    fn vnet(&mut self, index: usize, vnet: &'a Vnet) {
+        let place = |field| Place::object(Section::Vnet, index, field).named(vnet.id.as_str());
+        once(&mut self.errors, &mut self.seen_vnets, &vnet.id, &vnet.id, place("id"));
+        once(&mut self.errors, &mut self.seen_vnis, vnet.vni, &vnet.vni, place("vni"));
+        if vnet.gateways.len() > limits::GATEWAYS_PER_VNET_MAX {
+            let (count, max) = (vnet.gateways.len(), limits::GATEWAYS_PER_VNET_MAX);
+            self.fault(place("gateway"), Fault::TooMany { count, max });
+        }
+        for (element, gateway) in vnet.gateways.iter().enumerate() {
+            let ip_place = place("gateway.ip").at(element);
+            let mac_place = place("gateway.mac").at(element);
+            self.unicast_ip(&ip_place, gateway.ip.addr());
+            self.unicast_mac(&mac_place, gateway.mac);
+            self.own_ip(&vnet.id, gateway.ip.addr(), ip_place);
+            // The gateways of a vnet may share one MAC address, as those of IPv4 and IPv6 usually do.
+            self.mac_owners.entry((&vnet.id, gateway.mac)).or_insert(mac_place);
+        }
+    }
+
+    fn port(&mut self, index: usize, port: &'a Port) {
+        let place = |field| Place::object(Section::Port, index, field).named(port.id.as_str());
+        once(&mut self.errors, &mut self.seen_ports, &port.id, &port.id, place("id"));
+        self.known_vnet(place("vnet"), &port.vnet);
+        let ifname = port.attach.ifname();
+        once(&mut self.errors, &mut self.seen_interfaces, ifname, ifname, place("attach"));
+        self.unicast_mac(&place("mac"), port.mac);
+        match self.mac_owners.entry((&port.vnet, port.mac)) {
+            Entry::Vacant(entry) => drop(entry.insert(place("mac"))),
+            Entry::Occupied(entry) => {
+                let fault = Fault::Overlap { value: port.mac.to_string(), by: entry.get().clone() };
+                self.errors.push(ModelError::new(place("mac"), fault));
+            }
+        }
+        if port.ips.len() > limits::IPS_PER_PORT_MAX {
+            let (count, max) = (port.ips.len(), limits::IPS_PER_PORT_MAX);
+            self.fault(place("ips"), Fault::TooMany { count, max });
+        }
+        for (element, &ip) in port.ips.iter().enumerate() {
+            self.unicast_ip(&place("ips").at(element), ip);
+            self.own_ip(&port.vnet, ip, place("ips").at(element));
+        }
+        if let Some(mtu) = port.mtu
+            && mtu.get() < IPV6_MTU_MIN
+            && port.ips.iter().any(IpAddr::is_ipv6)
+        {
+            self.fault(place("mtu"), Fault::PortMtuTooSmall { mtu });
+        }
+    }
+
+    fn route(&mut self, index: usize, route: &'a EgressRoute) {
+        let place = |field| Place::object(Section::Route, index, field);
+        match &route.scope {
+            RouteScope::Vnet(id) => self.known_vnet(place("vnet"), id),
+            RouteScope::Port(id) if !self.port_ids.contains(id) => {
+                self.fault(place("port"), Fault::UnknownPort { id: id.clone() });
+            }
+            RouteScope::Port(_) => {}
+        }
+        self.network(&place("prefix"), route.prefix);
+        if let RouteAction::Vnet(id) = &route.action {
+            self.known_vnet(place("to"), id);
+        }
+        let key = (&route.scope, route.prefix);
+        once(&mut self.errors, &mut self.seen_routes, key, &route.prefix, place("prefix"));
+    }
+
+    fn mapping(&mut self, index: usize, mapping: &'a Mapping) {
+        let place = |field| Place::object(Section::Mapping, index, field);
+        self.known_vnet(place("vnet"), &mapping.vnet);
+        self.unicast_ip(&place("ip"), mapping.ip);
+        self.own_ip(&mapping.vnet, mapping.ip, place("ip"));
+        self.unicast_mac(&place("mac"), mapping.mac);
+        // One MAC address may have many mappings, but none may claim that of a port or gateway here.
+        if let Some(by) = self.mac_owners.get(&(&mapping.vnet, mapping.mac)) {
+            let fault = Fault::Overlap { value: mapping.mac.to_string(), by: by.clone() };
+            self.errors.push(ModelError::new(place("mac"), fault));
+        }
+        self.unicast_ip(&place("vtep"), mapping.vtep);
+        self.reachable(&place("vtep"), mapping.vtep);
+    }
+
+    fn ingress(&mut self, index: usize, rule: &IngressRule) {
+        let place = |field| Place::object(Section::Ingress, index, field);
+        let delivers = matches!(rule.action, IngressAction::DecapValidate | IngressAction::Decap);
+        if delivers && !self.vnis.contains(&rule.vni) && !self.draft.unknown_vnis {
+            self.fault(place("vni"), Fault::UnknownVni { vni: rule.vni });
+        }
+        if let VtepMatch::Prefix(prefix) = rule.vtep {
+            self.network(&place("vtep"), prefix);
+        }
+        let key = (rule.vni, rule.vtep, rule.priority);
+        let shown = format!("VNI {}, {}, priority {}", rule.vni, rule.vtep, rule.priority);
+        once(&mut self.errors, &mut self.seen_ingress, key, &shown, place("priority"));
+    }
+
+    fn own_ip(&mut self, vnet: &'a VnetId, ip: IpAddr, place: Place) {
+        match self.ip_owners.entry((vnet, ip)) {
+            Entry::Vacant(entry) => drop(entry.insert(place)),
+            Entry::Occupied(entry) => {
+                let fault = Fault::Overlap { value: ip.to_string(), by: entry.get().clone() };
+                self.errors.push(ModelError::new(place, fault));
+            }
+        }
+    }
+}
+
+/// A key may be used once.
+fn once<K: Eq + Hash>(
+    errors: &mut Vec<ModelError>,
+    seen: &mut HashMap<K, Place>,
+    key: K,
+    shown: &dyn Display,
+    place: Place,
+) {
+    match seen.entry(key) {
+        Entry::Vacant(entry) => drop(entry.insert(place)),
+        Entry::Occupied(entry) => {
+            let fault = Fault::Duplicate { value: shown.to_string(), by: entry.get().clone() };
+            errors.push(ModelError::new(place, fault));
+        }
+    }
+}
+
+fn is_unicast(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast)
+}

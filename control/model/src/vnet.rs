@@ -1,0 +1,58 @@
+//! Virtual networks.
+
+use culvert_wire::eth::MacAddr;
+use culvert_wire::vni::Vni;
+use ipnet::IpNet;
+
+use crate::ids::{VnetId, words};
+
+/// A virtual network: an address space of its own, that nothing enters or leaves but by a rule.
+///
+/// Ports of one vnet on the same host reach each other without mappings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vnet {
+    /// Name on this host; unique.
+    pub id: VnetId,
+    /// Identifier on the wire; unique.
+    pub vni: Vni,
+    /// What its frames look like on the underlay.
+    pub format: Format,
+    /// Broadcast and multicast are copied to every port of the vnet and to every VTEP in its mappings
+    /// (head-end replication). Otherwise they are dropped and counted, but for ARP and neighbour
+    /// discovery, which are answered from ports, mappings and gateways.
+    pub flood: bool,
+    /// What happens to a frame for an address that has no mapping and no port.
+    pub miss: Miss,
+    /// Addresses in the vnet that the dataplane itself answers for.
+    pub gateways: Vec<Gateway>,
+}
+
+/// An address that the dataplane answers ARP and neighbour discovery for, so that tenants can send to
+/// other subnets.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Address, with the prefix length of its subnet: `10.0.0.1/24`.
+    pub ip: IpNet,
+    /// Its MAC address.
+    pub mac: MacAddr,
+}
+
+/// Tunnel format.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// RFC 7348: UDP 4789, every segment carries its inner headers.
+    #[default]
+    Vxlan,
+}
+words!(Format { Vxlan = "vxlan" });
+
+/// What happens to a frame for an address that nothing is known of.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Miss {
+    /// Dropped and counted.
+    #[default]
+    Drop,
+    /// Shown to the control plane, rate-limited, which may add the mapping; the frame itself is dropped.
+    Trap,
+}
+words!(Miss { Drop = "drop", Trap = "trap" });
