@@ -1,1 +1,46 @@
 //! End-to-end tests in network namespaces, and the tools they share with the benchmarks.
+//!
+//! A test builds a [`Topology`]: hosts and tenants are network namespaces joined by veth pairs; each host runs Culvert
+//! or the kernel's own VXLAN. The functions in [`tools`] then send through it and check what arrives. Everything is
+//! removed again when its value is dropped, and also when the test process is killed.
+//!
+//! The harness panics with a clear message where the set-up fails, and returns errors where failure is an outcome
+//! that a test may want.
+
+use std::time::{Duration, Instant};
+
+mod janitor;
+
+pub mod combo;
+pub mod culvert;
+pub mod kernel;
+pub mod link;
+pub mod netns;
+pub mod process;
+pub mod scratch;
+pub mod skip;
+pub mod stats;
+pub mod sys;
+pub mod tools;
+pub mod topology;
+
+pub use combo::{Attach, Combo, Family, Offloads};
+pub use culvert::Culvert;
+pub use netns::Netns;
+pub use process::Process;
+pub use scratch::Scratch;
+pub use topology::{Peer, Topology, TopologySpec};
+
+/// Asks `condition` every 20 ms until it holds or `limit` passes; returns whether it held.
+pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,228 @@
+//! Every system call of the harness that the standard library lacks. All `unsafe` of this crate is here.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn check_len(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
+}
+
+/// True if this process runs with effective user id 0.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Moves the calling thread alone into a fresh network namespace.
+pub fn unshare_net() -> io::Result<()> {
+    // SAFETY: unshare takes no pointers; CLONE_NEWNET changes only the calling thread.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Moves the calling thread alone into the network namespace behind `ns`.
+pub fn setns_net(ns: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: setns takes a descriptor that is open for the length of the borrow.
+    check(unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// The kernel's id of the calling thread.
+pub fn thread_id() -> i32 {
+    // SAFETY: gettid takes nothing and cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// Bind-mounts `source` on `target`.
+pub fn bind_mount(source: &Path, target: &Path) -> io::Result<()> {
+    let (source, target) = (c_path(source)?, c_path(target)?);
+    // SAFETY: both paths are NUL-terminated and live across the call; a bind mount reads neither type nor data.
+    check(unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            std::ptr::null(),
+            libc::MS_BIND,
+            std::ptr::null(),
+        )
+    })
+    .map(drop)
+}
+
+/// Mounts a new BPF file system on `target`.
+pub fn mount_bpffs(target: &Path) -> io::Result<()> {
+    let target = c_path(target)?;
+    // SAFETY: all three strings are NUL-terminated and live across the call; the data pointer may be null.
+    check(unsafe {
+        libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null())
+    })
+    .map(drop)
+}
+
+/// Unmounts `target` now, or when its last user is gone.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    let target = c_path(target)?;
+    // SAFETY: the path is NUL-terminated and lives across the call.
+    check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }).map(drop)
+}
+
+/// Makes `command` start inside the network namespace behind `ns`, if any, and die with the thread that spawned it.
+///
+/// `ns` must stay open until the command is spawned.
+pub fn prepare_child(command: &mut Command, ns: Option<BorrowedFd<'_>>) {
+    let ns = ns.map(|fd| fd.as_raw_fd());
+    // SAFETY: between fork and exec the closure makes only async-signal-safe system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+            if let Some(fd) = ns {
+                check(libc::setns(fd, libc::CLONE_NEWNET))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Makes `command` start in a session of its own, out of reach of a Ctrl-C on the terminal.
+pub fn detach_session(command: &mut Command) {
+    // SAFETY: setsid is async-signal-safe and takes nothing.
+    unsafe {
+        command.pre_exec(|| check(libc::setsid()).map(drop));
+    }
+}
+
+/// Sends `signal` to the process `pid`.
+pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = i32::try_from(pid).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    // SAFETY: kill takes no pointers.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Index of the interface `name` in the calling thread's network namespace.
+pub fn interface_index(name: &str) -> io::Result<u32> {
+    let name = CString::new(name).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    // SAFETY: the name is NUL-terminated and lives across the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}
+
+fn set_option<T>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0);
+    // SAFETY: the kernel reads exactly size_of::<T>() bytes of a live, initialised value.
+    check(unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), len)
+    })
+    .map(drop)
+}
+
+/// From now on every send on `socket` is cut into datagrams of `size` bytes by UDP GSO; 0 turns that off.
+pub fn set_udp_segment(socket: &UdpSocket, size: u16) -> io::Result<()> {
+    use std::os::fd::AsFd;
+    set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, &i32::from(size))
+}
+
+/// Leaves the UDP checksum of IPv4 datagrams sent by `socket` zero.
+pub fn set_no_checksum(socket: &UdpSocket, on: bool) -> io::Result<()> {
+    use std::os::fd::AsFd;
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, &i32::from(on))
+}
+
+/// Sets the receive buffer of `socket` past the system's limit, so that a burst is not lost at the socket.
+pub fn force_receive_buffer(socket: &UdpSocket, bytes: i32) -> io::Result<()> {
+    use std::os::fd::AsFd;
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
+}
+
+/// Opens an `AF_PACKET` socket on `ifindex` in the calling thread's namespace that sees every incoming frame whole.
+pub fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
+    let protocol = u16::try_from(libc::ETH_P_ALL).unwrap_or(3).to_be();
+    // SAFETY: socket takes no pointers.
+    let fd = check(unsafe {
+        libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol))
+    })?;
+    // SAFETY: the descriptor was just opened and nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: sockaddr_ll is plain data; all zeroes is a valid value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = u16::try_from(libc::AF_PACKET).unwrap_or(17);
+    address.sll_protocol = protocol;
+    address.sll_ifindex =
+        i32::try_from(ifindex).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    let len = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);
+    // SAFETY: the kernel reads `len` bytes of a live sockaddr_ll.
+    check(unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&address).cast(), len) })?;
+    let ignore: i32 = 1;
+    use std::os::fd::AsFd;
+    set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &ignore)?;
+    Ok(fd)
+}
+
+/// Sends `bytes` on `socket` as one message.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the kernel reads bytes.len() bytes from a live slice.
+    check_len(unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) })
+}
+
+/// Receives one message into `buffer` within `timeout`; `None` if none came.
+pub fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    timeout: Duration,
+) -> io::Result<Option<usize>> {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: poll gets exactly one live pollfd.
+    if check(unsafe { libc::poll(&raw mut poll, 1, millis) })? == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the kernel writes at most buffer.len() bytes into a live, exclusive slice.
+    let len = check_len(unsafe {
+        libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0)
+    })?;
+    Ok(Some(len))
+}
+
+/// Sends the same `payload` `count` times on a connected socket with one `sendmmsg`; returns how many went.
+pub fn send_many(socket: &UdpSocket, payload: &[u8], count: usize) -> io::Result<usize> {
+    const MAX: usize = 64;
+    let mut iov =
+        libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+    // SAFETY: mmsghdr is plain data; all zeroes is a valid value, meaning no name and no control data.
+    let mut messages: [libc::mmsghdr; MAX] = unsafe { std::mem::zeroed() };
+    for message in &mut messages {
+        message.msg_hdr.msg_iov = &raw mut iov;
+        message.msg_hdr.msg_iovlen = 1;
+    }
+    let count = u32::try_from(count.min(MAX)).unwrap_or(1);
+    // SAFETY: `count` headers are initialised; each points to one iovec over a live slice that sending only reads.
+    let sent =
+        check(unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) })?;
+    Ok(usize::try_from(sent).unwrap_or(0))
+}
+
+/// Pins the calling thread to one CPU.
+pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
+    // SAFETY: cpu_set_t is plain data; all zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: CPU_SET bounds-checks the index against the size of the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the kernel reads size_of_val(&set) bytes of a live set; 0 names the calling thread.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }).map(drop)
+}

@@ -1,0 +1,105 @@
+//! Captures by tcpdump, judged by tshark.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::netns::Netns;
+use crate::process::{CommandError, Process, run_command};
+use crate::scratch::Scratch;
+
+/// A running capture.
+#[derive(Debug)]
+pub struct Capture {
+    process: Process,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// Starts to capture whole incoming frames on `device` that match `filter` (pcap-filter(7); empty: all).
+    ///
+    /// Only incoming: what the host itself sends may have checksums left to a device that does not exist.
+    ///
+    /// # Panics
+    /// If tcpdump does not start.
+    #[track_caller]
+    pub fn start(ns: &Netns, scratch: &Scratch, device: &str, filter: &str) -> Self {
+        let file = scratch.file(&format!("{}-{device}.pcap", ns.name()));
+        let mut command = ns.command("tcpdump");
+        command.args([
+            "-i",
+            device,
+            "-Q",
+            "in",
+            "-s",
+            "0",
+            "-U",
+            "--immediate-mode",
+            "-n",
+            "-Z",
+            "root",
+            "-B",
+            "32768",
+            "-w",
+        ]);
+        command.arg(&file).args(filter.split_whitespace());
+        let mut process = Process::spawn(scratch, "tcpdump", command);
+        process.wait_for_log("listening on", Duration::from_secs(5));
+        Self { process, file }
+    }
+
+    /// Ends the capture and returns its file.
+    pub fn finish(mut self) -> PathBuf {
+        // What tcpdump has not read from its ring when it is told to end is lost.
+        std::thread::sleep(Duration::from_millis(300));
+        self.process.signal(libc::SIGINT);
+        self.process.wait(Duration::from_secs(5));
+        self.file.clone()
+    }
+}
+
+const CHECKSUMS: [&str; 10] = [
+    "-o",
+    "ip.check_checksum:TRUE",
+    "-o",
+    "udp.check_checksum:TRUE",
+    "-o",
+    "tcp.check_checksum:TRUE",
+    "-o",
+    "tcp.analyze_sequence_numbers:FALSE",
+    "-o",
+    "udp.process_info:FALSE",
+];
+
+/// What tshark finds wrong in a capture, all checksums verified at every layer: one line per complaint.
+///
+/// Only errors count: its warnings are about losses and windows of TCP.
+///
+/// # Errors
+/// If tshark fails.
+pub fn tshark_complaints(pcap: &Path) -> Result<Vec<String>, CommandError> {
+    let bad = "_ws.malformed || _ws.short || _ws.expert.severity >= 0x800000 \
+               || ip.checksum.status == 0 || udp.checksum.status == 0 || tcp.checksum.status == 0 \
+               || icmp.checksum.status == 0 || icmpv6.checksum.status == 0";
+    tshark_fields(pcap, bad, &["frame.number", "frame.protocols", "_ws.expert.message"])
+}
+
+/// The values of `fields` in each frame that the display filter accepts, separated by tabs; one line per frame.
+///
+/// # Errors
+/// If tshark fails.
+pub fn tshark_fields(
+    pcap: &Path,
+    filter: &str,
+    fields: &[&str],
+) -> Result<Vec<String>, CommandError> {
+    let mut command = Command::new("tshark");
+    command.arg("-r").arg(pcap).args(["-n", "-T", "fields"]).args(CHECKSUMS);
+    if !filter.is_empty() {
+        command.args(["-Y", filter]);
+    }
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    Ok(run_command(&mut command)?.lines().map(str::to_owned).collect())
+}
