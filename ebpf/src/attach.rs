@@ -1,0 +1,289 @@
+//! XDP links: made, pinned, taken over from a previous process, removed.
+//!
+//! A pinned link outlives the process: the device keeps running the program, whose socket map is
+//! then empty, so that frames meant for the overlay are dropped and never reach the host's stack.
+//! The next process replaces the program in the link, which leaves no gap.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    ProgramError, Xdp, XdpMode as AyaMode,
+    links::{FdLink, LinkError, PinnedLink},
+    xdp::XdpLink,
+};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::{
+    netlink::{Attachment, xdp_attachment},
+    privilege::{chain, missing, os_error},
+};
+
+const PIN_PREFIX: &str = "link-";
+
+/// Where in the receive path a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum XdpMode {
+    /// In the driver. On a veth this turns the TSO of the peer off.
+    Native,
+    /// Behind the driver, on the kernel's packet buffers. The only mode with
+    /// [`FrameMeta::has_skb`](crate::FrameMeta::has_skb).
+    Generic,
+}
+
+impl XdpMode {
+    /// The name under which it is shown.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    const fn to_aya(self) -> AyaMode {
+        match self {
+            Self::Native => AyaMode::Driver,
+            Self::Generic => AyaMode::Skb,
+        }
+    }
+}
+
+/// Why a program cannot be attached or detached.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// Check the interface's name and network namespace: it may be gone, or renumbered.
+    #[error("no interface has index {ifindex} in this network namespace")]
+    NoDevice {
+        /// The index asked for.
+        ifindex: u32,
+    },
+    /// Detach it first; each interface carries one program.
+    #[error("interface {ifindex} already has a program of this process")]
+    AlreadyAttached {
+        /// The interface's index.
+        ifindex: u32,
+    },
+    /// Nothing to do: there was no program of ours.
+    #[error("interface {ifindex} has no program of this process")]
+    NotAttached {
+        /// The interface's index.
+        ifindex: u32,
+    },
+    /// Another program is on the interface: remove it (`ip link set <dev> xdp off`, or the service
+    /// that put it there), then try again.
+    #[error("interface {ifindex} runs an XDP program of somebody else (program id {program_id})")]
+    Busy {
+        /// The interface's index.
+        ifindex: u32,
+        /// The other program's id, as `bpftool prog` shows it.
+        program_id: u32,
+    },
+    /// Use the other mode, or lower the MTU: drivers refuse native XDP on large ones.
+    #[error("interface {ifindex} does not take {} XDP: {reason}", mode.name())]
+    Mode {
+        /// The interface's index.
+        ifindex: u32,
+        /// The mode refused.
+        mode: XdpMode,
+        /// The kernel's answer.
+        reason: String,
+    },
+    /// Give the process the capabilities named.
+    #[error("attaching XDP to interface {ifindex} is refused: this process lacks {missing}")]
+    Privilege {
+        /// The interface's index.
+        ifindex: u32,
+        /// The capabilities that are missing.
+        missing: String,
+    },
+    /// Load the programs with more slots, or choose a lower base.
+    #[error("slot base {slot_base} of interface {ifindex} is not below max_slots {max_slots}")]
+    SlotBase {
+        /// The interface's index.
+        ifindex: u32,
+        /// The base asked for.
+        slot_base: u32,
+        /// The number of slots that exist.
+        max_slots: u32,
+    },
+    /// Choose a base that no other interface has.
+    #[error("slot base {slot_base} of interface {ifindex} is that of interface {other}")]
+    SlotTaken {
+        /// The interface's index.
+        ifindex: u32,
+        /// The base asked for.
+        slot_base: u32,
+        /// The interface that has it.
+        other: u32,
+    },
+    /// Look at the pin directory: something else is in it, or it is not writable.
+    #[error("pin {path}: {reason}")]
+    Pin {
+        /// The pin's path.
+        path: PathBuf,
+        /// What failed.
+        reason: String,
+    },
+    /// A step that does not fail on a sound system: read the reason.
+    #[error("interface {ifindex}: {reason}")]
+    Kernel {
+        /// The interface's index.
+        ifindex: u32,
+        /// What failed.
+        reason: String,
+    },
+}
+
+/// A program on a device: attached while this value, or its pin, exists.
+#[derive(Debug)]
+pub(crate) struct DeviceLink {
+    link: FdLink,
+    pin: Option<PathBuf>,
+}
+
+impl DeviceLink {
+    /// Detaches, and returns once the device runs the program no more.
+    pub(crate) fn remove(self) -> Result<(), AttachError> {
+        // The pin goes first: the last reference to go is then our descriptor, whose closing
+        // detaches at once. A pin that goes last detaches some time later.
+        if let Some(pin) = &self.pin {
+            remove_pin(pin)?;
+        }
+        drop(self.link);
+        Ok(())
+    }
+}
+
+pub(crate) fn pin_path(directory: &Path, ifindex: u32) -> PathBuf {
+    directory.join(format!("{PIN_PREFIX}{ifindex}"))
+}
+
+/// The devices whose links are pinned in `directory`.
+pub(crate) fn pinned(directory: &Path) -> io::Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let ifindex = name.to_str().and_then(|name| name.strip_prefix(PIN_PREFIX));
+        found.extend(ifindex.and_then(|ifindex| ifindex.parse::<u32>().ok()));
+    }
+    Ok(found)
+}
+
+/// Removes the link that a previous process pinned for `ifindex`.
+pub(crate) fn remove_pinned(directory: &Path, ifindex: u32) -> Result<(), AttachError> {
+    let pin = pin_path(directory, ifindex);
+    let link = open_pin(&pin)?;
+    DeviceLink { link, pin: Some(pin) }.remove()
+}
+
+/// Puts `program` on the device, by the link that a previous process left where that still drives
+/// the device in the same mode, else by a new link.
+///
+/// The kernel has one mode at a time per device, and a link cannot change its own. So where the
+/// mode differs the old link is removed first, and what arrives until the new one is there reaches
+/// the host's stack: take the interface down before a change of mode if that matters.
+pub(crate) fn attach(
+    program: &mut Xdp,
+    ifindex: u32,
+    mode: XdpMode,
+    pin_dir: Option<&Path>,
+) -> Result<DeviceLink, AttachError> {
+    let running = running(ifindex)?;
+    let pin = pin_dir.map(|directory| pin_path(directory, ifindex));
+    if let Some(pin) = pin.as_deref().filter(|pin| pin.exists()) {
+        let link = open_pin(pin)?;
+        if drives(&link, running, mode, pin)? {
+            let link = replace(program, link, ifindex)?;
+            info!(ifindex, mode = mode.name(), "took over the XDP link of a previous process");
+            return Ok(DeviceLink { link, pin: Some(pin.to_owned()) });
+        }
+        warn!(ifindex, mode = mode.name(), "removing a pinned XDP link of another mode or device");
+        DeviceLink { link, pin: Some(pin.to_owned()) }.remove()?;
+    }
+    let link = create(program, ifindex, mode)?;
+    match pin {
+        None => Ok(DeviceLink { link, pin: None }),
+        Some(path) => {
+            let pinned = link
+                .pin(&path)
+                .map_err(|error| AttachError::Pin { path: path.clone(), reason: chain(&error) })?;
+            Ok(DeviceLink { link: pinned.into(), pin: Some(path) })
+        }
+    }
+}
+
+fn running(ifindex: u32) -> Result<Option<Attachment>, AttachError> {
+    xdp_attachment(ifindex).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENODEV) => AttachError::NoDevice { ifindex },
+        _ => AttachError::Kernel { ifindex, reason: format!("rtnetlink: {error}") },
+    })
+}
+
+/// A device's index may have passed to another device since the link was pinned: only a link whose
+/// program is the one that runs there now is worth taking over.
+fn drives(
+    link: &FdLink,
+    running: Option<Attachment>,
+    mode: XdpMode,
+    pin: &Path,
+) -> Result<bool, AttachError> {
+    let info = link
+        .info()
+        .map_err(|error| AttachError::Pin { path: pin.to_owned(), reason: chain(&error) })?;
+    Ok(running == Some(Attachment { mode: Some(mode), program_id: info.program_id() }))
+}
+
+fn replace(program: &mut Xdp, link: FdLink, ifindex: u32) -> Result<FdLink, AttachError> {
+    let kernel = |reason| AttachError::Kernel { ifindex, reason };
+    let link = XdpLink::try_from(link).map_err(|error| kernel(chain(&error)))?;
+    let id = program
+        .attach_to_link(link)
+        .map_err(|error| kernel(format!("replacing the program of a link: {}", chain(&error))))?;
+    let link = program.take_link(id).map_err(|error| kernel(chain(&error)))?;
+    FdLink::try_from(link).map_err(|error| kernel(chain(&error)))
+}
+
+fn create(program: &mut Xdp, ifindex: u32, mode: XdpMode) -> Result<FdLink, AttachError> {
+    let id = program
+        .attach_to_if_index(ifindex, mode.to_aya())
+        .map_err(|error| refused(&error, ifindex, mode))?;
+    let link = program
+        .take_link(id)
+        .map_err(|error| AttachError::Kernel { ifindex, reason: chain(&error) })?;
+    FdLink::try_from(link).map_err(|error: LinkError| AttachError::Kernel {
+        ifindex,
+        reason: format!("the kernel has no XDP links: {}", chain(&error)),
+    })
+}
+
+pub(crate) fn refused(error: &ProgramError, ifindex: u32, mode: XdpMode) -> AttachError {
+    match os_error(error) {
+        Some(libc::ENODEV) => AttachError::NoDevice { ifindex },
+        Some(libc::EPERM) => AttachError::Privilege { ifindex, missing: missing() },
+        Some(libc::EBUSY | libc::EEXIST) => {
+            let program_id =
+                xdp_attachment(ifindex).ok().flatten().map_or(0, |found| found.program_id);
+            AttachError::Busy { ifindex, program_id }
+        }
+        _ => AttachError::Mode { ifindex, mode, reason: chain(error) },
+    }
+}
+
+fn open_pin(pin: &Path) -> Result<FdLink, AttachError> {
+    let link = PinnedLink::from_pin(pin)
+        .map_err(|error| AttachError::Pin { path: pin.to_owned(), reason: chain(&error) })?;
+    Ok(link.into())
+}
+
+fn remove_pin(pin: &Path) -> Result<(), AttachError> {
+    match fs::remove_file(pin) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(AttachError::Pin { path: pin.to_owned(), reason: error.to_string() }),
+    }
+}

@@ -1,0 +1,104 @@
+//! `BPF_PROG_TEST_RUN`: one frame in, the verdict and the frame as the program left it out.
+#![allow(unsafe_code)] // bpf(2) has no safe form in the libraries used here.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const MAX_FRAME: usize = 16384;
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+/// What a program did with a frame.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) verdict: u32,
+    /// Metadata, if the program wrote any, and the frame.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Where a frame comes in.
+#[derive(Clone, Copy)]
+pub(crate) struct Ingress {
+    pub(crate) ifindex: u32,
+    pub(crate) rx_queue: u32,
+    /// How much of the frame is in its linear part; the rest is in fragments.
+    pub(crate) linear: Option<usize>,
+}
+
+/// Runs the program on a frame that arrives on queue 0 of `lo`, whose index is 1 everywhere.
+pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<Outcome> {
+    run_on(program, frame, Ingress { ifindex: 1, rx_queue: 0, linear: None })
+}
+
+pub(crate) fn run_on(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    ingress: Ingress,
+) -> io::Result<Outcome> {
+    let mut out = vec![0u8; MAX_FRAME];
+    let linear = ingress.linear.unwrap_or(frame.len());
+    let context = XdpMd {
+        data_end: u32::try_from(linear).expect("frames are short"),
+        ingress_ifindex: ingress.ifindex,
+        rx_queue_index: ingress.rx_queue,
+        ..XdpMd::default()
+    };
+    let mut attr = TestRun {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        data_size_in: u32::try_from(frame.len()).expect("frames are short"),
+        data_size_out: u32::try_from(out.len()).expect("the buffer is short"),
+        data_in: frame.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat: 1,
+        ctx_size_in: size_of::<XdpMd>() as u32,
+        ctx_in: (&raw const context) as u64,
+        ..TestRun::default()
+    };
+    // SAFETY: `attr` names live buffers with their lengths, and outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            &raw mut attr,
+            std::mem::offset_of!(TestRun, padding),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    out.truncate(attr.data_size_out as usize);
+    Ok(Outcome { verdict: attr.retval, bytes: out })
+}
