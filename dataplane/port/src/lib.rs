@@ -1,1 +1,44 @@
 //! AF_XDP, TAP and packet-socket ports over one packet-buffer arena.
+//!
+//! Everything that touches the kernel per packet lives here, and nothing else: no headers are
+//! parsed and no policy is applied. A packet is a [`Buf`] of [`Frame`]s; a frame is a move-only
+//! token of one 4096-byte chunk of the [`Arena`], so whoever holds the token owns the bytes, be it
+//! a worker, a queue, or a socket on behalf of the kernel.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`arena`] | the memory, who owns which chunk, and the pool of free ones |
+//! | [`frame`], [`buf`] | one chunk; a packet of one or more chunks |
+//! | [`cache`] | a worker's own stock of free frames |
+//! | [`xsk`] | AF_XDP sockets: receive, transmit, refill, statistics |
+//! | [`vnet`], [`gather`] | `virtio_net_hdr` and batches of scattered messages |
+//! | [`packet`] | transmit through a packet socket, superframes included |
+//! | [`tap`] | TAP devices with offloads |
+//! | [`device`] | what a network device is and can do |
+//!
+//! `unsafe` is allowed module by module; each block says why it holds.
+
+pub mod arena;
+pub mod buf;
+pub mod cache;
+pub mod device;
+pub mod frame;
+pub mod gather;
+pub mod packet;
+mod ring;
+mod sys;
+pub mod tap;
+pub mod vnet;
+pub mod xsk;
+
+pub use arena::{Arena, ArenaError, ArenaStats};
+pub use buf::Buf;
+pub use cache::FrameCache;
+pub use frame::{CHUNK_LEN, DEFAULT_HEADROOM, Frame, META_LEN, TX_META_LEN};
+pub use gather::{FlushOutcome, HoldId, Message, MessageError};
+pub use packet::{PacketError, PacketOptions, PacketTx};
+pub use tap::{Tap, TapError, TapOptions};
+pub use vnet::VnetHdr;
+pub use xsk::{
+    BindMode, BoundMode, BusyPoll, CsumRequest, Health, Kick, Xsk, XskConfig, XskError, XskStats,
+};
