@@ -87,14 +87,15 @@ pub enum Reason {
         /// What about it is not supported.
         why: &'static str,
     },
-    /// The route carries an encapsulation (MPLS, SRv6, ...), which bypassed packets would not get: use a plain one.
+    /// The route carries an encapsulation (MPLS, `SRv6`, ...), which bypassed packets would not get: use a plain one.
     #[error("route with an encapsulation")]
     UnsupportedRoute,
     /// Nobody answered for the next hop's Ethernet address: check that the gateway (or the VTEP) is up and in
     /// the same VLAN. The kernel keeps asking.
     #[error("neighbour does not answer")]
     NeighbourFailed,
-    /// Our own VTEP address, as which the route was asked for, is not set on any device: add it.
+    /// Our own IPv4 VTEP address, as which the route was asked for, is not set on any device: add it. (IPv6
+    /// looks routes up for any source.)
     #[error("source {0} is not an address of this host")]
     SourceNotLocal(IpAddr),
     /// The kernel refused the lookup by an error that has no name here (`errno` value); see its log.

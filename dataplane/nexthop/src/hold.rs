@@ -48,7 +48,12 @@ pub(crate) struct Holds {
 impl Holds {
     /// The steps from the table as it is to one that keeps `wanted` resolved. With `sweep`, marked entries that
     /// nobody wants, left by an instance that died, go too.
-    pub(crate) fn plan(&mut self, wanted: &BTreeSet<Key>, table: &Neighbours, sweep: bool) -> Vec<Step> {
+    pub(crate) fn plan(
+        &mut self,
+        wanted: &BTreeSet<Key>,
+        table: &Neighbours,
+        sweep: bool,
+    ) -> Vec<Step> {
         let mut steps = Vec::new();
         for key in wanted {
             match table.get(key) {
@@ -80,7 +85,8 @@ impl Holds {
         });
         self.refused.retain(|key, _| wanted.contains(key));
         if sweep {
-            let left = table.iter().filter(|(key, entry)| is_held_by_mark(entry) && !wanted.contains(key));
+            let left =
+                table.iter().filter(|(key, entry)| is_held_by_mark(entry) && !wanted.contains(key));
             steps.extend(left.map(|(key, _)| Step::Delete(*key)));
             steps.sort_unstable();
             // A released entry still carries the mark in this table: leave it to its release.
@@ -132,10 +138,7 @@ impl Holds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        answer::MacAddr,
-        neighbour::Reach,
-    };
+    use crate::{answer::MacAddr, neighbour::Reach};
 
     const KEY: Key = (2, std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)));
 

@@ -43,7 +43,8 @@ const ENETUNREACH: i32 = 101;
 const EHOSTUNREACH: i32 = 113;
 /// An entry exists that a [`Step::Create`] must not touch.
 pub(crate) const EEXIST: i32 = 17;
-const ENOENT: i32 = 2;
+/// The entry of a [`Step::Convert`] is gone.
+pub(crate) const ENOENT: i32 = 2;
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +173,9 @@ impl Kernel {
         let answer = match self.get_route(target, source, RouteFlags::FibMatch).await {
             Ok(Some(answer)) => answer,
             Ok(None) => return Ok(Err(Reason::NoRoute)),
-            Err(RequestError::Errno(errno)) => return self.explain(target, source, errno).await.map(Err),
+            Err(RequestError::Errno(errno)) => {
+                return self.explain(source, errno).await.map(Err);
+            }
             Err(lost) => return Err(lost),
         };
         let mut route = match Route::parse(&answer) {
@@ -221,27 +224,24 @@ impl Kernel {
         }))
     }
 
-    /// The reason behind a refused lookup. EINVAL means a blackhole, or a source that is not ours: a second
-    /// lookup without the source tells.
-    async fn explain(
-        &self,
-        target: IpAddr,
-        source: Option<IpAddr>,
-        errno: i32,
-    ) -> Result<Reason, RequestError> {
-        Ok(match (errno, source) {
-            (EINVAL, Some(source)) => {
-                match self.get_route(target, None, RouteFlags::FibMatch).await {
-                    Ok(_) => Reason::SourceNotLocal(source),
-                    Err(RequestError::Errno(EINVAL)) => Reason::Blackhole,
-                    Err(RequestError::Errno(_)) => Reason::SourceNotLocal(source),
-                    Err(lost) => return Err(lost),
-                }
+    /// The reason behind a refused lookup. IPv4 refuses a source that is not ours by an error that it has for
+    /// other cases too, so ask whether that is it.
+    async fn explain(&self, source: Option<IpAddr>, errno: i32) -> Result<Reason, RequestError> {
+        if let Some(source) = source {
+            let is_local = match self.get_route(source, None, RouteFlags::FibMatch).await {
+                Ok(Some(answer)) => Route::parse(&answer) == Err(Reason::Local),
+                Ok(None) | Err(RequestError::Errno(_)) => false,
+                Err(lost) => return Err(lost),
+            };
+            if !is_local {
+                return Ok(Reason::SourceNotLocal(source));
             }
-            (EINVAL, None) => Reason::Blackhole,
-            (ENETUNREACH | ENETDOWN, _) => Reason::NoRoute,
-            (EHOSTUNREACH, _) => Reason::HostUnreachable,
-            (EACCES, _) => Reason::Prohibited,
+        }
+        Ok(match errno {
+            EINVAL => Reason::Blackhole,
+            ENETUNREACH | ENETDOWN => Reason::NoRoute,
+            EHOSTUNREACH => Reason::HostUnreachable,
+            EACCES => Reason::Prohibited,
             _ => Reason::LookupFailed(errno),
         })
     }

@@ -105,12 +105,9 @@ impl Links {
         Self { by_index: HashMap::new(), underlay: underlay.into_iter().collect() }
     }
 
-    /// Replaces all devices; whether anything differs.
-    pub(crate) fn replace(&mut self, links: impl IntoIterator<Item = (u32, Link)>) -> bool {
-        let links: HashMap<_, _> = links.into_iter().collect();
-        let changed = links != self.by_index;
-        self.by_index = links;
-        changed
+    /// Replaces all devices.
+    pub(crate) fn replace(&mut self, links: impl IntoIterator<Item = (u32, Link)>) {
+        self.by_index = links.into_iter().collect();
     }
 
     /// Adds or changes one device; whether anything differs.
@@ -151,7 +148,8 @@ impl Links {
             _ if self.underlay.contains(&index) => (index, None, link),
             None => return Err(Reason::NotUnderlay(link.name.clone())),
             Some(vlan) => {
-                let parent = vlan.parent.and_then(|parent| Some((parent, self.by_index.get(&parent)?)));
+                let parent =
+                    vlan.parent.and_then(|parent| Some((parent, self.by_index.get(&parent)?)));
                 match parent {
                     Some((parent, lower)) if self.underlay.contains(&parent) => {
                         if vlan.service_tag {
@@ -159,7 +157,9 @@ impl Links {
                         }
                         (parent, Some(vlan.id), lower)
                     }
-                    Some((_, lower)) if lower.vlan.is_some() => return unsupported("stacked VLANs"),
+                    Some((_, lower)) if lower.vlan.is_some() => {
+                        return unsupported("stacked VLANs");
+                    }
                     _ => return Err(Reason::NotUnderlay(link.name.clone())),
                 }
             }
@@ -191,10 +191,7 @@ pub(crate) mod tests {
     }
 
     fn vlan(name: &str, id: u16, parent: u32) -> Link {
-        Link {
-            vlan: Some(Vlan { id, service_tag: false, parent: Some(parent) }),
-            ..ethernet(name)
-        }
+        Link { vlan: Some(Vlan { id, service_tag: false, parent: Some(parent) }), ..ethernet(name) }
     }
 
     /// 2 is the underlay, 3 a VLAN on it, 4 a VLAN on that, 5 a stranger.
@@ -205,6 +202,78 @@ pub(crate) mod tests {
         links.insert(4, vlan("eth0.7.8", 8, 3));
         links.insert(5, ethernet("eth1"));
         links
+    }
+
+    /// A link notice as it comes off the wire: `attributes` after the fixed header.
+    fn parse_notice(index: u8, attributes: &[&[u8]]) -> (u32, Link) {
+        use netlink_packet_route::RouteNetlinkMessage;
+        use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+
+        // ifinfomsg: AF_UNSPEC, ARPHRD_ETHER, index, IFF_UP | IFF_LOWER_UP, no change mask.
+        let mut body = vec![0, 0, 1, 0, index, 0, 0, 0, 0x01, 0, 0x01, 0, 0, 0, 0, 0];
+        body.extend(attributes.concat());
+        let mut bytes = u32::try_from(16 + body.len()).unwrap().to_le_bytes().to_vec();
+        bytes.extend([16, 0]); // RTM_NEWLINK
+        bytes.extend([0; 10]);
+        bytes.extend(body);
+        match NetlinkMessage::deserialize(&bytes).unwrap().payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Link::parse(&link),
+            other => panic!("no link: {other:?}"),
+        }
+    }
+
+    /// One attribute, padded to four bytes.
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = u16::try_from(4 + value.len()).unwrap().to_le_bytes().to_vec();
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn a_vlan_device_is_read_as_the_kernel_tells_it() {
+        const IFLA_ADDRESS: u16 = 1;
+        const IFLA_IFNAME: u16 = 3;
+        const IFLA_MTU: u16 = 4;
+        const IFLA_LINK: u16 = 5;
+        const IFLA_LINKINFO: u16 = 18;
+        const IFLA_LINK_NETNSID: u16 = 37;
+        const IFLA_INFO_KIND: u16 = 1;
+        const IFLA_INFO_DATA: u16 = 2;
+        const IFLA_VLAN_ID: u16 = 1;
+        const IFLA_VLAN_PROTOCOL: u16 = 5;
+        let device = |ether_type: u16| {
+            let protocol = attribute(IFLA_VLAN_PROTOCOL, &ether_type.to_be_bytes());
+            let data = [protocol, attribute(IFLA_VLAN_ID, &70u16.to_le_bytes())].concat();
+            let info = [attribute(IFLA_INFO_KIND, b"vlan\0"), attribute(IFLA_INFO_DATA, &data)];
+            [
+                attribute(IFLA_IFNAME, b"eth0.70\0"),
+                attribute(IFLA_MTU, &1480u32.to_le_bytes()),
+                attribute(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 0x21]),
+                attribute(IFLA_LINK, &2u32.to_le_bytes()),
+                attribute(IFLA_LINKINFO, &info.concat()),
+            ]
+            .concat()
+        };
+        let expected = Link {
+            name: "eth0.70".into(),
+            running: true,
+            mtu: 1480,
+            mac: Some(MacAddr([2, 0, 0, 0, 0, 0x21])),
+            ethernet: true,
+            vlan: Some(Vlan { id: 70, service_tag: false, parent: Some(2) }),
+        };
+        assert_eq!(parse_notice(9, &[&device(0x8100)]), (9, expected.clone()));
+        let service = Vlan { id: 70, service_tag: true, parent: Some(2) };
+        let service = Link { vlan: Some(service), ..expected.clone() };
+        assert_eq!(parse_notice(9, &[&device(0x88a8)]), (9, service));
+        // The parent's index counts in another namespace, where 2 is another device.
+        let elsewhere = attribute(IFLA_LINK_NETNSID, &0u32.to_le_bytes());
+        let orphan = Vlan { id: 70, service_tag: false, parent: None };
+        let orphan = Link { vlan: Some(orphan), ..expected };
+        assert_eq!(parse_notice(9, &[&device(0x8100), &elsewhere]), (9, orphan));
     }
 
     #[test]

@@ -95,7 +95,8 @@ impl Neighbour {
 
     /// A failed neighbour that is asked for again stays failed until it answers.
     fn after(mut self, before: Option<&Self>) -> Self {
-        if self.reach == Reach::Asking && before.is_some_and(|before| before.reach == Reach::Failed) {
+        if self.reach == Reach::Asking && before.is_some_and(|before| before.reach == Reach::Failed)
+        {
             self.reach = Reach::Failed;
         }
         self
@@ -149,11 +150,15 @@ pub(crate) mod tests {
 
     pub(crate) fn message(state: NeighbourState, mac: Option<[u8; 6]>) -> NeighbourMessage {
         let mut message = NeighbourMessage::default();
-        message.header =
-            NeighbourHeader { family: AddressFamily::Inet, ifindex: 2, state, ..Default::default() };
-        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
-            [10, 0, 0, 1].into(),
-        )));
+        message.header = NeighbourHeader {
+            family: AddressFamily::Inet,
+            ifindex: 2,
+            state,
+            ..Default::default()
+        };
+        message
+            .attributes
+            .push(NeighbourAttribute::Destination(NeighbourAddress::Inet([10, 0, 0, 1].into())));
         message.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.into())));
         message
     }

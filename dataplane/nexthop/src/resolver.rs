@@ -1,13 +1,6 @@
 //! The task that follows the kernel's tables and publishes what changes.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::IpAddr,
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt, stream};
 use tokio::{
@@ -19,7 +12,7 @@ use tokio::{
 use crate::{
     answer::NextHops,
     hold::{Holds, Step},
-    kernel::{self, EEXIST, Kernel, Notice, RequestError},
+    kernel::{self, EEXIST, ENOENT, Kernel, Notice, RequestError},
     state::State,
 };
 
@@ -104,7 +97,8 @@ impl Resolver {
             RequestError::Lost => ResolverError::Read(io::ErrorKind::TimedOut.into()),
         })?;
         let links = &follower.state.links;
-        if let Some(index) = config.underlay_ifindexes.iter().find(|index| !links.contains(**index)) {
+        if let Some(index) = config.underlay_ifindexes.iter().find(|index| !links.contains(**index))
+        {
             return Err(ResolverError::UnknownDevice(*index));
         }
         let task = tokio::spawn(follower.run(kernel, notices));
@@ -255,6 +249,8 @@ impl Follower {
                 Ok(()) => self.holds.done(step, &mut self.state.neighbours),
                 // An entry that came in between: it may be an administrator's, so look first.
                 Err(RequestError::Errno(EEXIST)) => self.resync_due = true,
+                // One that went in between; its notice is on the way, or lost.
+                Err(RequestError::Errno(ENOENT)) => self.state.forget_neighbour(&step.key()),
                 Err(RequestError::Errno(errno)) => {
                     if self.holds.refused(step, errno) {
                         let (ifindex, address) = step.key();

@@ -44,8 +44,12 @@ impl Hop {
         for attribute in attributes {
             match attribute {
                 RouteAttribute::Oif(index) => self.device = Some(*index),
-                RouteAttribute::Gateway(RouteAddress::Inet(v4)) => self.gateway = Some((*v4).into()),
-                RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => self.gateway = Some((*v6).into()),
+                RouteAttribute::Gateway(RouteAddress::Inet(v4)) => {
+                    self.gateway = Some((*v4).into());
+                }
+                RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => {
+                    self.gateway = Some((*v6).into());
+                }
                 RouteAttribute::Via(RouteVia::Inet(v4)) => self.gateway = Some((*v4).into()),
                 RouteAttribute::Via(RouteVia::Inet6(v6)) => self.gateway = Some((*v6).into()),
                 RouteAttribute::EncapType(kind) => {
@@ -173,7 +177,8 @@ mod tests {
 
     #[test]
     fn an_on_link_route_has_no_gateway() {
-        let route = Route::parse(&answer(RouteType::Unicast, vec![RouteAttribute::Oif(2)])).unwrap();
+        let route =
+            Route::parse(&answer(RouteType::Unicast, vec![RouteAttribute::Oif(2)])).unwrap();
         assert_eq!(route.paths, [Path { device: 2, gateway: None, weight: 1, dead: false }]);
         assert_eq!(route.mtu, None);
     }

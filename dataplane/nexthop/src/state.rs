@@ -96,8 +96,7 @@ impl State {
         }
         let (index, link) = Link::parse(message);
         let was_underlay = self.links.contains(index) && self.links.is_underlay(index);
-        let changed =
-            if gone { self.links.remove(index) } else { self.links.insert(index, link) };
+        let changed = if gone { self.links.remove(index) } else { self.links.insert(index, link) };
         if !changed {
             return;
         }
@@ -109,7 +108,9 @@ impl State {
             self.all_due();
         } else {
             let uses = |lookup: &Result<Route, Reason>| {
-                lookup.as_ref().is_ok_and(|route| route.paths.iter().any(|path| path.device == index))
+                lookup
+                    .as_ref()
+                    .is_ok_and(|route| route.paths.iter().any(|path| path.device == index))
             };
             let users = self.lookups.iter().filter(|(_, lookup)| uses(lookup));
             self.due.extend(users.map(|(target, _)| *target));
@@ -134,10 +135,9 @@ impl State {
         }
         let (prefix, length_bits) = route::prefix(message);
         let family = message.header.address_family;
-        let covered = self
-            .targets
-            .iter()
-            .filter(|target| family_of(target) == family && route::covers(prefix, length_bits, **target));
+        let covered = self.targets.iter().filter(|target| {
+            family_of(target) == family && route::covers(prefix, length_bits, **target)
+        });
         self.due.extend(covered);
     }
 
@@ -156,6 +156,11 @@ impl State {
         if is_source || self.links.is_underlay(message.header.index) {
             self.all_due();
         }
+    }
+
+    /// Forgets an entry that proved to be gone.
+    pub(crate) fn forget_neighbour(&mut self, key: &Key) {
+        self.changed |= self.neighbours.remove(key);
     }
 
     /// Makes every target due.
@@ -248,7 +253,11 @@ mod tests {
         state
     }
 
-    fn route_notice(family: AddressFamily, prefix: Option<[u8; 4]>, length_bits: u8) -> RouteMessage {
+    fn route_notice(
+        family: AddressFamily,
+        prefix: Option<[u8; 4]>,
+        length_bits: u8,
+    ) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
         message.header.destination_prefix_length = length_bits;
