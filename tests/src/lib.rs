@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 
 mod janitor;
 
+pub mod checks;
 pub mod combo;
+pub mod craft;
 pub mod culvert;
 pub mod kernel;
 pub mod link;
+pub mod middle;
 pub mod netns;
 pub mod process;
 pub mod scratch;

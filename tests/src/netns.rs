@@ -22,6 +22,7 @@ pub struct Netns {
     name: String,
     path: PathBuf,
     file: File,
+    owned: bool,
 }
 
 impl Netns {
@@ -58,7 +59,7 @@ impl Netns {
         })
         .join()
         .map_err(|_| io::Error::other("the thread that makes a namespace died"))??;
-        let ns = Self { file: File::open(&path)?, name, path };
+        let ns = Self { file: File::open(&path)?, name, path, owned: true };
         ns.run("ip link set lo up");
         for (key, value) in [
             ("net/ipv6/conf/default/accept_dad", "0"),
@@ -72,6 +73,19 @@ impl Netns {
             ns.sysctl(key, value);
         }
         Ok(ns)
+    }
+
+    /// A second handle on an existing namespace; it does not go with this value.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    #[track_caller]
+    pub fn open(name: &str) -> Self {
+        let path = Path::new(NETNS_DIR).join(name);
+        match File::open(&path) {
+            Ok(file) => Self { name: name.to_owned(), path, file, owned: false },
+            Err(e) => panic!("{}: {e}", path.display()),
+        }
     }
 
     /// The name by which `ip -n` knows this namespace.
@@ -172,6 +186,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         // Failure leaves the name to the janitor.
         let _ = sys::unmount(&self.path);
         let _ = fs::remove_file(&self.path);

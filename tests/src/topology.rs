@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::combo::{Attach, Combo, Family, Offloads, UNDERLAY_VLAN};
 use crate::culvert::Culvert;
+use crate::middle::Middle;
 use crate::netns::Netns;
 use crate::scratch::Scratch;
 use crate::{kernel, link, tools, wait_until};
@@ -72,6 +73,8 @@ pub struct TopologySpec {
     pub dataplane_args: Vec<String>,
     /// Mode line of tenants' ports and the underlay: `auto`, `native`, `generic`.
     pub mode: [&'static str; 2],
+    /// Put a [`Middle`] into the wire, which can damage frames.
+    pub middle: bool,
 }
 
 impl TopologySpec {
@@ -86,6 +89,7 @@ impl TopologySpec {
             extra_toml: [String::new(), String::new()],
             dataplane_args: Vec::new(),
             mode: ["auto", "auto"],
+            middle: false,
         }
     }
 
@@ -96,6 +100,15 @@ impl TopologySpec {
         for host in 0..2 {
             let number = [1, 2][host];
             spec.tenants.push(TenantSpec { host, vnet: 1, number, anti_spoof: true });
+        }
+        spec
+    }
+
+    /// One vnet with two tenants on each host: 0 and 2 on A, 1 and 3 on B.
+    pub fn quad(combo: Combo) -> Self {
+        let mut spec = Self::pair(combo);
+        for host in 0..2 {
+            spec.tenants.push(TenantSpec { host, vnet: 0, number: [3, 4][host], anti_spoof: true });
         }
         spec
     }
@@ -174,6 +187,8 @@ pub struct Topology {
     pub culvert: [Option<Culvert>; 2],
     /// The tenants, in the order of the specification.
     pub tenants: Vec<Tenant>,
+    /// What stands in the wire, if the specification wants it.
+    pub middle: Option<Middle>,
     /// Hosts A and B.
     pub hosts: [Host; 2],
     /// What it was built from.
@@ -186,12 +201,12 @@ impl Topology {
     fn build(spec: TopologySpec) -> Self {
         let combo = spec.combo;
         let scratch = Scratch::new();
-        let hosts = build_hosts(&combo);
+        let (hosts, middle) = build_hosts(&combo, spec.middle);
         let mut tenants = Vec::new();
         for (index, &tenant) in spec.tenants.iter().enumerate() {
             tenants.push(build_tenant(&spec, &hosts[tenant.host], index, tenant));
         }
-        let mut topology = Self { culvert: [None, None], tenants, hosts, spec, scratch };
+        let mut topology = Self { culvert: [None, None], tenants, middle, hosts, spec, scratch };
         for host in 0..2 {
             match topology.spec.peers[host] {
                 Peer::Culvert => topology.start_culvert(host),
@@ -269,6 +284,11 @@ impl Topology {
 
     /// The configuration of a host that runs Culvert.
     pub fn host_toml(&self, host: usize) -> String {
+        self.host_toml_without(host, usize::MAX)
+    }
+
+    /// The configuration of a host that runs Culvert, without its port for tenant `left_out`.
+    pub fn host_toml_without(&self, host: usize, left_out: usize) -> String {
         let mut out = String::new();
         let mine = &self.hosts[host];
         let [port_mode, underlay_mode] = self.spec.mode;
@@ -285,7 +305,10 @@ impl Topology {
                 vnet.name, vnet.vni, vnet.flood
             );
         }
-        for tenant in &self.tenants {
+        for (index, tenant) in self.tenants.iter().enumerate() {
+            if index == left_out {
+                continue;
+            }
             let vnet = self.spec.vnets[tenant.spec.vnet].name;
             if tenant.spec.host == host {
                 let kind = if self.spec.combo.attach == Attach::Tap { "tap" } else { "xdp" };
@@ -337,7 +360,7 @@ impl Topology {
     }
 }
 
-fn build_hosts(combo: &Combo) -> [Host; 2] {
+fn build_hosts(combo: &Combo, middle: bool) -> ([Host; 2], Option<Middle>) {
     let hosts = [0usize, 1].map(|i| {
         let number = i + 1;
         Host {
@@ -349,7 +372,12 @@ fn build_hosts(combo: &Combo) -> [Host; 2] {
             wire_mac: format!("02:cc:00:00:00:{number:02x}"),
         }
     });
-    link::veth(&hosts[0].ns, WIRE, &hosts[1].ns, WIRE, combo.underlay_mtu());
+    let middle = if middle {
+        Some(Middle::between(&hosts[0].ns, &hosts[1].ns, WIRE, combo.underlay_mtu()))
+    } else {
+        link::veth(&hosts[0].ns, WIRE, &hosts[1].ns, WIRE, combo.underlay_mtu());
+        None
+    };
     for host in &hosts {
         host.ns.run(&format!("ip link set {WIRE} address {} up", host.wire_mac));
         let device = if combo.underlay_vlan {
@@ -365,7 +393,7 @@ fn build_hosts(combo: &Combo) -> [Host; 2] {
         host.ns.run(&format!("ip addr add {}/{length} dev {device}", host.vtep));
         link::set_offloads(&host.ns, WIRE, combo.wire);
     }
-    hosts
+    (hosts, middle)
 }
 
 fn build_tenant(spec: &TopologySpec, host: &Host, index: usize, tenant: TenantSpec) -> Tenant {

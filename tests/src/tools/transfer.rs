@@ -9,7 +9,7 @@ use crate::tools::Random;
 
 const BLOCK: usize = 64 * 1024;
 /// No byte for so long means that the connection is stuck.
-const STALL: Duration = Duration::from_secs(10);
+const STALL: Duration = Duration::from_secs(20);
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum TransferError {
 /// Returns how long it took.
 ///
 /// # Errors
-/// If the connection fails, stalls for ten seconds or delivers anything but what was sent.
+/// If the connection fails, stalls for twenty seconds or delivers anything but what was sent.
 pub fn tcp_transfer(
     client: &Netns,
     server: &Netns,
