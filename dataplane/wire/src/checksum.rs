@@ -1,0 +1,259 @@
+//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
+//!
+//! The ones-complement sum does not depend on byte order (RFC 1071 section 2 (B)), so the loops add
+//! machine words as they lie in memory, eight lanes at a time, and swap once at the end.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// A partial ones-complement sum over a run of bytes.
+///
+/// The sum knows whether it has covered an odd number of bytes, so pieces of any length chain:
+/// `Sum::default().add(a).add(b)` equals the sum over `a` and `b` joined.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct Sum {
+    // Each piece adds at most 0xffff, so 2^48 pieces fit: no frame has as many.
+    acc: u64,
+    odd: bool,
+}
+
+#[expect(clippy::should_implement_trait, reason = "what is added are bytes, not sums")]
+impl Sum {
+    /// Appends `bytes`.
+    #[inline]
+    #[must_use]
+    pub fn add(self, bytes: &[u8]) -> Self {
+        self.piece(sum_bytes(bytes), bytes.len() & 1 != 0)
+    }
+
+    /// Appends two bytes: `value` in network order.
+    #[inline]
+    #[must_use]
+    pub fn add_u16(self, value: u16) -> Self {
+        self.piece(value, false)
+    }
+
+    /// Appends four bytes: `value` in network order.
+    #[inline]
+    #[must_use]
+    pub fn add_u32(self, value: u32) -> Self {
+        self.add_u16((value >> 16) as u16).add_u16(value as u16)
+    }
+
+    /// Appends the bytes that `next` was made of.
+    #[inline]
+    #[must_use]
+    pub fn add_sum(self, next: Self) -> Self {
+        self.piece(next.fold(), next.odd)
+    }
+
+    /// Takes `bytes` off the end again: they must have been the last ones added.
+    #[inline]
+    #[must_use]
+    pub fn sub(self, bytes: &[u8]) -> Self {
+        let odd = self.odd ^ (bytes.len() & 1 != 0);
+        let value = !swap_if(sum_bytes(bytes), odd);
+        Self { acc: self.acc.wrapping_add(u64::from(value)), odd }
+    }
+
+    /// Takes a 16-bit word off that was added at an even offset.
+    #[inline]
+    #[must_use]
+    pub fn sub_u16(self, value: u16) -> Self {
+        Self { acc: self.acc.wrapping_add(u64::from(!value)), odd: self.odd }
+    }
+
+    /// The sum in 16 bits, not complemented: what a partial checksum field holds.
+    #[inline]
+    #[must_use]
+    pub fn fold(self) -> u16 {
+        fold64(self.acc)
+    }
+
+    /// The complement of the sum: what a finished checksum field holds, and zero over data whose
+    /// own checksum is right.
+    #[inline]
+    #[must_use]
+    pub fn finish(self) -> u16 {
+        !self.fold()
+    }
+
+    /// As [`Sum::finish`], with zero sent as all ones: UDP keeps zero for "no checksum" (RFC 768).
+    #[inline]
+    #[must_use]
+    pub fn finish_udp(self) -> u16 {
+        match self.finish() {
+            0 => 0xffff,
+            sum => sum,
+        }
+    }
+
+    /// The sum whose total with this one is zero (all ones).
+    #[inline]
+    #[must_use]
+    pub fn complement(self) -> Self {
+        Self { acc: u64::from(!self.fold()), odd: self.odd }
+    }
+
+    #[inline]
+    fn piece(self, value: u16, odd: bool) -> Self {
+        Self {
+            acc: self.acc.wrapping_add(u64::from(swap_if(value, self.odd))),
+            odd: self.odd ^ odd,
+        }
+    }
+}
+
+#[inline]
+const fn swap_if(value: u16, swap: bool) -> u16 {
+    if swap { value.swap_bytes() } else { value }
+}
+
+/// The sum of the IPv4 pseudo-header (RFC 793 section 3.1). `len` is L4 header and payload in bytes.
+#[inline]
+#[must_use]
+pub fn pseudo_v4(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, len: u32) -> Sum {
+    Sum::default()
+        .add_u32(src.to_bits())
+        .add_u32(dst.to_bits())
+        .add_u16(u16::from(proto))
+        .add_u32(len)
+}
+
+/// The sum of the IPv6 pseudo-header (RFC 8200 section 8.1). `len` is L4 header and payload in bytes.
+#[inline]
+#[must_use]
+pub fn pseudo_v6(src: &Ipv6Addr, dst: &Ipv6Addr, proto: u8, len: u32) -> Sum {
+    Sum::default().add(&src.octets()).add(&dst.octets()).add_u16(u16::from(proto)).add_u32(len)
+}
+
+/// Replaces the word `old` by `new` under the finished checksum `field` (RFC 1624 equation 3).
+#[inline]
+#[must_use]
+pub fn update_u16(field: u16, old: u16, new: u16) -> u16 {
+    !fold64(u64::from(!field) + u64::from(!old) + u64::from(new))
+}
+
+const BLOCK: usize = 32;
+const LANES: usize = BLOCK / 4;
+
+/// Copies `src` to the start of `dst` and sums it in the same pass.
+///
+/// The lengths should be equal; of unequal ones the shorter counts.
+#[must_use]
+pub fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> Sum {
+    let len = src.len().min(dst.len());
+    let (dst, src) = (&mut dst[..len], &src[..len]);
+    let mut lanes = [0u64; LANES];
+    let (to, to_tail) = dst.as_chunks_mut::<BLOCK>();
+    let (from, from_tail) = src.as_chunks::<BLOCK>();
+    for (to, from) in to.iter_mut().zip(from) {
+        add_block(&mut lanes, from);
+        *to = *from;
+    }
+    to_tail.copy_from_slice(from_tail);
+    let folded = fold_native(join(&lanes), from_tail);
+    Sum::default().piece(folded, len & 1 != 0)
+}
+
+#[inline]
+fn add_block(lanes: &mut [u64; LANES], block: &[u8; BLOCK]) {
+    let (words, _) = block.as_chunks::<4>();
+    for (lane, word) in lanes.iter_mut().zip(words) {
+        *lane = lane.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
+    }
+}
+
+// Lanes hold sums of 32-bit words: 2^32 blocks fit before one wraps.
+#[inline]
+fn join(lanes: &[u64; LANES]) -> u64 {
+    lanes.iter().fold(0, |acc, lane| {
+        let (sum, carry) = acc.overflowing_add(*lane);
+        sum.wrapping_add(u64::from(carry))
+    })
+}
+
+/// Adds the last few bytes to a native-order sum and folds it into network order.
+#[inline]
+fn fold_native(acc: u64, tail: &[u8]) -> u16 {
+    let mut acc = (acc & 0xffff_ffff) + (acc >> 32);
+    let (words, rest) = tail.as_chunks::<4>();
+    for word in words {
+        acc = acc.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
+    }
+    let mut last = [0u8; 4];
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    acc = acc.wrapping_add(u64::from(u32::from_ne_bytes(last)));
+    u16::from_be_bytes(fold64(acc).to_ne_bytes())
+}
+
+#[inline]
+fn sum_bytes(bytes: &[u8]) -> u16 {
+    let (blocks, tail) = bytes.as_chunks::<BLOCK>();
+    if blocks.is_empty() {
+        return fold_native(0, tail);
+    }
+    let mut lanes = [0u64; LANES];
+    for block in blocks {
+        add_block(&mut lanes, block);
+    }
+    fold_native(join(&lanes), tail)
+}
+
+#[inline]
+const fn fold64(acc: u64) -> u16 {
+    let acc = (acc & 0xffff_ffff) + (acc >> 32);
+    let acc = (acc & 0xffff) + ((acc >> 16) & 0xffff) + (acc >> 32);
+    let acc = (acc & 0xffff) + (acc >> 16);
+    let acc = (acc & 0xffff) + (acc >> 16);
+    acc as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_rfc_1071_sums_to_ddf2() {
+        let data = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(Sum::default().add(&data).fold(), 0xddf2);
+        assert_eq!(Sum::default().add(&data).finish(), !0xddf2);
+    }
+
+    #[test]
+    fn pieces_of_odd_length_chain() {
+        let data: Vec<u8> = (0..100u8).map(|i| i.wrapping_mul(37)).collect();
+        let whole = Sum::default().add(&data).fold();
+        for a in 0..data.len() {
+            for b in a..data.len() {
+                let parts = Sum::default().add(&data[..a]).add(&data[a..b]).add(&data[b..]);
+                assert_eq!(parts.fold(), whole, "{a} {b}");
+                let joined = Sum::default()
+                    .add(&data[..a])
+                    .add_sum(Sum::default().add(&data[a..b]).add(&data[b..]));
+                assert_eq!(joined.fold(), whole, "{a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_examples_of_rfc_1624_update_to_zero_and_not_to_ffff() {
+        assert_eq!(update_u16(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    #[test]
+    fn what_was_added_last_comes_off_again() {
+        let s = Sum::default().add(&[1, 2, 3]);
+        let t = s.add(&[7, 8, 9, 250, 3]).sub(&[7, 8, 9, 250, 3]);
+        assert_eq!(t.add(&[5]).fold(), s.add(&[5]).fold());
+    }
+
+    #[test]
+    fn a_sum_of_all_ones_stays_all_ones() {
+        let ones = vec![0xffu8; 65_535];
+        assert_eq!(Sum::default().add(&ones).fold(), 0xff00);
+        assert_eq!(Sum::default().add(&ones[..65_534]).fold(), 0xffff);
+        assert_eq!(Sum::default().add(&[]).fold(), 0);
+    }
+}
