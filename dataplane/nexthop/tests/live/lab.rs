@@ -14,17 +14,17 @@ use culvert_nexthop::{MacAddr, NextHop, NextHops, Resolution, Resolver, Resolver
 use tokio::{sync::watch, time::timeout};
 
 /// Our end of the pair; the peer's is [`PEER`].
-pub const DEVICE: &str = "und0";
+pub(crate) const DEVICE: &str = "und0";
 /// The peer's end of the pair.
-pub const PEER: &str = "und1";
-pub const OUR_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
-pub const PEER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+pub(crate) const PEER: &str = "und1";
+pub(crate) const OUR_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+pub(crate) const PEER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
 
 /// No test takes longer.
 const TEST_TIME: Duration = Duration::from_secs(90);
 
 /// The two hosts; they vanish with the value.
-pub struct Lab {
+pub(crate) struct Lab {
     peer: Child,
 }
 
@@ -36,8 +36,8 @@ impl Drop for Lab {
     }
 }
 
-/// Runs a test on two fresh hosts: 10.9.0.1 and fd09::1 are ours, .2 and ::2 the peer's.
-pub fn run<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send + 'static) {
+/// Runs a test on two fresh hosts: `10.9.0.1` and `fd09::1` are ours, `10.9.0.2` and `fd09::2` the peer's.
+pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send + 'static) {
     let body = move || {
         // SAFETY: a plain system call; it moves this thread alone to a network namespace of its own.
         #[allow(unsafe_code)]
@@ -84,22 +84,22 @@ impl Lab {
     }
 
     /// Runs a command at the peer.
-    pub fn peer_run(&self, command: &str) -> String {
+    pub(crate) fn peer_run(&self, command: &str) -> String {
         let pid = self.peer.id();
         execute(&format!("nsenter -t {pid} -n {command}"))
     }
 
     /// Runs `ip` at the peer.
-    pub fn peer_ip(&self, arguments: &str) -> String {
+    pub(crate) fn peer_ip(&self, arguments: &str) -> String {
         self.peer_run(&format!("ip {arguments}"))
     }
 
     /// Follows [`DEVICE`] and `targets`, with a refresh so rare that only notices can help.
-    pub async fn follow(&self, targets: &[&str]) -> Following {
+    pub(crate) async fn follow(&self, targets: &[&str]) -> Following {
         self.follow_with(targets, Duration::from_secs(3600)).await
     }
 
-    pub async fn follow_with(&self, targets: &[&str], refresh: Duration) -> Following {
+    pub(crate) async fn follow_with(&self, targets: &[&str], refresh: Duration) -> Following {
         let config = ResolverConfig {
             underlay_ifindexes: vec![ifindex(DEVICE)],
             sources: vec![address("10.9.0.1"), address("fd09::1")],
@@ -112,14 +112,14 @@ impl Lab {
 }
 
 /// A resolver under test.
-pub struct Following {
-    pub resolver: Resolver,
-    pub snapshots: watch::Receiver<Arc<NextHops>>,
+pub(crate) struct Following {
+    pub(crate) resolver: Resolver,
+    pub(crate) snapshots: watch::Receiver<Arc<NextHops>>,
 }
 
 impl Following {
     /// Waits until what is known of `target` satisfies `wanted`.
-    pub async fn until(
+    pub(crate) async fn until(
         &mut self,
         target: &str,
         wanted: impl Fn(&Resolution) -> bool,
@@ -139,37 +139,37 @@ impl Following {
     }
 
     /// Waits until `target` is resolved to these hops.
-    pub async fn until_hops(&mut self, target: &str, hops: &[NextHop]) {
+    pub(crate) async fn until_hops(&mut self, target: &str, hops: &[NextHop]) {
         self.until(target, |found| matches!(found, Resolution::Resolved(list) if list == hops))
             .await;
     }
 }
 
 /// The plain next hop on [`DEVICE`] to `dst_mac`.
-pub fn hop(dst_mac: MacAddr) -> NextHop {
+pub(crate) fn hop(dst_mac: MacAddr) -> NextHop {
     NextHop { ifindex: ifindex(DEVICE), vlan: None, src_mac: OUR_MAC, dst_mac, mtu: 1500 }
 }
 
-pub fn mac(last: u8) -> MacAddr {
+pub(crate) fn mac(last: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, last])
 }
 
-pub fn address(text: &str) -> IpAddr {
+pub(crate) fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub fn ifindex(device: &str) -> u32 {
+pub(crate) fn ifindex(device: &str) -> u32 {
     let shown = ip(&format!("-o link show dev {device}"));
     shown.split(':').next().and_then(|index| index.parse().ok()).unwrap()
 }
 
 /// Runs `ip` on our host.
-pub fn ip(arguments: &str) -> String {
+pub(crate) fn ip(arguments: &str) -> String {
     execute(&format!("ip {arguments}"))
 }
 
 /// Sets a sysctl below `net` of our host.
-pub fn sysctl(name: &str, value: &str) {
+pub(crate) fn sysctl(name: &str, value: &str) {
     fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
 }
 
@@ -182,7 +182,7 @@ fn execute(command: &str) -> String {
 }
 
 /// Waits until `condition` holds, for what no snapshot tells.
-pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..300 {
         if condition() {
             return;

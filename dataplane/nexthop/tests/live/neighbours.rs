@@ -1,11 +1,9 @@
-//! Neighbours of a real kernel, kept resolved without traffic. Needs root.
-
-mod lab;
+//! Neighbours of a real kernel, kept resolved without traffic.
 
 use std::time::Duration;
 
+use crate::lab::{DEVICE, PEER, PEER_MAC, eventually, hop, ip, mac, run};
 use culvert_nexthop::{Reason, Resolution};
-use lab::{DEVICE, PEER, PEER_MAC, eventually, hop, ip, mac, run};
 
 /// The kernel's entry for `target`, as `ip` shows it; empty where there is none.
 fn entry(target: &str) -> String {

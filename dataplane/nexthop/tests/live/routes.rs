@@ -1,11 +1,9 @@
-//! Routes, devices and ECMP of a real kernel, followed live. Needs root.
-
-mod lab;
+//! Routes, devices and ECMP of a real kernel, followed live.
 
 use std::{fmt::Write as _, process::Command, time::Duration};
 
+use crate::lab::{DEVICE, PEER, PEER_MAC, address, eventually, hop, ifindex, ip, mac, run, sysctl};
 use culvert_nexthop::{NextHop, Reason, Resolution, Resolver, ResolverConfig, ResolverError};
-use lab::{DEVICE, PEER, PEER_MAC, address, eventually, hop, ifindex, ip, mac, run, sysctl};
 
 /// Fixed neighbours 10.9.0.11.. with MAC ..:11.., so that routes alone are under test.
 fn add_gateways(last: &[u8]) {
@@ -234,7 +232,8 @@ fn a_learned_path_mtu_lowers_the_mtu_at_the_next_refresh() {
 
 #[test]
 fn a_wrong_configuration_is_refused() {
-    run(|_lab| async move {
+    run(|lab| async move {
+        let _lives_through_the_test = lab;
         let config = |underlay_ifindexes| ResolverConfig {
             underlay_ifindexes,
             sources: vec![],
