@@ -2,9 +2,7 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-/// An Ethernet address, in the order of its bytes on the wire.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MacAddr(pub [u8; 6]);
+pub use culvert_wire::eth::MacAddr;
 
 /// The most entries of [`Resolution::Resolved`]: weights are scaled down to fit.
 pub const MAX_NEXT_HOPS: usize = 64;

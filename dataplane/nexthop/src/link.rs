@@ -205,15 +205,18 @@ pub(crate) mod tests {
     }
 
     /// A link notice as it comes off the wire: `attributes` after the fixed header.
-    fn parse_notice(index: u8, attributes: &[&[u8]]) -> (u32, Link) {
+    fn parse_notice(index: u32, attributes: &[&[u8]]) -> (u32, Link) {
         use netlink_packet_route::RouteNetlinkMessage;
         use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 
         // ifinfomsg: AF_UNSPEC, ARPHRD_ETHER, index, IFF_UP | IFF_LOWER_UP, no change mask.
-        let mut body = vec![0, 0, 1, 0, index, 0, 0, 0, 0x01, 0, 0x01, 0, 0, 0, 0, 0];
+        let mut body = vec![0, 0];
+        body.extend(1u16.to_ne_bytes());
+        body.extend([index, 0x1_0001, 0].map(u32::to_ne_bytes).concat());
         body.extend(attributes.concat());
-        let mut bytes = u32::try_from(16 + body.len()).unwrap().to_le_bytes().to_vec();
-        bytes.extend([16, 0]); // RTM_NEWLINK
+        // nlmsghdr: length, RTM_NEWLINK, no flags, sequence and port.
+        let mut bytes = u32::try_from(16 + body.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(16u16.to_ne_bytes());
         bytes.extend([0; 10]);
         bytes.extend(body);
         match NetlinkMessage::deserialize(&bytes).unwrap().payload {
@@ -224,15 +227,14 @@ pub(crate) mod tests {
 
     /// One attribute, padded to four bytes.
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = u16::try_from(4 + value.len()).unwrap().to_le_bytes().to_vec();
-        bytes.extend(kind.to_le_bytes());
+        let mut bytes = u16::try_from(4 + value.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
         bytes.extend(value);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
     }
 
     #[test]
-    #[cfg(target_endian = "little")]
     fn a_vlan_device_is_read_as_the_kernel_tells_it() {
         const IFLA_ADDRESS: u16 = 1;
         const IFLA_IFNAME: u16 = 3;
@@ -246,13 +248,13 @@ pub(crate) mod tests {
         const IFLA_VLAN_PROTOCOL: u16 = 5;
         let device = |ether_type: u16| {
             let protocol = attribute(IFLA_VLAN_PROTOCOL, &ether_type.to_be_bytes());
-            let data = [protocol, attribute(IFLA_VLAN_ID, &70u16.to_le_bytes())].concat();
+            let data = [protocol, attribute(IFLA_VLAN_ID, &70u16.to_ne_bytes())].concat();
             let info = [attribute(IFLA_INFO_KIND, b"vlan\0"), attribute(IFLA_INFO_DATA, &data)];
             [
                 attribute(IFLA_IFNAME, b"eth0.70\0"),
-                attribute(IFLA_MTU, &1480u32.to_le_bytes()),
+                attribute(IFLA_MTU, &1480u32.to_ne_bytes()),
                 attribute(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 0x21]),
-                attribute(IFLA_LINK, &2u32.to_le_bytes()),
+                attribute(IFLA_LINK, &2u32.to_ne_bytes()),
                 attribute(IFLA_LINKINFO, &info.concat()),
             ]
             .concat()
@@ -270,7 +272,7 @@ pub(crate) mod tests {
         let service = Link { vlan: Some(service), ..expected.clone() };
         assert_eq!(parse_notice(9, &[&device(0x88a8)]), (9, service));
         // The parent's index counts in another namespace, where 2 is another device.
-        let elsewhere = attribute(IFLA_LINK_NETNSID, &0u32.to_le_bytes());
+        let elsewhere = attribute(IFLA_LINK_NETNSID, &0u32.to_ne_bytes());
         let orphan = Vlan { id: 70, service_tag: false, parent: None };
         let orphan = Link { vlan: Some(orphan), ..expected };
         assert_eq!(parse_notice(9, &[&device(0x8100), &elsewhere]), (9, orphan));

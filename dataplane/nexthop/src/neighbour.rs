@@ -5,7 +5,8 @@ use std::{collections::HashMap, net::IpAddr};
 use netlink_packet_route::{
     AddressFamily,
     neighbour::{
-        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
+        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+        NeighbourState,
     },
     route::RouteProtocol,
 };
@@ -22,7 +23,8 @@ pub(crate) type Key = (u32, IpAddr);
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Neighbour {
     pub(crate) reach: Reach,
-    /// The administrator's (`PERMANENT`) or the device's (`NOARP`): the kernel never probes it.
+    /// The administrator's (`PERMANENT`), the device's (`NOARP`), or kept by another control plane
+    /// (`NTF_EXT_LEARNED` without our mark): used as it is.
     pub(crate) fixed: bool,
     /// The kernel keeps it resolved by itself (`NTF_EXT_MANAGED`).
     pub(crate) managed: bool,
@@ -89,7 +91,9 @@ impl Neighbour {
             Some(mac) if usable => Reach::At(mac),
             _ => Reach::Asking,
         };
-        let fixed = matches!(state, NeighbourState::Permanent | NeighbourState::Noarp);
+        let learned = message.header.flags.contains(NeighbourFlags::ExtLearned);
+        let fixed = matches!(state, NeighbourState::Permanent | NeighbourState::Noarp)
+            || (learned && !ours);
         Some(((message.header.ifindex, address?), Self { reach, fixed, managed, ours }))
     }
 
@@ -183,6 +187,19 @@ pub(crate) mod tests {
     fn a_group_or_zero_address_is_never_sent_to() {
         assert_eq!(reach(NeighbourState::Permanent, Some([1, 0, 0, 0, 0, 0])), Reach::Asking);
         assert_eq!(reach(NeighbourState::Permanent, Some([0; 6])), Reach::Asking);
+    }
+
+    #[test]
+    fn an_entry_of_another_control_plane_is_fixed_and_ours_is_not() {
+        let fixed = |message: &NeighbourMessage| Neighbour::parse(message).unwrap().1.fixed;
+        let mut entry = message(NeighbourState::Reachable, Some(MAC));
+        assert!(!fixed(&entry));
+        entry.header.flags = NeighbourFlags::ExtLearned;
+        assert!(fixed(&entry));
+        entry.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+        assert!(!fixed(&entry));
+        entry.header.state = NeighbourState::Permanent;
+        assert!(fixed(&entry));
     }
 
     #[test]
