@@ -2,8 +2,11 @@
 #![allow(dead_code)] // Each test binary uses its part.
 
 pub(crate) mod frames;
+pub(crate) mod inject;
 pub(crate) mod netns;
+pub(crate) mod tag;
 pub(crate) mod testrun;
+pub(crate) mod xsk;
 
 use culvert_ebpf::{Counter, LoadOptions, Programs};
 
