@@ -130,6 +130,12 @@ impl PacketTx {
         self.batch.hold(buf)
     }
 
+    /// A held packet; `None` once the batch has been flushed.
+    #[must_use]
+    pub fn held(&self, id: HoldId) -> Option<&Buf> {
+        self.batch.held(id)
+    }
+
     /// Starts a message.
     pub fn message(&mut self, hdr: VnetHdr) -> Message<'_> {
         self.batch.message(hdr)
