@@ -242,7 +242,7 @@ pub enum Fault {
         legal: &'static str,
     },
     /// Correct the type of the value.
-    #[error("a {found}; legal is {legal}")]
+    #[error("{found}: wrong type; legal is {legal}")]
     WrongType {
         /// Type of the value.
         found: &'static str,
@@ -256,6 +256,14 @@ pub enum Fault {
         name: String,
         /// The fields there are.
         legal: String,
+    },
+    /// Remove one of the two fields.
+    #[error("{one} and {other} both given; legal is one of them")]
+    Exclusive {
+        /// The one.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
     },
     /// Stay within the limit; spread the rest over other hosts.
     #[error("{count} given; legal is at most {max}")]

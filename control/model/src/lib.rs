@@ -12,6 +12,7 @@
 //! | [`fault`] | what can be wrong, where, and what is legal |
 //! | [`api`] | the gRPC API, and its messages from and to the nouns |
 
+//! | [`host_toml`] | the file that people write |
 //! | [`limits`] | how much of each one host may carry |
 //!
 //! Nothing here does I/O; neither does it know how packets are carried.
@@ -20,6 +21,7 @@ pub mod api;
 mod convert;
 pub mod fault;
 pub mod host;
+pub mod host_toml;
 pub mod ids;
 pub mod limits;
 pub mod port;

@@ -1,0 +1,207 @@
+//! Typed access to the fields of one table, collecting faults instead of stopping at the first.
+
+use std::str::FromStr;
+
+use toml::Spanned;
+use toml::de::{DeArray, DeInteger, DeTable, DeValue};
+
+use crate::fault::{Fault, ModelError, Place};
+
+pub(super) type Value<'i> = Spanned<DeValue<'i>>;
+
+/// A fault and the offset of the text that it is about.
+pub(super) struct Found {
+    pub(super) offset: usize,
+    pub(super) error: ModelError,
+}
+
+/// One table, and the faults found in the file so far.
+pub(super) struct Fields<'v, 'i, 'e> {
+    table: &'v DeTable<'i>,
+    offset: usize,
+    place: Place,
+    nested: bool,
+    asked: Vec<&'static str>,
+    pub(super) found: &'e mut Vec<Found>,
+}
+
+impl<'v, 'i, 'e> Fields<'v, 'i, 'e> {
+    /// The fields of a value; a fault and `None` where it is no table. Its identifier, if it has one, goes
+    /// into the places of faults.
+    pub(super) fn of(
+        value: &'v Value<'i>,
+        place: Place,
+        legal: &'static str,
+        found: &'e mut Vec<Found>,
+    ) -> Option<Self> {
+        let offset = value.span().start;
+        let Some(table) = value.get_ref().as_table() else {
+            let fault = Fault::WrongType { found: value.get_ref().type_str(), legal };
+            found.push(Found { offset, error: ModelError::new(place, fault) });
+            return None;
+        };
+        Some(Fields::new(table, offset, place, found))
+    }
+
+    fn new(table: &'v DeTable<'i>, offset: usize, place: Place, found: &'e mut Vec<Found>) -> Self {
+        let id = table.get("id").and_then(|id| id.get_ref().as_str());
+        let place = match id {
+            Some(id) => place.named(id),
+            None => place,
+        };
+        Fields { table, offset, place, nested: false, asked: Vec::new(), found }
+    }
+
+    /// The fields of a table that is itself the value of a field, of which all faults are.
+    pub(super) fn nested(mut self) -> Self {
+        self.nested = true;
+        self
+    }
+
+    pub(super) fn place(&self, field: &'static str) -> Place {
+        let field = if self.nested { self.place.field } else { field };
+        Place { field, ..self.place.clone() }
+    }
+
+    pub(super) fn value(&mut self, field: &'static str) -> Option<&'v Value<'i>> {
+        self.asked.push(field);
+        self.table.get(field)
+    }
+
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.table.contains_key(field)
+    }
+
+    pub(super) fn fault(&mut self, offset: usize, place: Place, fault: Fault) {
+        self.found.push(Found { offset, error: ModelError::new(place, fault) });
+    }
+
+    fn wrong(&mut self, value: &Value<'_>, place: Place, legal: &'static str) {
+        let fault = Fault::WrongType { found: value.get_ref().type_str(), legal };
+        self.fault(value.span().start, place, fault);
+    }
+
+    pub(super) fn missing(&mut self, field: &'static str, legal: &'static str) {
+        let place = self.place(field);
+        self.fault(self.offset, place, Fault::Missing { legal });
+    }
+
+    /// A text; empty where absent or faulty.
+    pub(super) fn text(&mut self, field: &'static str, legal: &'static str) -> String {
+        self.optional_text(field, legal).unwrap_or_default()
+    }
+
+    pub(super) fn optional_text(
+        &mut self,
+        field: &'static str,
+        legal: &'static str,
+    ) -> Option<String> {
+        let value = self.value(field)?;
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            self.wrong(value, self.place(field), legal);
+        }
+        text.map(str::to_owned)
+    }
+
+    /// A list of texts; one that is faulty stays as an empty one, so that the others keep their positions.
+    pub(super) fn texts(&mut self, field: &'static str, legal: &'static str) -> Vec<String> {
+        let Some(items) = self.array(field, legal) else { return Vec::new() };
+        let mut texts = Vec::with_capacity(items.len());
+        for (element, item) in items.iter().enumerate() {
+            let text = item.get_ref().as_str();
+            if text.is_none() {
+                self.wrong(item, self.place(field).at(element), "a string");
+            }
+            texts.push(text.unwrap_or_default().to_owned());
+        }
+        texts
+    }
+
+    pub(super) fn array(
+        &mut self,
+        field: &'static str,
+        legal: &'static str,
+    ) -> Option<&'v DeArray<'i>> {
+        let value = self.value(field)?;
+        let array = value.get_ref().as_array();
+        if array.is_none() {
+            self.wrong(value, self.place(field), legal);
+        }
+        array
+    }
+
+    pub(super) fn flag(&mut self, field: &'static str) -> Option<bool> {
+        let value = self.value(field)?;
+        let flag = value.get_ref().as_bool();
+        if flag.is_none() {
+            self.wrong(value, self.place(field), "true or false");
+        }
+        flag
+    }
+
+    /// A number that fits the API; `illegal` names the fault of one that does not.
+    pub(super) fn number(
+        &mut self,
+        field: &'static str,
+        legal: &'static str,
+        illegal: impl FnOnce(i64) -> Fault,
+    ) -> Option<u32> {
+        let value = self.value(field)?;
+        let Some(number) = value.get_ref().as_integer() else {
+            self.wrong(value, self.place(field), legal);
+            return None;
+        };
+        let number = integer(number);
+        let fits = u32::try_from(number).ok();
+        if fits.is_none() {
+            self.fault(value.span().start, self.place(field), illegal(number));
+        }
+        fits
+    }
+
+    /// One of an enum's words; its default where absent or faulty.
+    pub(super) fn word<T: FromStr<Err = Fault> + Default>(&mut self, field: &'static str) -> T {
+        self.optional_word(field).unwrap_or_default()
+    }
+
+    pub(super) fn optional_word<T: FromStr<Err = Fault>>(
+        &mut self,
+        field: &'static str,
+    ) -> Option<T> {
+        let value = self.value(field)?;
+        let Some(text) = value.get_ref().as_str() else {
+            self.wrong(value, self.place(field), "a string");
+            return None;
+        };
+        let word = text.parse();
+        word.map_err(|fault| self.fault(value.span().start, self.place(field), fault)).ok()
+    }
+
+    /// At most one of two fields may be given.
+    pub(super) fn exclusive(&mut self, one: &'static str, other: &'static str) {
+        if self.has(one) && self.has(other) {
+            let offset = self.table.get(other).map_or(self.offset, |value| value.span().start);
+            self.fault(offset, self.place(other), Fault::Exclusive { one, other });
+        }
+    }
+
+    /// Every field that was not asked for is unknown.
+    pub(super) fn finish(self) {
+        for key in self.table.keys() {
+            let name = key.get_ref().as_ref();
+            if !self.asked.contains(&name) {
+                let fault =
+                    Fault::UnknownField { name: name.to_owned(), legal: self.asked.join(", ") };
+                let error = ModelError::new(self.place.clone(), fault);
+                self.found.push(Found { offset: key.span().start, error });
+            }
+        }
+    }
+}
+
+/// The number, held to the range of `i64`: one outside of it is illegal everywhere anyway.
+fn integer(number: &DeInteger<'_>) -> i64 {
+    let value = i64::from_str_radix(number.as_str(), number.radix());
+    value.unwrap_or(if number.as_str().starts_with('-') { i64::MIN } else { i64::MAX })
+}

@@ -1,0 +1,133 @@
+//! From a [`Host`] to its file.
+
+use std::fmt::{self, Display, Write};
+
+use crate::host::Host;
+use crate::port::Port;
+use crate::rules::{EgressRoute, IngressRule, Mapping, RouteAction, RouteScope};
+use crate::underlay::Underlay;
+use crate::vnet::Vnet;
+
+/// The text of a `host.toml` that reads as this host. Fields at their default are left out.
+pub fn to_toml(host: &Host) -> String {
+    File(host).to_string()
+}
+
+struct File<'a>(&'a Host);
+
+impl Display for File<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = self.0;
+        underlay(f, host.underlay())?;
+        host.vnets().iter().try_for_each(|item| vnet(f, item))?;
+        host.ports().iter().try_for_each(|item| port(f, item))?;
+        host.routes().iter().try_for_each(|item| route(f, item))?;
+        host.mappings().iter().try_for_each(|item| mapping(f, item))?;
+        host.ingress().iter().try_for_each(|item| ingress(f, item))
+    }
+}
+
+fn quote(value: impl Display) -> String {
+    toml::Value::String(value.to_string()).to_string()
+}
+
+fn field(f: &mut impl Write, name: &str, value: impl Display) -> fmt::Result {
+    writeln!(f, "{name} = {value}")
+}
+
+fn text(f: &mut impl Write, name: &str, value: impl Display) -> fmt::Result {
+    field(f, name, quote(value))
+}
+
+fn list<T: Display>(f: &mut impl Write, name: &str, values: &[T]) -> fmt::Result {
+    let values: Vec<_> = values.iter().map(quote).collect();
+    field(f, name, format_args!("[{}]", values.join(", ")))
+}
+
+/// A word, unless it is the default.
+fn word<T: Display + Default + PartialEq>(
+    f: &mut impl Write,
+    name: &str,
+    value: &T,
+) -> fmt::Result {
+    if *value == T::default() { Ok(()) } else { text(f, name, value) }
+}
+
+fn option<T: Display>(f: &mut impl Write, name: &str, value: Option<T>) -> fmt::Result {
+    value.map_or(Ok(()), |value| field(f, name, value))
+}
+
+fn underlay(f: &mut impl Write, underlay: &Underlay) -> fmt::Result {
+    writeln!(f, "[underlay]")?;
+    list(f, "interfaces", &underlay.interfaces)?;
+    list(f, "addresses", &underlay.addresses)?;
+    option(f, "mtu", underlay.mtu)?;
+    word(f, "mode", &underlay.mode)?;
+    word(f, "tx", &underlay.tx)
+}
+
+fn vnet(f: &mut impl Write, vnet: &Vnet) -> fmt::Result {
+    writeln!(f, "\n[[vnet]]")?;
+    text(f, "id", &vnet.id)?;
+    field(f, "vni", vnet.vni)?;
+    word(f, "format", &vnet.format)?;
+    if vnet.flood {
+        field(f, "flood", true)?;
+    }
+    word(f, "miss", &vnet.miss)?;
+    if vnet.gateways.is_empty() {
+        return Ok(());
+    }
+    let gateways: Vec<_> = vnet
+        .gateways
+        .iter()
+        .map(|gateway| format!("{{ ip = {}, mac = {} }}", quote(gateway.ip), quote(gateway.mac)))
+        .collect();
+    field(f, "gateway", format_args!("[{}]", gateways.join(", ")))
+}
+
+fn port(f: &mut impl Write, port: &Port) -> fmt::Result {
+    writeln!(f, "\n[[port]]")?;
+    text(f, "id", &port.id)?;
+    text(f, "vnet", &port.vnet)?;
+    let (kind, ifname) = (port.attach.kind(), quote(port.attach.ifname()));
+    field(f, "attach", format_args!("{{ {kind} = {ifname} }}"))?;
+    text(f, "mac", port.mac)?;
+    list(f, "ips", &port.ips)?;
+    if !port.anti_spoof {
+        field(f, "anti_spoof", false)?;
+    }
+    option(f, "mtu", port.mtu)?;
+    word(f, "mode", &port.mode)?;
+    word(f, "state", &port.state)
+}
+
+fn route(f: &mut impl Write, route: &EgressRoute) -> fmt::Result {
+    writeln!(f, "\n[[route]]")?;
+    match &route.scope {
+        RouteScope::Port(id) => text(f, "port", id)?,
+        RouteScope::Vnet(id) => text(f, "vnet", id)?,
+    }
+    text(f, "prefix", route.prefix)?;
+    match &route.action {
+        RouteAction::Vnet(id) => field(f, "to", format_args!("{{ vnet = {} }}", quote(id))),
+        word @ (RouteAction::Local | RouteAction::Trap | RouteAction::Drop) => text(f, "to", word),
+    }
+}
+
+fn mapping(f: &mut impl Write, mapping: &Mapping) -> fmt::Result {
+    writeln!(f, "\n[[mapping]]")?;
+    text(f, "vnet", &mapping.vnet)?;
+    text(f, "ip", mapping.ip)?;
+    text(f, "mac", mapping.mac)?;
+    text(f, "vtep", mapping.vtep)?;
+    option(f, "mtu", mapping.mtu)
+}
+
+fn ingress(f: &mut impl Write, rule: &IngressRule) -> fmt::Result {
+    writeln!(f, "\n[[ingress]]")?;
+    field(f, "vni", rule.vni)?;
+    word(f, "vtep", &rule.vtep)?;
+    field(f, "priority", rule.priority)?;
+    text(f, "action", rule.action)
+}

@@ -1,0 +1,317 @@
+//! Each rule about a host's state as a whole, by what breaks it.
+
+use std::net::IpAddr;
+
+use culvert_model::api::{self, egress_route, port};
+use culvert_model::{Fault, Host, ModelError, Mtu, limits};
+
+/// A host that is legal, to be broken.
+fn legal() -> api::State {
+    let port = |id: &str, vnet: &str, last: u8| api::Port {
+        id: id.into(),
+        vnet: vnet.into(),
+        attach: Some(port::Attach::Xdp(format!("veth-{id}"))),
+        mac: format!("02:00:00:00:00:{last:02}"),
+        ips: vec![format!("10.0.0.{last}")],
+        ..Default::default()
+    };
+    let vnet = |id: &str, vni| api::Vnet {
+        id: id.into(),
+        vni,
+        gateways: vec![api::Gateway {
+            ip: "10.0.0.254/24".into(),
+            mac: "02:00:00:00:00:fe".into(),
+        }],
+        ..Default::default()
+    };
+    api::State {
+        underlay: Some(api::Underlay {
+            interfaces: vec!["eth0".into()],
+            addresses: vec!["192.0.2.1".into()],
+            ..Default::default()
+        }),
+        vnets: vec![vnet("blue", 100), vnet("green", 200)],
+        ports: vec![port("a", "blue", 1), port("b", "blue", 2), port("c", "green", 1)],
+        routes: vec![api::EgressRoute {
+            scope: Some(egress_route::Scope::Vnet("blue".into())),
+            prefix: "10.0.0.0/24".into(),
+            action: Some(egress_route::Action::ToVnet("blue".into())),
+        }],
+        mappings: vec![api::Mapping {
+            vnet: "blue".into(),
+            ip: "10.0.0.3".into(),
+            mac: "02:00:00:00:00:03".into(),
+            vtep: "192.0.2.2".into(),
+            mtu: None,
+        }],
+        ingress: vec![api::IngressRule {
+            vni: 100,
+            vtep: "192.0.2.0/24".into(),
+            priority: 7,
+            action: api::IngressAction::Decap.into(),
+        }],
+    }
+}
+
+/// The faults after a change to the legal host.
+fn faults(change: impl FnOnce(&mut api::State)) -> Vec<ModelError> {
+    let mut state = legal();
+    change(&mut state);
+    Host::try_from(state).err().unwrap_or_default()
+}
+
+/// The one fault after a change, at a place.
+#[track_caller]
+fn fault(place: &str, change: impl FnOnce(&mut api::State)) -> Fault {
+    let mut faults = faults(change);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    let ModelError { place: at, fault } = faults.remove(0);
+    assert_eq!(at.to_string(), place);
+    fault
+}
+
+fn underlay(state: &mut api::State) -> &mut api::Underlay {
+    state.underlay.as_mut().unwrap()
+}
+
+#[test]
+fn the_unchanged_host_is_legal() {
+    assert_eq!(faults(|_| ()), []);
+}
+
+#[test]
+fn an_unknown_vnet_is_refused_wherever_it_is_named() {
+    for (place, change) in [
+        ("port[2] \"c\": vnet", (|s| s.ports[2].vnet = "red".into()) as fn(&mut api::State)),
+        ("route[0]: vnet", |s| s.routes[0].scope = Some(egress_route::Scope::Vnet("red".into()))),
+        ("route[0]: to", |s| s.routes[0].action = Some(egress_route::Action::ToVnet("red".into()))),
+        ("mapping[0]: vnet", |s| s.mappings[0].vnet = "red".into()),
+    ] {
+        assert_eq!(fault(place, change), Fault::UnknownVnet { id: "red".parse().unwrap() });
+    }
+}
+
+#[test]
+fn an_unknown_port_is_refused() {
+    let fault = fault("route[0]: port", |s| {
+        s.routes[0].scope = Some(egress_route::Scope::Port("z".into()))
+    });
+    assert_eq!(fault, Fault::UnknownPort { id: "z".parse().unwrap() });
+}
+
+#[test]
+fn ids_and_vnis_are_used_once() {
+    for (place, change) in [
+        ("vnet[1] \"green\": vni", (|s| s.vnets[1].vni = 100) as fn(&mut api::State)),
+        ("port[1] \"a\": id", |s| s.ports[1].id = "a".into()),
+        ("vnet[2] \"blue\": id", |s| {
+            s.vnets.push(api::Vnet { id: "blue".into(), vni: 300, ..Default::default() });
+        }),
+        ("route[1]: prefix", |s| s.routes.push(s.routes[0].clone())),
+        ("ingress[1]: priority", |s| s.ingress.push(s.ingress[0].clone())),
+    ] {
+        let fault = fault(place, change);
+        assert!(matches!(fault, Fault::Duplicate { .. }), "{fault:?}");
+    }
+}
+
+#[test]
+fn an_address_of_a_vnet_has_one_owner() {
+    for (place, change) in [
+        (
+            "port[1] \"b\": ips[0]",
+            (|s| s.ports[1].ips[0] = "10.0.0.1".into()) as fn(&mut api::State),
+        ),
+        ("port[1] \"b\": ips[0]", |s| s.ports[1].ips[0] = "10.0.0.254".into()),
+        ("port[1] \"b\": mac", |s| s.ports[1].mac = "02:00:00:00:00:01".into()),
+        ("port[1] \"b\": mac", |s| s.ports[1].mac = "02:00:00:00:00:fe".into()),
+        ("mapping[0]: ip", |s| s.mappings[0].ip = "10.0.0.1".into()),
+        ("mapping[0]: ip", |s| s.mappings[0].ip = "10.0.0.254".into()),
+        ("mapping[0]: mac", |s| s.mappings[0].mac = "02:00:00:00:00:01".into()),
+        ("mapping[1]: ip", |s| s.mappings.push(s.mappings[0].clone())),
+    ] {
+        let fault = fault(place, change);
+        assert!(matches!(fault, Fault::Overlap { .. }), "{fault:?}");
+    }
+}
+
+#[test]
+fn equal_addresses_in_two_vnets_are_legal() {
+    assert_eq!(faults(|s| s.ports[2].ips = s.ports[0].ips.clone()), []);
+    assert_eq!(faults(|s| s.ports[2].mac = s.ports[0].mac.clone()), []);
+}
+
+#[test]
+fn an_interface_is_used_once() {
+    for (place, change) in [
+        (
+            "port[0] \"a\": attach",
+            (|s| s.ports[0].attach = Some(port::Attach::Xdp("eth0".into()))) as fn(&mut api::State),
+        ),
+        ("port[1] \"b\": attach", |s| s.ports[1].attach = Some(port::Attach::Tap("veth-a".into()))),
+        ("underlay: interfaces[1]", |s| underlay(s).interfaces.push("eth0".into())),
+        ("underlay: addresses[1]", |s| underlay(s).addresses.push("192.0.2.1".into())),
+    ] {
+        let fault = fault(place, change);
+        assert!(matches!(fault, Fault::Duplicate { .. }), "{fault:?}");
+    }
+}
+
+#[test]
+fn a_prefix_with_host_bits_names_its_network() {
+    let prefix = "10.0.0.5/24".parse().unwrap();
+    let route = fault("route[0]: prefix", |s| s.routes[0].prefix = "10.0.0.5/24".into());
+    assert_eq!(route, Fault::HostBits { prefix });
+    assert!(route.to_string().contains("the network is 10.0.0.0/24"));
+    let rule = fault("ingress[0]: vtep", |s| s.ingress[0].vtep = "10.0.0.5/24".into());
+    assert_eq!(rule, Fault::HostBits { prefix });
+}
+
+#[test]
+fn an_underlay_mtu_must_hold_the_tenants_least_packet() {
+    let set = |mtu: u32, v6_tenant: bool, v6_underlay: bool| {
+        move |s: &mut api::State| {
+            underlay(s).mtu = Some(mtu);
+            if v6_tenant {
+                s.ports[0].ips.push("fd00::1".into());
+            }
+            if v6_underlay {
+                underlay(s).addresses.push("2001:db8::1".into());
+            }
+        }
+    };
+    for (v6_tenant, v6_underlay, least) in
+        [(false, false, 626), (false, true, 646), (true, false, 1330), (true, true, 1350)]
+    {
+        assert_eq!(faults(set(least, v6_tenant, v6_underlay)), []);
+        let fault = fault("underlay: mtu", set(least - 1, v6_tenant, v6_underlay));
+        assert!(matches!(fault, Fault::UnderlayMtuTooSmall { .. }), "{fault:?}");
+        assert!(fault.to_string().ends_with(&format!("legal is {least} or more")), "{fault}");
+    }
+}
+
+#[test]
+fn an_ipv6_port_needs_an_ipv6_mtu() {
+    let fault = fault("port[0] \"a\": mtu", |s| {
+        s.ports[0].ips.push("fd00::1".into());
+        s.ports[0].mtu = Some(1279);
+    });
+    assert_eq!(fault, Fault::PortMtuTooSmall { mtu: Mtu::new(1279).unwrap() });
+}
+
+#[test]
+fn macs_are_those_of_one_station() {
+    for mac in ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"] {
+        let mac_fault = Fault::MacNotUnicast { mac: mac.parse().unwrap() };
+        assert_eq!(fault("port[0] \"a\": mac", |s| s.ports[0].mac = mac.into()), mac_fault);
+        assert_eq!(fault("mapping[0]: mac", |s| s.mappings[0].mac = mac.into()), mac_fault);
+        let gateway =
+            fault("vnet[0] \"blue\": gateway[0].mac", |s| s.vnets[0].gateways[0].mac = mac.into());
+        assert_eq!(gateway, mac_fault);
+    }
+}
+
+#[test]
+fn ips_are_unicast() {
+    for ip in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"] {
+        let ip_fault = Fault::IpNotUnicast { ip: ip.parse::<IpAddr>().unwrap() };
+        assert_eq!(fault("port[0] \"a\": ips[0]", |s| s.ports[0].ips[0] = ip.into()), ip_fault);
+        assert_eq!(fault("mapping[0]: ip", |s| s.mappings[0].ip = ip.into()), ip_fault);
+        assert_eq!(fault("mapping[0]: vtep", |s| s.mappings[0].vtep = ip.into()), ip_fault);
+        assert_eq!(
+            fault("underlay: addresses[1]", |s| underlay(s).addresses.push(ip.into())),
+            ip_fault
+        );
+    }
+}
+
+#[test]
+fn a_mapping_leads_to_another_host_that_can_be_reached() {
+    let vtep = |text: &str| text.parse::<IpAddr>().unwrap();
+    let ours = fault("mapping[0]: vtep", |s| s.mappings[0].vtep = "192.0.2.1".into());
+    assert_eq!(ours, Fault::VtepIsOurs { vtep: vtep("192.0.2.1") });
+    let other = fault("mapping[0]: vtep", |s| s.mappings[0].vtep = "2001:db8::2".into());
+    assert_eq!(other, Fault::NoUnderlayFamily { vtep: vtep("2001:db8::2") });
+}
+
+#[test]
+fn only_trap_and_drop_do_without_a_vnet() {
+    for action in [api::IngressAction::Decap, api::IngressAction::DecapValidate] {
+        let fault = fault("ingress[0]: vni", |s| {
+            s.ingress[0].vni = 300;
+            s.ingress[0].action = action.into();
+        });
+        assert!(matches!(fault, Fault::UnknownVni { .. }));
+    }
+    for action in [api::IngressAction::Trap, api::IngressAction::Drop] {
+        let change = |s: &mut api::State| {
+            s.ingress[0].vni = 300;
+            s.ingress[0].action = action.into();
+        };
+        assert_eq!(faults(change), []);
+    }
+}
+
+#[test]
+fn vnis_have_24_bits() {
+    for vni in [0, 1 << 24, u32::MAX] {
+        let fault = fault("vnet[1] \"green\": vni", |s| s.vnets[1].vni = vni);
+        assert_eq!(fault, Fault::BadVni { value: vni.into() });
+    }
+}
+
+#[test]
+fn limits_are_held() {
+    let too_many = |count, max| Fault::TooMany { count, max };
+    let ips = fault("port[0] \"a\": ips", |s| {
+        s.ports[0].ips =
+            (0..257_u32).map(|n| format!("10.1.{}.{}", n / 200, n % 200 + 1)).collect();
+    });
+    assert_eq!(ips, too_many(257, limits::IPS_PER_PORT_MAX));
+    let ports = fault("port:", |s| {
+        s.ports = (0..4097_u32)
+            .map(|n| api::Port {
+                id: format!("p{n}"),
+                vnet: "blue".into(),
+                attach: Some(port::Attach::Tap(format!("t{n}"))),
+                mac: format!("02:00:00:01:{:02x}:{:02x}", n >> 8, n & 255),
+                ..Default::default()
+            })
+            .collect();
+    });
+    assert_eq!(ports, too_many(4097, limits::PORTS_MAX));
+    let interfaces = fault("underlay: interfaces", |s| {
+        underlay(s).interfaces = (0..9).map(|n| format!("eth{n}")).collect();
+    });
+    assert_eq!(interfaces, too_many(9, limits::UNDERLAY_INTERFACES_MAX));
+}
+
+#[test]
+fn unknown_enum_values_are_refused() {
+    for (place, change) in [
+        ("underlay: mode", (|s| underlay(s).mode = 9) as fn(&mut api::State)),
+        ("underlay: tx", |s| underlay(s).tx = 9),
+        ("vnet[1] \"green\": miss", |s| s.vnets[1].miss = 9),
+        ("vnet[1] \"green\": format", |s| s.vnets[1].format = 9),
+        ("port[0] \"a\": state", |s| s.ports[0].state = -1),
+        ("ingress[0]: action", |s| s.ingress[0].action = 0),
+    ] {
+        let fault = fault(place, change);
+        assert!(matches!(fault, Fault::BadWord { .. } | Fault::Missing { .. }), "{fault:?}");
+    }
+}
+
+#[test]
+fn a_reference_to_an_unreadable_object_is_no_second_fault() {
+    // The vnet of ports, route, mapping and ingress rule is there, only its gateway is wrong.
+    let gateway = fault("vnet[0] \"blue\": gateway[0].ip", |s| {
+        s.vnets[0].gateways[0].ip = "10.0.0.254".into()
+    });
+    assert_eq!(gateway, Fault::BadGatewayIp { value: "10.0.0.254".into() });
+    let port = fault("port[0] \"a\": mac", |s| {
+        s.ports[0].mac = "zz".into();
+        s.routes[0].scope = Some(egress_route::Scope::Port("a".into()));
+    });
+    assert_eq!(port, Fault::BadMac { value: "zz".into() });
+    fault("vnet[0] \"blue\": vni", |s| s.vnets[0].vni = 0);
+}
