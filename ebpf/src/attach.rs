@@ -177,6 +177,10 @@ pub(crate) fn pinned(directory: &Path) -> io::Result<BTreeSet<u32>> {
 /// Removes the link that a previous process pinned for `ifindex`.
 pub(crate) fn remove_pinned(directory: &Path, ifindex: u32) -> Result<(), AttachError> {
     let pin = pin_path(directory, ifindex);
+    if !pin.exists() {
+        // A failed change of mode took it away already.
+        return Ok(());
+    }
     let link = open_pin(&pin)?;
     DeviceLink { link, pin: Some(pin) }.remove()
 }

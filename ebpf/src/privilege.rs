@@ -31,7 +31,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 
 /// What this process lacks to load and attach programs, for an operator to read.
 pub(crate) fn missing() -> String {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     describe(effective(&status))
 }
 

@@ -246,6 +246,7 @@ fn links_that_the_new_configuration_does_not_want_are_released() {
 #[test]
 fn a_pinned_link_of_another_mode_is_replaced() {
     let (near, far) = linked_pair();
+    know_neighbour(&near, &far);
     let ifindex = near.ifindex("n0");
     let pins = Pins::new("mode");
     for mode in [XdpMode::Native, XdpMode::Generic, XdpMode::Native] {
@@ -339,4 +340,41 @@ fn a_counting_receiver_that_passes_counts_every_frame() {
     far.command("ping -c 3 -i 0.1 -W 1 192.0.2.1");
     let (packets, bytes) = count.read();
     assert!(packets >= 3 && bytes >= 3 * 98, "{packets} packets of {bytes} bytes");
+}
+
+#[test]
+fn a_loader_without_privileges_is_told_which() {
+    const CHILD: &str = "CULVERT_TEST_UNPRIVILEGED";
+    if std::env::var_os(CHILD).is_some() {
+        let options = LoadOptions { pin_dir: None, max_slots: 64 };
+        match Programs::load(&options) {
+            Ok(_) => println!("loaded"),
+            Err(error) => println!("refused: {error}"),
+        }
+        return;
+    }
+    let output = Command::new("setpriv")
+        .args(["--bounding-set=-all", "--inh-caps=-all"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "a_loader_without_privileges_is_told_which", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let refused = said.lines().find(|line| line.contains("refused: ")).unwrap_or_else(|| {
+        panic!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    });
+    assert!(refused.contains("lacks CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF"), "{refused}");
+}
+
+#[test]
+fn limits_of_the_options_are_named() {
+    for max_slots in [0, 65537] {
+        let error = Programs::load(&LoadOptions { pin_dir: None, max_slots }).err().unwrap();
+        let expected = format!("max_slots is {max_slots}, legal are 1 to 65536");
+        assert_eq!(error.to_string(), expected);
+    }
+    let pin_dir = Some(PathBuf::from("/tmp/pins"));
+    let error = Programs::load(&LoadOptions { pin_dir, max_slots: 1 }).err().unwrap();
+    assert!(error.to_string().contains("/tmp/pins is not on a bpf file system"), "{error}");
 }
