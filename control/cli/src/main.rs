@@ -1,2 +1,46 @@
-//! The culvert command line.
-fn main() {}
+//! The culvert command line: configures a dataplane, and shows what happens.
+//!
+//! Each verb has a module; [`client`] reaches the dataplane, [`output`] prints, [`error`] knows the exit
+//! codes.
+
+mod apply;
+mod args;
+mod client;
+mod error;
+mod output;
+mod show;
+mod stats;
+mod traps;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Args, Verb};
+use crate::error::CliError;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(&args)),
+        Err(error) => Err(CliError::Other(format!("cannot start: {error}"))),
+    };
+    match result {
+        // Whoever reads us has seen enough.
+        Ok(()) | Err(CliError::BrokenPipe) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", error.report());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<(), CliError> {
+    match &args.verb {
+        Verb::Apply(apply) => apply::run(args, apply).await,
+        Verb::Show(show) => show::run(args, show).await,
+        Verb::Stats(stats) => stats::run(args, stats).await,
+        Verb::Traps(traps) => traps::run(args, traps).await,
+    }
+}

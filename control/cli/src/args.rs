@@ -1,0 +1,102 @@
+//! Verbs and options.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use culvert_model::DEFAULT_SOCKET;
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  refused by the dataplane, or another failure; nothing was changed
+  2  wrong usage, or a file that cannot be read or is not valid
+  3  the dataplane cannot be reached";
+
+/// Configures a culvert dataplane, and shows what happens.
+#[derive(Debug, Parser)]
+#[command(name = "culvert", version, after_help = EXIT_CODES)]
+pub(crate) struct Args {
+    /// The dataplane's socket.
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
+
+    /// Tables for people, or JSON with stable field names for programs.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Make the state in a file the wanted one: all of it, or nothing.
+    Apply(Apply),
+    /// Show the state of the dataplane.
+    Show(Show),
+    /// Show counters of ports, workers, kernel and packet memory.
+    Stats(Stats),
+    /// Print frames that rules hand to the control plane, as they come.
+    Traps(Traps),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Apply {
+    /// The host's state, in TOML; - reads standard input.
+    #[arg(short, long, value_name = "HOST_TOML")]
+    pub(crate) file: PathBuf,
+
+    /// Check the file only; needs no dataplane.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Replace only if this is the dataplane's generation.
+    #[arg(long, value_name = "GENERATION")]
+    pub(crate) if_generation: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Show {
+    /// What to show.
+    #[arg(value_enum, default_value_t = What::Ports)]
+    pub(crate) what: What,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum What {
+    /// Ports as they are.
+    Ports,
+    /// Virtual networks.
+    Vnets,
+    /// Egress routes.
+    Routes,
+    /// Where addresses live.
+    Mappings,
+    /// Ingress rules.
+    Ingress,
+    /// The physical network, as wanted and as it is.
+    Underlay,
+    /// The dataplane itself, and what the kernel can do.
+    Info,
+    /// The whole state, as a host.toml.
+    Host,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Stats {
+    /// Only what was dropped, and why.
+    #[arg(long)]
+    pub(crate) drops: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Traps {
+    /// End after so many.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+}

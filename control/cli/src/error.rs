@@ -1,0 +1,106 @@
+//! What can go wrong, how it is told, and the exit code.
+
+use std::io;
+use std::path::PathBuf;
+
+use culvert_model::api::{self, refusal};
+use culvert_model::host_toml::TomlErrors;
+use tonic::{Code, Status};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// Name a file that exists and can be read.
+    #[error("{file}: {error}")]
+    File { file: String, error: io::Error },
+    /// Correct the file at the positions given.
+    #[error("{file}: {}; nothing was changed", faults(errors.errors().len()))]
+    Invalid { file: String, errors: TomlErrors },
+    /// Start the dataplane, or name its socket.
+    #[error("no dataplane at {}: is culvert-dataplane running?", socket.display())]
+    Absent { socket: PathBuf },
+    /// Become root, or a member of the socket's group.
+    #[error("{}: permission denied: run as root, or as a user who may write to the socket", socket.display())]
+    Forbidden { socket: PathBuf },
+    /// Look at the dataplane's own messages.
+    #[error("{}: cannot reach the dataplane: {reason}", socket.display())]
+    Unreachable { socket: PathBuf, reason: String },
+    /// Correct what the dataplane names; each fault has its own line.
+    #[error("the dataplane refused {file}: {}; nothing was changed", faults(lines.len() + omitted))]
+    Refused { file: String, lines: Vec<String>, omitted: usize },
+    /// Apply on top of the generation that there is now.
+    #[error("{0}")]
+    Status(String),
+    /// Use a CLI and a dataplane of the same version.
+    #[error("the dataplane's answer is not understood: {0}")]
+    Answer(String),
+    /// See the message.
+    #[error("{0}")]
+    Other(String),
+    /// Nothing to do: the reader of our output has gone.
+    #[error("broken pipe")]
+    BrokenPipe,
+}
+
+fn faults(count: usize) -> String {
+    format!("{count} fault{}", if count == 1 { "" } else { "s" })
+}
+
+impl CliError {
+    /// As listed in `--help`.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            CliError::File { .. } | CliError::Invalid { .. } => 2,
+            CliError::Absent { .. } | CliError::Forbidden { .. } | CliError::Unreachable { .. } => {
+                3
+            }
+            CliError::Refused { .. }
+            | CliError::Status(_)
+            | CliError::Answer(_)
+            | CliError::Other(_)
+            | CliError::BrokenPipe => 1,
+        }
+    }
+
+    /// The lines for standard error.
+    pub(crate) fn report(&self) -> String {
+        let mut report = String::new();
+        match self {
+            CliError::Invalid { file, errors } => report.push_str(&errors.report(file)),
+            CliError::Refused { lines, omitted, .. } => {
+                for line in lines {
+                    report.push_str(line);
+                    report.push('\n');
+                }
+                if *omitted > 0 {
+                    report.push_str(&format!("... and {omitted} more\n"));
+                }
+            }
+            _ => {}
+        }
+        report + &format!("culvert: {self}")
+    }
+
+    /// An answer that is an error, to any call but `Replace` with its refusals.
+    pub(crate) fn from_status(status: &Status, socket: PathBuf) -> CliError {
+        match status.code() {
+            // What tonic makes of a connection that breaks.
+            Code::Unavailable | Code::Unknown | Code::Cancelled => {
+                CliError::Unreachable { socket, reason: status.message().to_owned() }
+            }
+            Code::Aborted => CliError::Status(format!("not applied: {}", status.message())),
+            code => CliError::Status(format!("{}: {}", code.description(), status.message())),
+        }
+    }
+
+    /// A refused state: with typed faults, each of which `line` puts into words.
+    pub(crate) fn from_refusal(
+        status: &Status,
+        file: &str,
+        line: impl Fn(&api::Fault) -> String,
+    ) -> Option<CliError> {
+        let refusal = refusal(status)?;
+        let lines = refusal.faults.iter().map(line).collect();
+        let omitted = usize::try_from(refusal.omitted).unwrap_or(usize::MAX);
+        Some(CliError::Refused { file: file.to_owned(), lines, omitted })
+    }
+}

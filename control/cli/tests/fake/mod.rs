@@ -1,0 +1,245 @@
+//! A dataplane that carries nothing, but answers as one does, on a socket of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use culvert_model::Host;
+use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
+use culvert_model::api::{self, refuse};
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Code, Request, Response, Status};
+
+/// What the fake has been given, and how it is to answer.
+#[derive(Default)]
+pub(crate) struct Script {
+    pub(crate) state: Option<api::State>,
+    pub(crate) generation: u64,
+    /// Faults to refuse the next states with, as a host does that cannot carry them.
+    pub(crate) faults: Vec<api::Fault>,
+}
+
+#[derive(Clone)]
+struct Fake(Arc<Mutex<Script>>);
+
+#[tonic::async_trait]
+impl Dataplane for Fake {
+    type WatchTrapsStream = tokio_stream::Iter<std::vec::IntoIter<Result<api::Trap, Status>>>;
+
+    async fn get_info(
+        &self,
+        _: Request<api::GetInfoRequest>,
+    ) -> Result<Response<api::Info>, Status> {
+        Ok(Response::new(api::Info {
+            instance_id: "f00d".into(),
+            version: "0.1.0".into(),
+            generation: self.0.lock().unwrap().generation,
+            features: vec![api::KernelFeature {
+                name: "btf".into(),
+                available: false,
+                reason: "no /sys/kernel/btf/vmlinux".into(),
+            }],
+            underlay: vec![api::UnderlayDevice {
+                interface: "eth0".into(),
+                mode: "native".into(),
+                refusals: vec![api::ModeRefusal {
+                    mode: "zero-copy".into(),
+                    reason: "not supported by the driver".into(),
+                }],
+                queues: 4,
+                mtu: 1500,
+                up: true,
+            }],
+            workers: vec![api::WorkerInfo { index: 0, cpu: Some(1) }],
+        }))
+    }
+
+    async fn replace(
+        &self,
+        request: Request<api::ReplaceRequest>,
+    ) -> Result<Response<api::Applied>, Status> {
+        let request = request.into_inner();
+        let mut script = self.0.lock().unwrap();
+        if request.if_generation.is_some_and(|generation| generation != script.generation) {
+            return Err(Status::aborted(format!("the generation is {}", script.generation)));
+        }
+        let state = request.state.unwrap_or_default();
+        let host = Host::try_from(state.clone())
+            .map_err(|errors| refuse(Code::InvalidArgument, errors.iter().map(api::Fault::from)))?;
+        if !script.faults.is_empty() {
+            return Err(refuse(Code::FailedPrecondition, script.faults.clone()));
+        }
+        script.state = Some(state);
+        script.generation += 1;
+        let warnings = host.warnings().iter().map(ToString::to_string).collect();
+        Ok(Response::new(api::Applied { generation: script.generation, warnings }))
+    }
+
+    async fn get_state(
+        &self,
+        _: Request<api::GetStateRequest>,
+    ) -> Result<Response<api::CurrentState>, Status> {
+        let script = self.0.lock().unwrap();
+        let (state, generation) = (script.state.clone(), script.generation);
+        Ok(Response::new(api::CurrentState { state, generation }))
+    }
+
+    async fn list_ports(
+        &self,
+        _: Request<api::ListPortsRequest>,
+    ) -> Result<Response<api::PortList>, Status> {
+        let port = api::PortStatus {
+            id: "a1".into(),
+            vnet: "blue".into(),
+            attach: "xdp".into(),
+            device: "veth-a1".into(),
+            mode: "generic".into(),
+            refusals: vec![api::ModeRefusal {
+                mode: "native".into(),
+                reason: "it is a veth".into(),
+            }],
+            queues: 2,
+            mtu: 1500,
+            state: "down".into(),
+            reason: "no carrier".into(),
+        };
+        Ok(Response::new(api::PortList { ports: vec![port] }))
+    }
+
+    async fn get_stats(
+        &self,
+        _: Request<api::GetStatsRequest>,
+    ) -> Result<Response<api::Stats>, Status> {
+        let drop = |reason: &str, packets| api::Drop { reason: reason.into(), packets };
+        Ok(Response::new(api::Stats {
+            ports: vec![api::PortStats {
+                id: "a1".into(),
+                rx_packets: 11,
+                rx_bytes: 1100,
+                tx_packets: 22,
+                tx_bytes: 2200,
+                drops: vec![drop("spoofed_mac", 3), drop("no_mapping", 0)],
+            }],
+            workers: vec![api::WorkerStats { index: 0, rx_packets: 33, ..Default::default() }],
+            kernel: vec![api::KernelCounter {
+                device: "eth0".into(),
+                name: "rx_dropped".into(),
+                value: 5,
+            }],
+            arena: Some(api::Arena { chunks: 4096, free: 4000, held: 96 }),
+            drops: vec![drop("unknown_vni", 7)],
+        }))
+    }
+
+    async fn watch_traps(
+        &self,
+        _: Request<api::WatchTrapsRequest>,
+    ) -> Result<Response<Self::WatchTrapsStream>, Status> {
+        let trap = |port: &str, lost| {
+            Ok(api::Trap {
+                port: port.into(),
+                reason: "no_mapping".into(),
+                head: vec![0xff, 0x0a],
+                frame_len: 60,
+                lost,
+            })
+        };
+        Ok(Response::new(tokio_stream::iter(vec![trap("a1", 0), trap("", 4)])))
+    }
+}
+
+/// A running fake; it ends, and its files go, with this value.
+pub(crate) struct Running {
+    pub(crate) script: Arc<Mutex<Script>>,
+    directory: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Running {
+    pub(crate) fn start() -> Running {
+        let directory = fresh_directory();
+        let script = Arc::new(Mutex::new(Script::default()));
+        let fake = DataplaneServer::new(Fake(script.clone()));
+        let listener = std::os::unix::net::UnixListener::bind(directory.join("socket")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let incoming = UnixListenerStream::new(UnixListener::from_std(listener).unwrap());
+                let serve = tonic::transport::Server::builder().serve_with_incoming(fake, incoming);
+                tokio::select! {
+                    result = serve => result.unwrap(),
+                    _ = stopped => {}
+                }
+            });
+        });
+        Running { script, directory, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Ends the server, and leaves its socket behind, as a killed dataplane does.
+    pub(crate) fn kill(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+
+    pub(crate) fn culvert(&self, args: &[&str]) -> Ran {
+        culvert(&self.directory.join("socket"), args)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) -> String {
+        let path = self.directory.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn fresh_directory() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let directory =
+        std::env::temp_dir().join(format!("culvert-cli-{}-{number}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    directory
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ran {
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+pub(crate) fn culvert(socket: &Path, args: &[&str]) -> Ran {
+    let command =
+        Command::new(env!("CARGO_BIN_EXE_culvert")).arg("--socket").arg(socket).args(args).output();
+    let Output { status, stdout, stderr } = command.unwrap();
+    Ran {
+        code: status.code(),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
+}
