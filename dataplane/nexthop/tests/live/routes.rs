@@ -174,6 +174,8 @@ fn lookups_follow_source_specific_rules() {
 #[test]
 fn lost_notices_are_made_good_by_reading_everything_anew() {
     run(|lab| async move {
+        // Or the end of duplicate address detection would be a reason to look again.
+        ip(&format!("-6 addr flush dev {DEVICE} scope link"));
         add_gateways(&[11, 12]);
         ip("route add 10.77.0.0/16 via 10.9.0.11");
         let mut following = lab.follow(&["10.77.0.1"]).await;
