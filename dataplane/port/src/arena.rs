@@ -3,8 +3,8 @@
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 use thiserror::Error;
@@ -246,7 +246,7 @@ impl Arena {
 
     /// A number for a new socket; `None` when 65,534 are open.
     pub(crate) fn new_socket_id(&self) -> Option<u16> {
-        let mut ids = self.socket_ids.lock().unwrap_or_else(|e| e.into_inner());
+        let mut ids = self.socket_ids.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(id) = ids.0.pop() {
             return Some(id);
         }
@@ -257,7 +257,7 @@ impl Arena {
 
     /// Gives a number back. Only once no chunk bears it.
     pub(crate) fn free_socket_id(&self, id: u16) {
-        self.socket_ids.lock().unwrap_or_else(|e| e.into_inner()).0.push(id);
+        self.socket_ids.lock().unwrap_or_else(PoisonError::into_inner).0.push(id);
     }
 }
 

@@ -9,7 +9,7 @@ mod fill;
 mod open;
 mod types;
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use self::fill::FillBudget;
@@ -57,6 +57,9 @@ pub struct Xsk {
     tx_lent: usize,
     /// A packet of which only the first frames have arrived.
     partial: Option<Buf>,
+    /// The last kick found the device down: what is queued stays queued, and more would only keep
+    /// frames from other ports.
+    down: bool,
     /// The rest of a packet that is being dropped is still to come.
     skipping: bool,
     /// Frames of packets that could not be sent, until the next `reap`.
@@ -84,6 +87,7 @@ impl Xsk {
             rx_lent: 0,
             tx_lent: 0,
             partial: None,
+            down: false,
             skipping: false,
             discard: Vec::new(),
             stats: XskStats::default(),
@@ -227,7 +231,8 @@ impl Xsk {
     /// [`kick`](Self::kick). With `csum` the kernel or device completes a checksum in the first
     /// frame, where [`BoundMode::tx_meta`] says that it can.
     ///
-    /// A packet that can never be sent here is dropped and counted as `tx_unsendable`.
+    /// A packet that can never be sent here is dropped and counted as `tx_unsendable`; one for a
+    /// device that the last kick found down is dropped and counted as `tx_down`.
     ///
     /// # Errors
     /// The packet comes back when the ring is full: kick, reap, and try again.
@@ -235,6 +240,11 @@ impl Xsk {
         let frames = buf.frames().filter(|f| !f.is_empty()).count();
         if !self.is_sendable(&buf, frames, csum) {
             self.stats.tx_unsendable += 1;
+            self.discard(buf);
+            return Ok(());
+        }
+        if self.down {
+            self.stats.tx_down += 1;
             self.discard(buf);
             return Ok(());
         }
@@ -305,6 +315,7 @@ impl Xsk {
             let left = self.sock.tx.pending();
             let mut progress = left < pending;
             pending = left;
+            self.down = false;
             match result.as_ref().map_err(errno) {
                 Ok(()) if self.sock.bound.zero_copy => return Kick::Sent,
                 Ok(()) | Err(libc::EINTR) => {}
@@ -318,6 +329,7 @@ impl Xsk {
                 Err(libc::ENOBUFS | libc::ENOMEM) => self.stats.kick_no_buffers += 1,
                 Err(libc::ENETDOWN | libc::ENXIO | libc::ENODEV) => {
                     self.stats.kick_down += 1;
+                    self.down = true;
                     return Kick::Down;
                 }
                 Err(_) => {
@@ -390,7 +402,7 @@ impl Xsk {
     /// Whether the device can carry frames: one or two system calls.
     #[must_use]
     pub fn health(&self) -> Health {
-        match device::is_up(self.sock.fd.as_raw_fd(), self.ifindex) {
+        match device::is_up(self.sock.probe.as_fd(), self.ifindex) {
             Some(true) => Health::Up,
             Some(false) => Health::Down,
             None => Health::Gone,

@@ -143,6 +143,8 @@ pub struct XskStats {
     /// [`Xsk::max_tx_frames`](super::Xsk::max_tx_frames), of another arena, or with a checksum
     /// request that is out of bounds or that the socket cannot honour.
     pub tx_unsendable: u64,
+    /// Packets dropped because the last kick found the device down or gone.
+    pub tx_down: u64,
     /// System calls to send.
     pub kicks: u64,
     /// Kicks that ended at the kernel's budget or send buffer (EAGAIN).

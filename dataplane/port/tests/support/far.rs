@@ -90,7 +90,7 @@ impl RawSocket {
     }
 }
 
-/// Sends `bytes` as datagrams of `size` bytes in one call (UDP_SEGMENT).
+/// Sends `bytes` as datagrams of `size` bytes in one call (`UDP_SEGMENT`).
 pub fn send_segmented(socket: &UdpSocket, to: &str, bytes: &[u8], size: u16) {
     let value = i32::from(size);
     let len = size_of_val(&value) as u32;
