@@ -226,3 +226,16 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     // SAFETY: the kernel reads size_of_val(&set) bytes of a live set; 0 names the calling thread.
     check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }).map(drop)
 }
+
+/// Waits until one of `fds` can be read, or `timeout` passes.
+pub fn wait_readable<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    timeout: Duration,
+) -> io::Result<bool> {
+    let mut polls =
+        fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let count = libc::nfds_t::try_from(N).unwrap_or(0);
+    // SAFETY: poll gets N live pollfds.
+    Ok(check(unsafe { libc::poll(polls.as_mut_ptr(), count, millis) })? > 0)
+}

@@ -1,0 +1,96 @@
+//! The measurements, the same for every peer.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use culvert_tests::tools::Iperf;
+use culvert_tests::topology::TENANT_DEVICE;
+use serde::Serialize;
+
+use super::setup::Running;
+use crate::{count, flood, rr};
+
+const FLOOD_PORT: u16 = 9000;
+const RR_PORT: u16 = 9001;
+const WARM_UP: Duration = Duration::from_millis(500);
+
+/// One turn of one peer. Zero packets per second means that nothing arrived.
+#[derive(Clone, Serialize)]
+pub(crate) struct Sample {
+    /// One TCP stream, payload gigabits a second.
+    pub(crate) tcp_1_gbps: f64,
+    /// Four TCP streams together.
+    pub(crate) tcp_4_gbps: f64,
+    /// UDP datagrams of 64 bytes a second, counted by XDP at the receiving tenant.
+    pub(crate) udp_64_pps: f64,
+    /// The same with 1400 bytes.
+    pub(crate) udp_1400_pps: f64,
+    /// Round trip of 32 bytes over UDP, median, microseconds.
+    pub(crate) rr_p50_us: f64,
+    /// The same, 99th percentile.
+    pub(crate) rr_p99_us: f64,
+}
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Measures everything once.
+pub(crate) fn sample(running: &Running, secs: u64) -> Result<Sample, Error> {
+    let time = Duration::from_secs(secs);
+    let (rr_p50_us, rr_p99_us) = round_trips(running, time)?;
+    let sample = Sample {
+        tcp_1_gbps: tcp(running, secs, 1)?,
+        tcp_4_gbps: tcp(running, secs, 4)?,
+        udp_64_pps: packets_per_second(running, 64, time)?,
+        udp_1400_pps: packets_per_second(running, 1400, time)?,
+        rr_p50_us,
+        rr_p99_us,
+    };
+    Ok(sample)
+}
+
+fn tcp(running: &Running, secs: u64, streams: u32) -> Result<f64, Error> {
+    let topology = &running.topology;
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let iperf = Iperf { streams, ..Iperf::tcp(u32::try_from(secs)?) };
+    let report = iperf.run(&topology.scratch, &a.ns, &b.ns, topology.address(1))?;
+    Ok(report.bits_per_second / 1e9)
+}
+
+fn packets_per_second(running: &Running, size: usize, time: Duration) -> Result<f64, Error> {
+    let topology = &running.topology;
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let dst = SocketAddr::new(topology.address(1), FLOOD_PORT);
+    // The socket stays in its namespace; the sender's neighbour entry is fresh from the connection check.
+    let socket = a.ns.enter(|| flood::socket(dst))?;
+    let ifindex = b.ns.ifindex(TENANT_DEVICE);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| flood::send(&socket, size, time + WARM_UP * 2));
+        let counted = b.ns.enter(|| count::count(ifindex, Some(FLOOD_PORT), WARM_UP, time))?;
+        let sent = sender.join().map_err(|_| "the sender died")??;
+        if sent == 0 || counted.packets == 0 {
+            return Err(format!("{sent} datagrams sent, {} counted", counted.packets).into());
+        }
+        Ok(counted.packets_per_second())
+    })
+}
+
+fn round_trips(running: &Running, time: Duration) -> Result<(f64, f64), Error> {
+    let topology = &running.topology;
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let address = SocketAddr::new(topology.address(1), RR_PORT);
+    let server = b.ns.enter(|| UdpSocket::bind(address))?;
+    let client = a.ns.enter(|| flood::socket(address))?;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let serving = scope.spawn(|| rr::serve_udp(&server, || stop.load(Relaxed)));
+        let latency = rr::ask_udp(&client, time);
+        stop.store(true, Relaxed);
+        serving.join().map_err(|_| "the server died")??;
+        let latency = latency?;
+        if latency.requests < 100 {
+            return Err(format!("{} answers, {} lost", latency.requests, latency.lost).into());
+        }
+        Ok((latency.p50_us, latency.p99_us))
+    })
+}
