@@ -124,6 +124,19 @@ fn a_refusal_exits_1_and_points_into_the_file() {
 }
 
 #[test]
+fn a_refusal_of_many_faults_arrives_and_counts_the_rest() {
+    let dataplane = Running::start();
+    let faults =
+        (0..5_000).map(|n| api::Fault::new(&Place::object(Section::Mapping, n, "ip"), "no room"));
+    dataplane.script.lock().unwrap().faults.extend(faults);
+    let file = dataplane.write("host.toml", EXAMPLE);
+    let ran = dataplane.culvert(&["apply", "-f", &file]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("\n... and "), "{}", ran.err);
+    assert!(ran.err.ends_with(": 5000 faults; nothing was changed\n"), "{}", ran.err);
+}
+
+#[test]
 fn a_state_for_another_generation_is_not_applied() {
     let dataplane = applied();
     let file = dataplane.write("host.toml", EXAMPLE);
@@ -165,7 +178,7 @@ fn the_wanted_state_is_shown_in_parts() {
     let dataplane = applied();
     for (what, expected) in [
         ("vnets", "blue   100  vxlan   no     drop  10.0.0.254/24, fd00::ffff/64"),
-        ("routes", "port a1  10.0.0.128/25  drop"),
+        ("routes", "port a1    10.0.0.128/25  drop"),
         ("mappings", "blue  10.0.0.2  02:00:00:00:01:02  192.0.2.2  1400"),
         ("ingress", "100  192.0.2.2/32       100  decap-validate"),
         ("underlay", "wanted: addresses 192.0.2.1, 2001:db8::1; mtu 1500; mode auto; tx auto"),

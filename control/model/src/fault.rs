@@ -179,7 +179,7 @@ pub enum Fault {
     },
     /// Use a unicast address.
     #[error(
-        "{ip}: not a unicast address; legal is any but unspecified, loopback, multicast and broadcast"
+        "{ip}: not a unicast address; legal is any but unspecified, loopback, multicast, broadcast and IPv4-mapped IPv6"
     )]
     IpNotUnicast {
         /// As given.

@@ -60,7 +60,7 @@ impl Host {
         match draft.complete() {
             Some(parts) if errors.is_empty() => Ok(Host { parts }),
             _ => {
-                errors.sort_by(|a, b| a.place.order().cmp(&b.place.order()));
+                errors.sort_by_key(|error| error.place.order());
                 Err(errors)
             }
         }

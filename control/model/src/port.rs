@@ -26,7 +26,7 @@ pub struct Port {
     /// The tenant's MTU; `None`: the device's. May be above what fits the underlay: larger packets are then
     /// cut (TCP superframes, IPv4 without DF) or answered with "packet too big".
     pub mtu: Option<Mtu>,
-    /// How AF_XDP attaches to the device. Without effect on a TAP.
+    /// How `AF_XDP` attaches to the device. Without effect on a TAP.
     pub mode: ModePreference,
     /// Whether frames pass.
     pub state: PortState,
@@ -35,7 +35,7 @@ pub struct Port {
 /// The device of a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Attach {
-    /// A device that exists: the host end of a veth or of a VM's tap, a VF, a NIC. AF_XDP takes all its
+    /// A device that exists: the host end of a veth or of a VM's tap, a VF, a NIC. `AF_XDP` takes all its
     /// frames.
     Xdp {
         /// The device.

@@ -14,13 +14,13 @@ pub struct Underlay {
     pub addresses: Vec<IpAddr>,
     /// MTU towards the other hosts; `None`: the least of the devices'.
     pub mtu: Option<Mtu>,
-    /// How AF_XDP attaches to the devices.
+    /// How `AF_XDP` attaches to the devices.
     pub mode: ModePreference,
     /// How frames leave.
     pub tx: UnderlayTx,
 }
 
-/// How an AF_XDP socket is to be attached to a device.
+/// How an `AF_XDP` socket is to be attached to a device.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ModePreference {
     /// The best that works; which, and why none better, is reported. For an underlay: zero-copy, else
@@ -42,7 +42,7 @@ pub enum UnderlayTx {
     /// The dataplane chooses by device and frame.
     #[default]
     Auto,
-    /// By the AF_XDP rings only.
+    /// By the `AF_XDP` rings only.
     Xdp,
     /// By the packet socket only, which leaves segmentation and checksums to the device.
     Packet,

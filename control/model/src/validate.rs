@@ -366,6 +366,10 @@ fn once<K: Eq + Hash>(
 }
 
 fn is_unicast(ip: IpAddr) -> bool {
-    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast)
+    let special = match ip {
+        IpAddr::V4(ip) => ip.is_broadcast(),
+        // The same station under a second name, by which no frame carries it.
+        IpAddr::V6(ip) => ip.to_ipv4_mapped().is_some(),
+    };
+    !(special || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
 }

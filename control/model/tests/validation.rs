@@ -94,7 +94,7 @@ fn an_unknown_vnet_is_refused_wherever_it_is_named() {
 #[test]
 fn an_unknown_port_is_refused() {
     let fault = fault("route[0]: port", |s| {
-        s.routes[0].scope = Some(egress_route::Scope::Port("z".into()))
+        s.routes[0].scope = Some(egress_route::Scope::Port("z".into()));
     });
     assert_eq!(fault, Fault::UnknownPort { id: "z".parse().unwrap() });
 }
@@ -213,7 +213,16 @@ fn macs_are_those_of_one_station() {
 
 #[test]
 fn ips_are_unicast() {
-    for ip in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"] {
+    for ip in [
+        "0.0.0.0",
+        "127.0.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "ff02::1",
+        "::ffff:10.0.0.1",
+    ] {
         let ip_fault = Fault::IpNotUnicast { ip: ip.parse::<IpAddr>().unwrap() };
         assert_eq!(fault("port[0] \"a\": ips[0]", |s| s.ports[0].ips[0] = ip.into()), ip_fault);
         assert_eq!(fault("mapping[0]: ip", |s| s.mappings[0].ip = ip.into()), ip_fault);
@@ -305,7 +314,7 @@ fn unknown_enum_values_are_refused() {
 fn a_reference_to_an_unreadable_object_is_no_second_fault() {
     // The vnet of ports, route, mapping and ingress rule is there, only its gateway is wrong.
     let gateway = fault("vnet[0] \"blue\": gateway[0].ip", |s| {
-        s.vnets[0].gateways[0].ip = "10.0.0.254".into()
+        s.vnets[0].gateways[0].ip = "10.0.0.254".into();
     });
     assert_eq!(gateway, Fault::BadGatewayIp { value: "10.0.0.254".into() });
     let port = fault("port[0] \"a\": mac", |s| {

@@ -1,0 +1,105 @@
+//! `culvert show`.
+
+mod actual;
+mod wanted;
+
+use culvert_model::{Host, api, host_toml};
+use serde::Serialize;
+
+use self::actual::{Device, Feature, Info, PortStatus, Worker};
+use self::wanted::{WantedUnderlay, WholeState};
+use crate::args::{Args, Output, Show, What};
+use crate::client::Client;
+use crate::error::CliError;
+use crate::output::{joined, or_dash, print, print_json, table};
+
+pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
+    let mut client = Client::connect(&args.socket).await?;
+    match show.what {
+        What::Ports => {
+            let answer = client.calls.list_ports(api::ListPortsRequest {}).await;
+            let ports = client.answer(answer)?.ports.into_iter().map(PortStatus::from);
+            rows(args.output, &ports.collect::<Vec<_>>())
+        }
+        What::Info => info(args.output, info_of(&mut client).await?.into()),
+        What::Underlay => {
+            let info = info_of(&mut client).await?;
+            let devices = info.underlay.into_iter().map(Device::from).collect();
+            underlay(args.output, client.host().await?.as_ref(), devices)
+        }
+        What::Host => match (args.output, client.host().await?) {
+            (_, None) => Err(CliError::Other("no state was applied yet".to_owned())),
+            (Output::Table, Some(host)) => print(host_toml::to_toml(&host).trim_end()),
+            (Output::Json, Some(host)) => print_json(&WholeState::from(&host)),
+        },
+        // Without a state, these lists are empty.
+        What::Vnets => rows(args.output, &list(client.host().await?.as_ref(), wanted::vnets)),
+        What::Routes => rows(args.output, &list(client.host().await?.as_ref(), wanted::routes)),
+        What::Mappings => rows(args.output, &list(client.host().await?.as_ref(), wanted::mappings)),
+        What::Ingress => rows(args.output, &list(client.host().await?.as_ref(), wanted::ingress)),
+    }
+}
+
+async fn info_of(client: &mut Client) -> Result<api::Info, CliError> {
+    let answer = client.calls.get_info(api::GetInfoRequest {}).await;
+    client.answer(answer)
+}
+
+fn list<T>(host: Option<&Host>, of: impl Fn(&Host) -> Vec<T>) -> Vec<T> {
+    host.map(of).unwrap_or_default()
+}
+
+/// Something shown as one row of a table, or one object of JSON.
+trait Row: Serialize {
+    const HEADERS: &'static [&'static str];
+    fn cells(&self) -> Vec<String>;
+}
+
+fn rows<T: Row>(output: Output, items: &[T]) -> Result<(), CliError> {
+    match output {
+        Output::Json => print_json(&items),
+        Output::Table => print(&table(T::HEADERS, items.iter().map(Row::cells).collect())),
+    }
+}
+
+fn underlay(output: Output, host: Option<&Host>, devices: Vec<Device>) -> Result<(), CliError> {
+    #[derive(Serialize)]
+    struct Underlay {
+        /// Absent before the first accepted state.
+        wanted: Option<WantedUnderlay>,
+        devices: Vec<Device>,
+    }
+    let wanted = host.map(|host| WantedUnderlay::from(host.underlay()));
+    if output == Output::Json {
+        return print_json(&Underlay { wanted, devices });
+    }
+    if let Some(wanted) = &wanted {
+        let WantedUnderlay { addresses, mtu, mode, tx, .. } = wanted;
+        let (addresses, mtu) = (joined(addresses), or_dash(*mtu));
+        print(&format!("wanted: addresses {addresses}; mtu {mtu}; mode {mode}; tx {tx}\n"))?;
+    }
+    rows(output, &devices)
+}
+
+fn info(output: Output, info: Info) -> Result<(), CliError> {
+    if output == Output::Json {
+        return print_json(&info);
+    }
+    let Info { instance_id, version, generation, features, underlay, workers } = info;
+    print(&format!(
+        "culvert-dataplane {version}, instance {instance_id}, generation {generation}\n"
+    ))?;
+    let worker = |worker: Worker| vec![worker.index.to_string(), or_dash(worker.cpu)];
+    print(&table(&["#worker", "#cpu"], workers.into_iter().map(worker).collect()))?;
+    print("")?;
+    rows(output, &underlay)?;
+    print("")?;
+    let feature = |feature: Feature| {
+        let available = if feature.available { "yes" } else { "no" };
+        vec![feature.name, available.to_owned(), feature.reason]
+    };
+    print(&table(
+        &["kernel feature", "there", "notes"],
+        features.into_iter().map(feature).collect(),
+    ))
+}
