@@ -2,7 +2,7 @@
 //!
 //! A name never changes its meaning: operators alert on it and the API carries it as text.
 
-use culvert_wire::packet::ParseError;
+use culvert_wire::error::ParseError;
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {

@@ -1,1 +1,20 @@
 //! The packet path: rule tables, flow cache, pinned workers, API server.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`tables`] | the immutable snapshot of the rules |
+//! | [`policy`] | what the rules say about a packet: pure functions |
+//! | [`flow`] | what they said, remembered |
+//! | [`worker`] | the pinned thread that carries packets |
+//! | [`shared`] | what threads tell each other |
+//! | [`counters`], [`drops`] | what is counted, and the names of drops |
+//! | [`limits`] | the limit of everything |
+
+pub mod counters;
+pub mod drops;
+pub mod flow;
+pub mod limits;
+pub mod policy;
+pub mod shared;
+pub mod tables;
+pub mod worker;

@@ -27,7 +27,7 @@ pub fn check(port: &PortEntry, head: &[u8], pkt: &Packet) -> Result<(), DropReas
     if !port.anti_spoof {
         return Ok(());
     }
-    if pkt.src_mac(head) != Some(port.mac) {
+    if pkt.src_mac(head) != port.mac {
         return Err(DropReason::SpoofedMac);
     }
     match (pkt.ip, pkt.src_ip(head)) {

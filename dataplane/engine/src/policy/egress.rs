@@ -48,7 +48,7 @@ pub enum Verdict {
 /// may still drop or trap it, keep it local, or send it to another network.
 pub fn decide(tables: &Tables, port: &PortEntry, head: &[u8], pkt: &Packet) -> Verdict {
     let Some(vnet) = tables.vnet(port.vnet) else { return Verdict::Drop(DropReason::NoRoute) };
-    let Some(dst_mac) = pkt.dst_mac(head) else { return Verdict::Drop(DropReason::Malformed) };
+    let dst_mac = pkt.dst_mac(head);
     if dst_mac.is_multicast() {
         return if vnet.flood {
             Verdict::Flood(vnet.index)
@@ -89,7 +89,7 @@ pub fn decide(tables: &Tables, port: &PortEntry, head: &[u8], pkt: &Packet) -> V
             (Some(to), None) => match to.neighbours.get(&ip) {
                 None => miss(to),
                 Some(found) => {
-                    let src_mac = pkt.src_mac(head).unwrap_or(port.mac);
+                    let src_mac = pkt.src_mac(head);
                     let rewrite = Rewrite { src_mac, dst_mac: found.mac, hop: false };
                     forward(to.index, found.target, port, Some(rewrite))
                 }

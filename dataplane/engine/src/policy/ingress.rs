@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
+use culvert_wire::eth::ether_type;
 use culvert_wire::packet::{IpKind, Packet};
+use culvert_wire::{arp, reply};
 
 use crate::drops::DropReason;
 use crate::tables::{Ingress, PortIndex, Tables, Target, VnetEntry, VnetIndex, VtepIndex};
@@ -47,7 +49,7 @@ pub fn decide(
             Some(_) => return Verdict::Drop(DropReason::SourceMismatch),
         },
     }
-    let Some(dst_mac) = pkt.dst_mac(head) else { return Verdict::Drop(DropReason::Malformed) };
+    let dst_mac = pkt.dst_mac(head);
     if !dst_mac.is_multicast() {
         return match vnet.macs.get(&dst_mac) {
             Some(Target::Local(port)) => Verdict::Deliver(*port),
@@ -76,7 +78,7 @@ fn source_lives_at(
     head: &[u8],
     pkt: &Packet,
 ) -> bool {
-    let Some(mac) = pkt.src_mac(head) else { return false };
+    let mac = pkt.src_mac(head);
     let here = |target: &Target| matches!(target, Target::Remote { vtep: v, .. } if *v == vtep);
     let by_mac = || vnet.macs.get(&mac).is_some_and(here);
     let ip = match pkt.ip {
@@ -104,15 +106,9 @@ fn source_lives_at(
 
 /// The address that an ARP request or a neighbour solicitation asks for.
 pub fn asked_for(head: &[u8], pkt: &Packet) -> Option<IpAddr> {
-    use culvert_wire::{arp, eth::ether_type, icmpv6};
-    let l3 = head.get(usize::from(pkt.l3)..)?;
     if pkt.ether_type == ether_type::ARP {
-        let arp = arp::Repr::parse(l3).ok()?;
-        return (arp.op == arp::Op::Request).then_some(IpAddr::V4(arp.target_ip));
+        let arp = arp::Repr::parse(head.get(usize::from(pkt.l3)..)?).ok()?;
+        return (arp.op == arp::REQUEST).then_some(IpAddr::V4(arp.target_ip));
     }
-    if pkt.ip == IpKind::V6 && pkt.proto == icmpv6::PROTO {
-        let message = head.get(usize::from(pkt.l4)..)?;
-        return icmpv6::solicited_target(message).map(IpAddr::V6);
-    }
-    None
+    reply::solicited_target(head, pkt).map(IpAddr::V6)
 }

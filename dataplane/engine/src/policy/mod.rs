@@ -7,5 +7,3 @@ pub mod anti_spoof;
 pub mod egress;
 pub mod ingress;
 
-#[cfg(test)]
-pub(crate) mod testing;

@@ -37,6 +37,8 @@ pub struct Inputs<'a> {
     pub vnets: &'a Indices<VnetId>,
     /// Indices of every remote VTEP that a mapping names.
     pub vteps: &'a Indices<IpAddr>,
+    /// The workers that have a queue of each underlay device.
+    pub link_workers: &'a [Vec<u16>],
     /// Our address towards a VTEP, and the ways to it.
     pub reach: &'a dyn Fn(IpAddr) -> (IpAddr, Reach),
 }
@@ -44,7 +46,8 @@ pub struct Inputs<'a> {
 /// Builds the next snapshot.
 pub fn build(inputs: &Inputs<'_>) -> Tables {
     let generation = inputs.previous.generation + 1;
-    let mut tables = Tables { generation, ..Tables::default() };
+    let link_workers = inputs.link_workers.to_vec();
+    let mut tables = Tables { generation, link_workers, ..Tables::default() };
     for (ip, index) in inputs.vteps.iter() {
         let (source, reach) = (inputs.reach)(*ip);
         let entry = VtepEntry { index, ip: *ip, source, reach, changed_in: generation };

@@ -42,6 +42,7 @@ pub struct Tables {
     pub(crate) vteps: Vec<Option<Arc<VtepEntry>>>,
     pub(crate) vnet_of_vni: FxHashMap<u32, VnetIndex>,
     pub(crate) vtep_of_ip: FxHashMap<IpAddr, VtepIndex>,
+    pub(crate) link_workers: Vec<Vec<u16>>,
 }
 
 impl Tables {
@@ -67,6 +68,12 @@ impl Tables {
     #[inline]
     pub fn vnet_of(&self, vni: Vni) -> Option<&VnetEntry> {
         self.vnet(*self.vnet_of_vni.get(&vni.get())?)
+    }
+
+    /// The workers that have a queue of this underlay device.
+    #[inline]
+    pub fn link_workers(&self, link: LinkIndex) -> &[u16] {
+        self.link_workers.get(usize::from(link)).map_or(&[], Vec::as_slice)
     }
 
     /// The remote VTEP that has this address.

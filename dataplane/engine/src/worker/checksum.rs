@@ -68,11 +68,10 @@ pub fn infer_partial(buf: &Buf, pkt: &Packet, off: &mut Offload) {
     }
 }
 
-/// Completes a partial checksum in place. Returns whether the checksum is now known to be right.
+/// Completes a partial checksum in place. Returns whether it did, so that the checksum of the
+/// packet's own L4 header is known to be right.
 pub fn complete(buf: &mut Buf, pkt: &Packet, off: &mut Offload) -> bool {
-    let Csum::Partial { start, offset } = off.csum else {
-        return off.csum == Csum::Verified;
-    };
+    let Csum::Partial { start, offset } = off.csum else { return false };
     let at = usize::from(start) + usize::from(offset);
     let sum = sum_range(buf, start.into(), pkt.len as usize);
     let is_udp = pkt.proto == PROTO_UDP;
@@ -88,13 +87,40 @@ pub fn complete(buf: &mut Buf, pkt: &Packet, off: &mut Offload) -> bool {
 /// checksum, hence not known to be right.
 pub fn verify(buf: &Buf, pkt: &Packet) -> bool {
     let head = buf.head().data();
-    let Some(offset) = field_offset(pkt.proto) else { return false };
-    let at = usize::from(pkt.l4) + usize::from(offset);
+    is_right(head, pkt, sum_range(buf, pkt.l4.into(), pkt.len as usize))
+}
+
+/// Whether a superframe may be cut: its checksum is partial, or was found right. What is cut gets
+/// new checksums, which must not hide damage. On success the checksum is partial, save for a UDP
+/// checksum of zero, which stays.
+pub fn ready_to_cut(buf: &mut Buf, pkt: &Packet, off: &mut Offload) -> bool {
+    if let Csum::Partial { start, offset } = off.csum {
+        return start == pkt.l4 && field_offset(pkt.proto) == Some(offset);
+    }
+    let at = usize::from(pkt.l4) + 6;
+    if pkt.proto == PROTO_UDP && field(buf.head().data(), at) == Some(0) {
+        return true;
+    }
+    if !verify(buf, pkt) {
+        return false;
+    }
+    match make_partial(buf, pkt) {
+        Some((start, offset)) => {
+            off.csum = Csum::Partial { start, offset };
+            true
+        }
+        None => false,
+    }
+}
+
+/// Whether the checksum of a packet whose L4 part has this sum is there and right.
+pub fn is_right(head: &[u8], pkt: &Packet, l4_sum: Sum) -> bool {
+    let at = usize::from(pkt.l4) + 6;
     if pkt.proto == PROTO_UDP && field(head, at) == Some(0) {
         return false;
     }
-    let Some(pseudo) = pseudo(head, pkt) else { return false };
-    pseudo.add_sum(sum_range(buf, pkt.l4.into(), pkt.len as usize)).finish() == 0
+    field_offset(pkt.proto).is_some()
+        && pseudo(head, pkt).is_some_and(|pseudo| pseudo.add_sum(l4_sum).finish() == 0)
 }
 
 /// Makes the checksum partial, as superframes need it: the field becomes the pseudo-header sum.

@@ -4,17 +4,20 @@
 //! carry (superframes). The ring is kicked before the socket sends, and once something waits for
 //! the socket everything later waits behind it, so a flow is never reordered between the two.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
+use culvert_ebpf::FrameMeta;
+use culvert_port::gather::MESSAGES_MAX;
 use culvert_port::{
-    Buf, CsumRequest, FlushOutcome, FrameCache, HoldId, Kick, PacketTx, Tap, VnetHdr, Xsk,
+    Buf, CsumRequest, FlushOutcome, FrameCache, Health, HoldId, Kick, Message, PacketTx, Tap,
+    VnetHdr, Xsk, XskStats,
 };
 
-use super::offload::{Gso, Offload};
+use super::offload::Offload;
 use crate::drops::DropReason;
 
-/// Frames that one packet of an AF_XDP ring may have: the kernel's limit of a socket buffer.
-const MAX_RING_FRAMES: usize = 17;
+/// Bytes of copied headers that a piece brings with it, on the average and generously.
+const HEADERS_PER_PIECE: usize = 64;
 
 /// What the device belongs to.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,13 +46,17 @@ pub struct Device {
     /// What it belongs to.
     pub role: Role,
     /// The kernel objects.
-    pub io: Io,
+    io: Io,
     /// The largest IP packet that the device takes, in bytes.
     pub mtu: u32,
-    /// Whether the device cuts UDP superframes itself, or passes them on uncut.
+    /// Whether superframes of UDP are given to the device whole.
     pub segments_udp: bool,
-    ring_pending: bool,
+    /// Whether single frames go by the packet socket, too.
+    pub packet_only: bool,
     packet_pending: bool,
+    ring_pending: bool,
+    /// Messages begun since the last flush.
+    messages: usize,
 }
 
 /// What a flush could not deliver.
@@ -61,113 +68,248 @@ pub struct Losses {
     pub down: u64,
 }
 
+impl Losses {
+    /// Whether anything was lost.
+    pub fn any(&self) -> bool {
+        self.refused + self.down > 0
+    }
+
+    fn count(&mut self, outcome: &FlushOutcome) {
+        self.down += outcome.down as u64;
+        self.refused += (outcome.dropped() - outcome.down) as u64;
+    }
+}
+
 impl Device {
     /// Takes the kernel objects over.
-    pub fn new(role: Role, io: Io, mtu: u32, segments_udp: bool) -> Self {
-        Device { role, io, mtu, segments_udp, ring_pending: false, packet_pending: false }
+    pub fn new(role: Role, io: Io, mtu: u32) -> Self {
+        Device {
+            role,
+            io,
+            mtu,
+            segments_udp: false,
+            packet_only: false,
+            packet_pending: false,
+            ring_pending: false,
+            messages: 0,
+        }
     }
 
     /// The descriptor that is readable when packets wait.
     pub fn fd(&self) -> BorrowedFd<'_> {
         match &self.io {
             Io::Xdp { xsk, .. } => xsk.fd(),
-            Io::Tap(tap) => tap.as_fd(),
+            Io::Tap(tap) => tap.fd(),
         }
     }
 
-    /// Takes up to `max` packets.
+    /// Takes up to `max` packets into `out`; the other two vectors are scratch space.
     pub fn receive(
         &mut self,
         cache: &mut FrameCache,
         max: usize,
-        scratch: &mut Scratch,
+        received: &mut Vec<Buf>,
+        received_taps: &mut Vec<(Buf, VnetHdr)>,
         out: &mut Vec<(Buf, Offload)>,
-    ) -> usize {
+    ) {
         match &mut self.io {
             Io::Xdp { xsk, .. } => {
-                let n = xsk.receive(cache, max, &mut scratch.bufs);
+                xsk.receive(cache, max, received);
                 xsk.refill(cache);
-                out.extend(scratch.bufs.drain(..).map(|buf| {
-                    let meta = culvert_ebpf::FrameMeta::from_bytes(&buf.head().meta());
-                    (buf, Offload::from_meta(&meta))
+                out.extend(received.drain(..).map(|buf| {
+                    let meta = FrameMeta::from_bytes(&buf.head().meta());
+                    (buf, meta.map_or_else(Offload::default, |meta| Offload::from_meta(&meta)))
                 }));
-                n
             }
             Io::Tap(tap) => {
-                let n = tap.receive(cache, max, &mut scratch.taps);
-                out.extend(scratch.taps.drain(..).map(|(buf, hdr)| {
-                    let off = Offload::from_vnet(&hdr);
+                tap.receive(cache, max, received_taps);
+                out.extend(received_taps.drain(..).map(|(buf, header)| {
+                    let off = Offload::from_vnet(&header);
                     (buf, off)
                 }));
-                n
             }
         }
     }
 
-    /// Whether the ring can have a partial checksum completed by the receiver or the device.
+    /// Whether a single frame may leave with a partial checksum, which the device or the receiver
+    /// completes.
     pub fn takes_partial(&self) -> bool {
         match &self.io {
-            Io::Xdp { xsk, .. } => xsk.bound().tx_meta,
+            Io::Xdp { xsk, .. } => self.packet_only || self.packet_pending || xsk.bound().tx_meta,
             Io::Tap(_) => true,
         }
     }
 
-    /// Queues a packet that needs no cutting. `csum` is a partial checksum that the device or the
-    /// receiver completes.
+    /// Queues a packet that needs no cutting. `partial` is a checksum for the device or the
+    /// receiver to complete: where it starts, and where it is stored from there.
     ///
     /// # Errors
     /// The packet and why it was not queued.
     pub fn send(
         &mut self,
-        buf: Buf,
-        csum: Option<(u16, u16)>,
+        mut buf: Buf,
+        partial: Option<(u16, u16)>,
         cache: &mut FrameCache,
         losses: &mut Losses,
     ) -> Result<(), (Buf, DropReason)> {
-        match &mut self.io {
-            Io::Xdp { xsk, .. } if !self.packet_pending && buf.frame_count() <= MAX_RING_FRAMES => {
-                let request = csum.map(|(start, offset)| CsumRequest { start, offset });
-                let buf = match xsk.transmit(buf, request) {
-                    Ok(()) => {
-                        self.ring_pending = true;
-                        return Ok(());
-                    }
-                    Err(buf) => buf,
-                };
-                // The ring is full: push what is in it out and take back what is done.
+        if self.packet_pending || self.packet_only || matches!(self.io, Io::Tap(_)) {
+            return self.send_gathered(buf, partial, cache, losses);
+        }
+        let request = partial.map(|(start, offset)| CsumRequest { start, offset });
+        for attempt in 0..2 {
+            let Io::Xdp { xsk, .. } = &mut self.io else { break };
+            if buf.is_multi() && buf.frame_count() > xsk.max_tx_frames() {
+                return self.send_gathered(buf, partial, cache, losses);
+            }
+            match xsk.transmit(buf, request) {
+                Ok(()) => {
+                    self.ring_pending = true;
+                    return Ok(());
+                }
+                Err(back) => buf = back,
+            }
+            if attempt == 0 {
+                // The ring is full: send what is in it and take back what was sent.
                 self.flush(cache, losses);
-                match &mut self.io {
-                    Io::Xdp { xsk, .. } => {
-                        let request = csum.map(|(start, offset)| CsumRequest { start, offset });
-                        match xsk.transmit(buf, request) {
-                            Ok(()) => {
-                                self.ring_pending = true;
-                                Ok(())
-                            }
-                            Err(buf) => Err((buf, DropReason::TxRingFull)),
+            }
+        }
+        Err((buf, DropReason::TxRingFull))
+    }
+
+    fn send_gathered(
+        &mut self,
+        buf: Buf,
+        partial: Option<(u16, u16)>,
+        cache: &mut FrameCache,
+        losses: &mut Losses,
+    ) -> Result<(), (Buf, DropReason)> {
+        let mut header = VnetHdr::default();
+        if let Some((start, offset)) = partial {
+            header.flags = VnetHdr::NEEDS_CSUM;
+            header.csum_start = start;
+            header.csum_offset = offset;
+        }
+        self.make_room(buf.frame_count() + 1, 1, cache, losses);
+        self.messages += 1;
+        self.packet_pending = true;
+        let sent = match &mut self.io {
+            Io::Xdp { packet, .. } => packet.send(header, buf),
+            Io::Tap(tap) => tap.send(header, buf),
+        };
+        sent.map_err(|buf| (buf, DropReason::TxRefused))
+    }
+
+    /// Flushes if `messages` of so many pieces in all might find no room.
+    pub fn make_room(
+        &mut self,
+        pieces: usize,
+        messages: usize,
+        cache: &mut FrameCache,
+        losses: &mut Losses,
+    ) {
+        let header_bytes = pieces * HEADERS_PER_PIECE;
+        let room = self.messages + messages <= MESSAGES_MAX && match &self.io {
+            Io::Xdp { packet, .. } => packet.has_room(pieces, header_bytes),
+            Io::Tap(tap) => tap.has_room(pieces, header_bytes),
+        };
+        if !room {
+            self.flush(cache, losses);
+        }
+    }
+
+    /// Holds a packet until the next flush, for messages that send parts of it.
+    pub fn hold(&mut self, buf: Buf) -> HoldId {
+        self.packet_pending = true;
+        match &mut self.io {
+            Io::Xdp { packet, .. } => packet.hold(buf),
+            Io::Tap(tap) => tap.hold(buf),
+        }
+    }
+
+    /// A held packet; none once the device has been flushed.
+    pub fn held(&self, id: HoldId) -> Option<&Buf> {
+        match &self.io {
+            Io::Xdp { packet, .. } => packet.held(id),
+            Io::Tap(tap) => tap.held(id),
+        }
+    }
+
+    /// Starts a message beside the ring.
+    pub fn message(&mut self, header: VnetHdr) -> Message<'_> {
+        self.packet_pending = true;
+        self.messages += 1;
+        match &mut self.io {
+            Io::Xdp { packet, .. } => packet.message(header),
+            Io::Tap(tap) => tap.message(header),
+        }
+    }
+
+    /// Sends everything that is queued, the ring first, and takes back what was sent.
+    pub fn flush(&mut self, cache: &mut FrameCache, losses: &mut Losses) {
+        self.messages = 0;
+        match &mut self.io {
+            Io::Xdp { xsk, packet } => {
+                if std::mem::take(&mut self.ring_pending) {
+                    let before = xsk.outstanding();
+                    self.ring_pending = match xsk.kick() {
+                        Kick::Idle | Kick::Sent => false,
+                        Kick::Pending => true,
+                        Kick::Down => {
+                            losses.down += before.min(1) as u64;
+                            false
                         }
-                    }
-                    Io::Tap(_) => Err((buf, DropReason::LinkDown)),
+                    };
+                }
+                xsk.reap(cache);
+                if std::mem::take(&mut self.packet_pending) {
+                    losses.count(&packet.flush(cache));
                 }
             }
-            _ => {
-                let hdr = plain_header(csum);
-                let len = buf.len();
-                self.message(hdr, cache, losses, &[], Some((buf, 0..len)), &[])
-                    .map_err(|buf| match buf {
-                        Some(buf) => (buf, DropReason::TxRefused),
-                        None => unreachable_loss(),
-                    })
+            Io::Tap(tap) => {
+                if std::mem::take(&mut self.packet_pending) {
+                    losses.count(&tap.flush(cache));
+                }
             }
         }
     }
 
-    /// Queues one message of the packet socket or the TAP.
-    pub fn gather(&mut self) -> &mut dyn Gather {
-        self.packet_pending = true;
-        match &mut self.io {
-            Io::Xdp { packet, .. } => packet.as_mut(),
-            Io::Tap(tap) => tap.as_mut(),
+    /// Whether frames wait in the ring for the kernel to have room.
+    pub fn unfinished(&self) -> bool {
+        self.ring_pending
+    }
+
+    /// Frames that the device holds.
+    pub fn outstanding(&self) -> usize {
+        match &self.io {
+            Io::Xdp { xsk, packet } => xsk.outstanding() + packet.outstanding(),
+            Io::Tap(tap) => tap.outstanding(),
+        }
+    }
+
+    /// Whether the device can carry frames.
+    pub fn health(&self) -> Health {
+        match &self.io {
+            Io::Xdp { xsk, .. } => xsk.health(),
+            Io::Tap(_) => Health::Up,
+        }
+    }
+
+    /// The AF_XDP socket's counters, the kernel's included.
+    pub fn stats(&self) -> Option<XskStats> {
+        match &self.io {
+            Io::Xdp { xsk, .. } => Some(xsk.stats()),
+            Io::Tap(_) => None,
+        }
+    }
+
+    /// Closes the kernel objects; every frame goes back to the cache.
+    pub fn close(self, cache: &mut FrameCache) {
+        match self.io {
+            Io::Xdp { xsk, mut packet } => {
+                xsk.close(cache);
+                let _ = packet.flush(cache);
+            }
+            Io::Tap(tap) => tap.close(cache),
         }
     }
 }

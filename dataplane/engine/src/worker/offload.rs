@@ -1,6 +1,6 @@
 //! What the kernel left undone in a packet, whichever port it came from.
 
-use culvert_ebpf::{FrameMeta, GsoKind as MetaGso};
+use culvert_ebpf::{FrameMeta, GsoKind as MetaGso, skb_gso};
 use culvert_port::VnetHdr;
 
 /// Whether the inner-most L4 checksum stands.
@@ -52,8 +52,6 @@ pub struct Offload {
     pub vlan: Option<(u16, u16)>,
 }
 
-const SKB_GSO_UDP_L4: u32 = 1 << 17;
-
 impl Offload {
     /// From the metadata that the XDP program put in front of the frame.
     pub fn from_meta(meta: &FrameMeta) -> Self {
@@ -70,7 +68,7 @@ impl Offload {
                 MetaGso::TcpV4 => Gso::TcpV4,
                 MetaGso::TcpV6 => Gso::TcpV6,
                 MetaGso::UdpL4 => Gso::UdpL4,
-                MetaGso::Tunnel => Gso::Tunnel { udp: meta.gso_type & SKB_GSO_UDP_L4 != 0 },
+                MetaGso::Tunnel => Gso::Tunnel { udp: meta.gso_type & skb_gso::UDP_L4 != 0 },
                 MetaGso::Other => Gso::Other,
             };
             (kind, gso.size)
@@ -87,7 +85,7 @@ impl Offload {
         } else {
             Csum::Given
         };
-        let gso = match hdr.gso_type & !VnetHdr::GSO_ECN {
+        let gso = match hdr.gso_type & !VnetHdr::ECN {
             VnetHdr::GSO_NONE => None,
             VnetHdr::GSO_TCPV4 => Some((Gso::TcpV4, hdr.gso_size)),
             VnetHdr::GSO_TCPV6 => Some((Gso::TcpV6, hdr.gso_size)),

@@ -1,0 +1,388 @@
+//! To a tenant: merge what belongs together, queue the rest as it is.
+
+use culvert_port::{Buf, HoldId, VnetHdr};
+use culvert_wire::coalesce::{CoalesceConfig, Coalescer, MAX_HEADERS_LEN, Merged, OuterKey};
+use culvert_wire::packet::Packet;
+use culvert_wire::segment::GsoKind;
+use culvert_wire::{eth, tcp};
+
+use super::device::{Losses, Role};
+use super::offload::{Csum, Gso, Offload};
+use super::{Slot, Worker, checksum};
+use crate::drops::DropReason;
+use crate::tables::PortIndex;
+
+/// Segments of a merged frame at most. Each is a buffer or two of a message.
+const MAX_MERGED: usize = 64;
+
+/// Flows that may wait for their next segment in one batch.
+const MAX_FLOWS: usize = 32;
+
+/// A segment that waits to be merged.
+pub enum Piece {
+    /// A packet of its own.
+    Own {
+        /// The packet.
+        buf: Buf,
+        /// What is still to be done on it.
+        off: Offload,
+    },
+    /// Part of a packet that the port's device holds.
+    Held {
+        /// The packet.
+        id: HoldId,
+        /// Where the segment's Ethernet header is in it.
+        start: usize,
+    },
+}
+
+/// A segment and where it goes.
+pub struct Token {
+    port: PortIndex,
+    piece: Piece,
+}
+
+/// The coalescer, away while it runs.
+pub struct Merging {
+    coalescer: Option<Box<Coalescer<Token>>>,
+    frames: usize,
+}
+
+impl Merging {
+    /// An empty one.
+    pub fn new() -> Self {
+        let config = CoalesceConfig {
+            flows: MAX_FLOWS,
+            max_segs: MAX_MERGED,
+            max_len: 0xffff,
+            udp: false,
+        };
+        Merging { coalescer: Some(Box::new(Coalescer::new(config))), frames: 0 }
+    }
+
+    /// Frames that wait in it.
+    pub fn held_frames(&self) -> usize {
+        self.frames
+    }
+}
+
+impl Worker {
+    /// Delivers a packet to a tenant, by the worker that owns the tenant's port.
+    pub(super) fn deliver(&mut self, port: PortIndex, buf: Buf, off: Offload) {
+        let Some(entry) = self.tables.port(port) else {
+            return self.drop_tenant(port, buf, DropReason::PortGone);
+        };
+        if entry.blocked {
+            return self.drop_tenant(port, buf, DropReason::PortBlocked);
+        }
+        let (worker, mtu) = (entry.worker, entry.mtu);
+        if worker != self.config.index {
+            return self.hand_over_delivery(worker, port, buf, off);
+        }
+        let Some(slot) = self.tenant_slot(port) else {
+            return self.drop_tenant(port, buf, DropReason::PortGone);
+        };
+        match off.gso {
+            None => self.deliver_single(port, slot, buf, off, mtu),
+            Some((kind, size)) => self.deliver_superframe(port, slot, buf, off, kind, size),
+        }
+    }
+
+    fn deliver_single(
+        &mut self,
+        port: PortIndex,
+        slot: Slot,
+        mut buf: Buf,
+        mut off: Offload,
+        mtu: u32,
+    ) {
+        let len = buf.len();
+        if len > mtu as usize + l2_len(buf.head().data()) {
+            return self.drop_tenant(port, buf, DropReason::ExceedsPortMtu);
+        }
+        let Some(Some(device)) = self.devices.get_mut(slot) else {
+            return self.drop_tenant(port, buf, DropReason::PortGone);
+        };
+        if matches!(off.csum, Csum::Partial { .. }) && !device.takes_partial() {
+            match Packet::parse(buf.head().data(), len) {
+                Ok(pkt) => drop(checksum::complete(&mut buf, &pkt, &mut off)),
+                Err(error) => return self.drop_tenant(port, buf, error.into()),
+            }
+        }
+        let partial = match off.csum {
+            Csum::Partial { start, offset } => Some((start, offset)),
+            Csum::Given | Csum::Verified => None,
+        };
+        let mut losses = Losses::default();
+        match device.send(buf, partial, &mut self.cache, &mut losses) {
+            Ok(()) => {
+                self.counters.port(port).tx.count(len);
+                self.mark_dirty(slot);
+            }
+            Err((buf, reason)) => self.drop_tenant(port, buf, reason),
+        }
+        self.count_losses(Role::Tenant(port), losses);
+    }
+
+    /// A packet that the tenant's stack, or its device, cuts itself.
+    fn deliver_superframe(
+        &mut self,
+        port: PortIndex,
+        slot: Slot,
+        buf: Buf,
+        off: Offload,
+        kind: Gso,
+        size: u16,
+    ) {
+        let pkt = match Packet::parse(buf.head().data(), buf.len()) {
+            Ok(pkt) => pkt,
+            Err(error) => return self.drop_tenant(port, buf, error.into()),
+        };
+        let kind = match kind {
+            Gso::TcpV4 => GsoKind::TcpV4,
+            Gso::TcpV6 => GsoKind::TcpV6,
+            Gso::UdpL4 => GsoKind::UdpL4,
+            Gso::Tunnel { .. } | Gso::Other => {
+                return self.drop_tenant(port, buf, DropReason::UnknownSuperframe);
+            }
+        };
+        if !matches!(off.csum, Csum::Partial { .. }) {
+            return self.drop_tenant(port, buf, DropReason::NotSegmentable);
+        }
+        let len = buf.len();
+        let mut losses = Losses::default();
+        let Some(Some(device)) = self.devices.get_mut(slot) else {
+            return self.drop_tenant(port, buf, DropReason::PortGone);
+        };
+        device.make_room(buf.frame_count() + 1, 1, &mut self.cache, &mut losses);
+        let id = device.hold(buf);
+        let mut message = device.message(gso_header(kind, size, &pkt));
+        message.slice(id, 0..len);
+        let finished = message.finish();
+        self.count_message(port, slot, finished.is_ok(), len);
+        self.count_losses(Role::Tenant(port), losses);
+    }
+
+    fn count_message(&mut self, port: PortIndex, slot: Slot, finished: bool, len: usize) {
+        if finished {
+            self.counters.port(port).tx.count(len);
+        } else {
+            self.counters.port(port).drop(DropReason::TxRefused);
+        }
+        self.mark_dirty(slot);
+    }
+
+    /// Offers a packet with a checksum known to be right to the coalescer.
+    pub(super) fn merge_own(
+        &mut self,
+        port: PortIndex,
+        key: (u64, u64),
+        buf: Buf,
+        pkt: &Packet,
+        off: Offload,
+    ) {
+        let mut headers = [0; MAX_HEADERS_LEN];
+        let len = usize::from(pkt.payload).min(MAX_HEADERS_LEN);
+        let (Some(to), Some(from)) = (headers.get_mut(..len), buf.head().data().get(..len)) else {
+            return self.deliver(port, buf, off);
+        };
+        to.copy_from_slice(from);
+        self.merge(port, key, Piece::Own { buf, off }, &headers[..len], pkt, false);
+    }
+
+    /// Offers a segment to the coalescer; what it does not take is delivered at once.
+    pub(super) fn merge(
+        &mut self,
+        port: PortIndex,
+        (vni, rest): (u64, u64),
+        piece: Piece,
+        head: &[u8],
+        pkt: &Packet,
+        udp: bool,
+    ) {
+        let outer = OuterKey { flow: vni << 16 | u64::from(port), merge: rest };
+        let Some(mut coalescer) = self.merging.coalescer.take() else { return };
+        self.merging.frames += piece.frames();
+        let token = Token { port, piece };
+        let back = coalescer
+            .offer_as(udp, head, pkt, outer, token, &mut |merged| self.deliver_merged(merged));
+        self.merging.coalescer = Some(coalescer);
+        let Some(token) = back else { return };
+        self.merging.frames -= token.piece.frames();
+        match token.piece {
+            Piece::Own { buf, off } => self.deliver(port, buf, off),
+            Piece::Held { id, start } => {
+                self.send_held(port, id, &[], start..start + pkt.len as usize, VnetHdr::default());
+            }
+        }
+    }
+
+    /// Delivers everything that waits to be merged.
+    pub(super) fn flush_merging(&mut self) {
+        let Some(mut coalescer) = self.merging.coalescer.take() else { return };
+        if coalescer.held_flows() > 0 {
+            coalescer.flush_all(&mut |merged| self.deliver_merged(merged));
+        }
+        self.merging.coalescer = Some(coalescer);
+    }
+
+    fn deliver_merged(&mut self, merged: Merged<'_, Token>) {
+        let Merged { headers, packet, kind, gso_size, segs, tokens, .. } = merged;
+        let mut tokens = tokens.inspect(|held| {
+            debug_assert!(held.payload_len > 0 || segs == 1);
+        });
+        if segs == 1 {
+            let Some(held) = tokens.next() else { return };
+            self.merging.frames -= held.token.piece.frames();
+            let port = held.token.port;
+            match held.token.piece {
+                Piece::Own { buf, off } => self.deliver(port, buf, off),
+                Piece::Held { id, start } => {
+                    let at = start + usize::from(held.payload_offset);
+                    let payload = at..at + usize::from(held.payload_len);
+                    self.send_held(port, id, headers, payload, VnetHdr::default());
+                }
+            }
+            return;
+        }
+        let mut port = None;
+        let mut slot = 0;
+        let mut losses = Losses::default();
+        let mut parts = std::mem::take(&mut self.parts);
+        for held in tokens {
+            self.merging.frames -= held.token.piece.frames();
+            port = Some(held.token.port);
+            let Some(at) = self.tenant_slot(held.token.port) else {
+                self.forget(held.token);
+                continue;
+            };
+            slot = at;
+            let Some(Some(device)) = self.devices.get_mut(slot) else { continue };
+            let (id, start) = match held.token.piece {
+                Piece::Own { buf, .. } => {
+                    if parts.is_empty() {
+                        device.make_room(
+                            usize::from(segs) * 3 + 1,
+                            1,
+                            &mut self.cache,
+                            &mut losses,
+                        );
+                    }
+                    (device.hold(buf), 0)
+                }
+                Piece::Held { id, start } => (id, start),
+            };
+            let at = start + usize::from(held.payload_offset);
+            parts.push((id, at..at + usize::from(held.payload_len)));
+        }
+        if let (Some(port), Some(Some(device)), false) =
+            (port, self.devices.get_mut(slot), parts.is_empty())
+        {
+            let mut message = device.message(gso_header(kind, gso_size, &packet));
+            message.copy(headers);
+            for (id, range) in parts.drain(..) {
+                message.slice(id, range);
+            }
+            let len = message.len();
+            let finished = message.finish();
+            self.count_message(port, slot, finished.is_ok(), len);
+            self.count_losses(Role::Tenant(port), losses);
+        }
+        parts.clear();
+        self.parts = parts;
+    }
+
+    fn forget(&mut self, token: Token) {
+        self.counters.port(token.port).drop(DropReason::PortGone);
+        if let Piece::Own { buf, .. } = token.piece {
+            self.cache.free_buf(buf);
+        }
+    }
+
+    /// Sends part of a held packet as a frame of its own, behind `headers`.
+    fn send_held(
+        &mut self,
+        port: PortIndex,
+        id: HoldId,
+        headers: &[u8],
+        range: std::ops::Range<usize>,
+        header: VnetHdr,
+    ) {
+        let Some(slot) = self.tenant_slot(port) else { return };
+        let Some(Some(device)) = self.devices.get_mut(slot) else { return };
+        let mut message = device.message(header);
+        message.copy(headers);
+        message.slice(id, range);
+        let len = message.len();
+        let finished = message.finish();
+        self.count_message(port, slot, finished.is_ok(), len);
+    }
+
+    /// Gives a packet to the port's device, so that messages can refer to parts of it. There will
+    /// be room for `messages` of them.
+    pub(super) fn hold_for(
+        &mut self,
+        port: PortIndex,
+        messages: usize,
+        buf: Buf,
+    ) -> Option<(Slot, HoldId)> {
+        let slot = self.tenant_slot(port);
+        let Some((slot, device)) =
+            slot.and_then(|slot| Some((slot, self.devices.get_mut(slot)?.as_mut()?)))
+        else {
+            self.drop_tenant(port, buf, DropReason::PortGone);
+            return None;
+        };
+        let mut losses = Losses::default();
+        let pieces = messages * 3 + buf.frame_count();
+        device.make_room(pieces, messages, &mut self.cache, &mut losses);
+        let id = device.hold(buf);
+        self.count_losses(Role::Tenant(port), losses);
+        self.mark_dirty(slot);
+        Some((slot, id))
+    }
+}
+
+impl Piece {
+    fn frames(&self) -> usize {
+        match self {
+            Piece::Own { buf, .. } => buf.frame_count(),
+            Piece::Held { .. } => 0,
+        }
+    }
+}
+
+/// The header that tells the kernel how to cut a frame, and where its partial checksum is.
+fn gso_header(kind: GsoKind, size: u16, pkt: &Packet) -> VnetHdr {
+    let (gso_type, csum_offset) = match kind {
+        GsoKind::TcpV4 => (VnetHdr::GSO_TCPV4, 16),
+        GsoKind::TcpV6 => (VnetHdr::GSO_TCPV6, 16),
+        GsoKind::UdpL4 => (VnetHdr::GSO_UDP_L4, 6),
+    };
+    let ecn = if pkt.tcp_flags & tcp::flags::CWR != 0 && kind != GsoKind::UdpL4 {
+        VnetHdr::ECN
+    } else {
+        0
+    };
+    VnetHdr {
+        flags: VnetHdr::NEEDS_CSUM,
+        gso_type: gso_type | ecn,
+        hdr_len: pkt.payload,
+        gso_size: size,
+        csum_start: pkt.l4,
+        csum_offset,
+    }
+}
+
+/// Bytes in front of the network header.
+fn l2_len(head: &[u8]) -> usize {
+    let mut len = eth::HEADER_LEN;
+    while let Some(&[high, low]) = head.get(len - 2..len) {
+        let tagged = eth::VlanTag::is_tpid(u16::from_be_bytes([high, low]));
+        if !tagged || len >= eth::HEADER_LEN + eth::MAX_TAGS * eth::TAG_LEN {
+            break;
+        }
+        len += eth::TAG_LEN;
+    }
+    len
+}

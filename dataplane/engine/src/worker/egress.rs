@@ -1,0 +1,249 @@
+//! From a tenant: anti-spoof, flow cache, verdict.
+
+use culvert_port::Buf;
+use culvert_wire::eth::{self, ether_type};
+use culvert_wire::packet::{IpKind, Packet};
+use culvert_wire::{icmpv6, proto};
+
+use super::Worker;
+use super::device::Role;
+use super::key::{EgressKey, Headers};
+use super::offload::Offload;
+use super::tunnel::Tunnel;
+use crate::drops::DropReason;
+use crate::policy::anti_spoof;
+use crate::policy::egress::{Rewrite, Verdict, decide};
+use crate::shared::Handoff;
+use crate::tables::{PortIndex, Target, VnetIndex};
+
+/// What was decided for a flow.
+#[derive(Clone, Debug)]
+pub struct EgressFlow {
+    verdict: Verdict,
+    /// The way to the remote VTEP, where the verdict leads to one.
+    tunnel: Option<Tunnel>,
+}
+
+impl Worker {
+    /// Carries a packet that came from a tenant.
+    pub(super) fn egress(&mut self, port: PortIndex, mut buf: Buf, mut off: Offload) {
+        self.counters.port(port).rx.count(buf.len());
+        if let Some((tpid, tci)) = off.vlan.take() {
+            if !insert_vlan(&mut buf, tpid, tci) {
+                return self.drop_tenant(port, buf, DropReason::Malformed);
+            }
+            off = off.moved(eth::TAG_LEN as i32);
+        }
+        let pkt = match Packet::parse(buf.head().data(), buf.len()) {
+            Ok(pkt) => pkt,
+            Err(error) => return self.drop_tenant(port, buf, error.into()),
+        };
+        if is_neighbour_query(buf.head().data(), &pkt) {
+            return self.answer(port, buf, &pkt, off);
+        }
+        self.forward_by_rules(port, buf, &pkt, off);
+    }
+
+    /// Does with a tenant's packet what the rules say.
+    pub(super) fn forward_by_rules(
+        &mut self,
+        port: PortIndex,
+        mut buf: Buf,
+        pkt: &Packet,
+        off: Offload,
+    ) {
+        let key = EgressKey { port, headers: Headers::of(buf.head().data(), pkt) };
+        let Some(flow) = self.egress_flow(&key, &buf, pkt) else {
+            return self.drop_tenant(port, buf, DropReason::PortGone);
+        };
+        match flow.verdict {
+            Verdict::Drop(reason) => self.drop_tenant(port, buf, reason),
+            Verdict::Trap => self.trap(Role::Tenant(port), buf, "egress"),
+            Verdict::Flood(vnet) => self.flood_from_tenant(port, vnet, buf, pkt, off),
+            Verdict::Forward { target, rewrite, .. } => {
+                if let Some(rewrite) = rewrite
+                    && let Err(reason) = apply(&mut buf, pkt, rewrite)
+                {
+                    if reason == DropReason::TtlExceeded {
+                        self.time_exceeded(port, &buf, pkt);
+                    }
+                    return self.drop_tenant(port, buf, reason);
+                }
+                match (target, flow.tunnel) {
+                    (Target::Local(to), _) => self.forward_local(port, to, buf, pkt, off),
+                    (Target::Remote { .. }, Some(tunnel)) => {
+                        self.forward_remote(port, buf, *pkt, off, &tunnel);
+                    }
+                    (Target::Remote { .. }, None) => {
+                        self.drop_tenant(port, buf, DropReason::NextHopUnreachable);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The decision for a flow, from the cache where it is still valid. None when the port is gone.
+    fn egress_flow(&mut self, key: &EgressKey, buf: &Buf, pkt: &Packet) -> Option<EgressFlow> {
+        let tables = std::sync::Arc::clone(&self.tables);
+        let port = tables.port(key.port)?;
+        if let Some(flow) = self.egress_flows.get(pkt.flow_hash, key, port.epoch) {
+            let current = flow.tunnel.as_ref().is_none_or(|tunnel| {
+                tables.vtep(tunnel.vtep).is_some_and(|vtep| vtep.changed_in == tunnel.epoch)
+            });
+            if current {
+                self.counters.flow_hits.add(1);
+                return Some(flow.clone());
+            }
+        }
+        self.counters.flow_misses.add(1);
+        let head = buf.head().data();
+        let mut verdict = match anti_spoof::check(port, head, pkt) {
+            Ok(()) => decide(&tables, port, head, pkt),
+            Err(reason) => Verdict::Drop(reason),
+        };
+        let mut tunnel = None;
+        let mut lasting = true;
+        if let Verdict::Forward { vnet, target: Target::Remote { vtep, mtu }, .. } = verdict {
+            let made = match (tables.vnet(vnet), tables.vtep(vtep)) {
+                (Some(vnet), Some(vtep)) => Tunnel::new(vnet, vtep, pkt.flow_hash, mtu),
+                _ => Err(DropReason::NextHopUnreachable),
+            };
+            match made {
+                Ok(made) => tunnel = Some(made),
+                Err(reason) => {
+                    verdict = Verdict::Drop(reason);
+                    lasting = false;
+                }
+            }
+        }
+        let flow = EgressFlow { verdict, tunnel };
+        if lasting {
+            self.egress_flows.insert(pkt.flow_hash, *key, port.epoch, flow.clone());
+        }
+        Some(flow)
+    }
+
+    /// Replicates to every other member of the network, head end (RFC 7348 section 4.2 leaves
+    /// multicast to the underlay; we do not ask for that).
+    fn flood_from_tenant(
+        &mut self,
+        port: PortIndex,
+        vnet: VnetIndex,
+        buf: Buf,
+        pkt: &Packet,
+        off: Offload,
+    ) {
+        let tables = std::sync::Arc::clone(&self.tables);
+        let Some(vnet) = tables.vnet(vnet) else {
+            return self.drop_tenant(port, buf, DropReason::NoRoute);
+        };
+        if off.gso.is_some() {
+            return self.drop_tenant(port, buf, DropReason::NotSegmentable);
+        }
+        for to in vnet.local_ports.iter().filter(|to| **to != port) {
+            match self.copy(&buf) {
+                Some(copy) => self.deliver(*to, copy, off),
+                None => self.counters.port(port).drop(DropReason::NoFrames),
+            }
+        }
+        for vtep in vnet.flood_vteps.iter().filter_map(|index| tables.vtep(*index)) {
+            match Tunnel::new(vnet, vtep, pkt.flow_hash, 0) {
+                Err(reason) => self.counters.port(port).drop(reason),
+                Ok(tunnel) => match self.copy(&buf) {
+                    Some(copy) => self.forward_remote(port, copy, *pkt, off, &tunnel),
+                    None => self.counters.port(port).drop(DropReason::NoFrames),
+                },
+            }
+        }
+        self.cache.free_buf(buf);
+    }
+
+    /// To a tenant of this host.
+    fn forward_local(
+        &mut self,
+        from: PortIndex,
+        to: PortIndex,
+        mut buf: Buf,
+        pkt: &Packet,
+        mut off: Offload,
+    ) {
+        let mtu = self.tables.port(to).map_or(0, |port| port.mtu);
+        let ip_len = pkt.len.saturating_sub(pkt.l3.into());
+        if off.gso.is_none() && ip_len > mtu {
+            return self.too_big(from, buf, pkt, off, mtu, super::encap::Exit::Local(to));
+        }
+        super::checksum::infer_partial(&buf, pkt, &mut off);
+        if let Some((kind, size)) = off.gso {
+            let room = mtu.saturating_sub(u32::from(pkt.payload.saturating_sub(pkt.l3)));
+            if u32::from(size) > room {
+                use super::offload::Gso;
+                if kind == Gso::UdpL4 {
+                    return self.drop_tenant(from, buf, DropReason::ExceedsPortMtu);
+                }
+                off.gso = Some((kind, room as u16));
+            }
+            if !super::checksum::ready_to_cut(&mut buf, pkt, &mut off) {
+                return self.drop_tenant(from, buf, DropReason::BadSuperframeChecksum);
+            }
+        }
+        self.deliver(to, buf, off);
+    }
+
+    pub(super) fn copy(&mut self, buf: &Buf) -> Option<Buf> {
+        super::encap::copy_range(&mut self.cache, buf, 0..buf.len())
+    }
+
+    pub(super) fn hand_over_delivery(&mut self, worker: u16, port: PortIndex, buf: Buf, off: Offload) {
+        self.hand_over(worker, Role::Tenant(port), Handoff::Deliver { port, buf, off });
+    }
+}
+
+/// Whether the packet is an ARP packet or a neighbour solicitation: those we answer.
+fn is_neighbour_query(head: &[u8], pkt: &Packet) -> bool {
+    pkt.ether_type == ether_type::ARP
+        || (pkt.ip == IpKind::V6
+            && pkt.proto == proto::ICMPV6
+            && head.get(usize::from(pkt.l4)) == Some(&icmpv6::kind::NEIGHBOUR_SOLICITATION))
+}
+
+/// Puts a tag that the kernel took out of band back into the frame.
+fn insert_vlan(buf: &mut Buf, tpid: u16, tci: u16) -> bool {
+    let frame = buf.head_mut();
+    if frame.len() < eth::HEADER_LEN || frame.push_front(eth::TAG_LEN).is_none() {
+        return false;
+    }
+    let data = frame.data_mut();
+    data.copy_within(eth::TAG_LEN..eth::TAG_LEN + 12, 0);
+    let Some(tag) = data.get_mut(12..16) else { return false };
+    tag[..2].copy_from_slice(&tpid.to_be_bytes());
+    tag[2..].copy_from_slice(&tci.to_be_bytes());
+    true
+}
+
+/// Does what a router does to a packet.
+fn apply(buf: &mut Buf, pkt: &Packet, rewrite: Rewrite) -> Result<(), DropReason> {
+    let l3 = usize::from(pkt.l3);
+    let data = buf.head_mut().data_mut();
+    if rewrite.hop {
+        if pkt.ttl <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
+        let header = data.get_mut(l3..).unwrap_or_default();
+        match (pkt.ip, header.len()) {
+            (IpKind::V4, 20..) => {
+                let old = u16::from_be_bytes([header[8], header[9]]);
+                header[8] -= 1;
+                let new = u16::from_be_bytes([header[8], header[9]]);
+                let sum = u16::from_be_bytes([header[10], header[11]]);
+                let sum = culvert_wire::checksum::update_u16(sum, old, new);
+                header[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            (IpKind::V6, 40..) => header[7] -= 1,
+            _ => return Err(DropReason::Malformed),
+        }
+    }
+    let macs = data.get_mut(..12).ok_or(DropReason::Malformed)?;
+    macs[..6].copy_from_slice(&rewrite.dst_mac.0);
+    macs[6..].copy_from_slice(&rewrite.src_mac.0);
+    Ok(())
+}

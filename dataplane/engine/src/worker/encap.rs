@@ -1,0 +1,481 @@
+//! To a remote VTEP: cut to the path's size, put the outer headers in front, queue.
+//!
+//! A superframe leaves in one of two ways. On a device that segments UDP itself it goes as a
+//! *train*: one message of the packet socket whose payload is every segment with its own inner
+//! headers, and which the device cuts at segment boundaries. Elsewhere it is cut into AF_XDP
+//! frames, the copy of the payload fused with its checksum.
+
+use std::ops::Range;
+
+use culvert_port::{Buf, Frame, FrameCache, VnetHdr};
+use culvert_wire::checksum::{Sum, copy_and_sum};
+use culvert_wire::encap::{OuterChecksum, inner_sum_from_headers};
+use culvert_wire::fragment::Fragmenter;
+use culvert_wire::packet::Packet;
+use culvert_wire::segment::{GsoKind, Segmenter};
+
+use super::device::Losses;
+use super::offload::{Csum, Gso, Offload};
+use super::tunnel::Tunnel;
+use super::{Slot, Worker, checksum};
+use crate::drops::DropReason;
+use crate::limits::MAX_SEGMENTS;
+use crate::shared::Handoff;
+use crate::tables::PortIndex;
+
+/// Room in front of a frame that we fill: outer headers, and what a driver may want.
+const OUTER_ROOM: usize = 192;
+
+/// Bytes of outer headers at most, tunnel header included.
+const OUTER_MAX: usize = 128;
+
+/// Bytes of inner headers at most that can be laid out per segment.
+const INNER_MAX: usize = 256;
+
+/// Offset of the checksum in a UDP header.
+const UDP_CHECKSUM: u16 = 6;
+
+/// Where a packet that was found too big was going.
+#[derive(Copy, Clone, Debug)]
+pub enum Exit<'a> {
+    /// To a tenant of this host.
+    Local(PortIndex),
+    /// To a remote VTEP.
+    Tunnel(&'a Tunnel),
+}
+
+impl Worker {
+    /// Sends a tenant's packet to a remote VTEP.
+    pub(super) fn forward_remote(
+        &mut self,
+        port: PortIndex,
+        mut buf: Buf,
+        pkt: Packet,
+        mut off: Offload,
+        tunnel: &Tunnel,
+    ) {
+        let Some(slot) = self.link_slot(tunnel.link) else {
+            return self.hand_over_encap(port, buf, pkt, off, tunnel);
+        };
+        checksum::infer_partial(&buf, &pkt, &mut off);
+        if let Some((kind, size)) = off.gso {
+            return self.cut(port, slot, buf, &pkt, off, (kind, size), tunnel);
+        }
+        let ip_len = pkt.len.saturating_sub(pkt.l3.into());
+        if buf.len() as u32 > tunnel.frame_max || ip_len > tunnel.ip_mtu(pkt.l3) {
+            let mtu = tunnel.ip_mtu(pkt.l3);
+            return self.too_big(port, buf, &pkt, off, mtu, Exit::Tunnel(tunnel));
+        }
+        let right = checksum::complete(&mut buf, &pkt, &mut off);
+        let head = buf.head().data();
+        let inner = if right && pkt.len == pkt.frame_len {
+            inner_sum_from_headers(head, &pkt)
+        } else {
+            checksum::sum_range(&buf, 0, buf.len())
+        };
+        self.send_inner(port, slot, buf, &pkt, inner, tunnel);
+    }
+
+    /// Puts the outer headers in front of an inner frame of known sum and queues it.
+    fn send_inner(
+        &mut self,
+        port: PortIndex,
+        slot: Slot,
+        mut buf: Buf,
+        pkt: &Packet,
+        inner: Sum,
+        tunnel: &Tunnel,
+    ) {
+        let len = buf.len();
+        let ip_id = self.next_ip_id();
+        let Some(room) = buf.head_mut().push_front(tunnel.template.len()) else {
+            return self.drop_tenant(port, buf, DropReason::HeadersTooLong);
+        };
+        let sum = OuterChecksum::Full { inner };
+        tunnel.template.emit(room, len, pkt.flow_hash as u16, pkt.tos, ip_id, sum);
+        self.send_outer(port, slot, buf);
+    }
+
+    fn send_outer(&mut self, port: PortIndex, slot: Slot, buf: Buf) {
+        let len = buf.len();
+        let mut losses = Losses::default();
+        let Some(Some(device)) = self.devices.get_mut(slot) else {
+            return self.drop_tenant(port, buf, DropReason::LinkDown);
+        };
+        let role = device.role;
+        match device.send(buf, None, &mut self.cache, &mut losses) {
+            Ok(()) => {
+                self.counters_of(role).tx.count(len);
+                self.mark_dirty(slot);
+            }
+            Err((buf, reason)) => self.drop_tenant(port, buf, reason),
+        }
+        self.count_losses(role, losses);
+    }
+
+    fn next_ip_id(&mut self) -> u16 {
+        self.entropy = self.entropy.wrapping_add(1);
+        self.entropy
+    }
+
+    fn hand_over_encap(
+        &mut self,
+        port: PortIndex,
+        buf: Buf,
+        pkt: Packet,
+        off: Offload,
+        tunnel: &Tunnel,
+    ) {
+        let workers = self.tables.link_workers(tunnel.link);
+        let choice = (pkt.flow_hash >> 8) as usize % workers.len().max(1);
+        let Some(worker) = workers.get(choice).copied() else {
+            return self.drop_tenant(port, buf, DropReason::LinkDown);
+        };
+        let tunnel = Box::new(tunnel.clone());
+        let packet = Handoff::Encap { port, buf, pkt, off, tunnel };
+        self.hand_over(worker, super::device::Role::Tenant(port), packet);
+    }
+
+    /// Cuts a superframe.
+    #[allow(clippy::too_many_arguments)] // one packet's whole context
+    fn cut(
+        &mut self,
+        port: PortIndex,
+        slot: Slot,
+        mut buf: Buf,
+        pkt: &Packet,
+        mut off: Offload,
+        (kind, size): (Gso, u16),
+        tunnel: &Tunnel,
+    ) {
+        let kind = match kind {
+            Gso::TcpV4 => GsoKind::TcpV4,
+            Gso::TcpV6 => GsoKind::TcpV6,
+            Gso::UdpL4 => GsoKind::UdpL4,
+            Gso::Tunnel { .. } | Gso::Other => {
+                return self.drop_tenant(port, buf, DropReason::UnknownSuperframe);
+            }
+        };
+        if !checksum::ready_to_cut(&mut buf, pkt, &mut off) {
+            return self.drop_tenant(port, buf, DropReason::BadSuperframeChecksum);
+        }
+        let mtu = tunnel.ip_mtu(pkt.l3);
+        let room = mtu.saturating_sub(u32::from(pkt.payload.saturating_sub(pkt.l3)));
+        let fits = u32::from(size) <= room;
+        // TCP may be cut finer than it asked for; a datagram's size is its meaning.
+        let mss = if fits || kind == GsoKind::UdpL4 { size } else { room as u16 };
+        let plan = match Segmenter::new(buf.head().data(), pkt, kind, mss) {
+            Ok(plan) if plan.headers_len() <= INNER_MAX => plan,
+            _ => return self.drop_tenant(port, buf, DropReason::NotSegmentable),
+        };
+        if !fits && kind == GsoKind::UdpL4 {
+            return self.cut_oversize_datagrams(port, &buf, &plan, mtu, tunnel).finish(self, buf);
+        }
+        let segments_udp = self.devices[slot].as_ref().is_some_and(|device| device.segments_udp);
+        if segments_udp && plan.count() > 1 {
+            self.send_trains(port, slot, buf, pkt, &plan, tunnel);
+        } else {
+            self.send_segments(port, slot, buf, pkt, &plan, tunnel);
+        }
+    }
+
+    /// Cuts into AF_XDP frames.
+    fn send_segments(
+        &mut self,
+        port: PortIndex,
+        slot: Slot,
+        buf: Buf,
+        pkt: &Packet,
+        plan: &Segmenter,
+        tunnel: &Tunnel,
+    ) {
+        for i in 0..plan.count() {
+            match build_segment(&mut self.cache, &buf, plan, i) {
+                Some((segment, sum)) => self.send_inner(port, slot, segment, pkt, sum, tunnel),
+                None => {
+                    let lost = (plan.count() - i) as u64;
+                    self.counters.port(port).drop_many(DropReason::NoFrames, lost);
+                    break;
+                }
+            }
+        }
+        self.cache.free_buf(buf);
+    }
+
+    /// Lays the segments out one after the other, each with its inner headers, in messages that
+    /// the device cuts or passes on whole.
+    fn send_trains(
+        &mut self,
+        port: PortIndex,
+        slot: Slot,
+        buf: Buf,
+        pkt: &Packet,
+        plan: &Segmenter,
+        tunnel: &Tunnel,
+    ) {
+        let layout = TrainLayout::new(plan, tunnel);
+        let mut outer = [0u8; OUTER_MAX];
+        let outer_len = tunnel.template.len();
+        let (Some(outer), true) = (outer.get_mut(..outer_len), layout.per_train > 0) else {
+            return self.drop_tenant(port, buf, DropReason::NotSegmentable);
+        };
+        let mut losses = Losses::default();
+        let pieces = plan.count().div_ceil(layout.per_train) * 2 + plan.count() * 4;
+        let Some(Some(device)) = self.devices.get_mut(slot) else {
+            return self.drop_tenant(port, buf, DropReason::LinkDown);
+        };
+        let trains = plan.count().div_ceil(layout.per_train);
+        device.make_room(pieces, trains, &mut self.cache, &mut losses);
+        let role = device.role;
+        let mut sent = 0u64;
+        let mut bytes = 0u64;
+        let mut failed = 0u64;
+        let held = device.hold(buf);
+        let mut first = 0;
+        while first < plan.count() {
+            let train = first..plan.count().min(first + layout.per_train);
+            first = train.end;
+            let payload = layout.payload_len(plan, train.clone());
+            self.entropy = self.entropy.wrapping_add(train.len() as u16);
+            tunnel.template.emit(
+                outer,
+                payload - layout.tunnel_len,
+                pkt.flow_hash as u16,
+                pkt.tos,
+                self.entropy,
+                OuterChecksum::Partial,
+            );
+            let (l4_headers, tunnel_header) = outer.split_at(outer_len - layout.tunnel_len);
+            let udp_start = (l4_headers.len() - 8) as u16;
+            let single = train.len() == 1;
+            let header = VnetHdr {
+                flags: VnetHdr::NEEDS_CSUM,
+                gso_type: if single { VnetHdr::GSO_NONE } else { VnetHdr::GSO_UDP_L4 },
+                hdr_len: l4_headers.len() as u16,
+                gso_size: if single { 0 } else { layout.segment_len as u16 },
+                csum_start: udp_start,
+                csum_offset: UDP_CHECKSUM,
+            };
+            let mut message = device.message(header);
+            message.copy(l4_headers);
+            let mut inner = [0u8; INNER_MAX];
+            for i in train {
+                let range = shifted(plan.payload_range(i), pkt.payload);
+                let Some(inner) = inner.get_mut(..plan.headers_len()) else { break };
+                let Some(source) = message.held(held) else { break };
+                let sum = checksum::sum_range(source, range.start, range.end);
+                plan.emit(source.head().data(), i, sum, inner);
+                message.copy(tunnel_header);
+                message.copy(inner);
+                message.slice(held, range);
+            }
+            match message.finish() {
+                Ok(()) => {
+                    sent += 1;
+                    bytes += (l4_headers.len() + payload) as u64;
+                }
+                Err(_) => failed += 1,
+            }
+        }
+        let counters = self.counters_of(role);
+        counters.tx.packets.add(sent);
+        counters.tx.bytes.add(bytes);
+        self.counters.port(port).drop_many(DropReason::TxRefused, failed);
+        self.count_losses(role, losses);
+        self.mark_dirty(slot);
+    }
+
+    /// Datagrams of a superframe that are each above the path MTU: every one for itself.
+    fn cut_oversize_datagrams(
+        &mut self,
+        port: PortIndex,
+        buf: &Buf,
+        plan: &Segmenter,
+        mtu: u32,
+        tunnel: &Tunnel,
+    ) -> Done {
+        for i in 0..plan.count() {
+            let Some((segment, _)) = build_segment(&mut self.cache, buf, plan, i) else {
+                self.counters.port(port).drop(DropReason::NoFrames);
+                break;
+            };
+            let off = Offload { csum: Csum::Given, known: true, ..Offload::default() };
+            match Packet::parse(segment.head().data(), segment.len()) {
+                Ok(pkt) => self.too_big(port, segment, &pkt, off, mtu, Exit::Tunnel(tunnel)),
+                Err(error) => self.drop_tenant(port, segment, error.into()),
+            }
+        }
+        Done
+    }
+
+    /// A packet above the MTU of its way: fragmented where IPv4 allows it, else its sender is told.
+    pub(super) fn too_big(
+        &mut self,
+        port: PortIndex,
+        mut buf: Buf,
+        pkt: &Packet,
+        mut off: Offload,
+        mtu: u32,
+        exit: Exit<'_>,
+    ) {
+        // IPv6, DF, or nothing to gain: the sender has to send less.
+        let plan = match Fragmenter::new(buf.head().data(), pkt, mtu as usize) {
+            Ok(plan) => plan,
+            Err(_) => {
+                self.packet_too_big(port, &buf, pkt, mtu);
+                return self.drop_tenant(port, buf, DropReason::PacketTooBig);
+            }
+        };
+        checksum::complete(&mut buf, pkt, &mut off);
+        for i in 0..plan.count() {
+            let range = shifted(plan.payload_range(i), pkt.l4);
+            let header_len = plan.headers_len(i);
+            let made = build(&mut self.cache, &buf, header_len, range, |header, _| {
+                plan.emit(buf.head().data(), i, header);
+            });
+            let Some((fragment, _)) = made else {
+                self.counters.port(port).drop(DropReason::NoFrames);
+                break;
+            };
+            let off = Offload { known: true, ..Offload::default() };
+            match exit {
+                Exit::Local(to) => self.deliver(to, fragment, off),
+                Exit::Tunnel(tunnel) => {
+                    match Packet::parse(fragment.head().data(), fragment.len()) {
+                        Ok(pkt) => self.forward_remote(port, fragment, pkt, off, tunnel),
+                        Err(error) => self.drop_tenant(port, fragment, error.into()),
+                    }
+                }
+            }
+        }
+        self.cache.free_buf(buf);
+    }
+}
+
+/// Marks that the caller still owns the superframe.
+struct Done;
+
+impl Done {
+    fn finish(self, worker: &mut Worker, buf: Buf) {
+        worker.cache.free_buf(buf);
+    }
+}
+
+/// How many segments go into one train, and what each is made of.
+struct TrainLayout {
+    tunnel_len: usize,
+    segment_len: usize,
+    per_train: usize,
+}
+
+impl TrainLayout {
+    fn new(plan: &Segmenter, tunnel: &Tunnel) -> Self {
+        let tunnel_len = tunnel.template.len() - tunnel.template.tunnel_offset();
+        let segment_len = tunnel_len + plan.headers_len() + plan.payload_range(0).len();
+        // The outer IP length covers the train: 65,535 less UDP and, over IPv4, the IP header.
+        let room = 65_535 - 8 - 20;
+        let per_train = (room / segment_len.max(1)).min(MAX_SEGMENTS);
+        TrainLayout { tunnel_len, segment_len, per_train }
+    }
+
+    fn payload_len(&self, plan: &Segmenter, train: Range<usize>) -> usize {
+        let last = plan.payload_range(train.end - 1).len();
+        (train.len() - 1) * self.segment_len + self.tunnel_len + plan.headers_len() + last
+    }
+}
+
+fn shifted(range: Range<usize>, by: u16) -> Range<usize> {
+    range.start + usize::from(by)..range.end + usize::from(by)
+}
+
+/// Builds one segment of a superframe in frames of its own. Returns it with the sum of its bytes.
+fn build_segment(
+    cache: &mut FrameCache,
+    buf: &Buf,
+    plan: &Segmenter,
+    i: usize,
+) -> Option<(Buf, Sum)> {
+    let range = shifted(plan.payload_range(i), plan.headers_len() as u16);
+    let mut whole = Sum::default();
+    let (segment, _) = build(cache, buf, plan.headers_len(), range, |header, payload_sum| {
+        plan.emit(buf.head().data(), i, payload_sum, header);
+        whole = if plan.has_checksum() {
+            plan.segment_sum(header)
+        } else {
+            plan.segment_sum_with(header, payload_sum)
+        };
+    })?;
+    Some((segment, whole))
+}
+
+/// Builds a packet of a header, which `emit` writes, and a range of another packet's bytes.
+fn build(
+    cache: &mut FrameCache,
+    source: &Buf,
+    header_len: usize,
+    range: Range<usize>,
+    emit: impl FnOnce(&mut [u8], Sum),
+) -> Option<(Buf, Sum)> {
+    let mut left = range.len();
+    let mut frame = cache.alloc()?;
+    frame.reset(OUTER_ROOM);
+    let first = left.min(frame.tailroom().saturating_sub(header_len));
+    if !frame.set_len(header_len + first) {
+        cache.free(frame);
+        return None;
+    }
+    let mut out = Buf::from(frame);
+    left -= first;
+    while left > 0 {
+        let Some(mut frame) = cache.alloc() else {
+            cache.free_buf(out);
+            return None;
+        };
+        frame.reset(0);
+        let n = left.min(frame.tailroom());
+        if !frame.set_len(n) {
+            cache.free(frame);
+            cache.free_buf(out);
+            return None;
+        }
+        left -= n;
+        out.push(frame);
+    }
+    let sum = fill(&mut out, source, header_len, range);
+    emit(out.head_mut().data_mut().get_mut(..header_len)?, sum);
+    Some((out, sum))
+}
+
+/// Copies a range of `source` behind the header of `out`, and sums it on the way.
+fn fill(out: &mut Buf, source: &Buf, header_len: usize, range: Range<usize>) -> Sum {
+    let mut sum = Sum::default();
+    let (mut frame, mut at) = (0usize, header_len);
+    source.slice_range(range, |mut piece| {
+        while !piece.is_empty() {
+            let target: &mut Frame = match frame.checked_sub(1) {
+                None => out.head_mut(),
+                Some(i) => match out.tail_mut().get_mut(i) {
+                    Some(frame) => frame,
+                    None => return,
+                },
+            };
+            let room = target.data_mut().get_mut(at..).unwrap_or_default();
+            let n = room.len().min(piece.len());
+            if n == 0 {
+                frame += 1;
+                at = 0;
+                continue;
+            }
+            let (now, later) = piece.split_at(n);
+            sum = sum.add_sum(copy_and_sum(&mut room[..n], now));
+            at += n;
+            piece = later;
+        }
+    });
+    sum
+}
+
+/// A copy of part of a packet in frames of its own.
+pub(super) fn copy_range(cache: &mut FrameCache, buf: &Buf, range: Range<usize>) -> Option<Buf> {
+    build(cache, buf, 0, range, |_, _| {}).map(|(copy, _)| copy)
+}

@@ -1,0 +1,446 @@
+//! From the underlay: verify, decapsulate, check the source.
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use culvert_port::{Buf, HoldId};
+use culvert_wire::checksum::Sum;
+use culvert_wire::format::{self, VXLAN};
+use culvert_wire::packet::{Frag, IpKind, Packet};
+use culvert_wire::vni::Vni;
+use culvert_wire::{ecn, proto};
+
+use super::deliver::Piece;
+use super::device::Role;
+use super::key::{Headers, IngressKey};
+use super::offload::{Csum, Gso, Offload};
+use super::{Slot, Worker, checksum};
+use crate::drops::DropReason;
+use crate::limits::MAX_SEGMENTS;
+use crate::policy::ingress::{Verdict, decide};
+use crate::shared::Handoff;
+use crate::tables::{LinkIndex, PortIndex, Tables, VnetIndex};
+
+/// What was decided for a flow from the underlay.
+pub type IngressFlow = Verdict;
+
+/// Bytes of an inner packet's headers that are looked at where they are not contiguous.
+const HEAD_MAX: usize = 256;
+
+/// A parsed tunnel frame.
+#[derive(Copy, Clone)]
+struct Outer {
+    pkt: Packet,
+    from: IpAddr,
+    vni: Vni,
+    /// Bytes of the tunnel header.
+    tunnel_len: usize,
+}
+
+impl Outer {
+    fn inner_at(&self) -> usize {
+        usize::from(self.pkt.payload) + self.tunnel_len
+    }
+
+    /// What must be equal in all that is merged: network and VTEP, and the outer TOS.
+    fn key(&self) -> (u64, u64) {
+        let vtep = match self.from {
+            IpAddr::V4(ip) => u64::from(ip.to_bits()),
+            IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
+        };
+        (self.vni.get().into(), vtep << 8 ^ u64::from(self.pkt.tos))
+    }
+}
+
+impl Worker {
+    /// Carries a frame that came from the underlay.
+    pub(super) fn ingress(&mut self, link: LinkIndex, buf: Buf, off: Offload) {
+        self.counters.link(link).rx.count(buf.len());
+        self.ingress_here(link, buf, off);
+    }
+
+    /// As [`ingress`](Self::ingress), for a frame that was counted already.
+    pub(super) fn ingress_here(&mut self, link: LinkIndex, mut buf: Buf, off: Offload) {
+        let pkt = match Packet::parse(buf.head().data(), buf.len()) {
+            Ok(pkt) => pkt,
+            Err(error) => return self.drop_underlay(link, buf, error.into()),
+        };
+        if matches!(pkt.proto, proto::ICMPV4 | proto::ICMPV6) && pkt.ip != IpKind::None {
+            self.path_mtu_report(link, &buf, &pkt);
+            return self.cache.free_buf(buf);
+        }
+        let outer = match parse_outer(buf.head().data(), pkt) {
+            Ok(outer) => outer,
+            Err(reason) => return self.drop_underlay(link, buf, reason),
+        };
+        if (pkt.len as usize) < buf.len() {
+            buf.truncate(pkt.len as usize, &mut self.cache);
+        }
+        match off.gso {
+            None => self.ingress_single(link, buf, &outer, off),
+            Some((Gso::UdpL4, size)) => self.ingress_train(link, buf, &outer, off, size),
+            Some((Gso::Tunnel { udp }, size)) => {
+                self.ingress_superframe(link, buf, &outer, off, udp, size);
+            }
+            Some(_) => self.drop_underlay(link, buf, DropReason::UnknownSuperframe),
+        }
+    }
+
+    /// One tunnel packet with one inner frame.
+    fn ingress_single(&mut self, link: LinkIndex, mut buf: Buf, outer: &Outer, off: Offload) {
+        let at = outer.inner_at();
+        let head = buf.head().data().get(at..).unwrap_or_default();
+        let mut inner = match Packet::parse(head, buf.len().saturating_sub(at)) {
+            Ok(inner) => inner,
+            Err(error) => return self.drop_underlay(link, buf, error.into()),
+        };
+        let verdict = self.ingress_verdict(outer, head, &inner);
+        let Some(buf_kept) = self.not_elsewhere(link, buf, off, verdict) else { return };
+        buf = buf_kept;
+        let checked = match verify(&mut buf, outer, &inner, off) {
+            Some(checked) => checked,
+            None => return self.drop_underlay(link, buf, DropReason::BadOuterChecksum),
+        };
+        if let Err(reason) = strip(&mut buf, outer, &mut inner) {
+            return self.drop_underlay(link, buf, reason);
+        }
+        match verdict {
+            Verdict::Deliver(port) if inner.is_tcp() => {
+                if checked.right {
+                    self.merge_own(port, outer.key(), buf, &inner, checked.off);
+                } else {
+                    self.flush_merging();
+                    self.deliver(port, buf, checked.off);
+                }
+            }
+            other => self.dispatch(link, buf, other, checked.off),
+        }
+    }
+
+    /// A superframe that a kernel encapsulated whole and that no device has cut.
+    fn ingress_superframe(
+        &mut self,
+        link: LinkIndex,
+        mut buf: Buf,
+        outer: &Outer,
+        off: Offload,
+        udp: bool,
+        size: u16,
+    ) {
+        let at = outer.inner_at();
+        let head = buf.head().data().get(at..).unwrap_or_default();
+        let mut inner = match Packet::parse(head, buf.len().saturating_sub(at)) {
+            Ok(inner) => inner,
+            Err(error) => return self.drop_underlay(link, buf, error.into()),
+        };
+        let kind = match (inner.ip, inner.proto) {
+            (_, proto::UDP) if udp => Gso::UdpL4,
+            (IpKind::V4, proto::TCP) if !udp => Gso::TcpV4,
+            (IpKind::V6, proto::TCP) if !udp => Gso::TcpV6,
+            _ => return self.drop_underlay(link, buf, DropReason::UnknownSuperframe),
+        };
+        let verdict = self.ingress_verdict(outer, head, &inner);
+        let Some(buf_kept) = self.not_elsewhere(link, buf, off, verdict) else { return };
+        buf = buf_kept;
+        if let Err(reason) = strip(&mut buf, outer, &mut inner) {
+            return self.drop_underlay(link, buf, reason);
+        }
+        let mut off = off.moved(-(at as i32));
+        off.gso = Some((kind, size));
+        if !checksum::ready_to_cut(&mut buf, &inner, &mut off) {
+            return self.drop_underlay(link, buf, DropReason::BadSuperframeChecksum);
+        }
+        if matches!(verdict, Verdict::Flood(_)) {
+            return self.drop_underlay(link, buf, DropReason::NotSegmentable);
+        }
+        self.flush_merging();
+        self.dispatch(link, buf, verdict, off);
+    }
+
+    /// Several tunnel packets of one size that came uncut as one UDP superframe. Their payloads
+    /// are merged without moving a byte: the packet is held, and messages refer to parts of it.
+    fn ingress_train(
+        &mut self,
+        link: LinkIndex,
+        buf: Buf,
+        outer: &Outer,
+        off: Offload,
+        size: u16,
+    ) {
+        let (start, size) = (usize::from(outer.pkt.payload), usize::from(size));
+        let count = buf.len().saturating_sub(start).div_ceil(size.max(1));
+        if size <= outer.tunnel_len || count > MAX_SEGMENTS {
+            return self.drop_underlay(link, buf, DropReason::UnknownSuperframe);
+        }
+        // On no wire yet: the sender's kernel left the outer sum to a device that never saw it.
+        if !matches!(off.csum, Csum::Partial { start, .. } if start == outer.pkt.l4) {
+            return self.drop_underlay(link, buf, DropReason::BadOuterChecksum);
+        }
+        let mut scratch = [0; HEAD_MAX];
+        let first = start..buf.len().min(start + size);
+        let verdict = match read_piece(&buf, outer, first, &mut scratch) {
+            Ok(piece) => self.ingress_verdict(outer, piece.head, &piece.pkt),
+            Err(reason) => return self.drop_underlay(link, buf, reason),
+        };
+        let port = match verdict {
+            Verdict::Deliver(port) => port,
+            Verdict::Drop(reason) => return self.drop_underlay(link, buf, reason),
+            Verdict::Trap => return self.trap(Role::Underlay(link), buf, "ingress"),
+            Verdict::Flood(_) => {
+                return self.drop_underlay(link, buf, DropReason::NotSegmentable);
+            }
+        };
+        let Some(buf) = self.not_elsewhere(link, buf, off, verdict) else { return };
+        self.flush_merging();
+        let len = buf.len();
+        let Some((slot, id)) = self.hold_for(port, count, buf) else { return };
+        let mut at = start;
+        while at < len {
+            let range = at..len.min(at + size);
+            at = range.end;
+            if let Err(reason) = self.train_piece(link, (port, slot, id), outer, range) {
+                self.counters.link(link).drop(reason);
+            }
+        }
+        self.flush_merging();
+    }
+
+    fn train_piece(
+        &mut self,
+        link: LinkIndex,
+        (port, slot, id): (PortIndex, Slot, HoldId),
+        outer: &Outer,
+        range: Range<usize>,
+    ) -> Result<(), DropReason> {
+        let mut scratch = [0; HEAD_MAX];
+        let inner_at = range.start + outer.tunnel_len;
+        let end = range.end;
+        let held = self.devices.get(slot).and_then(Option::as_ref).and_then(|d| d.held(id));
+        let held = held.ok_or(DropReason::PortGone)?;
+        let piece = read_piece(held, outer, range, &mut scratch)?;
+        let (head, mut inner, right) = (piece.head, piece.pkt, piece.right);
+        let verdict = self.ingress_verdict(outer, head, &inner);
+        let mark = inner_ecn(&inner, outer.pkt.tos)?;
+        if verdict == Verdict::Deliver(port) && right && mark.is_none() {
+            let place = Piece::Held { id, start: inner_at };
+            self.merge(port, outer.key(), place, head, &inner, true);
+            return Ok(());
+        }
+        // Anything unusual goes its own way, in frames of its own, behind what was merged so far.
+        let held = self.devices.get(slot).and_then(Option::as_ref).and_then(|d| d.held(id));
+        let held = held.ok_or(DropReason::PortGone)?;
+        let mut copy = super::encap::copy_range(&mut self.cache, held, inner_at..end)
+            .ok_or(DropReason::NoFrames)?;
+        if let Some(mark) = mark {
+            ecn::set(copy.head_mut().data_mut(), &mut inner, mark);
+        }
+        self.flush_merging();
+        let off = Offload { known: true, ..Offload::default() };
+        self.dispatch(link, copy, verdict, off);
+        Ok(())
+    }
+
+    fn dispatch(&mut self, link: LinkIndex, buf: Buf, verdict: Verdict, off: Offload) {
+        match verdict {
+            Verdict::Drop(reason) => self.drop_underlay(link, buf, reason),
+            Verdict::Trap => self.trap(Role::Underlay(link), buf, "ingress"),
+            Verdict::Flood(vnet) => self.flood_to_tenants(link, vnet, buf, off),
+            Verdict::Deliver(port) => self.deliver(port, buf, off),
+        }
+    }
+
+    /// Passes the frame on if its tenant belongs to another worker; else gives it back.
+    fn not_elsewhere(
+        &mut self,
+        link: LinkIndex,
+        buf: Buf,
+        off: Offload,
+        verdict: Verdict,
+    ) -> Option<Buf> {
+        let Verdict::Deliver(port) = verdict else { return Some(buf) };
+        let worker = self.tables.port(port)?.worker;
+        if worker == self.config.index {
+            return Some(buf);
+        }
+        self.hand_over(worker, Role::Underlay(link), Handoff::Ingress { link, buf, off });
+        None
+    }
+
+    fn ingress_verdict(&mut self, outer: &Outer, head: &[u8], inner: &Packet) -> Verdict {
+        let tables: Arc<Tables> = Arc::clone(&self.tables);
+        let key =
+            IngressKey { vni: outer.vni.get(), from: outer.from, headers: Headers::of(head, inner) };
+        let hash = inner.flow_hash ^ outer.vni.get();
+        if let Some(verdict) = self.ingress_flows.get(hash, &key, tables.generation) {
+            self.counters.flow_hits.add(1);
+            return *verdict;
+        }
+        self.counters.flow_misses.add(1);
+        let verdict = match tables.vnet_of(outer.vni) {
+            None => Verdict::Drop(DropReason::UnknownVni),
+            Some(vnet) => decide(&tables, vnet, outer.from, head, inner),
+        };
+        self.ingress_flows.insert(hash, key, tables.generation, verdict);
+        verdict
+    }
+
+    fn flood_to_tenants(&mut self, link: LinkIndex, vnet: VnetIndex, buf: Buf, off: Offload) {
+        let tables = Arc::clone(&self.tables);
+        for port in tables.vnet(vnet).map_or(&[][..], |vnet| &vnet.local_ports) {
+            match self.copy(&buf) {
+                Some(copy) => self.deliver(*port, copy, off),
+                None => self.counters.link(link).drop(DropReason::NoFrames),
+            }
+        }
+        self.cache.free_buf(buf);
+    }
+}
+
+fn parse_outer(head: &[u8], pkt: Packet) -> Result<Outer, DropReason> {
+    let is_tunnel = pkt.proto == proto::UDP
+        && pkt.frag == Frag::None
+        && pkt.dst_port(head) == Some(VXLAN.outer.port());
+    let from = pkt.src_ip(head);
+    let (true, Some(from)) = (is_tunnel, from) else { return Err(DropReason::NotTunnel) };
+    let end = (pkt.len as usize).min(head.len());
+    let message = head.get(usize::from(pkt.payload)..end).unwrap_or_default();
+    let (vni, tunnel_len) =
+        format::decap(&VXLAN, message).map_err(|_| DropReason::BadTunnelHeader)?;
+    Ok(Outer { pkt, from, vni, tunnel_len })
+}
+
+/// One piece of a train: its headers, and whether its checksum is right.
+struct TrainPiece<'a> {
+    head: &'a [u8],
+    pkt: Packet,
+    right: bool,
+}
+
+fn read_piece<'a>(
+    buf: &Buf,
+    outer: &Outer,
+    range: Range<usize>,
+    scratch: &'a mut [u8; HEAD_MAX],
+) -> Result<TrainPiece<'a>, DropReason> {
+    let mut tunnel = [0; 64];
+    let tunnel = tunnel.get_mut(..outer.tunnel_len).ok_or(DropReason::BadTunnelHeader)?;
+    let whole = buf.copy_to(range.start, tunnel) == tunnel.len();
+    match format::decap(&VXLAN, tunnel) {
+        Ok((vni, len)) if whole && vni == outer.vni && len == outer.tunnel_len => {}
+        _ => return Err(DropReason::BadTunnelHeader),
+    }
+    let at = range.start + outer.tunnel_len;
+    let len = range.end.saturating_sub(at);
+    let kept = buf.copy_to(at, scratch).min(len);
+    let head: &'a [u8] = scratch.get(..kept).unwrap_or_default();
+    let pkt = Packet::parse(head, len)?;
+    let sum = checksum::sum_range(buf, at + usize::from(pkt.l4), at + pkt.len as usize);
+    let right = checksum::is_right(head, &pkt, sum);
+    Ok(TrainPiece { head, pkt, right })
+}
+
+/// The ECN bits that the inner packet must get, where they change.
+fn inner_ecn(inner: &Packet, outer_tos: u8) -> Result<Option<u8>, DropReason> {
+    if inner.ip == IpKind::None {
+        return Ok(None);
+    }
+    match ecn::decapsulate(inner.tos, outer_tos) {
+        ecn::Egress::Drop => Err(DropReason::EcnDrop),
+        ecn::Egress::Forward { ecn, .. } => Ok((ecn != inner.tos & ecn::MASK).then_some(ecn)),
+    }
+}
+
+/// What verification found, for the inner frame.
+struct Checked {
+    off: Offload,
+    /// The inner checksum is known to be right, or was left to us.
+    right: bool,
+}
+
+/// Verifies the outer checksum, and the inner one of a packet that may be merged. Both cover the
+/// inner L4 part, which is summed once. None when the outer one is wrong.
+fn verify(buf: &mut Buf, outer: &Outer, inner: &Packet, off: Offload) -> Option<Checked> {
+    let at = outer.inner_at();
+    let inner_l4 = at + usize::from(inner.l4);
+    let inner_end = at + inner.len as usize;
+    let head = buf.head().data();
+    let field_at = usize::from(outer.pkt.l4) + 6;
+    let field = u16::from_be_bytes([*head.get(field_at)?, *head.get(field_at + 1)?]);
+    let outer_pseudo = checksum::pseudo(head, &outer.pkt)?;
+    let mut inner_off = Offload { known: true, ..Offload::default() };
+    let mut vouched = off.csum == Csum::Verified;
+    match off.csum {
+        Csum::Partial { start, .. } if start == outer.pkt.l4 => vouched = true,
+        // A kernel that encapsulated before it summed: the outer sum stands once the inner one
+        // does, and both were made on this machine.
+        Csum::Partial { start, .. } if usize::from(start) >= at => {
+            inner_off.csum = off.moved(-(at as i32)).csum;
+            return Some(Checked { off: inner_off, right: true });
+        }
+        _ if !off.known && field != 0 && field == outer_pseudo.fold() => vouched = true,
+        _ => {}
+    }
+    if !off.known && complete_bare(buf, at, inner) {
+        inner_off.csum = Csum::Verified;
+    }
+    let sums_inner = inner.is_tcp() && inner.frag == Frag::None;
+    let sums_outer = !vouched && field != 0;
+    if !vouched && field == 0 && outer.pkt.ip == IpKind::V6 {
+        return None;
+    }
+    if !sums_outer && !sums_inner {
+        return Some(Checked { off: inner_off, right: false });
+    }
+    let l4_sum = checksum::sum_range(buf, inner_l4, inner_end);
+    if sums_outer {
+        let front = checksum::sum_range(buf, outer.pkt.l4.into(), inner_l4);
+        let rest = checksum::sum_range(buf, inner_end, outer.pkt.len as usize);
+        let all: Sum = outer_pseudo.add_sum(front).add_sum(l4_sum).add_sum(rest);
+        if all.finish() != 0 {
+            return None;
+        }
+    }
+    let head = buf.head().data().get(at..).unwrap_or_default();
+    let right = sums_inner && checksum::is_right(head, inner, l4_sum);
+    Some(Checked { off: inner_off, right })
+}
+
+/// Completes an inner checksum that holds the bare pseudo-header sum, where the kernel does not
+/// tell. Returns whether it did.
+fn complete_bare(buf: &mut Buf, at: usize, inner: &Packet) -> bool {
+    let head = buf.head().data().get(at..).unwrap_or_default();
+    let Some(offset) = checksum::field_offset(inner.proto) else { return false };
+    if inner.frag != Frag::None {
+        return false;
+    }
+    let field_at = usize::from(inner.l4) + usize::from(offset);
+    let field = match head.get(field_at..field_at + 2) {
+        Some(bytes) => u16::from_be_bytes([bytes[0], bytes[1]]),
+        None => return false,
+    };
+    if field == 0 || checksum::pseudo(head, inner).is_none_or(|sum| sum.fold() != field) {
+        return false;
+    }
+    let sum = checksum::sum_range(buf, at + usize::from(inner.l4), at + inner.len as usize);
+    let value = if inner.is_udp() { sum.finish_udp() } else { sum.finish() };
+    match buf.head_mut().data_mut().get_mut(at + field_at..at + field_at + 2) {
+        Some(bytes) => {
+            bytes.copy_from_slice(&value.to_be_bytes());
+            true
+        }
+        None => false,
+    }
+}
+
+/// Takes the outer headers away and carries the congestion mark inwards.
+fn strip(buf: &mut Buf, outer: &Outer, inner: &mut Packet) -> Result<(), DropReason> {
+    let mark = inner_ecn(inner, outer.pkt.tos)?;
+    if !buf.head_mut().pull_front(outer.inner_at()) {
+        return Err(DropReason::Malformed);
+    }
+    if let Some(mark) = mark {
+        ecn::set(buf.head_mut().data_mut(), inner, mark);
+    }
+    Ok(())
+}

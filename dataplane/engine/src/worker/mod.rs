@@ -1,0 +1,368 @@
+//! A worker: one pinned thread that runs packets to completion.
+//!
+//! It owns its devices, its flow caches and its stock of frames, so that nothing on a packet's way
+//! needs a lock. A round takes a batch from every active device, loads the rule tables once,
+//! carries each packet as far as it goes and flushes what was queued. A packet whose next device
+//! belongs to another worker is handed over through that worker's inbox.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`device`] | a device: receive, queue, flush in order |
+//! | [`offload`], [`checksum`] | what the kernel left undone, and doing it |
+//! | [`egress`] | from a tenant: anti-spoof, flow cache, verdict |
+//! | [`answer`] | ARP and neighbour discovery, answered from the mappings |
+//! | [`tunnel`], [`encap`] | to a remote VTEP: cut, encapsulate, queue |
+//! | [`ingress`] | from the underlay: verify, decapsulate, source check |
+//! | [`deliver`] | to a tenant: coalesce, queue |
+//! | [`icmp`] | errors to tenants, path MTU from the underlay |
+//! | [`polling`] | which devices are looked at, and when to sleep |
+
+pub mod answer;
+pub mod checksum;
+pub mod deliver;
+pub mod device;
+pub mod egress;
+pub mod encap;
+pub mod icmp;
+pub mod ingress;
+pub mod key;
+pub mod offload;
+pub mod polling;
+pub mod tunnel;
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use culvert_port::{Buf, FrameCache};
+
+use self::deliver::Merging;
+use self::device::{Device, Losses, Role};
+use self::egress::EgressFlow;
+use self::icmp::RateLimit;
+use self::ingress::IngressFlow;
+use self::key::{EgressKey, IngressKey};
+use self::offload::Offload;
+use self::polling::Polling;
+use crate::counters::{PortCounters, WorkerCounters};
+use crate::drops::DropReason;
+use crate::flow::FlowCache;
+use crate::limits::{
+    BATCH, FLOW_ENTRIES, ICMP_ERRORS_PER_SECOND, TRAP_HEAD_LEN, TRAPS_PER_SECOND,
+};
+use crate::shared::{Command, Handoff, Shared, Trap};
+use crate::tables::{LinkIndex, PortIndex, Tables};
+
+/// Position of a device in its worker.
+pub type Slot = usize;
+
+/// How a worker runs.
+#[derive(Copy, Clone, Debug)]
+pub struct WorkerConfig {
+    /// Its index.
+    pub index: u16,
+    /// Never sleep.
+    pub busy_poll: bool,
+}
+
+/// A worker.
+pub struct Worker {
+    config: WorkerConfig,
+    shared: Arc<Shared>,
+    counters: Arc<WorkerCounters>,
+    commands: Receiver<Command>,
+    tables: Arc<Tables>,
+    cache: FrameCache,
+    devices: Vec<Option<Device>>,
+    tenant_slots: Vec<Option<Slot>>,
+    link_slots: Vec<Option<Slot>>,
+    dirty: Vec<Slot>,
+    polling: Polling,
+    egress_flows: FlowCache<EgressKey, EgressFlow>,
+    ingress_flows: FlowCache<IngressKey, IngressFlow>,
+    merging: Merging,
+    traps: RateLimit,
+    icmp: RateLimit,
+    entropy: u16,
+    batch: Vec<(Buf, Offload)>,
+    received: Vec<Buf>,
+    received_taps: Vec<(Buf, culvert_port::VnetHdr)>,
+    parts: Vec<(culvert_port::HoldId, std::ops::Range<usize>)>,
+}
+
+impl Worker {
+    /// A worker without devices.
+    ///
+    /// # Errors
+    /// The process is out of descriptors.
+    pub fn new(
+        config: WorkerConfig,
+        shared: Arc<Shared>,
+        commands: Receiver<Command>,
+        cache: FrameCache,
+    ) -> Result<Self, nix::Error> {
+        let inbox = &shared.inboxes[usize::from(config.index)];
+        let polling = Polling::new(inbox.bell(), config.busy_poll)?;
+        let counters = Arc::clone(&shared.counters[usize::from(config.index)]);
+        Ok(Worker {
+            config,
+            tables: shared.tables.load_full(),
+            shared,
+            counters,
+            commands,
+            cache,
+            devices: Vec::new(),
+            tenant_slots: Vec::new(),
+            link_slots: Vec::new(),
+            dirty: Vec::new(),
+            polling,
+            egress_flows: FlowCache::new(FLOW_ENTRIES),
+            ingress_flows: FlowCache::new(FLOW_ENTRIES),
+            merging: Merging::new(),
+            traps: RateLimit::new(TRAPS_PER_SECOND),
+            icmp: RateLimit::new(ICMP_ERRORS_PER_SECOND),
+            entropy: 0,
+            batch: Vec::with_capacity(BATCH),
+            received: Vec::with_capacity(BATCH),
+            received_taps: Vec::with_capacity(BATCH),
+            parts: Vec::with_capacity(BATCH),
+        })
+    }
+
+    /// Runs until [`Command::Stop`], then closes the devices.
+    pub fn run(&mut self) {
+        loop {
+            if self.inbox().take_command_mark() && self.obey() {
+                break;
+            }
+            let work = self.round();
+            if work > 0 {
+                self.counters.busy_rounds.add(1);
+            }
+            self.rest(work);
+        }
+        for slot in 0..self.devices.len() {
+            self.detach_slot(slot);
+        }
+    }
+
+    fn inbox(&self) -> &crate::shared::Inbox {
+        &self.shared.inboxes[usize::from(self.config.index)]
+    }
+
+    /// One round: every active device once, then the inbox, then flush. Returns packets seen.
+    fn round(&mut self) -> usize {
+        let mut work = 0;
+        self.load_tables();
+        for at in 0..self.polling.active_len() {
+            let Some(slot) = self.polling.active(at) else { break };
+            work += self.receive_from(slot);
+        }
+        for _ in 0..BATCH {
+            let Some(packet) = self.inbox().pop() else { break };
+            work += 1;
+            self.take_over(packet);
+        }
+        self.finish_batch();
+        work
+    }
+
+    fn load_tables(&mut self) {
+        let now = self.shared.tables.load();
+        if now.generation != self.tables.generation {
+            self.tables = Arc::clone(&now);
+        }
+    }
+
+    fn receive_from(&mut self, slot: Slot) -> usize {
+        let Some(Some(device)) = self.devices.get_mut(slot) else { return 0 };
+        let role = device.role;
+        let mut batch = std::mem::take(&mut self.batch);
+        device.receive(
+            &mut self.cache,
+            BATCH,
+            &mut self.received,
+            &mut self.received_taps,
+            &mut batch,
+        );
+        let work = batch.len();
+        for (buf, off) in batch.drain(..) {
+            match role {
+                Role::Tenant(port) => self.egress(port, buf, off),
+                Role::Underlay(link) => self.ingress(link, buf, off),
+            }
+        }
+        self.batch = batch;
+        self.polling.saw(slot, work);
+        if work > 0 {
+            self.finish_batch();
+        }
+        work
+    }
+
+    fn take_over(&mut self, packet: Handoff) {
+        match packet {
+            Handoff::Deliver { port, buf, off } => self.deliver(port, buf, off),
+            Handoff::Encap { port, buf, pkt, off, tunnel } => {
+                self.forward_remote(port, buf, pkt, off, &tunnel);
+            }
+            Handoff::Ingress { link, buf, off } => self.ingress_here(link, buf, off),
+        }
+    }
+
+    /// Delivers what waits to be merged and flushes every device that has something queued.
+    fn finish_batch(&mut self) {
+        self.flush_merging();
+        while let Some(slot) = self.dirty.pop() {
+            self.flush_slot(slot);
+        }
+    }
+
+    fn flush_slot(&mut self, slot: Slot) {
+        let Some(Some(device)) = self.devices.get_mut(slot) else { return };
+        let mut losses = Losses::default();
+        device.flush(&mut self.cache, &mut losses);
+        let role = device.role;
+        self.count_losses(role, losses);
+    }
+
+    fn count_losses(&self, role: Role, losses: Losses) {
+        if losses.any() {
+            let counters = self.counters_of(role);
+            counters.drop_many(DropReason::TxRefused, losses.refused);
+            counters.drop_many(DropReason::LinkDown, losses.down);
+        }
+    }
+
+    fn counters_of(&self, role: Role) -> &PortCounters {
+        match role {
+            Role::Tenant(port) => self.counters.port(port),
+            Role::Underlay(link) => self.counters.link(link),
+        }
+    }
+
+    fn tenant_slot(&self, port: PortIndex) -> Option<Slot> {
+        self.tenant_slots.get(usize::from(port)).copied().flatten()
+    }
+
+    fn link_slot(&self, link: LinkIndex) -> Option<Slot> {
+        self.link_slots.get(usize::from(link)).copied().flatten()
+    }
+
+    fn device(&mut self, slot: Slot) -> Option<&mut Device> {
+        self.devices.get_mut(slot)?.as_mut()
+    }
+
+    fn mark_dirty(&mut self, slot: Slot) {
+        if !self.dirty.contains(&slot) {
+            self.dirty.push(slot);
+        }
+    }
+
+    fn drop_tenant(&mut self, port: PortIndex, buf: Buf, reason: DropReason) {
+        self.counters.port(port).drop(reason);
+        self.cache.free_buf(buf);
+    }
+
+    fn drop_underlay(&mut self, link: LinkIndex, buf: Buf, reason: DropReason) {
+        self.counters.link(link).drop(reason);
+        self.cache.free_buf(buf);
+    }
+
+    /// Hands a packet to another worker, or drops it where that does not keep up.
+    fn hand_over(&mut self, worker: u16, role: Role, packet: Handoff) {
+        let Some(inbox) = self.shared.inboxes.get(usize::from(worker)) else {
+            self.cache.free_buf(packet.into_buf());
+            return;
+        };
+        match inbox.push(packet) {
+            Ok(()) => self.counters.handoffs.add(1),
+            Err(packet) => {
+                self.cache.free_buf(packet.into_buf());
+                self.counters_of(role).drop(DropReason::HandoffFull);
+            }
+        }
+    }
+
+    /// Hands the head of a packet to the control plane and drops the packet.
+    fn trap(&mut self, role: Role, buf: Buf, reason: &'static str) {
+        let port = match role {
+            Role::Tenant(port) => Some(port),
+            Role::Underlay(_) => None,
+        };
+        let queued = self.traps.allow(self.polling.now()) && {
+            let mut head = vec![0; buf.len().min(TRAP_HEAD_LEN)];
+            let kept = buf.copy_to(0, &mut head);
+            head.truncate(kept);
+            self.shared.traps.push(Trap { port, reason, len: buf.len(), head }).is_ok()
+        };
+        let counters = self.counters_of(role);
+        if queued {
+            counters.traps.add(1);
+            self.shared.news.notify_one();
+        } else {
+            counters.drop(DropReason::TrapLimited);
+        }
+        self.cache.free_buf(buf);
+    }
+
+    /// Obeys waiting commands; true when told to stop.
+    fn obey(&mut self) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Attach(device) => self.attach(*device),
+                Command::Detach(role, done) => {
+                    if let Some(slot) = self.slot_of(role) {
+                        self.detach_slot(slot);
+                    }
+                    let _ = done.send(());
+                }
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    fn slot_of(&self, role: Role) -> Option<Slot> {
+        match role {
+            Role::Tenant(port) => self.tenant_slot(port),
+            Role::Underlay(link) => self.link_slot(link),
+        }
+    }
+
+    fn attach(&mut self, device: Device) {
+        let role = device.role;
+        let slot = match self.devices.iter().position(Option::is_none) {
+            Some(slot) => slot,
+            None => {
+                self.devices.push(None);
+                self.devices.len() - 1
+            }
+        };
+        self.polling.add(slot, &device);
+        self.devices[slot] = Some(device);
+        let (slots, index) = match role {
+            Role::Tenant(port) => (&mut self.tenant_slots, usize::from(port)),
+            Role::Underlay(link) => (&mut self.link_slots, usize::from(link)),
+        };
+        if slots.len() <= index {
+            slots.resize(index + 1, None);
+        }
+        slots[index] = Some(slot);
+    }
+
+    fn detach_slot(&mut self, slot: Slot) {
+        let Some(mut device) = self.devices.get_mut(slot).and_then(Option::take) else { return };
+        self.flush_merging();
+        self.polling.remove(slot, &device);
+        let mut losses = Losses::default();
+        device.flush(&mut self.cache, &mut losses);
+        let role = device.role;
+        self.count_losses(role, losses);
+        device.close(&mut self.cache);
+        match role {
+            Role::Tenant(port) => self.tenant_slots[usize::from(port)] = None,
+            Role::Underlay(link) => self.link_slots[usize::from(link)] = None,
+        }
+        self.dirty.retain(|dirty| *dirty != slot);
+    }
+}

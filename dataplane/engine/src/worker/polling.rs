@@ -1,0 +1,180 @@
+//! Which devices are looked at each round, and when the worker sleeps.
+//!
+//! A device that had packets lately is *active*: its ring is read each round without a system call.
+//! One that had none for a while is *quiet*: only the kernel's poll set looks at it, now and then
+//! while there is other work, and while the worker sleeps. So a thousand idle ports cost nothing.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+
+use super::device::Device;
+use super::{Slot, Worker};
+use crate::limits::SPIN_US;
+
+/// Rounds without a packet after which a device is quiet.
+const QUIET_ROUNDS: u16 = 1024;
+
+/// Rounds between two looks at the quiet devices while there is work.
+const QUIET_LOOK_ROUNDS: u32 = 32;
+
+/// Longest sleep: so long may frames wait that the kernel had no room for.
+const SLEEP_MS: u16 = 1000;
+
+/// Sleep while a transmit ring is unfinished.
+const UNFINISHED_SLEEP_MS: u16 = 1;
+
+/// The mark of the inbox's bell in the poll set.
+const BELL: u64 = u64::MAX;
+
+/// The poll set and the list of active devices.
+pub struct Polling {
+    epoll: Epoll,
+    events: Vec<EpollEvent>,
+    active: Vec<Slot>,
+    idle_rounds: Vec<u16>,
+    now: Instant,
+    last_work: Instant,
+    rounds: u32,
+    busy_poll: bool,
+}
+
+impl Polling {
+    /// A poll set that holds the bell.
+    ///
+    /// # Errors
+    /// The process is out of descriptors.
+    pub fn new(bell: &EventFd, busy_poll: bool) -> Result<Self, nix::Error> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+        let now = Instant::now();
+        Ok(Polling {
+            epoll,
+            events: vec![EpollEvent::empty(); 64],
+            active: Vec::new(),
+            idle_rounds: Vec::new(),
+            now,
+            last_work: now,
+            rounds: 0,
+            busy_poll,
+        })
+    }
+
+    /// The time at the last rest; good enough for rates and never a system call.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Number of active devices.
+    pub fn active_len(&self) -> usize {
+        self.active.len()
+    }
+
+    /// An active device.
+    pub fn active(&self, at: usize) -> Option<Slot> {
+        self.active.get(at).copied()
+    }
+
+    /// Looks at a device from now on.
+    pub fn add(&mut self, slot: Slot, device: &Device) {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, slot as u64);
+        if let Err(error) = self.epoll.add(device.fd(), event) {
+            tracing::warn!(%error, ?device.role, "device cannot be polled; it will be spun on");
+        }
+        if self.idle_rounds.len() <= slot {
+            self.idle_rounds.resize(slot + 1, 0);
+        }
+        self.activate(slot);
+    }
+
+    /// Looks at a device no more.
+    pub fn remove(&mut self, slot: Slot, device: &Device) {
+        let _ = self.epoll.delete(device.fd());
+        self.active.retain(|active| *active != slot);
+    }
+
+    fn activate(&mut self, slot: Slot) {
+        if let Some(rounds) = self.idle_rounds.get_mut(slot) {
+            *rounds = 0;
+        }
+        if !self.active.contains(&slot) {
+            self.active.push(slot);
+        }
+    }
+
+    /// A device had so many packets this round.
+    pub fn saw(&mut self, slot: Slot, packets: usize) {
+        let Some(rounds) = self.idle_rounds.get_mut(slot) else { return };
+        *rounds = if packets > 0 { 0 } else { rounds.saturating_add(1) };
+    }
+
+    /// Asks the kernel which devices have packets, and makes them active.
+    fn look(&mut self, timeout: EpollTimeout) {
+        let Ok(found) = self.epoll.wait(&mut self.events, timeout) else { return };
+        for at in 0..found {
+            let Some(event) = self.events.get(at).copied() else { break };
+            if event.data() != BELL {
+                self.activate(event.data() as Slot);
+            }
+        }
+    }
+
+    fn retire(&mut self) {
+        let idle = &self.idle_rounds;
+        self.active.retain(|slot| idle.get(*slot).is_none_or(|rounds| *rounds < QUIET_ROUNDS));
+    }
+}
+
+impl Worker {
+    /// Between two rounds: go on at once after work, spin a while without, then sleep.
+    pub(super) fn rest(&mut self, work: usize) {
+        self.polling.rounds = self.polling.rounds.wrapping_add(1);
+        let look = self.polling.rounds.is_multiple_of(QUIET_LOOK_ROUNDS);
+        if look || work == 0 {
+            self.polling.now = Instant::now();
+        }
+        if look {
+            self.polling.retire();
+            self.polling.look(EpollTimeout::ZERO);
+            self.publish_held();
+        }
+        if work > 0 {
+            self.polling.last_work = self.polling.now;
+            return;
+        }
+        let idle = self.polling.now.duration_since(self.polling.last_work);
+        if self.polling.busy_poll || idle < Duration::from_micros(SPIN_US) {
+            std::hint::spin_loop();
+            return;
+        }
+        let timeout = if self.finish_unfinished() { UNFINISHED_SLEEP_MS } else { SLEEP_MS };
+        self.publish_held();
+        if self.inbox().prepare_sleep() {
+            self.counters.sleeps.add(1);
+            self.polling.look(EpollTimeout::from(timeout));
+            self.inbox().awake();
+            self.polling.now = Instant::now();
+            // What woke us deserves a round before the next sleep.
+            self.polling.last_work = self.polling.now;
+        }
+    }
+
+    /// Tries again what the kernel had no room for. True when something still waits.
+    fn finish_unfinished(&mut self) -> bool {
+        let mut waits = false;
+        for at in 0..self.polling.active_len() {
+            let Some(slot) = self.polling.active(at) else { break };
+            self.flush_slot(slot);
+            waits |= self.devices.get(slot).and_then(Option::as_ref).is_some_and(Device::unfinished);
+        }
+        waits
+    }
+
+    /// Publishes how many frames this worker holds, for the account of the arena.
+    fn publish_held(&self) {
+        let devices: usize = self.devices.iter().flatten().map(Device::outstanding).sum();
+        let held = self.cache.len() + devices + self.merging.held_frames();
+        self.counters.set_frames_held(held as u64);
+    }
+}
