@@ -10,13 +10,14 @@ use support::{
     load,
     netns::{Netns, linked_pair},
     tag::tag_egress,
+    testrun::{Ingress, on_every_cpu, run_on},
     xsk::Receiver,
 };
 
 /// A tenant at the far end of a veth whose near end belongs to the programs.
 struct Tenant {
     far: Netns,
-    _near: Netns,
+    near: Netns,
     programs: Programs,
     receiver: Receiver,
     near_index: u32,
@@ -38,7 +39,7 @@ impl Tenant {
             Receiver::bind(near_index)
         });
         programs.set_socket(3, receiver.fd()).unwrap();
-        Self { far, _near: near, programs, receiver, near_index, far_index }
+        Self { far, near, programs, receiver, near_index, far_index }
     }
 
     /// What the socket receives of a frame that the tenant sends.
@@ -154,4 +155,24 @@ fn a_slot_takes_only_bound_sockets_and_only_within_range() {
     let error = programs.set_socket(64, not_a_socket).unwrap_err();
     assert!(error.to_string().contains("slot 64 does not exist: there are 64"), "{error}");
     assert!(programs.clear_socket(64).is_err());
+}
+
+#[test]
+fn what_was_read_for_one_frame_is_never_given_to_the_next() {
+    let mut tenant = Tenant::new(XdpMode::Generic);
+    let frame = V4::default().frame(&udp(53, &[1; 700]));
+    let unfinished = Offload { gso: GSO_NONE, gso_size: 0, headers: 0, checksum: Some((34, 6)) };
+    assert!(tenant.passes(&frame, unfinished).has_skb());
+
+    // A test run has no packet buffer that the tracing program could have read.
+    let ingress = Ingress { ifindex: tenant.near_index, rx_queue: 0, linear: None };
+    let program = tenant.programs.tenant_fd().unwrap();
+    let expected = Some(FrameMeta::without_skb(tenant.near_index, 0));
+    tenant.near.run(|| {
+        on_every_cpu(|| {
+            let outcome = run_on(program, &frame, ingress).unwrap();
+            let meta = outcome.bytes.first_chunk::<{ FrameMeta::LEN }>().unwrap();
+            assert_eq!(FrameMeta::from_bytes(meta), expected);
+        });
+    });
 }

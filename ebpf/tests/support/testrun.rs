@@ -58,6 +58,30 @@ pub(crate) struct Ingress {
     pub(crate) linear: Option<usize>,
 }
 
+/// Runs `action` once on each CPU that this process may use.
+pub(crate) fn on_every_cpu(mut action: impl FnMut()) {
+    // SAFETY: all-zero bytes are an empty set.
+    let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let len = size_of::<libc::cpu_set_t>();
+    // SAFETY: the set is live and of the length given; 0 means the calling thread.
+    assert_eq!(unsafe { libc::sched_getaffinity(0, len, &raw mut allowed) }, 0);
+    for cpu in 0..libc::CPU_SETSIZE as usize {
+        // SAFETY: the index is below CPU_SETSIZE.
+        if !unsafe { libc::CPU_ISSET(cpu, &allowed) } {
+            continue;
+        }
+        // SAFETY: as above; only this thread is moved.
+        unsafe {
+            let mut one: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut one);
+            assert_eq!(libc::sched_setaffinity(0, len, &raw const one), 0);
+        }
+        action();
+    }
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::sched_setaffinity(0, len, &raw const allowed) }, 0);
+}
+
 /// Runs the program on a frame that arrives on queue 0 of `lo`, whose index is 1 everywhere.
 pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<Outcome> {
     run_on(program, frame, Ingress { ifindex: 1, rx_queue: 0, linear: None })
