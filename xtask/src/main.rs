@@ -1,2 +1,85 @@
-//! Project tasks: ci, e2e, bench, fuzz.
-fn main() {}
+//! Project tasks. `cargo xtask <verb>`; each verb is a list of commands that one could type.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+mod bench;
+mod ci;
+mod fuzz;
+mod run;
+
+/// Work on Culvert.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Everything that must pass before a change is merged: format, lints, licences, scripts, documentation, all tests.
+    Ci,
+    /// The end-to-end tests alone, as root.
+    E2e {
+        /// All combinations of families, sizes and offloads instead of a cover.
+        #[arg(long)]
+        full: bool,
+        /// Only tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Measurements, in release.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// Fuzz one parser, or each in turn.
+    Fuzz {
+        /// Name of the target; by default all.
+        target: Option<String>,
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        secs: u64,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Culvert beside its peers in one run; prints Markdown.
+    Overlay(Overlay),
+}
+
+/// Options of `bench overlay`.
+#[derive(Args)]
+struct Overlay {
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 3)]
+    secs: u64,
+    /// How often each peer has its turn.
+    #[arg(long, default_value_t = 3)]
+    rounds: u64,
+    /// Go on without this peer. May be repeated.
+    #[arg(long, value_name = "PEER")]
+    without: Vec<String>,
+    /// Also write all samples to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Ci => ci::ci(),
+        Verb::E2e { full, filter } => ci::e2e(full, filter.as_deref()),
+        Verb::Bench { what: Bench::Overlay(options) } => bench::overlay(&options),
+        Verb::Fuzz { target, secs } => fuzz::fuzz(target.as_deref(), secs),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
