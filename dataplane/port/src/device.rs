@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use thiserror::Error;
 
@@ -307,14 +307,6 @@ pub fn list() -> Vec<(u32, String)> {
     }
     all.sort_unstable();
     all
-}
-
-/// Whether the device is up, as seen from the namespace of the socket `fd`; `None`: it is gone.
-pub(crate) fn is_up(fd: BorrowedFd<'_>, ifindex: u32) -> Option<bool> {
-    let fd = fd.as_raw_fd();
-    let mut req = request_by_index(fd, ifindex).ok()?;
-    ioctl(fd, libc::SIOCGIFFLAGS as _, &mut req).ok()?;
-    Some(flags_of(&req) & libc::IFF_UP != 0)
 }
 
 /// A request that names a device.

@@ -206,34 +206,39 @@ impl<T: Copy> Consumer<T> {
     }
 }
 
+/// Rings without a kernel: both ends over memory of our own.
 #[cfg(test)]
-mod tests {
+pub(crate) mod fake {
     use super::*;
-    use proptest::prelude::*;
 
     const OFFSETS: libc::xdp_ring_offset =
         libc::xdp_ring_offset { producer: 0, consumer: 64, desc: 192, flags: 128 };
 
-    /// Both ends of one ring over anonymous memory, with indices that start at `start`.
-    fn pair<T: Copy>(size: u32, start: u32) -> (Producer<T>, Consumer<T>, Mapping) {
+    /// Both ends of one ring, with indices that start at `start`. The memory is never unmapped.
+    pub(crate) fn pair<T: Copy>(size: u32, start: u32) -> (Producer<T>, Consumer<T>) {
         let len = OFFSETS.desc as usize + size as usize * size_of::<T>();
-        let map = Mapping::anonymous(len).unwrap();
+        let map = Mapping::leaked(len);
         for index in [OFFSETS.producer, OFFSETS.consumer] {
             // SAFETY: inside the mapping just made, aligned.
             unsafe { map.addr().add(index as usize).cast::<u32>().write(start) };
         }
-        // SAFETY: one producer and one consumer over memory laid out by OFFSETS; the aliases do
-        // not unmap it.
+        // SAFETY: one producer and one consumer over memory laid out by OFFSETS that stays.
         unsafe {
             let producer = Producer::new(map.alias(), &OFFSETS, size);
-            let consumer = Consumer::new(map.alias(), &OFFSETS, size);
-            (producer, consumer, map)
+            (producer, Consumer::new(map, &OFFSETS, size))
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fake::pair;
+    use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn nothing_is_visible_before_submit_and_nothing_reusable_before_release() {
-        let (mut p, mut c, _map) = pair::<u64>(4, 0);
+        let (mut p, mut c) = pair::<u64>(4, 0);
         assert_eq!(p.room(4), 4);
         (0..4).for_each(|v| p.push(v));
         assert_eq!(c.available(), 0);
@@ -251,7 +256,7 @@ mod tests {
     #[test]
     fn two_threads_pass_every_entry_in_order() {
         const COUNT: u64 = 100_000;
-        let (mut p, mut c, _map) = pair::<u64>(64, u32::MAX - 1000);
+        let (mut p, mut c) = pair::<u64>(64, u32::MAX - 1000);
         let writer = std::thread::spawn(move || {
             let mut next = 0;
             while next < COUNT {
@@ -290,7 +295,7 @@ mod tests {
             size in prop::sample::select(vec![1u32, 2, 8, 32]),
             steps in prop::collection::vec((0u32..40, 0u32..40), 1..40),
         ) {
-            let (mut p, mut c, _map) = pair::<Desc>(size, start);
+            let (mut p, mut c) = pair::<Desc>(size, start);
             let mut model = std::collections::VecDeque::new();
             let mut next = 0;
             for (push, pop) in steps {

@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 #[derive(Debug)]
 pub(crate) struct Mapping {
     addr: NonNull<u8>,
-    /// Zero for an alias, which does not own the memory.
+    /// Zero where the memory is not to be unmapped.
     len: usize,
 }
 
@@ -20,14 +20,16 @@ impl Mapping {
         map(len, flags, fd.as_raw_fd(), page_offset).map(|addr| Self { addr, len })
     }
 
+    /// Memory that is never unmapped.
     #[cfg(test)]
-    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
-        map_anonymous(len).map(|addr| Self { addr, len })
+    pub(crate) fn leaked(len: usize) -> Self {
+        Self { addr: map_anonymous(len).unwrap(), len: 0 }
     }
 
-    /// A second handle on the same memory, which the first one must outlive.
+    /// A second handle on memory that is never unmapped.
     #[cfg(test)]
     pub(crate) fn alias(&self) -> Self {
+        assert_eq!(self.len, 0);
         Self { addr: self.addr, len: 0 }
     }
 

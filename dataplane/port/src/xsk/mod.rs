@@ -7,6 +7,8 @@
 
 mod fill;
 mod open;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,7 +21,6 @@ pub use self::types::{
     BindMode, BoundMode, BusyPoll, CsumRequest, Health, Kick, XskConfig, XskStats,
 };
 use crate::arena::Arena;
-use crate::device;
 use crate::frame::TX_META_LEN;
 use crate::ring::Desc;
 use crate::sys::{self, errno};
@@ -399,13 +400,14 @@ impl Xsk {
         stats
     }
 
-    /// Whether the device can carry frames: one or two system calls.
+    /// Whether the device can carry frames: one system call.
     #[must_use]
     pub fn health(&self) -> Health {
-        match device::is_up(self.sock.probe.as_fd(), self.ifindex) {
-            Some(true) => Health::Up,
-            Some(false) => Health::Down,
-            None => Health::Gone,
+        // A receive of nothing checks first whether the socket is still bound and the device up.
+        match sys::wake_rx(self.sock.fd.as_fd()).as_ref().map_err(errno) {
+            Err(libc::ENXIO | libc::ENODEV) => Health::Gone,
+            Err(libc::ENETDOWN) => Health::Down,
+            _ => Health::Up,
         }
     }
 

@@ -109,8 +109,6 @@ pub(super) struct Opened {
     pub(super) fill: Producer<u64>,
     pub(super) comp: Consumer<u64>,
     pub(super) fd: OwnedFd,
-    /// A socket of another kind, to ask about the device: AF_XDP answers no ioctls.
-    pub(super) probe: OwnedFd,
     pub(super) bound: BoundMode,
 }
 
@@ -166,8 +164,7 @@ pub(super) fn open(arena: &'static Arena, cfg: &XskConfig) -> Result<Opened, Xsk
         tx_budget,
         busy_poll,
     };
-    let probe = sys::socket(libc::AF_UNIX, libc::SOCK_DGRAM).map_err(os("open a socket"))?;
-    Ok(Opened { rx, tx, fill, comp, fd: socket, probe, bound })
+    Ok(Opened { rx, tx, fill, comp, fd: socket, bound })
 }
 
 /// Registers the whole arena as UMEM, with room for transmit metadata where the kernel has that.
