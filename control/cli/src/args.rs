@@ -7,7 +7,7 @@ use culvert_model::DEFAULT_SOCKET;
 
 const EXIT_CODES: &str = "Exit codes:
   0  done
-  1  refused by the dataplane, or another failure; nothing was changed
+  1  refused by the dataplane, which changed nothing; or another failure
   2  wrong usage, or a file that cannot be read or is not valid
   3  the dataplane cannot be reached";
 

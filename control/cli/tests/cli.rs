@@ -66,6 +66,17 @@ fn an_invalid_file_exits_2_and_names_every_fault() {
 }
 
 #[test]
+fn a_dash_reads_standard_input() {
+    let dataplane = Running::start();
+    let file = dataplane.write("host.toml", EXAMPLE);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_culvert"));
+    command.args(["apply", "--dry-run", "-f", "-"]).stdin(std::fs::File::open(file).unwrap());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout.starts_with(b"-: valid: 2 vnets"), "{output:?}");
+}
+
+#[test]
 fn a_file_that_is_not_there_exits_2() {
     let ran = culvert(Path::new("/nonexistent/socket"), &["apply", "-f", "/nonexistent/host.toml"]);
     assert_eq!(ran.code, Some(2));
