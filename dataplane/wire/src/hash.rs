@@ -45,7 +45,7 @@ pub(crate) fn flow_hash(head: &[u8], pkt: &Packet, tags: [Option<u16>; 2]) -> u3
         }
         IpKind::None => mix(word(head, 0), half(head, 8) << 32 | kind),
     };
-    let hash = mix(hash, K1);
+    let hash = mix(hash, K0);
     (hash ^ (hash >> 32)) as u32 ^ vlan_part(tags)
 }
 

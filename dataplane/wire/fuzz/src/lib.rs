@@ -1,0 +1,201 @@
+//! What each fuzz target does with its bytes. The targets run these under libFuzzer; the crate's
+//! tests run the same over the kept corpus, truncations and random bytes.
+
+use culvert_wire::checksum::Sum;
+use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterKey};
+use culvert_wire::format::{VXLAN, decap};
+use culvert_wire::fragment::Fragmenter;
+use culvert_wire::segment::{GsoKind, Segmenter};
+use culvert_wire::{
+    MacAddr, Packet, arp, ecn, eth, icmpv4, icmpv6, ipv4, ipv6, reply, tcp, udp, vxlan,
+};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// A target's name and body.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const ALL: &[Target] = &[
+    ("packet_parse", packet_parse),
+    ("headers", headers),
+    ("vxlan_decap", vxlan_decap),
+    ("tcp_options", tcp_options),
+    ("segmenter", segmenter),
+    ("fragmenter", fragmenter),
+    ("coalescer", coalescer),
+    ("replies", replies),
+];
+
+/// A parsed descriptor keeps its promises, whole and with a short head.
+pub fn packet_parse(data: &[u8]) {
+    for head in [data, &data[..data.len() / 2]] {
+        let Ok(pkt) = Packet::parse(head, data.len()) else { continue };
+        assert!(pkt.l3 >= 14 && pkt.l3 <= pkt.l4 && pkt.l4 <= pkt.payload);
+        assert!(usize::from(pkt.payload) <= head.len());
+        assert!(u32::from(pkt.payload) <= pkt.len && pkt.len <= pkt.frame_len);
+        assert_eq!(pkt.is_ip(), pkt.src_ip(head).is_some() && pkt.dst_ip(head).is_some());
+        let ported = pkt.is_tcp() || pkt.is_udp();
+        assert_eq!(ported, pkt.src_port(head).is_some() && pkt.dst_port(head).is_some());
+        // What the whole frame says, the head says too.
+        assert_eq!(Packet::parse(data, data.len()), Ok(pkt));
+    }
+    // And a frame that claims to go on in further buffers.
+    if let Ok(pkt) = Packet::parse(data, 70_000) {
+        assert!(usize::from(pkt.payload) <= data.len());
+    }
+}
+
+/// Every view takes what it is given, and its values come out again.
+pub fn headers(data: &[u8]) {
+    let mut out = [0u8; 128];
+    if let Ok(view) = eth::View::new(data) {
+        let repr = view.repr();
+        assert_eq!(view.payload().len() + repr.len(), data.len());
+        assert_eq!(repr.emit(&mut out), Some(repr.len()));
+        assert_eq!(&out[..repr.len()], &data[..repr.len()]);
+    }
+    if let Ok(repr) = arp::Repr::parse(data) {
+        assert_eq!(repr.emit(&mut out), Some(arp::LEN));
+        assert_eq!(&out[..arp::LEN], &data[..arp::LEN]);
+    }
+    if let Ok(view) = ipv4::View::new(data) {
+        let len = view.repr().emit(&mut out).expect("a checked header");
+        // Checksum and the reserved flag are made anew.
+        assert_eq!(&out[..6], &data[..6]);
+        assert_eq!(&out[12..len], &data[12..len]);
+    }
+    if let Ok(view) = ipv6::View::new(data) {
+        if let Ok(upper) = view.upper() {
+            assert!(upper.offset <= view.payload().len());
+        }
+        view.repr().emit(&mut out);
+        assert_eq!(&out[..40], &data[..40]);
+    }
+    if let Ok(repr) = udp::Repr::parse(data) {
+        repr.emit(&mut out);
+        assert_eq!(&out[..8], &data[..8]);
+    }
+    if let Ok(view) = tcp::View::new(data) {
+        let len = view.repr().emit(&mut out).expect("a checked header");
+        assert_eq!(&out[..12], &data[..12]);
+        assert_eq!(&out[13..len], &data[13..len]);
+        tcp_options(view.options());
+    }
+    let _ = icmpv4::Repr::parse(data);
+    if let Ok(view) = icmpv6::View::new(data) {
+        let _ = (view.target(), view.link_option(1), view.link_option(2));
+    }
+    let _ = vxlan::Repr::parse(data);
+}
+
+/// The format's decapsulation agrees with the header's view.
+pub fn vxlan_decap(data: &[u8]) {
+    if let Ok((vni, len)) = decap(&VXLAN, data) {
+        let view = vxlan::View::new(data).expect("decapsulated");
+        assert_eq!(view.repr().vni, vni.get());
+        assert_eq!(view.payload(), &data[len..]);
+        assert!(view.payload().len() >= eth::HEADER_LEN);
+    }
+}
+
+/// Options end, and stay inside.
+pub fn tcp_options(data: &[u8]) {
+    assert!(tcp::Options::new(data).count() <= data.len());
+}
+
+/// Segments cover the payload once and in order.
+pub fn segmenter(data: &[u8]) {
+    let Some((&mss, frame)) = data.split_first_chunk() else { return };
+    let Ok(pkt) = Packet::parse(frame, frame.len()) else { return };
+    let Some(kind) = GsoKind::of(&pkt) else { return };
+    let Ok(plan) = Segmenter::new(frame, &pkt, kind, u16::from_be_bytes(mss)) else { return };
+    let (mut end, mut out) = (0, [0u8; 512]);
+    for i in 0..plan.count() {
+        let range = plan.payload_range(i);
+        assert_eq!(range.start, end);
+        end = range.end;
+        let sum = Sum::default().add(&frame[plan.headers_len()..][range.clone()]);
+        assert_eq!(plan.emit(frame, i, sum, &mut out), plan.headers_len());
+        let mut segment = out[..plan.headers_len()].to_vec();
+        segment.extend(&frame[plan.headers_len()..][range]);
+        Packet::parse(&segment, segment.len()).expect("a segment that parses");
+    }
+    assert_eq!(end, pkt.payload_len());
+}
+
+/// Fragments cover the payload once and in order.
+pub fn fragmenter(data: &[u8]) {
+    let Some((&mtu, frame)) = data.split_first_chunk() else { return };
+    let Ok(pkt) = Packet::parse(frame, frame.len()) else { return };
+    let mtu = usize::from(u16::from_be_bytes(mtu));
+    let Ok(plan) = Fragmenter::new(frame, &pkt, mtu) else { return };
+    let (mut end, mut out) = (0, [0u8; 128]);
+    for i in 0..plan.count() {
+        let range = plan.payload_range(i);
+        assert_eq!(range.start, end);
+        end = range.end;
+        let len = plan.emit(frame, i, &mut out);
+        assert!(len > 0 && len - usize::from(pkt.l3) + range.len() <= mtu);
+    }
+    assert_eq!(plan.payload_offset() + end, pkt.len as usize);
+}
+
+/// Frames, each behind two bytes of length, through a coalescer of two slots: none is lost, doubled
+/// or reordered within its flow.
+pub fn coalescer(mut data: &[u8]) {
+    let config = CoalesceConfig { flows: 2, max_segs: 4, udp: true, ..Default::default() };
+    let mut coalescer = Coalescer::new(config);
+    let (mut offered, mut flows, mut out) = (0, vec![], vec![]);
+    while let Some((&len, rest)) = data.split_first_chunk() {
+        let len = usize::from(u16::from_be_bytes(len)).min(rest.len());
+        let (frame, rest) = rest.split_at(len);
+        data = rest;
+        let Ok(pkt) = Packet::parse(frame, frame.len()) else { continue };
+        let ends = (pkt.src_ip(frame), pkt.dst_ip(frame));
+        flows.push((pkt.flow_hash, ends, pkt.src_port(frame), pkt.dst_port(frame)));
+        let mut sink = |m: Merged<'_, usize>| collect(m, &mut out);
+        let key = OuterKey::default();
+        let passed = coalescer.offer(frame, &pkt, key, offered, &mut sink);
+        out.extend(passed);
+        offered += 1;
+    }
+    coalescer.flush_all(&mut |m| collect(m, &mut out));
+    for (i, a) in out.iter().enumerate() {
+        for b in &out[i + 1..] {
+            assert!(a < b || flows[*a] != flows[*b], "reordered within a flow");
+        }
+    }
+    out.sort_unstable();
+    assert_eq!(out, (0..offered).collect::<Vec<_>>());
+}
+
+fn collect(merged: Merged<'_, usize>, out: &mut Vec<usize>) {
+    assert_eq!(usize::from(merged.segs), merged.tokens.len());
+    assert!(merged.packet.l3_len() <= 0xffff);
+    out.extend(merged.tokens.map(|held| held.token));
+}
+
+/// Answers fit their buffer, parse, and are never answered by an error themselves.
+pub fn replies(data: &[u8]) {
+    let Ok(mut pkt) = Packet::parse(data, data.len()) else { return };
+    let mac = MacAddr([2, 0, 0, 0, 0, 9]);
+    let mut out = [0u8; reply::MAX_LEN];
+    let (v4, v6) = (Ipv4Addr::new(10, 0, 0, 1), Ipv6Addr::LOCALHOST);
+    let errors = |out: &mut [u8], data: &[u8], pkt: &Packet| {
+        reply::icmpv4_frag_needed(out, data, pkt, 1400, v4)
+            .or_else(|| reply::icmpv6_packet_too_big(out, data, pkt, 1400, v6))
+    };
+    let answers = [
+        reply::arp_reply(&mut out, data, &pkt, mac),
+        reply::neighbour_advertisement(&mut out, data, &pkt, mac, true),
+        errors(&mut out, data, &pkt),
+    ];
+    if let Some(len) = answers[2] {
+        let answer = out[..len].to_vec();
+        let parsed = Packet::parse(&answer, len).expect("an answer that parses");
+        assert_eq!(errors(&mut out, &answer, &parsed), None);
+    }
+    let mut copy = data.to_vec();
+    ecn::set(&mut copy, &mut pkt, ecn::CE);
+    assert_eq!(Packet::parse(&copy, copy.len()), Ok(pkt));
+}

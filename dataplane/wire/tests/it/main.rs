@@ -1,0 +1,12 @@
+//! What the crate promises, proved against other implementations and over generated input.
+
+mod checksums;
+mod coalescing;
+mod encapsulation;
+mod forge;
+mod fragments;
+mod golden;
+mod headers;
+mod hostile;
+mod replies;
+mod segments;
