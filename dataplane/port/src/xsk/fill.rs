@@ -35,13 +35,14 @@ impl FillBudget {
     }
 
     /// Takes note that of `lent` frames in the kernel's hands plus those just received `waiting`
-    /// are still in the fill ring, and returns the budget.
-    pub(super) fn observe(&mut self, waiting: usize, lent: usize) -> usize {
+    /// are still in the fill ring, and returns the budget. `starved`: the arena had too few for the
+    /// last one.
+    pub(super) fn observe(&mut self, waiting: usize, lent: usize, starved: bool) -> usize {
         let used = self.frames.saturating_sub(waiting);
         let ever_filled = lent > 0 || self.calls > 0;
         self.calls += 1;
         self.peak_used = self.peak_used.max(used);
-        if waiting < DRY && ever_filled {
+        if waiting < DRY && ever_filled && !starved {
             self.frames = (self.frames * 2).min(self.max);
             self.restart();
         } else if self.calls >= WINDOW {
@@ -66,30 +67,30 @@ mod tests {
     #[test]
     fn the_first_fill_does_not_count_as_running_dry() {
         let mut budget = FillBudget::new(0, 2048);
-        assert_eq!(budget.observe(0, 0), 64);
-        assert_eq!(budget.observe(64, 64), 64);
+        assert_eq!(budget.observe(0, 0, false), 64);
+        assert_eq!(budget.observe(64, 64, false), 64);
     }
 
     #[test]
     fn a_port_that_runs_dry_gets_twice_as_many_up_to_its_ring() {
         let mut budget = FillBudget::new(0, 256);
-        budget.observe(0, 0);
-        assert_eq!(budget.observe(5, 64), 128);
-        assert_eq!(budget.observe(0, 128), 256);
-        assert_eq!(budget.observe(0, 256), 256);
+        budget.observe(0, 0, false);
+        assert_eq!(budget.observe(5, 64, false), 128);
+        assert_eq!(budget.observe(0, 128, false), 256);
+        assert_eq!(budget.observe(0, 256, false), 256);
     }
 
     #[test]
     fn a_port_that_turns_quiet_gives_up_its_frames_step_by_step() {
         let mut budget = FillBudget::new(0, 1024);
-        budget.observe(0, 0);
+        budget.observe(0, 0, false);
         for _ in 0..4 {
-            budget.observe(0, 64);
+            budget.observe(0, 64, false);
         }
         assert_eq!(budget.frames(), 1024);
         for _ in 0..8 * WINDOW {
             let now = budget.frames();
-            budget.observe(now, now);
+            budget.observe(now, now, false);
         }
         assert_eq!(budget.frames(), 64);
     }
@@ -97,10 +98,10 @@ mod tests {
     #[test]
     fn steady_use_keeps_the_budget() {
         let mut budget = FillBudget::new(0, 1024);
-        budget.observe(0, 0);
-        budget.observe(0, 64);
+        budget.observe(0, 0, false);
+        budget.observe(0, 64, false);
         for _ in 0..3 * WINDOW {
-            budget.observe(64, 128);
+            budget.observe(64, 128, false);
         }
         assert_eq!(budget.frames(), 128);
     }

@@ -58,6 +58,8 @@ pub struct Xsk {
     tx_lent: usize,
     /// A packet of which only the first frames have arrived.
     partial: Option<Buf>,
+    /// The last refill got too few frames: a fill ring that runs dry says nothing about traffic.
+    starved: bool,
     /// The last kick found the device down: what is queued stays queued, and more would only keep
     /// frames from other ports.
     down: bool,
@@ -88,6 +90,7 @@ impl Xsk {
             rx_lent: 0,
             tx_lent: 0,
             partial: None,
+            starved: false,
             down: false,
             skipping: false,
             discard: Vec::new(),
@@ -198,7 +201,8 @@ impl Xsk {
     /// 64 at first, up to the size of the fill ring. Call it once per loop, after `receive`.
     pub fn refill(&mut self, cache: &mut FrameCache) {
         let waiting = self.sock.fill.pending() as usize;
-        let budget = self.budget.observe(waiting, self.rx_lent);
+        let budget = self.budget.observe(waiting, self.rx_lent, self.starved);
+        self.starved = false;
         let wanted = budget.saturating_sub(self.rx_lent);
         if wanted == 0 {
             return;
@@ -207,6 +211,7 @@ impl Xsk {
         for _ in 0..wanted {
             let Some(mut frame) = cache.alloc() else {
                 self.stats.fill_starved += 1;
+                self.starved = true;
                 break;
             };
             frame.clear_receive_meta();
@@ -307,6 +312,7 @@ impl Xsk {
         tx.submit();
         let mut pending = tx.pending();
         if pending == 0 || (self.sock.bound.zero_copy && !tx.needs_wakeup()) {
+            self.down = false;
             return Kick::Idle;
         }
         let mut stalls = 0;

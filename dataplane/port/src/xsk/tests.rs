@@ -36,6 +36,7 @@ fn socket(arena: &'static Arena, size: u32) -> (Xsk, Kernel) {
         rx_lent: 0,
         tx_lent: 0,
         partial: None,
+        starved: false,
         down: false,
         skipping: false,
         discard: Vec::new(),
@@ -172,6 +173,20 @@ fn a_bad_descriptor_in_the_middle_drops_the_whole_packet() {
     assert_eq!(xsk.receive(&mut cache, 100, &mut got), 1);
     assert_eq!((got[0].len(), got[0].frame_count()), (7, 1));
     got.into_iter().for_each(|buf| cache.free_buf(buf));
+    finish(cache, xsk);
+}
+
+#[test]
+fn a_starved_port_does_not_ask_for_ever_more_frames() {
+    let arena = Arena::new(10).unwrap();
+    let mut cache = FrameCache::new(arena);
+    let (mut xsk, kernel) = socket(arena, 512);
+    for _ in 0..20 {
+        xsk.refill(&mut cache);
+    }
+    assert_eq!((xsk.outstanding(), xsk.stats.fill_starved), (10, 20));
+    assert_eq!(xsk.budget.frames(), 64);
+    drop(kernel);
     finish(cache, xsk);
 }
 
