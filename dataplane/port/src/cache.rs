@@ -63,7 +63,8 @@ impl FrameCache {
         Some(frame)
     }
 
-    /// Takes a frame back.
+    /// Takes a frame back. It must be of this cache's arena: one of another arena is lost to that
+    /// one (and a debug build panics).
     #[inline]
     pub fn free(&mut self, frame: Frame) {
         let ours = self.arena.note_free(&frame);

@@ -58,7 +58,8 @@ pub struct FlushOutcome {
     pub down: usize,
     /// Dropped: the send buffer is full (EAGAIN).
     pub would_block: usize,
-    /// Dropped: the kernel refuses the virtio header (EINVAL) or anything else.
+    /// Dropped: the kernel refuses the virtio header (EINVAL) or anything else, or the packet was
+    /// empty.
     pub refused: usize,
 }
 
@@ -100,6 +101,8 @@ pub(crate) struct GatherBatch {
     messages: Vec<Span>,
     held: Vec<Buf>,
     generation: u32,
+    /// Whole packets that made no message, to be counted at the flush.
+    unsendable: usize,
 }
 
 // SAFETY: the iovecs point into `space` and into frames in `held`, both owned by the batch and
@@ -115,6 +118,7 @@ impl GatherBatch {
             messages: Vec::with_capacity(MESSAGES_MAX),
             held: Vec::with_capacity(MESSAGES_MAX),
             generation: 0,
+            unsendable: 0,
         }
     }
 
@@ -156,18 +160,35 @@ impl GatherBatch {
         message
     }
 
+    /// A message of one whole packet. `Err`: there is no room.
+    pub(crate) fn send(&mut self, hdr: VnetHdr, buf: Buf) -> Result<(), Buf> {
+        if !self.has_room(buf.frame_count() + 1, 0) {
+            return Err(buf);
+        }
+        let len = buf.len();
+        let id = self.hold(buf);
+        let mut message = self.message(hdr);
+        message.slice(id, 0..len);
+        if message.finish().is_err() {
+            self.unsendable += 1;
+        }
+        Ok(())
+    }
+
     /// The messages in order, each as the kernel wants it. Valid until the batch changes.
     pub(crate) fn messages(&self) -> impl ExactSizeIterator<Item = &[libc::iovec]> {
         self.messages.iter().map(|m| self.iovecs.get(m.first..m.first + m.count).unwrap_or(&[]))
     }
 
-    /// Empties the batch; its packets go to the cache.
-    pub(crate) fn clear(&mut self, cache: &mut FrameCache) {
+    /// Empties the batch; its packets go to the cache. Returns how many of those given to `send`
+    /// made no message.
+    pub(crate) fn clear(&mut self, cache: &mut FrameCache) -> usize {
         self.space_used = 0;
         self.iovecs.clear();
         self.messages.clear();
         self.generation = self.generation.wrapping_add(1);
         self.held.drain(..).for_each(|buf| cache.free_buf(buf));
+        std::mem::take(&mut self.unsendable)
     }
 }
 

@@ -141,21 +141,12 @@ impl PacketTx {
         self.batch.message(hdr)
     }
 
-    /// A message of one whole packet as it is. `Err` gives the packet back: the batch is full.
+    /// A message of one whole packet as it is.
     ///
     /// # Errors
     /// The packet, when there is no room: flush first.
     pub fn send(&mut self, hdr: VnetHdr, buf: Buf) -> Result<(), Buf> {
-        if !self.has_room(buf.frame_count() + 1, 0) {
-            return Err(buf);
-        }
-        let len = buf.len();
-        let mut message = self.message(hdr);
-        let id = message.hold(buf);
-        message.slice(id, 0..len);
-        // An empty packet is nothing to send; it is freed at the flush like the others.
-        let _ = message.finish();
-        Ok(())
+        self.batch.send(hdr, buf)
     }
 
     /// Sends all messages, without blocking, and frees the packets they held. A message that the
@@ -194,7 +185,7 @@ impl PacketTx {
                 }
             }
         }
-        self.batch.clear(cache);
+        outcome.refused += self.batch.clear(cache);
         outcome
     }
 }

@@ -320,16 +320,7 @@ impl Tap {
     /// # Errors
     /// The packet, when there is no room: flush first.
     pub fn send(&mut self, hdr: VnetHdr, buf: Buf) -> Result<(), Buf> {
-        if !self.has_room(buf.frame_count() + 1, 0) {
-            return Err(buf);
-        }
-        let len = buf.len();
-        let mut message = self.message(hdr);
-        let id = message.hold(buf);
-        message.slice(id, 0..len);
-        // An empty packet is nothing to send; it is freed at the flush like the others.
-        let _ = message.finish();
-        Ok(())
+        self.batch.send(hdr, buf)
     }
 
     /// Writes all messages, without blocking, and frees the packets they held. A message that the
@@ -347,7 +338,7 @@ impl Tap {
                 outcome.drop_for(errno(&io::Error::last_os_error()), 1);
             }
         }
-        self.batch.clear(cache);
+        outcome.refused += self.batch.clear(cache);
         outcome
     }
 

@@ -145,6 +145,8 @@ fn what_the_kernel_refuses_is_counted_by_reason_and_its_neighbours_are_sent() {
     let empty = rig.cache.alloc().unwrap();
     tx.send(VnetHdr::default(), empty.into()).unwrap();
     assert_eq!(tx.message(VnetHdr::default()).finish(), Err(MessageError::Empty));
-    assert_eq!(tx.flush(&mut rig.cache), culvert_port::FlushOutcome::default());
+    let outcome = tx.flush(&mut rig.cache);
+    assert_eq!((outcome.sent, outcome.refused, outcome.dropped()), (0, 1, 1));
+    assert_eq!(tx.flush(&mut rig.cache).dropped(), 0);
     rig.finish();
 }

@@ -186,3 +186,38 @@ fn an_exhausted_arena_puts_reading_off_without_losing_the_packet() {
     rig.cache.free_buf(buf);
     rig.finish();
 }
+
+#[test]
+fn every_queue_of_a_device_sends_and_what_comes_arrives_on_one_of_them() {
+    let options = TapOptions { multi_queue: true, ..TapOptions::default() };
+    let mut rig = TapRig::new(options);
+    let mut second = Tap::open("f0", options).unwrap();
+    let socket = UdpSocket::bind("192.0.2.2:7000").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let hdr = VnetHdr {
+        flags: VnetHdr::NEEDS_CSUM,
+        csum_start: L4 as u16,
+        csum_offset: 6,
+        ..VnetHdr::default()
+    };
+    let mut got = [0; 10];
+    for (queue, text) in [(&mut rig.tap, b"one"), (&mut second, b"two")] {
+        let buf = packet(&mut rig.cache, &udp_partial(true, 7000, text), 3840);
+        queue.send(hdr, buf).unwrap();
+        assert_eq!(queue.flush(&mut rig.cache).sent, 1);
+        assert_eq!(socket.recv(&mut got).unwrap(), 3);
+        assert_eq!(&got[..3], text);
+    }
+    for _ in 0..32 {
+        let socket = UdpSocket::bind("192.0.2.2:0").unwrap();
+        socket.send_to(b"either", "192.0.2.1:4000").unwrap();
+    }
+    let mut arrived = Vec::new();
+    let both = rig.tap.receive(&mut rig.cache, 64, &mut arrived)
+        + second.receive(&mut rig.cache, 64, &mut arrived);
+    assert_eq!(both, arrived.len());
+    assert_eq!(arrived.iter().filter(|(buf, _)| is_udp(buf)).count(), 32);
+    arrived.into_iter().for_each(|(buf, _)| rig.cache.free_buf(buf));
+    second.close(&mut rig.cache);
+    rig.finish();
+}

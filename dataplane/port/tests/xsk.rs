@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use culvert_ebpf::GsoKind;
 use culvert_port::{
-    Arena, BindMode, Buf, CsumRequest, FrameCache, PacketOptions, PacketTx, VnetHdr, Xsk,
+    Arena, BindMode, Buf, BusyPoll, CsumRequest, FrameCache, PacketOptions, PacketTx, VnetHdr, Xsk,
     XskConfig, XskError,
 };
 use support::far::{RawSocket, send_segmented};
@@ -256,6 +256,19 @@ fn a_queue_in_use_is_an_error_and_a_queue_about_to_close_is_waited_for() {
     xsk.close(&mut cache);
     drop(cache);
     assert!(arena.stats().is_whole(0));
+}
+
+#[test]
+fn what_was_got_is_reported() {
+    let poll = BusyPoll { usecs: 20, budget: 64 };
+    let rig = Rig::with(1500, 1024, |config| {
+        (config.busy_poll, config.tx_budget, config.sg) = (Some(poll), Some(1 << 20), false);
+    });
+    let bound = rig.xsk.bound();
+    assert_eq!((bound.zero_copy, bound.sg, bound.busy_poll), (false, false, true));
+    assert_eq!(bound.tx_budget, 2048, "clamped to the ring");
+    assert_eq!(rig.xsk.max_tx_frames(), 1);
+    rig.finish();
 }
 
 #[test]
