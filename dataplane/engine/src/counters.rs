@@ -110,8 +110,10 @@ pub struct WorkerCounters {
     pub flow_misses: Counter,
     /// Packets handed to another worker.
     pub handoffs: Counter,
-    /// Frames that this worker holds now: its cache, its sockets, its queues.
+    /// Frames that this worker's sockets and queues hold now.
     pub frames_held: Counter,
+    /// Free frames in this worker's own stock.
+    pub frames_cached: Counter,
 }
 
 impl Default for WorkerCounters {
@@ -126,6 +128,7 @@ impl Default for WorkerCounters {
             flow_misses: Counter::default(),
             handoffs: Counter::default(),
             frames_held: Counter::default(),
+            frames_cached: Counter::default(),
         }
     }
 }
@@ -148,9 +151,16 @@ impl WorkerCounters {
         self.ports[usize::from(index)].clear();
     }
 
-    /// Publishes how many frames the worker holds.
-    pub fn set_frames_held(&self, frames: u64) {
-        self.frames_held.0.store(frames, Relaxed);
+    /// Publishes how many frames the worker's sockets hold and how many it has in stock.
+    pub fn set_frames(&self, held: usize, cached: usize) {
+        self.frames_held.0.store(held as u64, Relaxed);
+        self.frames_cached.0.store(cached as u64, Relaxed);
+    }
+
+    /// Packets received from and sent to all devices.
+    pub fn packets(&self) -> (u64, u64) {
+        let all = || self.ports.iter().chain(&self.links);
+        (all().map(|c| c.rx.packets.get()).sum(), all().map(|c| c.tx.packets.get()).sum())
     }
 }
 

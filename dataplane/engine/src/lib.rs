@@ -7,14 +7,18 @@
 //! | [`flow`] | what they said, remembered |
 //! | [`worker`] | the pinned thread that carries packets |
 //! | [`shared`] | what threads tell each other |
+//! | [`control`] | the control thread: desired state in, tables and devices out |
+//! | [`server`] | the API on a Unix socket |
 //! | [`counters`], [`drops`] | what is counted, and the names of drops |
 //! | [`limits`] | the limit of everything |
 
+pub mod control;
 pub mod counters;
 pub mod drops;
 pub mod flow;
 pub mod limits;
 pub mod policy;
 pub mod shared;
+pub mod server;
 pub mod tables;
 pub mod worker;

@@ -42,3 +42,24 @@ pub const MIN_PMTU_V6: u32 = 1280;
 
 /// Frames a superframe is cut into at most; more and it is dropped.
 pub const MAX_SEGMENTS: usize = 128;
+
+/// Receive queues of a tenant's device.
+pub const SLOTS_PER_PORT: u32 = 8;
+
+/// Receive queues of an underlay device.
+pub const SLOTS_PER_LINK: u32 = 128;
+
+/// Sockets that the XDP programs can address.
+pub const MAX_SLOTS: u32 = MAX_LINKS as u32 * SLOTS_PER_LINK + MAX_PORTS as u32 * SLOTS_PER_PORT;
+
+/// Where the sockets of an underlay device start.
+pub const fn link_slot_base(link: u16) -> u32 {
+    link as u32 * SLOTS_PER_LINK
+}
+
+/// Where the sockets of a tenant's port start.
+pub const fn port_slot_base(port: u16) -> u32 {
+    MAX_LINKS as u32 * SLOTS_PER_LINK + port as u32 * SLOTS_PER_PORT
+}
+
+const _: () = assert!(MAX_SLOTS <= 65_536);

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
-use culvert_port::Buf;
+use culvert_port::{Buf, XskStats};
 use culvert_wire::packet::Packet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::oneshot;
@@ -71,6 +71,10 @@ pub enum Command {
     Attach(Box<Device>),
     /// Give a device up; answered when its kernel objects are closed.
     Detach(Role, oneshot::Sender<()>),
+    /// From now on the device cuts UDP superframes itself, or no longer.
+    SegmentsUdp(Role, bool),
+    /// Report the devices' counters.
+    Stats(oneshot::Sender<Vec<(Role, XskStats)>>),
     /// End.
     Stop,
 }
@@ -85,8 +89,6 @@ pub enum Event {
         /// The reported MTU of outer IP packets, in bytes.
         mtu: u32,
     },
-    /// A device went down or away.
-    DeviceDown(u16),
 }
 
 /// A packet for the control plane.

@@ -98,13 +98,18 @@ pub fn decide(tables: &Tables, port: &PortEntry, head: &[u8], pkt: &Packet) -> V
     }
 }
 
-/// The route for `ip`: the port's own, else its network's; without any route the network itself.
+/// The route for `ip`. Those of the port and of its network form one table: the longest prefix
+/// wins, the port's own among equals. An empty table means the network itself.
 fn route(port: &PortEntry, vnet: &VnetEntry, ip: IpAddr) -> Option<Route> {
     if port.routes.is_none() && vnet.routes.is_none() {
         return Some(Route::Vnet(vnet.index));
     }
     let of = |routes: &Option<crate::tables::Routes>| routes.as_ref().and_then(|r| r.lookup(ip));
-    of(&port.routes).or_else(|| of(&vnet.routes))
+    match (of(&port.routes), of(&vnet.routes)) {
+        (Some((own, route)), Some((vnets, _))) if own >= vnets => Some(route),
+        (_, Some((_, route))) | (Some((_, route)), None) => Some(route),
+        (None, None) => None,
+    }
 }
 
 fn switch(vnet: &VnetEntry, port: &PortEntry, dst_mac: MacAddr) -> Verdict {

@@ -104,7 +104,7 @@ pub struct PortEntry {
     pub worker: u16,
     /// The largest IP packet that it takes, in bytes.
     pub mtu: u32,
-    /// Its own routes; where none covers the destination, those of its network decide.
+    /// Its own routes, which form one table with those of its network.
     pub routes: Option<Routes>,
     /// Changes whenever a decision made for a packet of this port may have changed.
     pub epoch: u64,
@@ -146,11 +146,17 @@ impl Routes {
         })
     }
 
-    /// The route of the longest prefix that covers `ip`.
-    pub fn lookup(&self, ip: IpAddr) -> Option<Route> {
+    /// The route of the longest prefix that covers `ip`, and that prefix's length.
+    pub fn lookup(&self, ip: IpAddr) -> Option<(u8, Route)> {
         match ip {
-            IpAddr::V4(ip) => self.v4.get_lpm(&Ipv4Net::from(ip)).map(|(_, route)| *route),
-            IpAddr::V6(ip) => self.v6.get_lpm(&Ipv6Net::from(ip)).map(|(_, route)| *route),
+            IpAddr::V4(ip) => {
+                let found = self.v4.get_lpm(&Ipv4Net::from(ip));
+                found.map(|(prefix, route)| (prefix.prefix_len(), *route))
+            }
+            IpAddr::V6(ip) => {
+                let found = self.v6.get_lpm(&Ipv6Net::from(ip));
+                found.map(|(prefix, route)| (prefix.prefix_len(), *route))
+            }
         }
     }
 }

@@ -248,10 +248,6 @@ impl Worker {
         self.link_slots.get(usize::from(link)).copied().flatten()
     }
 
-    fn device(&mut self, slot: Slot) -> Option<&mut Device> {
-        self.devices.get_mut(slot)?.as_mut()
-    }
-
     fn mark_dirty(&mut self, slot: Slot) {
         if !self.dirty.contains(&slot) {
             self.dirty.push(slot);
@@ -311,22 +307,26 @@ impl Worker {
             match command {
                 Command::Attach(device) => self.attach(*device),
                 Command::Detach(role, done) => {
-                    if let Some(slot) = self.slot_of(role) {
-                        self.detach_slot(slot);
+                    for slot in 0..self.devices.len() {
+                        if self.devices[slot].as_ref().is_some_and(|device| device.role == role) {
+                            self.detach_slot(slot);
+                        }
                     }
                     let _ = done.send(());
+                }
+                Command::SegmentsUdp(role, segments) => {
+                    for device in self.devices.iter_mut().flatten().filter(|d| d.role == role) {
+                        device.segments_udp = segments;
+                    }
+                }
+                Command::Stats(reply) => {
+                    let stats = |device: &Device| Some((device.role, device.stats()?));
+                    let _ = reply.send(self.devices.iter().flatten().filter_map(stats).collect());
                 }
                 Command::Stop => return true,
             }
         }
         false
-    }
-
-    fn slot_of(&self, role: Role) -> Option<Slot> {
-        match role {
-            Role::Tenant(port) => self.tenant_slot(port),
-            Role::Underlay(link) => self.link_slot(link),
-        }
     }
 
     fn attach(&mut self, device: Device) {

@@ -174,7 +174,6 @@ impl Worker {
     /// Publishes how many frames this worker holds, for the account of the arena.
     fn publish_held(&self) {
         let devices: usize = self.devices.iter().flatten().map(Device::outstanding).sum();
-        let held = self.cache.len() + devices + self.merging.held_frames();
-        self.counters.set_frames_held(held as u64);
+        self.counters.set_frames(devices + self.merging.held_frames(), self.cache.len());
     }
 }

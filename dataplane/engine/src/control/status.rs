@@ -1,0 +1,247 @@
+//! What the API shows: information, ports, counters.
+
+use culvert_model::{Host, api};
+use culvert_port::device::{Device as NetDevice, OperState};
+use culvert_port::{Arena, XskStats};
+use tokio::sync::oneshot;
+
+use super::attach::Mode;
+use super::{Attached, Controller};
+use crate::counters::PortCounters;
+use crate::drops::DropReason;
+use crate::shared::{Command, Shared};
+use crate::worker::device::Role;
+
+impl Controller {
+    /// Who answers, and what its kernel and devices can do.
+    pub fn info(&self) -> api::Info {
+        let metadata = self.programs.metadata_available();
+        let features = vec![
+            feature("xdp", &Ok(()), ""),
+            feature(
+                "frame-metadata",
+                &metadata,
+                "superframes of tenants are not told apart; only plain TCP ones are cut",
+            ),
+        ];
+        let mut underlay = Vec::new();
+        for (name, attached) in &self.attached {
+            if matches!(attached.wanted.role, Role::Underlay(_)) {
+                underlay.push(api::UnderlayDevice {
+                    interface: name.to_string(),
+                    mode: attached.mode.name().to_owned(),
+                    refusals: refusals(attached),
+                    queues: attached.workers.len() as u32,
+                    mtu: attached.mtu,
+                    up: is_up(name.as_str()),
+                });
+            }
+        }
+        let workers = self.cpus.iter().enumerate();
+        api::Info {
+            instance_id: self.instance_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            generation: self.generation,
+            features,
+            underlay,
+            workers: workers
+                .map(|(index, cpu)| api::WorkerInfo { index: index as u32, cpu: *cpu })
+                .collect(),
+        }
+    }
+
+    /// The state as last accepted.
+    pub fn state(&self) -> api::CurrentState {
+        api::CurrentState {
+            state: self.host.as_ref().map(api::State::from),
+            generation: self.generation,
+        }
+    }
+
+    /// The ports as they are.
+    pub fn ports(&self) -> api::PortList {
+        let ports = self.host.as_ref().map_or(&[][..], Host::ports);
+        let status = |port: &culvert_model::Port| {
+            let name = port.attach.ifname();
+            let attached = self.attached.get(name);
+            let (state, reason) = match attached {
+                None => ("failed", "not attached".to_owned()),
+                Some(Attached { fault: Some(fault), ifindex: 0, .. }) => ("gone", fault.clone()),
+                Some(Attached { fault: Some(fault), .. }) => ("failed", fault.clone()),
+                Some(attached) if attached.mode != Mode::Tap && !is_up(name.as_str()) => {
+                    ("down", format!("{name} is down or has no carrier"))
+                }
+                Some(_) => (port.state.name(), String::new()),
+            };
+            api::PortStatus {
+                id: port.id.to_string(),
+                vnet: port.vnet.to_string(),
+                attach: port.attach.kind().to_owned(),
+                device: name.to_string(),
+                mode: attached.map_or("", |a| a.mode.name()).to_owned(),
+                refusals: attached.map(refusals).unwrap_or_default(),
+                queues: attached.map_or(0, |a| a.workers.len() as u32),
+                mtu: match (port.mtu, attached) {
+                    (Some(mtu), _) => mtu.get().into(),
+                    (None, attached) => attached.map_or(0, |a| a.mtu),
+                },
+                state: state.to_owned(),
+                reason,
+            }
+        };
+        api::PortList { ports: ports.iter().map(status).collect() }
+    }
+
+    /// Everything that is counted.
+    pub async fn stats(&self) -> api::Stats {
+        let mut sockets: Vec<(Role, XskStats)> = Vec::new();
+        for inbox in &self.shared.inboxes {
+            let (reply, answer) = oneshot::channel();
+            if inbox.command(Command::Stats(reply)) {
+                sockets.extend(answer.await.unwrap_or_default());
+            }
+        }
+        let shared = &self.shared;
+        let ports = self.host.as_ref().map_or(&[][..], Host::ports);
+        let ports = ports
+            .iter()
+            .filter_map(|port| {
+                let index = self.ports.get(&port.id)? as u16;
+                Some(port_stats(port.id.as_str(), shared, index))
+            })
+            .collect();
+        let mut kernel = Vec::new();
+        for (counter, value) in self.programs.counters() {
+            kernel.push(kernel_counter("", counter.name(), value));
+        }
+        for (name, attached) in &self.attached {
+            for (role, stats) in &sockets {
+                if *role == attached.wanted.role {
+                    add_socket(&mut kernel, name.as_str(), stats);
+                }
+            }
+        }
+        api::Stats {
+            ports,
+            workers: worker_stats(shared),
+            kernel,
+            arena: Some(arena_stats(self.arena, shared)),
+            drops: self.link_drops(),
+        }
+    }
+
+    fn link_drops(&self) -> Vec<api::Drop> {
+        let links: Vec<u16> = self.links.iter().map(|(_, index)| index as u16).collect();
+        drops(|reason| {
+            let of = |link: &u16| {
+                self.shared.counters.iter().map(|c| c.link(*link).dropped(reason)).sum::<u64>()
+            };
+            links.iter().map(of).sum()
+        })
+    }
+}
+
+fn feature(name: &str, available: &Result<(), String>, instead: &str) -> api::KernelFeature {
+    api::KernelFeature {
+        name: name.to_owned(),
+        available: available.is_ok(),
+        reason: match available {
+            Ok(()) => String::new(),
+            Err(reason) => format!("{reason}; {instead}"),
+        },
+    }
+}
+
+fn refusals(attached: &Attached) -> Vec<api::ModeRefusal> {
+    attached
+        .refusals
+        .iter()
+        .map(|r| api::ModeRefusal { mode: r.mode.name().to_owned(), reason: r.reason.clone() })
+        .collect()
+}
+
+fn is_up(name: &str) -> bool {
+    NetDevice::by_name(name)
+        .and_then(|device| device.state())
+        .is_ok_and(|state| state == OperState::Up)
+}
+
+fn drops(count: impl Fn(DropReason) -> u64) -> Vec<api::Drop> {
+    DropReason::ALL
+        .iter()
+        .map(|reason| api::Drop { reason: reason.name().to_owned(), packets: count(*reason) })
+        .filter(|drop| drop.packets > 0)
+        .collect()
+}
+
+fn port_stats(id: &str, shared: &Shared, index: u16) -> api::PortStats {
+    let sum = |f: &dyn Fn(&PortCounters) -> u64| -> u64 {
+        shared.counters.iter().map(|counters| f(counters.port(index))).sum()
+    };
+    api::PortStats {
+        id: id.to_owned(),
+        rx_packets: sum(&|c| c.rx.packets.get()),
+        rx_bytes: sum(&|c| c.rx.bytes.get()),
+        tx_packets: sum(&|c| c.tx.packets.get()),
+        tx_bytes: sum(&|c| c.tx.bytes.get()),
+        drops: drops(|reason| sum(&|c| c.dropped(reason))),
+    }
+}
+
+fn worker_stats(shared: &Shared) -> Vec<api::WorkerStats> {
+    let each = shared.counters.iter().enumerate();
+    each.map(|(index, counters)| {
+        let (rx_packets, tx_packets) = counters.packets();
+        api::WorkerStats {
+            index: index as u32,
+            rx_packets,
+            tx_packets,
+            busy_polls: counters.busy_rounds.get(),
+            sleeps: counters.sleeps.get(),
+            flow_hits: counters.flow_hits.get(),
+            flow_misses: counters.flow_misses.get(),
+            handed_over: counters.handoffs.get(),
+        }
+    })
+    .collect()
+}
+
+/// Free are the pool's frames and the workers' own stock; held is what sockets and queues have.
+fn arena_stats(arena: &Arena, shared: &Shared) -> api::Arena {
+    let stats = arena.stats();
+    let cached: u64 = shared.counters.iter().map(|c| c.frames_cached.get()).sum();
+    let held: u64 = shared.counters.iter().map(|c| c.frames_held.get()).sum();
+    api::Arena { chunks: stats.capacity as u64, free: stats.pooled as u64 + cached, held }
+}
+
+fn kernel_counter(device: &str, name: &str, value: u64) -> api::KernelCounter {
+    api::KernelCounter { device: device.to_owned(), name: name.to_owned(), value }
+}
+
+fn add_socket(kernel: &mut Vec<api::KernelCounter>, device: &str, stats: &XskStats) {
+    let named = [
+        ("rx_packets", stats.rx_packets),
+        ("rx_oversize", stats.rx_oversize),
+        ("rx_bad_descriptor", stats.rx_bad_desc),
+        ("fill_starved", stats.fill_starved),
+        ("tx_packets", stats.tx_packets),
+        ("tx_ring_full", stats.tx_ring_full),
+        ("tx_unsendable", stats.tx_unsendable),
+        ("tx_kicks", stats.kicks),
+        ("tx_kick_again", stats.kick_again),
+        ("tx_kick_dropped", stats.kick_dropped),
+        ("tx_kick_no_buffers", stats.kick_no_buffers),
+        ("tx_kick_down", stats.kick_down),
+        ("tx_kick_failed", stats.kick_failed),
+        ("kernel_rx_dropped", stats.kernel_rx_dropped),
+        ("kernel_rx_ring_full", stats.kernel_rx_ring_full),
+        ("kernel_fill_empty", stats.kernel_fill_empty),
+        ("kernel_tx_invalid", stats.kernel_tx_invalid),
+    ];
+    for (name, value) in named {
+        match kernel.iter_mut().find(|c| c.device == device && c.name == name) {
+            Some(counter) => counter.value += value,
+            None => kernel.push(kernel_counter(device, name, value)),
+        }
+    }
+}

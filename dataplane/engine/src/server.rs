@@ -1,0 +1,167 @@
+//! The API on a Unix socket.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
+use culvert_model::limits::MESSAGE_BYTES_MAX;
+use culvert_model::{Host, api};
+use futures_util::Stream;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Mutex;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Code, Request, Response, Status};
+
+use crate::control::{ApplyError, Controller};
+
+/// The controller behind the API.
+pub type Shared = Arc<Mutex<Controller>>;
+
+/// Why the API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Stop the other dataplane, or choose another socket by `--socket`.
+    #[error("{}: another dataplane answers on this socket", .0.display())]
+    InUse(PathBuf),
+    /// Check the directory's existence and permissions.
+    #[error("{}: {source}", .path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// See the message.
+    #[error("the API server stopped: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+/// Listens on `path`. A socket that a dead process left behind is replaced; a live one is not.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn listen(path: &Path) -> Result<UnixListener, ServeError> {
+    let failed = |source| ServeError::Socket { path: path.to_owned(), source };
+    if path.exists() {
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(ServeError::InUse(path.to_owned()));
+        }
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    let only_owner = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(path, only_owner).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves the API until `stop` resolves.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn serve(
+    listener: UnixListener,
+    controller: Shared,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let api = DataplaneServer::new(Api { controller })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let incoming = UnixListenerStream::new(listener);
+    tonic::transport::Server::builder()
+        .serve_with_incoming_shutdown(api, incoming, stop)
+        .await?;
+    Ok(())
+}
+
+struct Api {
+    controller: Shared,
+}
+
+type TrapStream = Pin<Box<dyn Stream<Item = Result<api::Trap, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Dataplane for Api {
+    async fn get_info(
+        &self,
+        _: Request<api::GetInfoRequest>,
+    ) -> Result<Response<api::Info>, Status> {
+        Ok(Response::new(self.controller.lock().await.info()))
+    }
+
+    async fn replace(
+        &self,
+        request: Request<api::ReplaceRequest>,
+    ) -> Result<Response<api::Applied>, Status> {
+        let request = request.into_inner();
+        let state = request.state.unwrap_or_default();
+        let host = Host::try_from(state)
+            .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
+        let applied =
+            self.controller.lock().await.replace(host, request.if_generation).await;
+        match applied {
+            Ok((generation, warnings)) => {
+                Ok(Response::new(api::Applied { generation, warnings }))
+            }
+            Err(ApplyError::Generation(now)) => {
+                Err(Status::aborted(format!("the current generation is {now}")))
+            }
+            Err(ApplyError::Refused(faults)) => {
+                Err(api::refuse(Code::FailedPrecondition, faults))
+            }
+        }
+    }
+
+    async fn get_state(
+        &self,
+        _: Request<api::GetStateRequest>,
+    ) -> Result<Response<api::CurrentState>, Status> {
+        Ok(Response::new(self.controller.lock().await.state()))
+    }
+
+    async fn list_ports(
+        &self,
+        _: Request<api::ListPortsRequest>,
+    ) -> Result<Response<api::PortList>, Status> {
+        Ok(Response::new(self.controller.lock().await.ports()))
+    }
+
+    async fn get_stats(
+        &self,
+        _: Request<api::GetStatsRequest>,
+    ) -> Result<Response<api::Stats>, Status> {
+        Ok(Response::new(self.controller.lock().await.stats().await))
+    }
+
+    type WatchTrapsStream = TrapStream;
+
+    async fn watch_traps(
+        &self,
+        _: Request<api::WatchTrapsRequest>,
+    ) -> Result<Response<TrapStream>, Status> {
+        let traps = self.controller.lock().await.watch_traps();
+        let stream = futures_util::stream::unfold((traps, 0), |(mut traps, mut lost)| async move {
+            loop {
+                match traps.recv().await {
+                    Ok((port, trap)) => {
+                        let trap = api::Trap {
+                            port,
+                            reason: trap.reason.to_owned(),
+                            head: trap.head,
+                            frame_len: trap.len as u32,
+                            lost,
+                        };
+                        return Some((Ok(trap), (traps, 0)));
+                    }
+                    Err(RecvError::Lagged(n)) => lost += n,
+                    Err(RecvError::Closed) => return None,
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
