@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use culvert_tests::combo::{Attach, Combo, Family, Offloads};
+use culvert_tests::culvert::binary;
+use culvert_tests::process::run_command;
 use culvert_tests::tools::{
     Capture, Datagrams, RawSocket, ping, ping_df, tcp_transfer, tshark_complaints, tshark_fields,
     udp_exchange,
@@ -192,4 +194,24 @@ fn a_transfer_through_a_path_that_corrupts_is_found_out() {
     let [a, b] = [Netns::new("a"), Netns::new("b")];
     let lost = tcp_transfer(&a, &b, "127.0.0.1".parse().unwrap(), 1000);
     assert!(lost.is_err());
+}
+
+#[test]
+fn the_cli_finds_every_generated_configuration_valid() {
+    let pair = TopologySpec::pair(Combo { underlay: Family::V6, ..Combo::SIMPLE });
+    // TAP tenants are made by the dataplane: their port is described and no device needed for that.
+    let tap = TopologySpec::pair(Combo { attach: Attach::Tap, tenant_mtu: 9000, ..Combo::SIMPLE });
+    for spec in [pair, tap, TopologySpec::twins(Combo::SIMPLE), TopologySpec::quad(Combo::SIMPLE)] {
+        let topology = spec.with_peers(Peer::Bare, Peer::Bare).build();
+        for host in 0..2 {
+            for left_out in [host, usize::MAX] {
+                let toml = topology.host_toml_without(host, left_out);
+                let path = topology.scratch.file("host.toml");
+                std::fs::write(&path, &toml).unwrap();
+                let mut command = std::process::Command::new(binary("culvert"));
+                command.args(["apply", "--dry-run", "-f"]).arg(&path);
+                run_command(&mut command).unwrap_or_else(|e| panic!("{e}\n{toml}"));
+            }
+        }
+    }
 }
