@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`packet`] | parse a frame once into the descriptor that travels with it |
 //! | [`checksum`] | the Internet checksum: pieces, fused copy, incremental |
-//! | [`format`] | tunnel formats and per-segment fields as data; decapsulation |
+//! | [`mod@format`] | tunnel formats and per-segment fields as data; decapsulation |
 //! | [`encap`] | outer headers, prebuilt per destination, stamped per frame |
 //! | [`segment`], [`coalesce`] | cut superframes into segments, merge segments into superframes |
 //! | [`fragment`] | IPv4 fragmentation |
