@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use culvert_ebpf::GsoKind;
 use culvert_port::{
-    Arena, BindMode, Buf, BusyPoll, CsumRequest, FrameCache, PacketOptions, PacketTx, VnetHdr, Xsk,
-    XskConfig, XskError,
+    Arena, BindMode, Buf, BusyPoll, CsumRequest, FrameCache, Kick, PacketOptions, PacketTx,
+    VnetHdr, Xsk, XskConfig, XskError,
 };
 use support::far::{RawSocket, send_segmented};
 use support::frames::{L4, is_plain, plain, tcp_partial, udp_partial};
@@ -210,6 +210,20 @@ fn a_frame_above_the_peers_mtu_is_counted_and_the_rest_of_the_batch_goes_on() {
         assert_eq!(far.receive_plain(), plain(true, 100, i));
     }
     assert_eq!(rig.xsk.stats().kick_dropped, 3);
+    rig.finish();
+}
+
+#[test]
+fn a_run_of_dropped_frames_does_not_end_a_kick() {
+    let mut rig = Rig::new(1500);
+    let far = RawSocket::open(&rig.far);
+    for len in [3000, 3000, 3000, 3000, 3000, 100] {
+        let buf = rig.buf(&plain(true, len, 9), 3840);
+        rig.xsk.transmit(buf, None).unwrap();
+    }
+    assert_eq!(rig.xsk.kick(), Kick::Sent);
+    assert_eq!(rig.xsk.stats().kick_dropped, 5);
+    assert_eq!(far.receive_plain(), plain(true, 100, 9));
     rig.finish();
 }
 

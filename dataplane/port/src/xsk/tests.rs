@@ -234,6 +234,41 @@ fn the_checksum_request_stands_before_the_first_frame_only() {
     finish(cache, xsk);
 }
 
+#[test]
+fn no_more_is_in_flight_than_the_completion_ring_can_return() {
+    let (mut cache, mut xsk, mut kernel) = setup();
+    let send = |xsk: &mut Xsk, cache: &mut FrameCache| {
+        let mut frame = cache.alloc().unwrap();
+        assert!(frame.extend(&[1; 60]));
+        let result = xsk.transmit(frame.into(), None);
+        xsk.sock.tx.submit();
+        result.map_err(|buf| cache.free_buf(buf)).is_ok()
+    };
+    let mut taken = Vec::new();
+    for _ in 0..64 {
+        assert!(send(&mut xsk, &mut cache));
+        assert_eq!(kernel.tx.available(), 1);
+        taken.push(kernel.tx.pop().addr);
+        kernel.tx.release();
+    }
+    assert!(!send(&mut xsk, &mut cache), "the TX ring is empty, but nothing has come back");
+    kernel.comp.push(taken[0]);
+    kernel.comp.submit();
+    assert_eq!(xsk.reap(&mut cache), 1);
+    assert!(send(&mut xsk, &mut cache));
+    finish(cache, xsk);
+}
+
+#[test]
+fn a_socket_closed_in_the_middle_of_a_packet_gives_back_its_beginning() {
+    let (mut cache, mut xsk, mut kernel) = setup();
+    let chunk = kernel.take_chunk();
+    kernel.inject(Desc { addr: chunk + 256, len: 10, options: libc::XDP_PKT_CONTD });
+    assert_eq!(xsk.receive(&mut cache, 10, &mut Vec::new()), 0);
+    assert!(xsk.partial.is_some());
+    finish(cache, xsk);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     KernelReceives(usize),
