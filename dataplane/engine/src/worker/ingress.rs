@@ -324,10 +324,9 @@ fn read_piece<'a>(
     scratch: &'a mut [u8; HEAD_MAX],
 ) -> Result<TrainPiece<'a>, DropReason> {
     let mut tunnel = [0; 64];
-    let tunnel = tunnel.get_mut(..outer.tunnel_len).ok_or(DropReason::BadTunnelHeader)?;
-    let whole = buf.copy_to(range.start, tunnel) == tunnel.len();
-    match format::decap(&VXLAN, tunnel) {
-        Ok((vni, len)) if whole && vni == outer.vni && len == outer.tunnel_len => {}
+    let kept = buf.copy_to(range.start, &mut tunnel).min(range.len());
+    match format::decap(&VXLAN, tunnel.get(..kept).unwrap_or_default()) {
+        Ok((vni, len)) if vni == outer.vni && len == outer.tunnel_len => {}
         _ => return Err(DropReason::BadTunnelHeader),
     }
     let at = range.start + outer.tunnel_len;
