@@ -41,9 +41,11 @@ impl<K: Eq, V> FlowCache<K, V> {
     #[inline]
     pub fn get(&self, hash: u32, key: &K, epoch: u64) -> Option<&V> {
         let set = self.set(hash);
-        self.slots.get(set..set + WAYS)?.iter().flatten().find_map(|entry| {
-            (entry.epoch == epoch && entry.key == *key).then_some(&entry.value)
-        })
+        self.slots
+            .get(set..set + WAYS)?
+            .iter()
+            .flatten()
+            .find_map(|entry| (entry.epoch == epoch && entry.key == *key).then_some(&entry.value))
     }
 
     /// Remembers the decision for `key`; replaces a stale entry first, then one in turn.

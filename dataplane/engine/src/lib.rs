@@ -18,7 +18,7 @@ pub mod drops;
 pub mod flow;
 pub mod limits;
 pub mod policy;
-pub mod shared;
 pub mod server;
+pub mod shared;
 pub mod tables;
 pub mod worker;

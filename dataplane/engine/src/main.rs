@@ -61,7 +61,8 @@ struct Cpus(Vec<usize>);
 
 fn parse_cpus(text: &str) -> Result<Cpus, String> {
     let legal = "legal is a list such as 2,3,6-9";
-    let number = |part: &str| part.trim().parse::<usize>().map_err(|_| format!("{part:?}: {legal}"));
+    let number =
+        |part: &str| part.trim().parse::<usize>().map_err(|_| format!("{part:?}: {legal}"));
     let mut cpus = Vec::new();
     for part in text.split(',') {
         match part.split_once('-') {
@@ -134,8 +135,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         })?);
     }
     let pinned = cpus.iter().map(|core| core.map(|core| core.id as u32)).collect();
-    let controller =
-        Controller::new(Arc::clone(&shared), arena, programs, instance_id()?, pinned);
+    let controller = Controller::new(Arc::clone(&shared), arena, programs, instance_id()?, pinned);
     let controller = Arc::new(Mutex::new(controller));
     runtime.block_on(async {
         let follower = tokio::spawn(follow(Arc::clone(&controller), Arc::clone(&shared)));
@@ -197,9 +197,7 @@ async fn follow(controller: Arc<Mutex<Controller>>, shared: Arc<Shared>) {
 }
 
 /// Resolves when next hops differ from those that were seen last.
-async fn changed(
-    hops: Option<tokio::sync::watch::Receiver<Arc<culvert_nexthop::NextHops>>>,
-) {
+async fn changed(hops: Option<tokio::sync::watch::Receiver<Arc<culvert_nexthop::NextHops>>>) {
     if let Some(mut hops) = hops
         && hops.changed().await.is_ok()
     {

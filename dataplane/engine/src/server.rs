@@ -72,9 +72,7 @@ pub async fn serve(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let incoming = UnixListenerStream::new(listener);
-    tonic::transport::Server::builder()
-        .serve_with_incoming_shutdown(api, incoming, stop)
-        .await?;
+    tonic::transport::Server::builder().serve_with_incoming_shutdown(api, incoming, stop).await?;
     Ok(())
 }
 
@@ -101,18 +99,13 @@ impl Dataplane for Api {
         let state = request.state.unwrap_or_default();
         let host = Host::try_from(state)
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
-        let applied =
-            self.controller.lock().await.replace(host, request.if_generation).await;
+        let applied = self.controller.lock().await.replace(host, request.if_generation).await;
         match applied {
-            Ok((generation, warnings)) => {
-                Ok(Response::new(api::Applied { generation, warnings }))
-            }
+            Ok((generation, warnings)) => Ok(Response::new(api::Applied { generation, warnings })),
             Err(ApplyError::Generation(now)) => {
                 Err(Status::aborted(format!("the current generation is {now}")))
             }
-            Err(ApplyError::Refused(faults)) => {
-                Err(api::refuse(Code::FailedPrecondition, faults))
-            }
+            Err(ApplyError::Refused(faults)) => Err(api::refuse(Code::FailedPrecondition, faults)),
         }
     }
 

@@ -119,7 +119,8 @@ impl Inbox {
     /// # Errors
     /// The process is out of descriptors.
     pub fn new() -> Result<(Self, mpsc::Receiver<Command>), nix::Error> {
-        let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        let bell =
+            EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let (commands, receiver) = mpsc::channel();
         let inbox = Inbox {
             packets: ArrayQueue::new(HANDOFF_QUEUE),

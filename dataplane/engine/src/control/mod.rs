@@ -14,9 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use culvert_ebpf::Programs;
-use culvert_model::{
-    Attach, Host, IfName, Place, PortId, Section, UnderlayTx, VnetId, api,
-};
+use culvert_model::{Attach, Host, IfName, Place, PortId, Section, UnderlayTx, VnetId, api};
 use culvert_nexthop::{NextHops, Resolution, Resolver, ResolverConfig};
 use culvert_port::device::Device as NetDevice;
 use culvert_port::{Arena, FrameCache};
@@ -164,8 +162,7 @@ impl Controller {
             self.forget_unused();
             return Err(ApplyError::Refused(vec![fault]));
         }
-        let mut warnings: Vec<String> =
-            host.warnings().iter().map(ToString::to_string).collect();
+        let mut warnings: Vec<String> = host.warnings().iter().map(ToString::to_string).collect();
         for (name, want, device) in opened {
             self.adopt(name, want, device);
         }
@@ -174,7 +171,7 @@ impl Controller {
             match attach::open(&mut self.programs, self.arena, want) {
                 Ok(device) => self.adopt(name.clone(), want.clone(), device),
                 Err(error) => {
-                    warnings.push(format!("{} not attached: {error}", place));
+                    warnings.push(format!("{place} not attached: {error}"));
                     self.fail(name.clone(), want.clone(), &error);
                 }
             }
@@ -222,10 +219,7 @@ impl Controller {
     }
 
     /// The devices that a state needs, with the place that names each.
-    fn wanted(
-        &mut self,
-        host: &Host,
-    ) -> Result<BTreeMap<IfName, (Wanted, Place)>, ApplyError> {
+    fn wanted(&mut self, host: &Host) -> Result<BTreeMap<IfName, (Wanted, Place)>, ApplyError> {
         let mut all = BTreeMap::new();
         let mut faults = Vec::new();
         let underlay = host.underlay();
@@ -310,9 +304,9 @@ impl Controller {
         let Some(follow) = &mut self.follow else { return };
         let wanted: Vec<IpAddr> = self.vteps.iter().map(|(ip, _)| *ip).collect();
         let known = |hops: &Arc<NextHops>| {
-            wanted.iter().all(|ip| {
-                !matches!(hops.by_vtep.get(ip), None | Some(Resolution::Pending))
-            })
+            wanted
+                .iter()
+                .all(|ip| !matches!(hops.by_vtep.get(ip), None | Some(Resolution::Pending)))
         };
         let patience = Duration::from_millis(300);
         let _ = tokio::time::timeout(patience, follow.wait_for(known)).await;
@@ -514,13 +508,11 @@ impl Controller {
     /// Gives the indices of objects that no state has back.
     fn forget_unused(&mut self) {
         let host = self.host.as_ref();
-        let has_port = |id: &PortId| {
-            host.is_some_and(|host| host.ports().iter().any(|port| port.id == *id))
-        };
+        let has_port =
+            |id: &PortId| host.is_some_and(|host| host.ports().iter().any(|port| port.id == *id));
         self.ports.retain(has_port);
-        self.links.retain(|name| {
-            host.is_some_and(|host| host.underlay().interfaces.contains(name))
-        });
+        self.links
+            .retain(|name| host.is_some_and(|host| host.underlay().interfaces.contains(name)));
     }
 
     /// The channel that says when next hops changed.

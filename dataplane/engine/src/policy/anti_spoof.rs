@@ -42,7 +42,11 @@ pub fn check(port: &PortEntry, head: &[u8], pkt: &Packet) -> Result<(), DropReas
             if solicits { Ok(()) } else { Err(DropReason::SpoofedIp) }
         }
         (IpKind::V4 | IpKind::V6, Some(ip)) => {
-            if owns(port, ip) { Ok(()) } else { Err(DropReason::SpoofedIp) }
+            if owns(port, ip) {
+                Ok(())
+            } else {
+                Err(DropReason::SpoofedIp)
+            }
         }
         (IpKind::V4 | IpKind::V6, None) => Err(DropReason::Malformed),
         (IpKind::None, _) if pkt.ether_type == ether_type::ARP => check_arp(port, head, pkt),
@@ -63,8 +67,7 @@ fn check_arp(port: &PortEntry, head: &[u8], pkt: &Packet) -> Result<(), DropReas
 
 /// Whether `ip` is one that the port may call its own.
 pub fn owns(port: &PortEntry, ip: IpAddr) -> bool {
-    port.ips.contains(&ip)
-        || matches!(ip, IpAddr::V6(v6) if v6 == port.mac.eui64_link_local())
+    port.ips.contains(&ip) || matches!(ip, IpAddr::V6(v6) if v6 == port.mac.eui64_link_local())
 }
 
 fn is_multicast(ip: IpAddr) -> bool {

@@ -142,12 +142,7 @@ impl Verdict {
     }
 }
 
-fn forward(
-    vnet: VnetIndex,
-    target: Target,
-    port: &PortEntry,
-    rewrite: Option<Rewrite>,
-) -> Verdict {
+fn forward(vnet: VnetIndex, target: Target, port: &PortEntry, rewrite: Option<Rewrite>) -> Verdict {
     Verdict::Forward { vnet, target, rewrite }.hairpin_of(port)
 }
 

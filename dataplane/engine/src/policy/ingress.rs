@@ -92,8 +92,8 @@ fn source_lives_at(
         let gateway = || vnet.gateway_by_mac(mac).is_some();
         return here(&found.target) && (found.mac == mac || gateway());
     }
-    let unlisted = ip.is_unspecified()
-        || matches!(ip, IpAddr::V6(v6) if v6 == mac.eui64_link_local());
+    let unlisted =
+        ip.is_unspecified() || matches!(ip, IpAddr::V6(v6) if v6 == mac.eui64_link_local());
     if unlisted {
         return by_mac();
     }

@@ -6,4 +6,3 @@
 pub mod anti_spoof;
 pub mod egress;
 pub mod ingress;
-

@@ -104,13 +104,14 @@ fn keep_port(previous: &Tables, tables: &Tables, mut entry: PortEntry) -> Arc<Po
     };
     if let Some(Some(old)) = previous.ports.get(usize::from(entry.index)) {
         entry.epoch = old.epoch;
-        let routes = [
-            entry.routes.as_ref(),
-            tables.vnet(entry.vnet).and_then(|vnet| vnet.routes.as_ref()),
-        ];
+        let routes =
+            [entry.routes.as_ref(), tables.vnet(entry.vnet).and_then(|vnet| vnet.routes.as_ref())];
         if **old == entry
             && unchanged_since(entry.vnet, old.epoch)
-            && routes.into_iter().flatten().all(|r| r.vnets().all(|v| unchanged_since(v, old.epoch)))
+            && routes
+                .into_iter()
+                .flatten()
+                .all(|r| r.vnets().all(|v| unchanged_since(v, old.epoch)))
         {
             return Arc::clone(old);
         }
@@ -146,7 +147,7 @@ fn vnet_entries(inputs: &Inputs<'_>, generation: u64) -> Vec<VnetEntry> {
     for mapping in host.mappings() {
         let Some(entry) = entries.get_mut(&mapping.vnet) else { continue };
         let Some(vtep) = inputs.vteps.get(&mapping.vtep) else { continue };
-        let target = Target::Remote { vtep, mtu: mapping.mtu.map_or(0, |mtu| mtu.get()) };
+        let target = Target::Remote { vtep, mtu: mapping.mtu.map_or(0, culvert_model::Mtu::get) };
         entry.neighbours.insert(mapping.ip, Neighbour { mac: mapping.mac, target });
         entry.macs.insert(mapping.mac, target);
         if !entry.flood_vteps.contains(&vtep) {
@@ -206,10 +207,7 @@ fn vnet_entries(inputs: &Inputs<'_>, generation: u64) -> Vec<VnetEntry> {
     entries.into_values().collect()
 }
 
-fn routes<'a>(
-    inputs: &Inputs<'_>,
-    list: impl Iterator<Item = &'a EgressRoute>,
-) -> Option<Routes> {
+fn routes<'a>(inputs: &Inputs<'_>, list: impl Iterator<Item = &'a EgressRoute>) -> Option<Routes> {
     let mut routes: Option<Routes> = None;
     for route in list {
         let action = match &route.action {

@@ -48,18 +48,15 @@ pub struct Merging {
     frames: usize,
 }
 
-impl Merging {
-    /// An empty one.
-    pub fn new() -> Self {
-        let config = CoalesceConfig {
-            flows: MAX_FLOWS,
-            max_segs: MAX_MERGED,
-            max_len: 0xffff,
-            udp: false,
-        };
+impl Default for Merging {
+    fn default() -> Self {
+        let config =
+            CoalesceConfig { flows: MAX_FLOWS, max_segs: MAX_MERGED, max_len: 0xffff, udp: false };
         Merging { coalescer: Some(Box::new(Coalescer::new(config))), frames: 0 }
     }
+}
 
+impl Merging {
     /// Frames that wait in it.
     pub fn held_frames(&self) -> usize {
         self.frames

@@ -208,10 +208,11 @@ impl Device {
         losses: &mut Losses,
     ) {
         let header_bytes = pieces * HEADERS_PER_PIECE;
-        let room = self.messages + messages <= MESSAGES_MAX && match &self.io {
-            Io::Xdp { packet, .. } => packet.has_room(pieces, header_bytes),
-            Io::Tap(tap) => tap.has_room(pieces, header_bytes),
-        };
+        let room = self.messages + messages <= MESSAGES_MAX
+            && match &self.io {
+                Io::Xdp { packet, .. } => packet.has_room(pieces, header_bytes),
+                Io::Tap(tap) => tap.has_room(pieces, header_bytes),
+            };
         if !room {
             self.flush(cache, losses);
         }

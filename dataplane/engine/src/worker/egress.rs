@@ -193,7 +193,13 @@ impl Worker {
         super::encap::copy_range(&mut self.cache, buf, 0..buf.len())
     }
 
-    pub(super) fn hand_over_delivery(&mut self, worker: u16, port: PortIndex, buf: Buf, off: Offload) {
+    pub(super) fn hand_over_delivery(
+        &mut self,
+        worker: u16,
+        port: PortIndex,
+        buf: Buf,
+        off: Offload,
+    ) {
         self.hand_over(worker, Role::Tenant(port), Handoff::Deliver { port, buf, off });
     }
 }

@@ -319,12 +319,9 @@ impl Worker {
         exit: Exit<'_>,
     ) {
         // IPv6, DF, or nothing to gain: the sender has to send less.
-        let plan = match Fragmenter::new(buf.head().data(), pkt, mtu as usize) {
-            Ok(plan) => plan,
-            Err(_) => {
-                self.packet_too_big(port, &buf, pkt, mtu);
-                return self.drop_tenant(port, buf, DropReason::PacketTooBig);
-            }
+        let Ok(plan) = Fragmenter::new(buf.head().data(), pkt, mtu as usize) else {
+            self.packet_too_big(port, &buf, pkt, mtu);
+            return self.drop_tenant(port, buf, DropReason::PacketTooBig);
         };
         checksum::complete(&mut buf, pkt, &mut off);
         for i in 0..plan.count() {

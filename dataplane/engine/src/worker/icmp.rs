@@ -66,9 +66,8 @@ impl Worker {
         let tables = std::sync::Arc::clone(&self.tables);
         let vnet = tables.port(port).and_then(|entry| tables.vnet(entry.vnet));
         let Some(vnet) = vnet else { return };
-        let of_family = |v4: bool| {
-            vnet.gateways.iter().map(|g| g.net.addr()).find(|ip| ip.is_ipv4() == v4)
-        };
+        let of_family =
+            |v4: bool| vnet.gateways.iter().map(|g| g.net.addr()).find(|ip| ip.is_ipv4() == v4);
         let from = of_family(pkt.ip == IpKind::V4);
         self.reply_to(port, buf, |out, head| match from? {
             IpAddr::V4(from) => reply::icmpv4_time_exceeded(out, head, pkt, from),
@@ -116,7 +115,8 @@ fn read_v4(message: &[u8]) -> Option<(IpAddr, u32)> {
 /// The VTEP and the MTU of a packet-too-big message (RFC 4443 section 3.2).
 fn read_v6(message: &[u8], head: &[u8], pkt: &Packet) -> Option<(IpAddr, u32)> {
     let view = icmpv6::View::new(message).ok()?;
-    let (Some(IpAddr::V6(src)), Some(IpAddr::V6(dst))) = (pkt.src_ip(head), pkt.dst_ip(head)) else {
+    let (Some(IpAddr::V6(src)), Some(IpAddr::V6(dst))) = (pkt.src_ip(head), pkt.dst_ip(head))
+    else {
         return None;
     };
     let repr = view.repr();

@@ -98,9 +98,8 @@ impl Worker {
         let verdict = self.ingress_verdict(outer, head, &inner);
         let Some(buf_kept) = self.not_elsewhere(link, buf, off, verdict) else { return };
         buf = buf_kept;
-        let checked = match verify(&mut buf, outer, &inner, off) {
-            Some(checked) => checked,
-            None => return self.drop_underlay(link, buf, DropReason::BadOuterChecksum),
+        let Some(checked) = verify(&mut buf, outer, &inner, off) else {
+            return self.drop_underlay(link, buf, DropReason::BadOuterChecksum);
         };
         if let Err(reason) = strip(&mut buf, outer, &mut inner) {
             return self.drop_underlay(link, buf, reason);
@@ -160,14 +159,7 @@ impl Worker {
 
     /// Several tunnel packets of one size that came uncut as one UDP superframe. Their payloads
     /// are merged without moving a byte: the packet is held, and messages refer to parts of it.
-    fn ingress_train(
-        &mut self,
-        link: LinkIndex,
-        buf: Buf,
-        outer: &Outer,
-        off: Offload,
-        size: u16,
-    ) {
+    fn ingress_train(&mut self, link: LinkIndex, buf: Buf, outer: &Outer, off: Offload, size: u16) {
         let (start, size) = (usize::from(outer.pkt.payload), usize::from(size));
         let count = buf.len().saturating_sub(start).div_ceil(size.max(1));
         if size <= outer.tunnel_len || count > MAX_SEGMENTS {
@@ -269,8 +261,11 @@ impl Worker {
 
     fn ingress_verdict(&mut self, outer: &Outer, head: &[u8], inner: &Packet) -> Verdict {
         let tables: Arc<Tables> = Arc::clone(&self.tables);
-        let key =
-            IngressKey { vni: outer.vni.get(), from: outer.from, headers: Headers::of(head, inner) };
+        let key = IngressKey {
+            vni: outer.vni.get(),
+            from: outer.from,
+            headers: Headers::of(head, inner),
+        };
         let hash = inner.flow_hash ^ outer.vni.get();
         if let Some(verdict) = self.ingress_flows.get(hash, &key, tables.generation) {
             self.counters.flow_hits.add(1);

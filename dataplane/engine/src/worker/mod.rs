@@ -46,9 +46,7 @@ use self::polling::Polling;
 use crate::counters::{PortCounters, WorkerCounters};
 use crate::drops::DropReason;
 use crate::flow::FlowCache;
-use crate::limits::{
-    BATCH, FLOW_ENTRIES, ICMP_ERRORS_PER_SECOND, TRAP_HEAD_LEN, TRAPS_PER_SECOND,
-};
+use crate::limits::{BATCH, FLOW_ENTRIES, ICMP_ERRORS_PER_SECOND, TRAP_HEAD_LEN, TRAPS_PER_SECOND};
 use crate::shared::{Command, Handoff, Shared, Trap};
 use crate::tables::{LinkIndex, PortIndex, Tables};
 
@@ -117,7 +115,7 @@ impl Worker {
             polling,
             egress_flows: FlowCache::new(FLOW_ENTRIES),
             ingress_flows: FlowCache::new(FLOW_ENTRIES),
-            merging: Merging::new(),
+            merging: Merging::default(),
             traps: RateLimit::new(TRAPS_PER_SECOND),
             icmp: RateLimit::new(ICMP_ERRORS_PER_SECOND),
             entropy: 0,

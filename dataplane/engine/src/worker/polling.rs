@@ -166,7 +166,8 @@ impl Worker {
         for at in 0..self.polling.active_len() {
             let Some(slot) = self.polling.active(at) else { break };
             self.flush_slot(slot);
-            waits |= self.devices.get(slot).and_then(Option::as_ref).is_some_and(Device::unfinished);
+            waits |=
+                self.devices.get(slot).and_then(Option::as_ref).is_some_and(Device::unfinished);
         }
         waits
     }
