@@ -65,6 +65,7 @@ impl Culvert {
     /// With its log, if it does not answer within 20 seconds.
     pub fn start(&mut self, ns: &Netns, scratch: &Scratch, args: &[String]) {
         let mut command = ns.command(binary("culvert-dataplane"));
+        command.env("NO_COLOR", "1");
         command.arg("--socket").arg(&self.socket).arg("--bpffs").arg(&self.bpffs);
         if !args.iter().any(|arg| arg == "--workers") {
             command.args(["--workers", "1", "--cpus", &self.cpu.to_string()]);

@@ -360,6 +360,27 @@ impl Topology {
     }
 }
 
+impl Drop for Topology {
+    /// A failing test shows what each dataplane dropped.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for (host, culvert) in self.hosts.iter().zip(&mut self.culvert) {
+            if let Some(culvert) = culvert
+                && culvert.is_running()
+            {
+                let shown = culvert.cli(&host.ns, &["stats", "--drops"]);
+                eprintln!(
+                    "drops of {}:\n{}",
+                    host.ns.name(),
+                    shown.unwrap_or_else(|e| e.to_string())
+                );
+            }
+        }
+    }
+}
+
 fn build_hosts(combo: &Combo, middle: bool) -> ([Host; 2], Option<Middle>) {
     let hosts = [0usize, 1].map(|i| {
         let number = i + 1;
