@@ -2,14 +2,18 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use crate::netns::Netns;
+use crate::sys;
 use crate::tools::Random;
 
 const BLOCK: usize = 64 * 1024;
 /// No byte for so long means that the connection is stuck.
 const STALL: Duration = Duration::from_secs(20);
+/// A path that needs longer than this loses most of what is sent.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +45,7 @@ pub enum TransferError {
 /// Returns how long it took.
 ///
 /// # Errors
-/// If the connection fails, stalls for twenty seconds or delivers anything but what was sent.
+/// If the connection fails, stalls for twenty seconds, takes more than a minute, or delivers anything but what was sent.
 pub fn tcp_transfer(
     client: &Netns,
     server: &Netns,
@@ -56,7 +60,12 @@ pub fn tcp_transfer(
     let near = client
         .enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(10)))
         .map_err(fail("client"))?;
+    // The last packet of the handshake may be lost: accepting must not wait for ever.
+    sys::wait_readable([listener.as_fd()], STALL).map_err(fail("server"))?;
+    listener.set_nonblocking(true).map_err(fail("server"))?;
     let (far, _) = listener.accept().map_err(fail("server"))?;
+    far.set_nonblocking(false).map_err(fail("server"))?;
+    let end = started + LIMIT;
     for stream in [&near, &far] {
         for result in [stream.set_read_timeout(Some(STALL)), stream.set_write_timeout(Some(STALL))]
         {
@@ -65,10 +74,10 @@ pub fn tcp_transfer(
     }
     std::thread::scope(|scope| {
         let tasks = [
-            scope.spawn(|| write_all(&near, "client", 1, bytes)),
-            scope.spawn(|| write_all(&far, "server", 2, bytes)),
-            scope.spawn(|| read_all(&far, "server", 1, bytes)),
-            scope.spawn(|| read_all(&near, "client", 2, bytes)),
+            scope.spawn(|| write_all(&near, "client", 1, bytes, end)),
+            scope.spawn(|| write_all(&far, "server", 2, bytes, end)),
+            scope.spawn(|| read_all(&far, "server", 1, bytes, end)),
+            scope.spawn(|| read_all(&near, "client", 2, bytes, end)),
         ];
         let mut result = Ok(());
         for task in tasks {
@@ -85,11 +94,16 @@ fn write_all(
     side: &'static str,
     seed: u64,
     total: usize,
+    end: Instant,
 ) -> Result<(), TransferError> {
     let mut random = Random::new(seed);
     let mut block = vec![0; BLOCK];
     let mut done = 0;
     while done < total {
+        if Instant::now() > end {
+            let error = io::ErrorKind::TimedOut.into();
+            return Err(TransferError::Io { side, error, done, total });
+        }
         let block = &mut block[..BLOCK.min(total - done)];
         random.fill(block);
         stream.write_all(block).map_err(|error| TransferError::Io { side, error, done, total })?;
@@ -103,11 +117,16 @@ fn read_all(
     side: &'static str,
     seed: u64,
     total: usize,
+    end: Instant,
 ) -> Result<(), TransferError> {
     let mut random = Random::new(seed);
     let (mut got, mut wanted) = (vec![0; BLOCK], vec![0; BLOCK]);
     let mut done = 0;
     while done < total {
+        if Instant::now() > end {
+            let error = io::ErrorKind::TimedOut.into();
+            return Err(TransferError::Io { side, error, done, total });
+        }
         let len = BLOCK.min(total - done);
         let (got, wanted) = (&mut got[..len], &mut wanted[..len]);
         stream.read_exact(got).map_err(|error| TransferError::Io { side, error, done, total })?;
