@@ -189,8 +189,8 @@ fn a_raw_frame_arrives_as_it_was_sent() {
 }
 
 #[test]
-fn a_transfer_through_a_path_that_corrupts_is_found_out() {
-    // Without a path nothing connects, and the error says so instead of hanging.
+fn a_transfer_without_a_path_fails_instead_of_hanging() {
+    // Two namespaces that nothing joins.
     let [a, b] = [Netns::new("a"), Netns::new("b")];
     let lost = tcp_transfer(&a, &b, "127.0.0.1".parse().unwrap(), 1000);
     assert!(lost.is_err());
