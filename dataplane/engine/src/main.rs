@@ -51,7 +51,7 @@ struct Options {
     #[arg(long)]
     release_on_stop: bool,
 
-    /// What is logged: error, warn, info, debug, trace, or a filter such as culvert_dataplane=debug.
+    /// What is logged: error, warn, info, debug, trace, or a filter by module.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
 }
@@ -203,7 +203,7 @@ async fn changed(hops: Option<tokio::sync::watch::Receiver<Arc<culvert_nexthop::
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn stop_signal() {

@@ -44,7 +44,7 @@ struct skb_shared_info {
 /* Devices whose frames are worth a look: those with generic XDP of ours. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
+	__uint(max_entries, 8192);
 	__type(key, __u32);
 	__type(value, __u32);
 } watched SEC(".maps");

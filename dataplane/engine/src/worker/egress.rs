@@ -8,7 +8,7 @@ use culvert_wire::{icmpv6, proto};
 use super::Worker;
 use super::device::Role;
 use super::key::{EgressKey, Headers};
-use super::offload::Offload;
+use super::offload::{Gso, Offload};
 use super::tunnel::Tunnel;
 use crate::drops::DropReason;
 use crate::policy::anti_spoof;
@@ -38,6 +38,12 @@ impl Worker {
             Ok(pkt) => pkt,
             Err(error) => return self.drop_tenant(port, buf, error.into()),
         };
+        if off.gso.is_none() && !off.known {
+            match self.guess_superframe(port, &pkt) {
+                Ok(gso) => off.gso = gso,
+                Err(reason) => return self.drop_tenant(port, buf, reason),
+            }
+        }
         if is_neighbour_query(buf.head().data(), &pkt) {
             return self.answer(port, buf, &pkt, off);
         }
@@ -79,6 +85,27 @@ impl Worker {
                     }
                 }
             }
+        }
+    }
+
+    /// What a frame above the port's own MTU must be, where the kernel does not say: the tracing
+    /// program may be missing, or miss a frame. TCP can be cut to any size; of anything else the
+    /// boundaries are lost.
+    fn guess_superframe(
+        &self,
+        port: PortIndex,
+        pkt: &Packet,
+    ) -> Result<Option<(Gso, u16)>, DropReason> {
+        let mtu = self.tables.port(port).map_or(u32::MAX, |entry| entry.mtu);
+        if pkt.ip == IpKind::None || pkt.len.saturating_sub(pkt.l3.into()) <= mtu {
+            return Ok(None);
+        }
+        let headers = u32::from(pkt.payload.saturating_sub(pkt.l3));
+        let size = u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+        match (pkt.ip, pkt.is_tcp()) {
+            (IpKind::V4, true) => Ok(Some((Gso::TcpV4, size))),
+            (IpKind::V6, true) => Ok(Some((Gso::TcpV6, size))),
+            _ => Err(DropReason::UnknownSuperframe),
         }
     }
 
@@ -176,7 +203,6 @@ impl Worker {
         if let Some((kind, size)) = off.gso {
             let room = mtu.saturating_sub(u32::from(pkt.payload.saturating_sub(pkt.l3)));
             if u32::from(size) > room {
-                use super::offload::Gso;
                 if kind == Gso::UdpL4 {
                     return self.drop_tenant(from, buf, DropReason::ExceedsPortMtu);
                 }

@@ -77,7 +77,11 @@ impl Worker {
         if (pkt.len as usize) < buf.len() {
             buf.truncate(pkt.len as usize, &mut self.cache);
         }
-        match off.gso {
+        let gso = match off.gso {
+            None if !off.known => self.guess_train(link, &buf, &outer),
+            gso => gso,
+        };
+        match gso {
             None => self.ingress_single(link, buf, &outer, off),
             Some((Gso::UdpL4, size)) => self.ingress_train(link, buf, &outer, off, size),
             Some((Gso::Tunnel { udp }, size)) => {
@@ -85,6 +89,19 @@ impl Worker {
             }
             Some(_) => self.drop_underlay(link, buf, DropReason::UnknownSuperframe),
         }
+    }
+
+    /// Where the kernel does not say, a tunnel frame above the device's MTU is a train: its first
+    /// inner packet tells the size of the others.
+    fn guess_train(&self, link: LinkIndex, buf: &Buf, outer: &Outer) -> Option<(Gso, u16)> {
+        let device = self.devices.get(self.link_slot(link)?)?.as_ref()?;
+        if outer.pkt.len.saturating_sub(outer.pkt.l3.into()) <= device.mtu {
+            return None;
+        }
+        let at = outer.inner_at();
+        let inner = Packet::parse(buf.head().data().get(at..)?, buf.len().checked_sub(at)?).ok()?;
+        let size = u16::try_from(outer.tunnel_len + inner.len as usize).ok()?;
+        Some((Gso::UdpL4, size))
     }
 
     /// One tunnel packet with one inner frame.
@@ -166,7 +183,9 @@ impl Worker {
             return self.drop_underlay(link, buf, DropReason::UnknownSuperframe);
         }
         // On no wire yet: the sender's kernel left the outer sum to a device that never saw it.
-        if !matches!(off.csum, Csum::Partial { start, .. } if start == outer.pkt.l4) {
+        let mut outer_off = off;
+        checksum::infer_partial(&buf, &outer.pkt, &mut outer_off);
+        if !matches!(outer_off.csum, Csum::Partial { start, .. } if start == outer.pkt.l4) {
             return self.drop_underlay(link, buf, DropReason::BadOuterChecksum);
         }
         let mut scratch = [0; HEAD_MAX];
