@@ -1,0 +1,479 @@
+//! Snapshots over time: what a change touches, and what it must leave alone.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use culvert_dataplane::policy::egress::{Verdict, decide};
+use culvert_dataplane::tables::{PortEntry, Tables, Target};
+use culvert_model::{
+    EgressRoute, Host, HostParts, IngressAction, MacAddr, Mapping, Miss, Port, PortId, PortState,
+    RouteAction, RouteScope, Vnet, VnetId, Vni, VtepMatch,
+};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use common::frames::{Frame, udp};
+use common::{
+    World, gateway, mac, mapping, parts, port, port_route, rule, to_vnet, vnet, vnet_route,
+};
+
+const VNETS: [&str; 3] = ["blue", "green", "red"];
+const PORTS: [&str; 4] = ["p0", "p1", "p2", "p3"];
+const VTEPS: [&str; 4] = ["192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::2"];
+const ROUTER: MacAddr = mac(0xee);
+/// Nets of 10.0.0.0/24 to 10.2.0.0/24 and their IPv6 counterparts, for routes to be about.
+const PREFIXES: [&str; 6] =
+    ["0.0.0.0/0", "10.0.0.0/16", "10.0.0.0/30", "10.1.0.0/24", "::/0", "fd00::/64"];
+
+fn vni_of(vnet: usize) -> u32 {
+    vnet as u32 * 100 + 1
+}
+
+fn any_vnet(index: usize) -> impl Strategy<Value = Vnet> {
+    (any::<bool>(), select(Miss::ALL), any::<bool>()).prop_map(move |(flood, miss, routed)| {
+        let mut vnet = vnet(VNETS[index], vni_of(index));
+        (vnet.flood, vnet.miss) = (flood, miss);
+        if routed {
+            vnet.gateways = vec![gateway("10.0.0.254/24", ROUTER), gateway("fd00::ff/64", ROUTER)];
+        }
+        vnet
+    })
+}
+
+/// A port whose addresses collide with nobody's but may be a route's destination.
+fn any_port(index: usize) -> impl Strategy<Value = Port> {
+    let states = select(PortState::ALL);
+    (select(&VNETS[..]), any::<bool>(), states, any::<bool>()).prop_map(
+        move |(vnet, anti_spoof, state, addressed)| {
+            let (v4, v6) = (format!("10.0.0.{}", index + 1), format!("fd00::{}", index + 1));
+            let ips = if addressed { vec![v4.as_str(), v6.as_str()] } else { Vec::new() };
+            let mut port = port(PORTS[index], vnet, mac(index as u16 + 1), &ips);
+            (port.anti_spoof, port.state) = (anti_spoof, state);
+            port
+        },
+    )
+}
+
+fn any_mapping(index: usize) -> impl Strategy<Value = Mapping> {
+    (select(&VNETS[..]), select(&VTEPS[..]), any::<bool>()).prop_map(move |(vnet, vtep, v6)| {
+        let at = if v6 { format!("fd00::1{index}") } else { format!("10.1.0.{index}") };
+        mapping(vnet, &at, mac(0x100 + index as u16), vtep)
+    })
+}
+
+fn any_route() -> impl Strategy<Value = EgressRoute> {
+    let actions = prop_oneof![
+        3 => select(&VNETS[..]).prop_map(to_vnet),
+        1 => Just(RouteAction::Local),
+        1 => Just(RouteAction::Trap),
+        1 => Just(RouteAction::Drop),
+    ];
+    let scopes = prop_oneof![
+        select(&VNETS[..]).prop_map(|id| RouteScope::Vnet(VnetId::new(id).unwrap())),
+        select(&PORTS[..]).prop_map(|id| RouteScope::Port(PortId::new(id).unwrap())),
+    ];
+    (scopes, select(&PREFIXES[..]), actions).prop_map(|(scope, prefix, action)| EgressRoute {
+        scope,
+        prefix: prefix.parse().unwrap(),
+        action,
+    })
+}
+
+/// Hosts of so few names and addresses that two of them have much in common.
+fn any_host() -> impl Strategy<Value = HostParts> {
+    let ports: Vec<_> = (0..PORTS.len()).map(any_port).collect();
+    let mappings: Vec<_> = (0..5).map(any_mapping).collect();
+    let vnets: Vec<_> = (0..VNETS.len()).map(any_vnet).collect();
+    let rules = prop::collection::vec((0..VNETS.len(), select(IngressAction::ALL)), 0..3);
+    (
+        vnets,
+        ports.prop_flat_map(|ports| subsequence(ports, 0..=PORTS.len())),
+        mappings.prop_flat_map(|mappings| subsequence(mappings, 0..=5)),
+        prop::collection::vec(any_route(), 0..6),
+        rules,
+    )
+        .prop_map(|(vnets, ports, mappings, routes, rules)| {
+            let mut host = HostParts { vnets, ports, mappings, ..parts() };
+            let mut seen = Vec::new();
+            for route in routes {
+                let known = match &route.scope {
+                    RouteScope::Port(id) => host.ports.iter().any(|port| port.id == *id),
+                    RouteScope::Vnet(_) => true,
+                };
+                let key = (route.scope.clone(), route.prefix);
+                if known && !seen.contains(&key) {
+                    seen.push(key);
+                    host.routes.push(route);
+                }
+            }
+            for (priority, (vnet, action)) in rules.into_iter().enumerate() {
+                host.ingress.push(rule(vni_of(vnet), "any", priority as u16, action));
+            }
+            host
+        })
+}
+
+/// Frames that a port may send: to every neighbour, and some to nobody, directly and by a router.
+fn probes(port: &PortEntry) -> Vec<Frame> {
+    let mut dsts: Vec<(MacAddr, String)> = Vec::new();
+    for last in 1..=PORTS.len() {
+        dsts.push((mac(last as u16), format!("10.0.0.{last}")));
+        dsts.push((mac(last as u16), format!("fd00::{last}")));
+    }
+    for last in 0..6 {
+        dsts.push((mac(0x100 + last), format!("10.1.0.{last}")));
+        dsts.push((mac(0x100 + last), format!("fd00::1{last}")));
+    }
+    let mut frames = Vec::new();
+    for (dst, to) in &dsts {
+        let from = if to.contains(':') { "fd00::99" } else { "10.0.0.99" };
+        for dst in [*dst, ROUTER, MacAddr::BROADCAST] {
+            frames.push(udp(port.mac, dst, from, to));
+        }
+    }
+    frames
+}
+
+/// Whether a decision of before means another thing now. Cached ways to a VTEP are valid for the
+/// epoch of its entry, beside that of the port.
+fn means_the_same(before: &Tables, now: &Tables, verdict: Verdict) -> bool {
+    let Verdict::Forward { target: Target::Remote { vtep, .. }, .. } = verdict else {
+        return true;
+    };
+    let (Some(old), Some(new)) = (before.vtep(vtep), now.vtep(vtep)) else { return false };
+    old.changed_in != new.changed_in || old == new
+}
+
+fn ports_of(host: &HostParts) -> impl Iterator<Item = &str> {
+    host.ports.iter().map(|port| port.id.as_str())
+}
+
+/// The networks in which a packet of the port may be looked up, by the model.
+fn looked_up(host: &Host, port: &Port) -> BTreeSet<VnetId> {
+    let routed = host.routes_of(port).filter_map(|route| match &route.action {
+        RouteAction::Vnet(id) => Some(id.clone()),
+        _ => None,
+    });
+    routed.chain([port.vnet.clone()]).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn the_same_state_again_keeps_every_entry(host in any_host()) {
+        let mut world = World::new(host.clone());
+        let before = world.apply(host.clone());
+        prop_assert_eq!(before.generation + 1, world.tables.generation);
+        for id in ports_of(&host) {
+            let index = world.port_index(id);
+            // The very same entry: nothing was made anew.
+            prop_assert!(std::ptr::eq(before.port(index).unwrap(), world.port(id)), "{}", id);
+        }
+        for vnet in &host.vnets {
+            let id = vnet.id.as_str();
+            let index = world.vnet_index(id);
+            prop_assert!(std::ptr::eq(before.vnet(index).unwrap(), world.vnet(id)), "{}", id);
+        }
+        for mapping in &host.mappings {
+            let index = world.tables.vtep_of(&mapping.vtep).unwrap();
+            let (old, new) = (before.vtep(index).unwrap(), world.tables.vtep(index).unwrap());
+            prop_assert!(std::ptr::eq(old, new), "{}", mapping.vtep);
+        }
+    }
+
+    #[test]
+    fn two_builds_of_one_state_are_equal(host in any_host()) {
+        let (one, two) = (World::new(host.clone()), World::new(host.clone()));
+        for id in ports_of(&host) {
+            prop_assert_eq!(one.port(id), two.port(id));
+        }
+        for vnet in &host.vnets {
+            prop_assert_eq!(one.vnet(vnet.id.as_str()), two.vnet(vnet.id.as_str()));
+        }
+        for mapping in &host.mappings {
+            let index = one.tables.vtep_of(&mapping.vtep).unwrap();
+            prop_assert_eq!(one.tables.vtep(index), two.tables.vtep(index));
+            prop_assert_eq!(two.tables.vtep_of(&mapping.vtep), Some(index));
+        }
+    }
+
+    #[test]
+    fn the_order_of_what_a_state_lists_changes_nothing(host in any_host()) {
+        let mut reversed = host.clone();
+        reversed.vnets.reverse();
+        reversed.ports.reverse();
+        reversed.routes.reverse();
+        reversed.mappings.reverse();
+        reversed.ingress.reverse();
+        let mut world = World::new(host.clone());
+        let before = world.apply(reversed);
+        for id in ports_of(&host) {
+            let index = world.port_index(id);
+            prop_assert!(std::ptr::eq(before.port(index).unwrap(), world.port(id)), "{}", id);
+        }
+    }
+
+    #[test]
+    fn history_does_not_show_in_what_is_decided(one in any_host(), two in any_host()) {
+        let mut world = World::new(one);
+        world.apply(two.clone());
+        let fresh = World::new(two.clone());
+        // Indices differ by history; what they stand for may not.
+        let told = |world: &World, verdict| match verdict {
+            Verdict::Forward { vnet, target, rewrite } => {
+                let vnet = world.tables.vnet(vnet).unwrap().id.to_string();
+                let target = match target {
+                    Target::Local(port) => world.tables.port(port).unwrap().id.to_string(),
+                    Target::Remote { vtep, mtu } => {
+                        format!("{} {mtu}", world.tables.vtep(vtep).unwrap().ip)
+                    }
+                };
+                format!("{vnet} {target} {rewrite:?}")
+            }
+            Verdict::Flood(vnet) => world.tables.vnet(vnet).unwrap().id.to_string(),
+            other => format!("{other:?}"),
+        };
+        for id in ports_of(&two) {
+            for frame in probes(fresh.port(id)) {
+                let (found, expected) = (world.egress(id, &frame), fresh.egress(id, &frame));
+                prop_assert_eq!(told(&world, found), told(&fresh, expected));
+            }
+        }
+    }
+
+    #[test]
+    fn a_kept_epoch_means_that_no_decision_changed(states in prop::collection::vec(any_host(), 2..4)) {
+        let mut states = states.into_iter();
+        let mut old = states.next().unwrap();
+        let mut world = World::new(old.clone());
+        for new in states {
+            let before = world.apply(new.clone());
+            for id in ports_of(&new).filter(|id| ports_of(&old).any(|other| other == *id)) {
+                let port = world.port(id);
+                let Some(was) = before.port(port.index) else {
+                    return Err(TestCaseError::fail(format!("{id} has another index now")));
+                };
+                prop_assert_eq!(&was.id, &port.id);
+                prop_assert!(port.epoch >= was.epoch);
+                if port.epoch != was.epoch {
+                    continue;
+                }
+                prop_assert_eq!((was.blocked, was.anti_spoof, &was.ips),
+                    (port.blocked, port.anti_spoof, &port.ips));
+                for frame in probes(port) {
+                    let cached = decide(&before, was, &frame.bytes, &frame.pkt());
+                    let fresh = world.egress(id, &frame);
+                    prop_assert_eq!(cached, fresh, "{} kept epoch {}", id, port.epoch);
+                    prop_assert!(means_the_same(&before, &world.tables, cached));
+                }
+            }
+            old = new;
+        }
+    }
+
+    #[test]
+    fn a_change_in_one_network_moves_the_epochs_that_depend_on_it_alone(
+        host in any_host(),
+        changed in 0..VNETS.len(),
+        kind in 0..4_u8,
+    ) {
+        let mut next = host.clone();
+        let id = VNETS[changed];
+        match kind {
+            0 => next.vnets[changed].flood ^= true,
+            1 => next.vnets[changed].miss = match next.vnets[changed].miss {
+                Miss::Drop => Miss::Trap,
+                Miss::Trap => Miss::Drop,
+            },
+            2 => next.mappings.push(mapping(id, "10.1.0.200", mac(0x200), VTEPS[0])),
+            _ => next.vnets[changed].gateways.push(gateway("10.9.0.254/24", mac(0xef))),
+        }
+        let mut world = World::new(host.clone());
+        let before = world.apply(next);
+        let model = Host::new(host.clone()).unwrap();
+        for port in &host.ports {
+            let name = port.id.as_str();
+            let index = world.port_index(name);
+            let (was, now) = (before.port(index).unwrap(), world.port(name));
+            prop_assert_eq!(&was.id, &port.id, "an index stays with its port");
+            let depends = looked_up(&model, port).iter().any(|vnet| vnet.as_str() == id);
+            prop_assert_eq!(depends, now.epoch != was.epoch, "{} after {} of {}", name, kind, id);
+            prop_assert!(!depends || now.epoch == world.tables.generation);
+        }
+        for (position, vnet) in host.vnets.iter().enumerate() {
+            let index = world.vnet_index(vnet.id.as_str());
+            let (was, now) = (before.vnet(index).unwrap(), world.tables.vnet(index).unwrap());
+            prop_assert_eq!(&was.id, &now.id, "an index stays with its network");
+            prop_assert_eq!(position == changed, was.changed_in != now.changed_in);
+        }
+    }
+
+    #[test]
+    fn indices_stay_with_what_stays(one in any_host(), two in any_host()) {
+        let mut world = World::new(one.clone());
+        let before = world.apply(two.clone());
+        for id in ports_of(&two).filter(|id| ports_of(&one).any(|other| other == *id)) {
+            let index = world.port_index(id);
+            prop_assert_eq!(before.port(index).unwrap().id.as_str(), id);
+        }
+        let vteps = |host: &HostParts| -> BTreeSet<_> {
+            host.mappings.iter().map(|mapping| mapping.vtep).collect()
+        };
+        for vtep in vteps(&one).intersection(&vteps(&two)) {
+            prop_assert_eq!(before.vtep_of(vtep), world.tables.vtep_of(vtep));
+        }
+        // And what is gone is found no more.
+        for vtep in vteps(&one).difference(&vteps(&two)) {
+            prop_assert_eq!(world.tables.vtep_of(vtep), None);
+        }
+    }
+}
+
+/// Ports `a` in blue and `c` in green; blue routes 10.1.0.0/24 into green.
+fn routed() -> HostParts {
+    let mut host = parts();
+    host.vnets = vec![vnet("blue", 1), vnet("green", 2), vnet("red", 3)];
+    host.ports = vec![
+        port("a", "blue", mac(1), &["10.0.0.1"]),
+        port("b", "blue", mac(2), &["10.0.0.2"]),
+        port("c", "green", mac(3), &["10.1.0.1"]),
+        port("d", "red", mac(4), &["10.2.0.1"]),
+    ];
+    host.routes = vec![
+        port_route("a", "10.1.0.0/24", to_vnet("green")),
+        vnet_route("blue", "10.0.0.0/24", to_vnet("blue")),
+    ];
+    host.mappings = vec![mapping("green", "10.1.0.9", mac(9), VTEPS[0])];
+    host
+}
+
+/// Which of the ports a, b, c, d got a new epoch.
+fn moved(world: &World, before: &Tables) -> Vec<&'static str> {
+    let epoch = |tables: &Tables, id: &str| tables.port(world.port_index(id)).unwrap().epoch;
+    let changed = |id: &&str| epoch(before, id) != epoch(&world.tables, id);
+    ["a", "b", "c", "d"].into_iter().filter(changed).collect()
+}
+
+#[test]
+fn only_ports_whose_routes_lead_to_a_network_depend_on_it() {
+    let mut world = World::new(routed());
+    let mut host = routed();
+    host.mappings.push(mapping("green", "10.1.0.10", mac(10), VTEPS[1]));
+    let before = world.apply(host.clone());
+    assert_eq!(moved(&world, &before), ["a", "c"]);
+    host.vnets[2].miss = Miss::Trap;
+    let before = world.apply(host.clone());
+    assert_eq!(moved(&world, &before), ["d"]);
+    host.mappings.clear();
+    let before = world.apply(host);
+    assert_eq!(moved(&world, &before), ["a", "c"]);
+}
+
+#[test]
+fn a_ports_own_rules_move_its_epoch_alone() {
+    let mut world = World::new(routed());
+    let mut host = routed();
+    host.ports[0].anti_spoof = false;
+    let before = world.apply(host.clone());
+    assert_eq!(moved(&world, &before), ["a"]);
+    host.ports[3].state = PortState::Blocked;
+    let before = world.apply(host.clone());
+    assert_eq!(moved(&world, &before), ["d"]);
+    host.routes.push(port_route("b", "0.0.0.0/0", RouteAction::Trap));
+    let before = world.apply(host);
+    assert_eq!(moved(&world, &before), ["b"]);
+}
+
+#[test]
+fn an_epoch_never_comes_back() {
+    let mut world = World::new(routed());
+    let mut seen = BTreeSet::from([world.port("a").epoch]);
+    for round in 0..6 {
+        let mut host = routed();
+        host.vnets[0].flood = round % 2 == 0;
+        world.apply(host);
+        assert!(seen.insert(world.port("a").epoch), "round {round}");
+    }
+    // Neither when the port was away, whatever index it gets.
+    let mut away = routed();
+    away.ports.remove(0);
+    away.routes.remove(0);
+    world.apply(away);
+    world.apply(routed());
+    assert!(seen.insert(world.port("a").epoch));
+}
+
+#[test]
+fn a_ports_mtu_moves_its_epoch_and_no_networks() {
+    let mut world = World::new(routed());
+    let before = world.apply_with(routed(), 9000);
+    assert_eq!(moved(&world, &before), ["a", "b", "c", "d"]);
+    for id in ["blue", "green", "red"] {
+        let was = before.vnet(world.vnet_index(id)).unwrap().changed_in;
+        assert_eq!(world.vnet(id).changed_in, was, "{id}");
+    }
+}
+
+#[test]
+fn a_vtep_that_takes_anothers_place_is_a_new_one() {
+    let mut world = World::new(routed());
+    let first = world.tables.vtep_of(&VTEPS[0].parse().unwrap()).unwrap();
+    let mut host = routed();
+    host.mappings[0].vtep = VTEPS[1].parse().unwrap();
+    let before = world.apply(host);
+    assert_eq!(world.tables.vtep_of(&VTEPS[0].parse().unwrap()), None);
+    let second = world.tables.vtep_of(&VTEPS[1].parse().unwrap()).unwrap();
+    let (was, now) = (before.vtep(first).unwrap(), world.tables.vtep(second).unwrap());
+    assert_ne!(was.changed_in, now.changed_in);
+    assert_eq!((now.ip, now.changed_in), (VTEPS[1].parse().unwrap(), world.tables.generation));
+}
+
+#[test]
+fn a_network_that_changes_its_vni_is_found_by_the_new_one() {
+    let mut world = World::new(routed());
+    let mut host = routed();
+    host.vnets[0].vni = Vni::new(77).unwrap();
+    world.apply(host);
+    let index_of = |vni| world.tables.vnet_of(Vni::new(vni).unwrap()).map(|vnet| vnet.index);
+    assert_eq!(index_of(77), Some(world.vnet_index("blue")));
+    assert_eq!(index_of(1), None);
+    assert_eq!(index_of(2), Some(world.vnet_index("green")));
+}
+
+#[test]
+fn two_networks_may_swap_their_vnis() {
+    let mut world = World::new(routed());
+    let mut host = routed();
+    (host.vnets[0].vni, host.vnets[1].vni) = (host.vnets[1].vni, host.vnets[0].vni);
+    let before = world.apply(host);
+    let id_of = |vni| world.tables.vnet_of(Vni::new(vni).unwrap()).unwrap().id.to_string();
+    assert_eq!((id_of(1), id_of(2)), ("green".to_owned(), "blue".to_owned()));
+    assert_eq!(moved(&world, &before), ["a", "b", "c"]);
+}
+
+#[test]
+fn ingress_rules_are_in_the_models_order() {
+    let mut host = routed();
+    host.ingress = vec![
+        rule(1, "any", 5, IngressAction::Drop),
+        rule(1, "192.0.2.0/24", 5, IngressAction::Trap),
+        rule(1, "192.0.2.2/32", 1, IngressAction::Decap),
+        rule(2, "any", 9, IngressAction::Trap),
+        rule(1, "2001:db8::/32", 7, IngressAction::DecapValidate),
+    ];
+    let world = World::new(host.clone());
+    let model = Host::new(host).unwrap();
+    let expected: Vec<_> = model
+        .ingress_of(Vni::new(1).unwrap())
+        .iter()
+        .map(|rule| match rule.vtep {
+            VtepMatch::Any => None,
+            VtepMatch::Prefix(net) => Some(net),
+        })
+        .collect();
+    let found: Vec<_> = world.vnet("blue").ingress.iter().map(|entry| entry.from).collect();
+    assert_eq!(found, expected);
+    assert!(world.vnet("red").ingress.is_empty());
+}
