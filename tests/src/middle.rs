@@ -27,7 +27,7 @@ struct Shared {
 pub struct Middle {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    _ns: Netns,
+    ns: Netns,
 }
 
 impl Middle {
@@ -51,7 +51,14 @@ impl Middle {
             let (from, to, shared) = (open(from), open(to), Arc::clone(&shared));
             std::thread::spawn(move || copy(&from, &to, &shared))
         });
-        Self { shared, threads: threads.into(), _ns: ns }
+        Self { shared, threads: threads.into(), ns }
+    }
+
+    /// The namespace; the device towards the first host is `left`, towards the second `right`. The
+    /// hosts' own devices show no capture what AF_XDP sends, nor what XDP takes.
+    #[must_use]
+    pub fn ns(&self) -> &Netns {
+        &self.ns
     }
 
     /// From now on damages every `every`th large frame; 0 damages none.

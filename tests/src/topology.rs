@@ -412,6 +412,11 @@ fn build_hosts(combo: &Combo, middle: bool) -> ([Host; 2], Option<Middle>) {
         };
         let length = if combo.underlay == Family::V4 { 24 } else { 64 };
         host.ns.run(&format!("ip addr add {}/{length} dev {device}", host.vtep));
+        if combo.underlay == Family::V6 {
+            // The kernel solicits neighbours from a link-local address, and not at all without one.
+            let number = host.wire_mac.rsplit(':').next().unwrap_or("1");
+            host.ns.run(&format!("ip addr add fe80::{number}/64 dev {device} nodad"));
+        }
         link::set_offloads(&host.ns, WIRE, combo.wire);
     }
     (hosts, middle)

@@ -28,10 +28,12 @@ fn two_tenants_on_one_host_talk_without_the_wire() {
 fn what_crosses_the_wire_is_vxlan_without_a_fault() {
     for underlay in [Family::V4, Family::V6] {
         let combo = Combo { underlay, wire: Offloads::Off, ..Combo::SIMPLE };
-        let topology = TopologySpec::pair(combo).build();
+        let mut spec = TopologySpec::pair(combo);
+        spec.middle = true;
+        let topology = spec.build();
         topology.wait_connected(0, 1);
-        let capture =
-            Capture::start(&topology.hosts[1].ns, &topology.scratch, WIRE, "udp port 4789");
+        let middle = topology.middle.as_ref().unwrap();
+        let capture = Capture::start(middle.ns(), &topology.scratch, "left", "udp port 4789");
         let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
         for dst in [b.v4.into(), b.v6.into()] {
             tcp_transfer(&a.ns, &b.ns, dst, 500_000).unwrap();
