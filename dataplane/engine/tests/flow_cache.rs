@@ -82,6 +82,17 @@ fn a_full_set_gives_up_one_flow_for_another() {
 }
 
 #[test]
+fn flows_of_a_full_set_are_replaced_in_turn() {
+    let mut cache = FlowCache::new(64);
+    for key in 0..8 {
+        cache.insert(7, key, 1, key);
+    }
+    for key in 0..8 {
+        assert_eq!(cache.get(7, &key, 1).is_some(), key >= 4, "{key}");
+    }
+}
+
+#[test]
 fn flows_of_other_hashes_are_not_evicted() {
     let mut cache = FlowCache::new(1 << 16);
     cache.insert(0, u32::MAX, 1, 0);

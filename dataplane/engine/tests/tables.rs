@@ -5,135 +5,16 @@ mod common;
 use std::collections::BTreeSet;
 
 use culvert_dataplane::policy::egress::{Verdict, decide};
-use culvert_dataplane::tables::{PortEntry, Tables, Target};
+use culvert_dataplane::tables::{Tables, Target};
 use culvert_model::{
-    EgressRoute, Host, HostParts, IngressAction, MacAddr, Mapping, Miss, Port, PortId, PortState,
-    RouteAction, RouteScope, Vnet, VnetId, Vni, VtepMatch,
+    Host, HostParts, IngressAction, Miss, Port, PortState, RouteAction, VnetId, Vni, VtepMatch,
 };
 use proptest::prelude::*;
-use proptest::sample::{select, subsequence};
 
-use common::frames::{Frame, udp};
+use common::states::{VNETS, VTEPS, any_host, probes};
 use common::{
     World, gateway, mac, mapping, parts, port, port_route, rule, to_vnet, vnet, vnet_route,
 };
-
-const VNETS: [&str; 3] = ["blue", "green", "red"];
-const PORTS: [&str; 4] = ["p0", "p1", "p2", "p3"];
-const VTEPS: [&str; 4] = ["192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::2"];
-const ROUTER: MacAddr = mac(0xee);
-/// Nets of 10.0.0.0/24 to 10.2.0.0/24 and their IPv6 counterparts, for routes to be about.
-const PREFIXES: [&str; 6] =
-    ["0.0.0.0/0", "10.0.0.0/16", "10.0.0.0/30", "10.1.0.0/24", "::/0", "fd00::/64"];
-
-fn vni_of(vnet: usize) -> u32 {
-    vnet as u32 * 100 + 1
-}
-
-fn any_vnet(index: usize) -> impl Strategy<Value = Vnet> {
-    (any::<bool>(), select(Miss::ALL), any::<bool>()).prop_map(move |(flood, miss, routed)| {
-        let mut vnet = vnet(VNETS[index], vni_of(index));
-        (vnet.flood, vnet.miss) = (flood, miss);
-        if routed {
-            vnet.gateways = vec![gateway("10.0.0.254/24", ROUTER), gateway("fd00::ff/64", ROUTER)];
-        }
-        vnet
-    })
-}
-
-/// A port whose addresses collide with nobody's but may be a route's destination.
-fn any_port(index: usize) -> impl Strategy<Value = Port> {
-    let states = select(PortState::ALL);
-    (select(&VNETS[..]), any::<bool>(), states, any::<bool>()).prop_map(
-        move |(vnet, anti_spoof, state, addressed)| {
-            let (v4, v6) = (format!("10.0.0.{}", index + 1), format!("fd00::{}", index + 1));
-            let ips = if addressed { vec![v4.as_str(), v6.as_str()] } else { Vec::new() };
-            let mut port = port(PORTS[index], vnet, mac(index as u16 + 1), &ips);
-            (port.anti_spoof, port.state) = (anti_spoof, state);
-            port
-        },
-    )
-}
-
-fn any_mapping(index: usize) -> impl Strategy<Value = Mapping> {
-    (select(&VNETS[..]), select(&VTEPS[..]), any::<bool>()).prop_map(move |(vnet, vtep, v6)| {
-        let at = if v6 { format!("fd00::1{index}") } else { format!("10.1.0.{index}") };
-        mapping(vnet, &at, mac(0x100 + index as u16), vtep)
-    })
-}
-
-fn any_route() -> impl Strategy<Value = EgressRoute> {
-    let actions = prop_oneof![
-        3 => select(&VNETS[..]).prop_map(to_vnet),
-        1 => Just(RouteAction::Local),
-        1 => Just(RouteAction::Trap),
-        1 => Just(RouteAction::Drop),
-    ];
-    let scopes = prop_oneof![
-        select(&VNETS[..]).prop_map(|id| RouteScope::Vnet(VnetId::new(id).unwrap())),
-        select(&PORTS[..]).prop_map(|id| RouteScope::Port(PortId::new(id).unwrap())),
-    ];
-    (scopes, select(&PREFIXES[..]), actions).prop_map(|(scope, prefix, action)| EgressRoute {
-        scope,
-        prefix: prefix.parse().unwrap(),
-        action,
-    })
-}
-
-/// Hosts of so few names and addresses that two of them have much in common.
-fn any_host() -> impl Strategy<Value = HostParts> {
-    let ports: Vec<_> = (0..PORTS.len()).map(any_port).collect();
-    let mappings: Vec<_> = (0..5).map(any_mapping).collect();
-    let vnets: Vec<_> = (0..VNETS.len()).map(any_vnet).collect();
-    let rules = prop::collection::vec((0..VNETS.len(), select(IngressAction::ALL)), 0..3);
-    (
-        vnets,
-        ports.prop_flat_map(|ports| subsequence(ports, 0..=PORTS.len())),
-        mappings.prop_flat_map(|mappings| subsequence(mappings, 0..=5)),
-        prop::collection::vec(any_route(), 0..6),
-        rules,
-    )
-        .prop_map(|(vnets, ports, mappings, routes, rules)| {
-            let mut host = HostParts { vnets, ports, mappings, ..parts() };
-            let mut seen = Vec::new();
-            for route in routes {
-                let known = match &route.scope {
-                    RouteScope::Port(id) => host.ports.iter().any(|port| port.id == *id),
-                    RouteScope::Vnet(_) => true,
-                };
-                let key = (route.scope.clone(), route.prefix);
-                if known && !seen.contains(&key) {
-                    seen.push(key);
-                    host.routes.push(route);
-                }
-            }
-            for (priority, (vnet, action)) in rules.into_iter().enumerate() {
-                host.ingress.push(rule(vni_of(vnet), "any", priority as u16, action));
-            }
-            host
-        })
-}
-
-/// Frames that a port may send: to every neighbour, and some to nobody, directly and by a router.
-fn probes(port: &PortEntry) -> Vec<Frame> {
-    let mut dsts: Vec<(MacAddr, String)> = Vec::new();
-    for last in 1..=PORTS.len() {
-        dsts.push((mac(last as u16), format!("10.0.0.{last}")));
-        dsts.push((mac(last as u16), format!("fd00::{last}")));
-    }
-    for last in 0..6 {
-        dsts.push((mac(0x100 + last), format!("10.1.0.{last}")));
-        dsts.push((mac(0x100 + last), format!("fd00::1{last}")));
-    }
-    let mut frames = Vec::new();
-    for (dst, to) in &dsts {
-        let from = if to.contains(':') { "fd00::99" } else { "10.0.0.99" };
-        for dst in [*dst, ROUTER, MacAddr::BROADCAST] {
-            frames.push(udp(port.mac, dst, from, to));
-        }
-    }
-    frames
-}
 
 /// Whether a decision of before means another thing now. Cached ways to a VTEP are valid for the
 /// epoch of its entry, beside that of the port.
