@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::{
     bpffs::BpffsError,
-    privilege::{chain, missing, os_error},
+    privilege::{chain, lacks_any, missing, os_error},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packet_path.bpf.o"));
@@ -42,7 +42,8 @@ impl LoadError {
     pub(crate) fn from_kernel(error: &(dyn std::error::Error + 'static)) -> Self {
         let reason = chain(error);
         match os_error(error) {
-            Some(libc::EPERM | libc::EACCES) if !reason.contains("processed ") => {
+            // The verifier, too, says EACCES: to a program that it would pass with CAP_PERFMON.
+            Some(libc::EPERM | libc::EACCES) if !reason.contains("processed ") || lacks_any() => {
                 Self::Privilege { missing: missing(), reason }
             }
             _ => Self::Unsupported(reason),

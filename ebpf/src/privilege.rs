@@ -44,19 +44,29 @@ fn describe(effective: Option<u64>) -> String {
     let Some(effective) = effective else {
         return "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN".to_owned();
     };
-    let has = |bit: u32| effective & (1 << bit) != 0;
-    // CAP_SYS_ADMIN stands in for the two that were once part of it.
-    let lacking: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(bit, _)| !has(*bit) && (*bit == 12 || !has(CAP_SYS_ADMIN)))
-        .map(|(_, name)| *name)
-        .collect();
+    let lacking = lacking(effective);
     if lacking.is_empty() {
         "permission beyond its capabilities (kernel lockdown or a security module refuses)"
             .to_owned()
     } else {
         lacking.join(", ")
     }
+}
+
+fn lacking(effective: u64) -> Vec<&'static str> {
+    let has = |bit: u32| effective & (1 << bit) != 0;
+    // CAP_SYS_ADMIN stands in for the two that were once part of it.
+    NEEDED
+        .iter()
+        .filter(|(bit, _)| !has(*bit) && (*bit == 12 || !has(CAP_SYS_ADMIN)))
+        .map(|(_, name)| *name)
+        .collect()
+}
+
+/// Whether this thread lacks a capability that the programs need.
+pub(crate) fn lacks_any() -> bool {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    effective(&status).is_none_or(|effective| !lacking(effective).is_empty())
 }
 
 #[cfg(test)]

@@ -122,7 +122,11 @@ pub(crate) fn set_slot_ranges(
 
 /// The devices whose packet buffers the tracing program reads.
 pub(crate) fn set_watched(object: &mut Ebpf, devices: &BTreeSet<u32>) -> Result<(), TableError> {
-    replace_keys(object, "watched", &devices.iter().map(|ifindex| (*ifindex, 1)).collect())
+    // Indices repeat from namespace to namespace, and the tracepoint sees them all.
+    let netns = std::fs::metadata("/proc/thread-self/ns/net")
+        .map(|metadata| std::os::unix::fs::MetadataExt::ino(&metadata) as u32)
+        .map_err(|error| TableError::Kernel { table: "watched", reason: error.to_string() })?;
+    replace_keys(object, "watched", &devices.iter().map(|ifindex| (*ifindex, netns)).collect())
 }
 
 fn sockets(object: &mut Ebpf) -> Result<XskMap<&mut MapData>, TableError> {

@@ -20,6 +20,7 @@ use crate::worker::offload::Offload;
 use crate::worker::tunnel::Tunnel;
 
 /// A packet on its way to the worker that owns its next port.
+#[allow(clippy::large_enum_variant)] // a box would cost an allocation per packet
 pub enum Handoff {
     /// For a local tenant.
     Deliver {
@@ -41,7 +42,7 @@ pub enum Handoff {
         /// What is still to be done on it.
         off: Offload,
         /// The way to the remote VTEP.
-        tunnel: Box<Tunnel>,
+        tunnel: Tunnel,
     },
     /// An underlay frame whose tenant another worker owns.
     Ingress {

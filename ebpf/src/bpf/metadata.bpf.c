@@ -12,8 +12,21 @@
  * The fields read here, by name; the loader relocates them to where the running
  * kernel has them.
  */
+struct ns_common {
+	unsigned int inum;
+} __attribute__((preserve_access_index));
+
+struct net {
+	struct ns_common ns;
+} __attribute__((preserve_access_index));
+
+typedef struct {
+	struct net *net;
+} __attribute__((preserve_access_index)) possible_net_t;
+
 struct net_device {
 	int ifindex;
+	possible_net_t nd_net;
 } __attribute__((preserve_access_index));
 
 struct sk_buff {
@@ -41,7 +54,10 @@ struct skb_shared_info {
 #define CHECKSUM_COMPLETE 2
 #define CHECKSUM_PARTIAL 3
 
-/* Devices whose frames are worth a look: those with generic XDP of ours. */
+/*
+ * Devices whose frames are worth a look: those with generic XDP of ours, and the
+ * inode of the network namespace that their index is valid in.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 8192);
@@ -57,10 +73,12 @@ int metadata(__u64 *ctx)
 	struct skb_shared_info *shared;
 	struct skb_info *info;
 	unsigned char *head;
+	__u32 *netns;
 	__u16 mac_header, vlan_proto;
 	__u32 flags = META_SKB, zero = 0;
 
-	if (!bpf_map_lookup_elem(&watched, &ifindex))
+	netns = bpf_map_lookup_elem(&watched, &ifindex);
+	if (!netns || *netns != skb->dev->nd_net.net->ns.inum)
 		return 0;
 	info = bpf_map_lookup_elem(&skb_infos, &zero);
 	if (!info)

@@ -8,6 +8,9 @@ use crate::netns::Netns;
 use crate::process::{CommandError, Process, run_command};
 use crate::scratch::Scratch;
 
+/// Frames that one capture keeps: more than every test needs, and what tshark reads in seconds.
+const FRAMES_MAX: &str = "20000";
+
 /// A running capture.
 #[derive(Debug)]
 pub struct Capture {
@@ -16,7 +19,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts to capture whole incoming frames on `device` that match `filter` (pcap-filter(7); empty: all).
+    /// Starts to capture whole incoming frames on `device` that match `filter` (pcap-filter(7); empty: all), the
+    /// first 20,000 of them.
     ///
     /// Only incoming: what the host itself sends may have checksums left to a device that does not exist.
     ///
@@ -40,6 +44,8 @@ impl Capture {
             "root",
             "-B",
             "32768",
+            "-c",
+            FRAMES_MAX,
             "-w",
         ]);
         command.arg(&file).args(filter.split_whitespace());

@@ -99,7 +99,7 @@ impl Controller {
             attached: BTreeMap::new(),
             ports: Indices::new(MAX_PORTS as u32),
             links: Indices::new(MAX_LINKS as u32),
-            vnets: Indices::new(u32::from(u16::MAX)),
+            vnets: Indices::new(1 << 16),
             vteps: Indices::new(1 << 20),
             resolver: None,
             next_hops: watch::Sender::new(Arc::default()),

@@ -19,6 +19,10 @@ use crate::drops::DropReason;
 /// Bytes of copied headers that a piece brings with it, on the average and generously.
 const HEADERS_PER_PIECE: usize = 64;
 
+/// How often the ring is kicked, for want of kernel memory or send buffer, before the packet socket
+/// sends all the same.
+const KICKS_BEFORE_SOCKET: usize = 16;
+
 /// What the device belongs to.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -55,6 +59,8 @@ pub struct Device {
     pub packet_only: bool,
     packet_pending: bool,
     ring_pending: bool,
+    /// Packets put on the ring since the last flush.
+    ring_packets: u64,
     /// Messages begun since the last flush.
     messages: usize,
 }
@@ -91,6 +97,7 @@ impl Device {
             packet_only: false,
             packet_pending: false,
             ring_pending: false,
+            ring_packets: 0,
             messages: 0,
         }
     }
@@ -164,6 +171,7 @@ impl Device {
             match xsk.transmit(buf, request) {
                 Ok(()) => {
                     self.ring_pending = true;
+                    self.ring_packets += 1;
                     return Ok(());
                 }
                 Err(back) => buf = back,
@@ -250,18 +258,21 @@ impl Device {
         self.messages = 0;
         match &mut self.io {
             Io::Xdp { xsk, packet } => {
-                if std::mem::take(&mut self.ring_pending) {
-                    let before = xsk.outstanding();
-                    self.ring_pending = match xsk.kick() {
-                        Kick::Idle | Kick::Sent => false,
-                        Kick::Pending => true,
-                        Kick::Down => {
-                            losses.down += before.min(1) as u64;
-                            false
-                        }
-                    };
+                // What waits for the socket must not pass what is left in the ring.
+                let kicks = if self.packet_pending { KICKS_BEFORE_SOCKET } else { 1 };
+                for _ in 0..kicks {
+                    if !std::mem::take(&mut self.ring_pending) {
+                        break;
+                    }
+                    match xsk.kick() {
+                        Kick::Idle | Kick::Sent => {}
+                        Kick::Pending => self.ring_pending = true,
+                        Kick::Down => losses.down += self.ring_packets,
+                    }
+                    xsk.reap(cache);
                 }
                 xsk.reap(cache);
+                self.ring_packets = 0;
                 if std::mem::take(&mut self.packet_pending) {
                     losses.count(&packet.flush(cache));
                 }

@@ -131,7 +131,7 @@ impl Worker {
         let Some(worker) = workers.get(choice).copied() else {
             return self.drop_tenant(port, buf, DropReason::LinkDown);
         };
-        let tunnel = Box::new(tunnel.clone());
+        let tunnel = tunnel.clone();
         let packet = Handoff::Encap { port, buf, pkt, off, tunnel };
         self.hand_over(worker, super::device::Role::Tenant(port), packet);
     }
