@@ -40,6 +40,8 @@ drop_reasons! {
     SpoofedMac = "spoofed_mac",
     /// The source IP is not one of the port's.
     SpoofedIp = "spoofed_ip",
+    /// A tenant speaks as a router: a router advertisement or a redirect.
+    RogueRouter = "rogue_router",
     /// The port is administratively blocked.
     PortBlocked = "port_blocked",
     /// No egress route covers the destination.
@@ -50,7 +52,7 @@ drop_reasons! {
     NotLocal = "not_local",
     /// The virtual network has no mapping for the destination.
     NoMapping = "no_mapping",
-    /// Broadcast, multicast or unknown unicast in a virtual network that does not flood.
+    /// Broadcast or multicast in a virtual network that does not flood.
     FloodDisabled = "flood_disabled",
     /// An ARP request or neighbour solicitation for an address that has no mapping.
     UnknownNeighbour = "unknown_neighbour",

@@ -2,20 +2,21 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use culvert_wire::arp;
 use culvert_wire::eth::ether_type;
+use culvert_wire::icmpv6::{self, kind};
 use culvert_wire::packet::{IpKind, Packet};
+use culvert_wire::{arp, proto};
 
 use crate::drops::DropReason;
 use crate::tables::PortEntry;
 
-const PROTO_UDP: u8 = 17;
-const PROTO_ICMPV6: u8 = 58;
+/// ICMPv6 type of an MLDv2 report, which a host without an address sends, too (RFC 3590).
+const MULTICAST_LISTENER_REPORT: u8 = 143;
 
 /// Checks the source MAC, and the source address of IP and ARP packets.
 ///
 /// Without an address a tenant may only look for one: DHCP from `0.0.0.0` (RFC 2131), duplicate
-/// address detection and router solicitation from `::` (RFC 4862). An IPv6 link-local source is
+/// address detection, router solicitation and group membership from `::` (RFC 4862, RFC 3590). An IPv6 link-local source is
 /// legal if it is listed or is the one that the port's MAC makes (RFC 4291 appendix A).
 ///
 /// # Errors
@@ -32,18 +33,26 @@ pub fn check(port: &PortEntry, head: &[u8], pkt: &Packet) -> Result<(), DropReas
     }
     match (pkt.ip, pkt.src_ip(head)) {
         (IpKind::V4, Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED))) => {
-            let dhcp = pkt.proto == PROTO_UDP
+            let dhcp = pkt.proto == proto::UDP
                 && pkt.src_port(head) == Some(68)
                 && pkt.dst_port(head) == Some(67);
             if dhcp { Ok(()) } else { Err(DropReason::SpoofedIp) }
         }
         (IpKind::V6, Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED))) => {
-            let solicits = pkt.proto == PROTO_ICMPV6 && pkt.dst_ip(head).is_some_and(is_multicast);
-            if solicits { Ok(()) } else { Err(DropReason::SpoofedIp) }
+            let to_group = pkt.dst_ip(head).is_some_and(|ip| ip.is_multicast());
+            let solicits = matches!(
+                icmpv6_kind(head, pkt),
+                Some(
+                    kind::ROUTER_SOLICITATION
+                        | kind::NEIGHBOUR_SOLICITATION
+                        | MULTICAST_LISTENER_REPORT
+                )
+            );
+            if to_group && solicits { Ok(()) } else { Err(DropReason::SpoofedIp) }
         }
         (IpKind::V4 | IpKind::V6, Some(ip)) => {
             if owns(port, ip) {
-                Ok(())
+                check_discovery(port, head, pkt)
             } else {
                 Err(DropReason::SpoofedIp)
             }
@@ -70,6 +79,28 @@ pub fn owns(port: &PortEntry, ip: IpAddr) -> bool {
     port.ips.contains(&ip) || matches!(ip, IpAddr::V6(v6) if v6 == port.mac.eui64_link_local())
 }
 
-fn is_multicast(ip: IpAddr) -> bool {
-    ip.is_multicast()
+fn icmpv6_kind(head: &[u8], pkt: &Packet) -> Option<u8> {
+    (pkt.proto == proto::ICMPV6).then(|| head.get(usize::from(pkt.l4)).copied()).flatten()
+}
+
+/// What neighbour discovery claims is believed by whoever hears it: a tenant advertises its own
+/// addresses only, and is no router (RFC 6105).
+fn check_discovery(port: &PortEntry, head: &[u8], pkt: &Packet) -> Result<(), DropReason> {
+    match icmpv6_kind(head, pkt) {
+        Some(kind::ROUTER_ADVERTISEMENT | kind::REDIRECT) => Err(DropReason::RogueRouter),
+        Some(kind::NEIGHBOUR_ADVERTISEMENT) => {
+            let end = (pkt.len as usize).min(head.len());
+            let message = head.get(usize::from(pkt.l4)..end).unwrap_or_default();
+            let view = icmpv6::View::new(message).map_err(|_| DropReason::Malformed)?;
+            let target = view.target().ok_or(DropReason::Malformed)?;
+            if !owns(port, IpAddr::V6(target)) {
+                return Err(DropReason::SpoofedIp);
+            }
+            match view.link_option(icmpv6::OPTION_TARGET_LINK) {
+                Some(mac) if mac != port.mac => Err(DropReason::SpoofedMac),
+                _ => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
 }

@@ -1,6 +1,6 @@
 //! Where a tenant's packet goes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use culvert_model::Miss;
 use culvert_wire::eth::MacAddr;
@@ -49,18 +49,14 @@ pub enum Verdict {
 pub fn decide(tables: &Tables, port: &PortEntry, head: &[u8], pkt: &Packet) -> Verdict {
     let Some(vnet) = tables.vnet(port.vnet) else { return Verdict::Drop(DropReason::NoRoute) };
     let dst_mac = pkt.dst_mac(head);
-    if dst_mac.is_multicast() {
-        return if vnet.flood {
-            Verdict::Flood(vnet.index)
-        } else {
-            Verdict::Drop(DropReason::FloodDisabled)
-        };
-    }
     let dst_ip = match pkt.ip {
         IpKind::None => None,
         IpKind::V4 | IpKind::V6 => pkt.dst_ip(head),
     };
-    let Some(ip) = dst_ip else { return switch(vnet, port, dst_mac) };
+    if dst_mac.is_multicast() {
+        return flood(port, vnet, dst_ip);
+    }
+    let Some(ip) = dst_ip else { return switch(vnet, port, dst_mac, None) };
     let gateway = vnet.gateway_by_mac(dst_mac);
     if gateway.is_some() && vnet.gateway_by_ip(ip).is_some() {
         return Verdict::Drop(DropReason::Unanswered);
@@ -70,8 +66,8 @@ pub fn decide(tables: &Tables, port: &PortEntry, head: &[u8], pkt: &Packet) -> V
         Some(Route::Drop) => Verdict::Drop(DropReason::RouteDrop),
         Some(Route::Trap) => Verdict::Trap,
         Some(Route::Local) => local_only(match gateway {
-            Some(gateway) => routed(vnet, port, ip, gateway.mac),
-            None => switch(vnet, port, dst_mac),
+            Some(gateway) => routed(vnet, ip, gateway.mac),
+            None => switch(vnet, port, dst_mac, Some(ip)),
         }),
         Some(Route::Vnet(index)) => match (tables.vnet(index), gateway) {
             (None, _) => Verdict::Drop(DropReason::NoRoute),
@@ -83,9 +79,9 @@ pub fn decide(tables: &Tables, port: &PortEntry, head: &[u8], pkt: &Packet) -> V
                     .find(|g| g.net.contains(&ip))
                     .or(to.gateways.first())
                     .map_or(gateway.mac, |g| g.mac);
-                routed(to, port, ip, mac)
+                routed(to, ip, mac)
             }
-            (Some(to), None) if to.index == vnet.index => switch(vnet, port, dst_mac),
+            (Some(to), None) if to.index == vnet.index => switch(vnet, port, dst_mac, Some(ip)),
             (Some(to), None) => match to.neighbours.get(&ip) {
                 None => miss(to),
                 Some(found) => {
@@ -112,14 +108,38 @@ fn route(port: &PortEntry, vnet: &VnetEntry, ip: IpAddr) -> Option<Route> {
     }
 }
 
-fn switch(vnet: &VnetEntry, port: &PortEntry, dst_mac: MacAddr) -> Verdict {
-    match vnet.macs.get(&dst_mac) {
+/// Replicates what goes to a group. Routes are about unicast addresses; behind a group's MAC, too,
+/// so that nobody gets around them.
+fn flood(port: &PortEntry, vnet: &VnetEntry, dst_ip: Option<IpAddr>) -> Verdict {
+    let to_group = |ip: IpAddr| ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+    if let Some(ip) = dst_ip.filter(|ip| !to_group(*ip)) {
+        match route(port, vnet, ip) {
+            None => return Verdict::Drop(DropReason::NoRoute),
+            Some(Route::Drop) => return Verdict::Drop(DropReason::RouteDrop),
+            Some(Route::Trap) => return Verdict::Trap,
+            Some(Route::Local) => return Verdict::Drop(DropReason::NotLocal),
+            Some(Route::Vnet(to)) if to != vnet.index => {
+                return Verdict::Drop(DropReason::FloodDisabled);
+            }
+            Some(Route::Vnet(_)) => {}
+        }
+    }
+    match vnet.flood {
+        true => Verdict::Flood(vnet.index),
+        false => Verdict::Drop(DropReason::FloodDisabled),
+    }
+}
+
+/// By MAC; where several hosts share one (a virtual router, a cluster), by the address behind it.
+fn switch(vnet: &VnetEntry, port: &PortEntry, dst_mac: MacAddr, dst_ip: Option<IpAddr>) -> Verdict {
+    let by_ip = dst_ip.and_then(|ip| vnet.neighbours.get(&ip)).filter(|n| n.mac == dst_mac);
+    match by_ip.map(|found| &found.target).or_else(|| vnet.macs.get(&dst_mac)) {
         Some(target) => forward(vnet.index, *target, port, None),
         None => miss(vnet),
     }
 }
 
-fn routed(to: &VnetEntry, port: &PortEntry, ip: IpAddr, src_mac: MacAddr) -> Verdict {
+fn routed(to: &VnetEntry, ip: IpAddr, src_mac: MacAddr) -> Verdict {
     match to.neighbours.get(&ip) {
         None => miss(to),
         Some(found) => {
@@ -127,7 +147,6 @@ fn routed(to: &VnetEntry, port: &PortEntry, ip: IpAddr, src_mac: MacAddr) -> Ver
             // A router may send a packet back to where it came from; a switch may not.
             Verdict::Forward { vnet: to.index, target: found.target, rewrite: Some(rewrite) }
         }
-        .hairpin_of(port),
     }
 }
 
@@ -148,10 +167,9 @@ fn forward(vnet: VnetIndex, target: Target, port: &PortEntry, rewrite: Option<Re
 
 fn local_only(verdict: Verdict) -> Verdict {
     match verdict {
-        Verdict::Forward { target: Target::Remote { .. }, .. } => {
-            Verdict::Drop(DropReason::NotLocal)
-        }
-        other => other,
+        local @ Verdict::Forward { target: Target::Local(_), .. } => local,
+        Verdict::Drop(DropReason::Hairpin) => verdict,
+        _ => Verdict::Drop(DropReason::NotLocal),
     }
 }
 

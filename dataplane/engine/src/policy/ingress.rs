@@ -4,10 +4,14 @@ use std::net::IpAddr;
 
 use culvert_wire::eth::ether_type;
 use culvert_wire::packet::{IpKind, Packet};
+use culvert_wire::vni::Vni;
 use culvert_wire::{arp, reply};
+use ipnet::IpNet;
 
 use crate::drops::DropReason;
-use crate::tables::{Ingress, PortIndex, Tables, Target, VnetEntry, VnetIndex, VtepIndex};
+use crate::tables::{
+    Ingress, IngressEntry, PortIndex, Tables, Target, VnetEntry, VnetIndex, VtepIndex,
+};
 
 /// What happens to a decapsulated packet.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -35,8 +39,7 @@ pub fn decide(
         // Nobody that no mapping names has business here.
         if vtep.is_some() { Some(Ingress::DecapValidate) } else { None }
     } else {
-        let covers = |net: &Option<ipnet::IpNet>| net.is_none_or(|net| net.contains(&from));
-        vnet.ingress.iter().find(|rule| covers(&rule.from)).map(|rule| rule.action)
+        first_match(&vnet.ingress, from)
     };
     match action {
         None => return Verdict::Drop(DropReason::UnknownVtep),
@@ -69,6 +72,22 @@ pub fn decide(
     }
 }
 
+/// Decides for a packet whose identifier no network here has. A rule may still trap it.
+pub fn decide_without_vnet(tables: &Tables, vni: Vni, from: IpAddr) -> Verdict {
+    match first_match(tables.ingress_of(vni), from) {
+        Some(Ingress::Trap) => Verdict::Trap,
+        Some(Ingress::Drop) => Verdict::Drop(DropReason::IngressDrop),
+        Some(Ingress::Decap | Ingress::DecapValidate) | None => {
+            Verdict::Drop(DropReason::UnknownVni)
+        }
+    }
+}
+
+fn first_match(rules: &[IngressEntry], from: IpAddr) -> Option<Ingress> {
+    let covers = |net: &Option<IpNet>| net.is_none_or(|net| net.contains(&from));
+    rules.iter().find(|rule| covers(&rule.from)).map(|rule| rule.action)
+}
+
 /// Whether the inner source, by MAC and address, lives behind this VTEP: in the network itself, or,
 /// for a packet that a gateway routed, in a network whose routes lead here.
 fn source_lives_at(
@@ -82,6 +101,14 @@ fn source_lives_at(
     let here = |target: &Target| matches!(target, Target::Remote { vtep: v, .. } if *v == vtep);
     let by_mac = || vnet.macs.get(&mac).is_some_and(here);
     let ip = match pkt.ip {
+        IpKind::None if pkt.ether_type == ether_type::ARP => {
+            // What an ARP packet claims is believed by whoever hears it.
+            let arp = head.get(usize::from(pkt.l3)..).and_then(|b| arp::Repr::parse(b).ok());
+            match arp {
+                Some(arp) if arp.sender_mac == mac => IpAddr::V4(arp.sender_ip),
+                _ => return false,
+            }
+        }
         IpKind::None => return by_mac(),
         IpKind::V4 | IpKind::V6 => match pkt.src_ip(head) {
             None => return false,

@@ -59,6 +59,12 @@ pub fn build(inputs: &Inputs<'_>) -> Tables {
         let index = usize::from(entry.index);
         place(&mut tables.vnets, index, keep_vnet(inputs.previous, entry));
     }
+    for rule in inputs.host.ingress() {
+        let vni = rule.vni.get();
+        if !tables.vnet_of_vni.contains_key(&vni) {
+            tables.strangers.entry(vni).or_insert_with(|| ingress(inputs.host, vni));
+        }
+    }
     for entry in port_entries(inputs) {
         let index = usize::from(entry.index);
         let entry = keep_port(inputs.previous, &tables, entry);
@@ -183,28 +189,33 @@ fn vnet_entries(inputs: &Inputs<'_>, generation: u64) -> Vec<VnetEntry> {
     for (id, entry) in &mut entries {
         let own = |route: &&EgressRoute| matches!(&route.scope, RouteScope::Vnet(v) if v == *id);
         entry.routes = routes(inputs, host.routes().iter().filter(own));
-        let mut rules: Vec<_> = host.ingress().iter().filter(|r| r.vni == entry.vni).collect();
-        rules.sort_by_key(|rule| std::cmp::Reverse((rule.priority, rule.vtep.prefix_len())));
-        entry.ingress = rules
-            .into_iter()
-            .map(|rule| IngressEntry {
-                from: match rule.vtep {
-                    VtepMatch::Any => None,
-                    VtepMatch::Prefix(net) => Some(net),
-                },
-                action: match rule.action {
-                    IngressAction::DecapValidate => Ingress::DecapValidate,
-                    IngressAction::Decap => Ingress::Decap,
-                    IngressAction::Trap => Ingress::Trap,
-                    IngressAction::Drop => Ingress::Drop,
-                },
-            })
-            .collect();
+        entry.ingress = ingress(host, entry.vni.get());
         entry.flood_vteps.sort_unstable();
         entry.local_ports.sort_unstable();
         entry.routed_from.sort_unstable();
     }
     entries.into_values().collect()
+}
+
+/// The rules for an identifier, the deciding one first.
+fn ingress(host: &Host, vni: u32) -> Vec<IngressEntry> {
+    let mut rules: Vec<_> = host.ingress().iter().filter(|r| r.vni.get() == vni).collect();
+    rules.sort_by_key(|rule| std::cmp::Reverse((rule.priority, rule.vtep.prefix_len())));
+    rules
+        .into_iter()
+        .map(|rule| IngressEntry {
+            from: match rule.vtep {
+                VtepMatch::Any => None,
+                VtepMatch::Prefix(net) => Some(net),
+            },
+            action: match rule.action {
+                IngressAction::DecapValidate => Ingress::DecapValidate,
+                IngressAction::Decap => Ingress::Decap,
+                IngressAction::Trap => Ingress::Trap,
+                IngressAction::Drop => Ingress::Drop,
+            },
+        })
+        .collect()
 }
 
 fn routes<'a>(inputs: &Inputs<'_>, list: impl Iterator<Item = &'a EgressRoute>) -> Option<Routes> {

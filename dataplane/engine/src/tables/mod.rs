@@ -43,6 +43,8 @@ pub struct Tables {
     pub(crate) vnet_of_vni: FxHashMap<u32, VnetIndex>,
     pub(crate) vtep_of_ip: FxHashMap<IpAddr, VtepIndex>,
     pub(crate) link_workers: Vec<Vec<u16>>,
+    /// Ingress rules for identifiers that no network here has.
+    pub(crate) strangers: FxHashMap<u32, Vec<IngressEntry>>,
 }
 
 impl Tables {
@@ -68,6 +70,11 @@ impl Tables {
     #[inline]
     pub fn vnet_of(&self, vni: Vni) -> Option<&VnetEntry> {
         self.vnet(*self.vnet_of_vni.get(&vni.get())?)
+    }
+
+    /// Ingress rules for an identifier that no network here has.
+    pub fn ingress_of(&self, vni: Vni) -> &[IngressEntry] {
+        self.strangers.get(&vni.get()).map_or(&[], Vec::as_slice)
     }
 
     /// The workers that have a queue of this underlay device.
@@ -224,7 +231,7 @@ pub struct VnetEntry {
     pub id: VnetId,
     /// Its identifier on the wire.
     pub vni: Vni,
-    /// Whether broadcast, multicast and unknown unicast are replicated.
+    /// Whether broadcast and multicast are replicated.
     pub flood: bool,
     /// What a destination without a mapping means.
     pub miss: Miss,

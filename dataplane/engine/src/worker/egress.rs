@@ -7,7 +7,7 @@ use culvert_wire::{icmpv6, proto};
 
 use super::Worker;
 use super::device::Role;
-use super::key::{EgressKey, Headers};
+use super::key::{EgressKey, Headers, is_of_a_flow};
 use super::offload::{Gso, Offload};
 use super::tunnel::Tunnel;
 use crate::drops::DropReason;
@@ -129,7 +129,7 @@ impl Worker {
             Err(reason) => Verdict::Drop(reason),
         };
         let mut tunnel = None;
-        let mut lasting = true;
+        let mut lasting = is_of_a_flow(head, pkt);
         if let Verdict::Forward { vnet, target: Target::Remote { vtep, mtu }, .. } = verdict {
             let made = match (tables.vnet(vnet), tables.vtep(vtep)) {
                 (Some(vnet), Some(vtep)) => Tunnel::new(vnet, vtep, pkt.flow_hash, mtu),

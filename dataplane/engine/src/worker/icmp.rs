@@ -153,7 +153,7 @@ mod tests {
     fn a_report_is_read_only_if_it_quotes_our_tunnel() {
         let mut quoted = vec![0x45, 0, 0, 100, 0, 0, 0x40, 0, 64, 17, 0, 0];
         quoted.extend([192, 0, 2, 1, 192, 0, 2, 2]);
-        quoted.extend([0xc0, 0, 0x12, 0xb5, 0, 80, 0, 0]);
+        quoted.extend([0xc0, 0, 0x12, 0xb5, 0, 80, 0xbe, 0xef]);
         let repr = icmpv4::Repr { kind: 3, code: 4, rest: 1400 };
         let mut message = vec![0; 256];
         let len = repr.emit(&quoted, &mut message).unwrap();

@@ -13,12 +13,12 @@ use culvert_wire::{ecn, proto};
 
 use super::deliver::Piece;
 use super::device::Role;
-use super::key::{Headers, IngressKey};
+use super::key::{Headers, IngressKey, is_of_a_flow};
 use super::offload::{Csum, Gso, Offload};
 use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
 use crate::limits::MAX_SEGMENTS;
-use crate::policy::ingress::{Verdict, decide};
+use crate::policy::ingress::{Verdict, decide, decide_without_vnet};
 use crate::shared::Handoff;
 use crate::tables::{LinkIndex, PortIndex, Tables, VnetIndex};
 
@@ -292,10 +292,12 @@ impl Worker {
         }
         self.counters.flow_misses.add(1);
         let verdict = match tables.vnet_of(outer.vni) {
-            None => Verdict::Drop(DropReason::UnknownVni),
+            None => decide_without_vnet(&tables, outer.vni, outer.from),
             Some(vnet) => decide(&tables, vnet, outer.from, head, inner),
         };
-        self.ingress_flows.insert(hash, key, tables.generation, verdict);
+        if is_of_a_flow(head, inner) {
+            self.ingress_flows.insert(hash, key, tables.generation, verdict);
+        }
         verdict
     }
 

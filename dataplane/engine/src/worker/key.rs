@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
+use culvert_wire::eth::ether_type;
 use culvert_wire::packet::Packet;
+use culvert_wire::{arp, icmpv6, proto};
 
 /// Headers of a packet that decide where it goes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -40,12 +42,35 @@ impl Headers {
             }
             _ => {}
         }
+        if pkt.ether_type == ether_type::ARP
+            && let Some(bytes) = head.get(usize::from(pkt.l3)..)
+            && let Ok(arp) = arp::Repr::parse(bytes)
+        {
+            key.addresses[..4].copy_from_slice(&arp.sender_ip.octets());
+            key.addresses[16..20].copy_from_slice(&arp.target_ip.octets());
+            key.ports[..2].copy_from_slice(&arp.op.to_be_bytes());
+        }
+        if pkt.proto == proto::ICMPV6
+            && let Some(kind) = head.get(usize::from(pkt.l4))
+        {
+            key.ports[0] = *kind;
+        }
         if let (Some(src), Some(dst)) = (pkt.src_port(head), pkt.dst_port(head)) {
             key.ports[..2].copy_from_slice(&src.to_be_bytes());
             key.ports[2..].copy_from_slice(&dst.to_be_bytes());
         }
         key
     }
+}
+
+/// Whether what is decided for this packet holds for the next of equal [`Headers`]. Not so for
+/// ARP and neighbour discovery, where the decision depends on what the message says.
+pub fn is_of_a_flow(head: &[u8], pkt: &Packet) -> bool {
+    let discovery = pkt.proto == proto::ICMPV6
+        && head.get(usize::from(pkt.l4)).is_some_and(|kind| {
+            (icmpv6::kind::ROUTER_SOLICITATION..=icmpv6::kind::REDIRECT).contains(kind)
+        });
+    pkt.ether_type != ether_type::ARP && !discovery
 }
 
 /// A flow that a tenant sends.
