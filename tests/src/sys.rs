@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -152,7 +152,22 @@ pub fn force_receive_buffer(socket: &UdpSocket, bytes: i32) -> io::Result<()> {
 
 /// Opens an `AF_PACKET` socket on `ifindex` in the calling thread's namespace that sees every incoming frame whole.
 pub fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
-    let protocol = u16::try_from(libc::ETH_P_ALL).unwrap_or(3).to_be();
+    let fd = bound_packet_socket(ifindex, u16::try_from(libc::ETH_P_ALL).unwrap_or(3).to_be())?;
+    let ignore: i32 = 1;
+    set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &ignore)?;
+    Ok(fd)
+}
+
+/// Opens an `AF_PACKET` socket on `ifindex` that only sends, past the queueing discipline.
+pub fn packet_sender(ifindex: u32) -> io::Result<OwnedFd> {
+    let fd = bound_packet_socket(ifindex, 0)?;
+    let bypass: i32 = 1;
+    set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &bypass)?;
+    Ok(fd)
+}
+
+/// Opens an `AF_PACKET` socket for a protocol (network order; 0 receives nothing).
+fn bound_packet_socket(ifindex: u32, protocol: u16) -> io::Result<OwnedFd> {
     // SAFETY: socket takes no pointers.
     let fd = check(unsafe {
         libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol))
@@ -168,9 +183,6 @@ pub fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
     let len = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);
     // SAFETY: the kernel reads `len` bytes of a live sockaddr_ll.
     check(unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&address).cast(), len) })?;
-    let ignore: i32 = 1;
-    use std::os::fd::AsFd;
-    set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &ignore)?;
     Ok(fd)
 }
 
@@ -200,7 +212,7 @@ pub fn receive(
 }
 
 /// Sends the same `payload` `count` times on a connected socket with one `sendmmsg`; returns how many went.
-pub fn send_many(socket: &UdpSocket, payload: &[u8], count: usize) -> io::Result<usize> {
+pub fn send_many(socket: impl AsFd, payload: &[u8], count: usize) -> io::Result<usize> {
     const MAX: usize = 64;
     let mut iov =
         libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
@@ -211,9 +223,9 @@ pub fn send_many(socket: &UdpSocket, payload: &[u8], count: usize) -> io::Result
         message.msg_hdr.msg_iovlen = 1;
     }
     let count = u32::try_from(count.min(MAX)).unwrap_or(1);
+    let fd = socket.as_fd().as_raw_fd();
     // SAFETY: `count` headers are initialised; each points to one iovec over a live slice that sending only reads.
-    let sent =
-        check(unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) })?;
+    let sent = check(unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), count, 0) })?;
     Ok(usize::try_from(sent).unwrap_or(0))
 }
 

@@ -23,6 +23,24 @@ impl RawSocket {
         Ok(Self { fd })
     }
 
+    /// Opens the device `name` in `ns` for sending only, past its queueing discipline: the cheapest
+    /// way to make load.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn open_to_flood(ns: &Netns, name: &str) -> io::Result<Self> {
+        let fd = ns.enter(|| sys::packet_sender(sys::interface_index(name)?))?;
+        Ok(Self { fd })
+    }
+
+    /// Sends the same frame `count` times (at most 64) with one system call; returns how many went.
+    ///
+    /// # Errors
+    /// If the device refuses the first.
+    pub fn send_many(&self, frame: &[u8], count: usize) -> io::Result<usize> {
+        sys::send_many(&self.fd, frame, count)
+    }
+
     /// Sends one frame, from the destination MAC to the last payload byte.
     ///
     /// # Errors

@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// How long, in seconds.
     #[arg(long, default_value_t = 5)]
     secs: u64,
+    /// Datagrams a second of each flow; as many as the kernel takes if left out.
+    #[arg(long)]
+    pps: Option<u64>,
 }
 
 /// A socket connected to `dst` from any port, in the calling thread's namespace.
@@ -35,13 +38,28 @@ pub(crate) fn socket(dst: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Sends until `time` has passed; returns the number of datagrams that the kernel took.
-pub(crate) fn send(socket: &UdpSocket, size: usize, time: Duration) -> io::Result<u64> {
-    let payload = vec![0x42; size];
-    let end = Instant::now() + time;
+/// Has `send` send batches until `time` has passed, no faster than `pps`; returns the number of packets that the
+/// kernel took.
+pub(crate) fn repeat(
+    time: Duration,
+    pps: Option<u64>,
+    send: impl Fn(usize) -> io::Result<usize>,
+) -> io::Result<u64> {
+    let start = Instant::now();
     let mut sent = 0;
-    while Instant::now() < end {
-        match sys::send_many(socket, &payload, BATCH) {
+    loop {
+        let elapsed = start.elapsed();
+        if elapsed >= time {
+            break;
+        }
+        if let Some(pps) = pps {
+            let due = Duration::from_secs_f64(sent as f64 / pps.max(1) as f64);
+            if due > elapsed {
+                std::thread::sleep(due - elapsed);
+                continue;
+            }
+        }
+        match send(BATCH) {
             Ok(count) => sent += u64::try_from(count).unwrap_or(0),
             // A full device queue, or a neighbour that answered "no such port".
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ECONNREFUSED)) => {}
@@ -56,8 +74,11 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     let started = Instant::now();
     let threads: Vec<_> = (0..args.flows)
         .map(|_| {
-            let (dst, size) = (args.dst, args.size);
-            std::thread::spawn(move || send(&socket(dst)?, size, time))
+            let (dst, size, pps) = (args.dst, args.size, args.pps);
+            std::thread::spawn(move || {
+                let (socket, payload) = (socket(dst)?, vec![0x42; size]);
+                repeat(time, pps, |batch| sys::send_many(&socket, &payload, batch))
+            })
         })
         .collect();
     let mut sent = 0;
