@@ -158,6 +158,7 @@ impl Worker {
         let finished = message.finish();
         self.count_message(port, slot, finished.is_ok(), len);
         self.count_losses(Role::Tenant(port), losses);
+        self.flush_slot(slot);
     }
 
     fn count_message(&mut self, port: PortIndex, slot: Slot, finished: bool, len: usize) {

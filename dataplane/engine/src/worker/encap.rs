@@ -282,7 +282,8 @@ impl Worker {
         counters.tx.bytes.add(bytes);
         self.counters.port(port).drop_many(DropReason::TxRefused, failed);
         self.count_losses(role, losses);
-        self.mark_dirty(slot);
+        // At once, while the payload that was summed is still in the cache.
+        self.flush_slot(slot);
     }
 
     /// Datagrams of a superframe that are each above the path MTU: every one for itself.

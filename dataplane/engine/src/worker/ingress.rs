@@ -215,6 +215,8 @@ impl Worker {
             }
         }
         self.flush_merging();
+        // At once, while the payload that was summed is still in the cache.
+        self.flush_slot(slot);
     }
 
     fn train_piece(

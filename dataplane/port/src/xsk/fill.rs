@@ -42,7 +42,7 @@ impl FillBudget {
         let ever_filled = lent > 0 || self.calls > 0;
         self.calls += 1;
         self.peak_used = self.peak_used.max(used);
-        if waiting < DRY && ever_filled && !starved {
+        if waiting < DRY.max(self.frames / 4) && ever_filled && !starved {
             self.frames = (self.frames * 2).min(self.max);
             self.restart();
         } else if self.calls >= WINDOW {
