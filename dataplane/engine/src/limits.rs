@@ -27,9 +27,6 @@ pub const ICMP_ERRORS_PER_SECOND: u32 = 1000;
 /// Bytes of a trapped packet that are kept.
 pub const TRAP_HEAD_LEN: usize = 256;
 
-/// Time without work after which a worker sleeps.
-pub const SPIN_US: u64 = 50;
-
 /// Time for which a learned path MTU is believed (RFC 1191 section 6.3, RFC 8201 section 5.3).
 pub const PMTU_LIFETIME_S: u64 = 600;
 

@@ -47,6 +47,11 @@ struct Options {
     #[arg(long)]
     busy_poll: bool,
 
+    /// Microseconds without work after which a worker sleeps. Longer saves wake-ups where workers
+    /// have CPUs of their own; where they share them, the others wait for it.
+    #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    spin_us: u32,
+
     /// Detach everything when asked to stop, so that tenants' frames reach the host's stack again.
     #[arg(long)]
     release_on_stop: bool,
@@ -120,7 +125,11 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let (shared, receivers) = Shared::new(usize::from(options.workers))?;
     let mut threads = Vec::new();
     for (index, commands) in receivers.into_iter().enumerate() {
-        let config = WorkerConfig { index: index as u16, busy_poll: options.busy_poll };
+        let config = WorkerConfig {
+            index: index as u16,
+            busy_poll: options.busy_poll,
+            spin: Duration::from_micros(options.spin_us.into()),
+        };
         let cache = FrameCache::new(arena);
         let mut worker = Worker::new(config, Arc::clone(&shared), commands, cache)?;
         let core = cpus.get(index).copied().flatten();

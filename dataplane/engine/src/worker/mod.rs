@@ -60,6 +60,8 @@ pub struct WorkerConfig {
     pub index: u16,
     /// Never sleep.
     pub busy_poll: bool,
+    /// Time without work after which it sleeps.
+    pub spin: std::time::Duration,
 }
 
 /// A worker.
@@ -99,7 +101,7 @@ impl Worker {
         cache: FrameCache,
     ) -> Result<Self, nix::Error> {
         let inbox = &shared.inboxes[usize::from(config.index)];
-        let polling = Polling::new(inbox.bell(), config.busy_poll)?;
+        let polling = Polling::new(inbox.bell(), &config)?;
         let counters = Arc::clone(&shared.counters[usize::from(config.index)]);
         Ok(Worker {
             config,

@@ -10,8 +10,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::EventFd;
 
 use super::device::Device;
-use super::{Slot, Worker};
-use crate::limits::SPIN_US;
+use super::{Slot, Worker, WorkerConfig};
 
 /// Rounds without a packet after which a device is quiet.
 const QUIET_ROUNDS: u16 = 1024;
@@ -38,6 +37,7 @@ pub struct Polling {
     last_work: Instant,
     rounds: u32,
     busy_poll: bool,
+    spin: Duration,
 }
 
 impl Polling {
@@ -45,7 +45,7 @@ impl Polling {
     ///
     /// # Errors
     /// The process is out of descriptors.
-    pub fn new(bell: &EventFd, busy_poll: bool) -> Result<Self, nix::Error> {
+    pub fn new(bell: &EventFd, config: &WorkerConfig) -> Result<Self, nix::Error> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
         let now = Instant::now();
@@ -57,7 +57,8 @@ impl Polling {
             now,
             last_work: now,
             rounds: 0,
-            busy_poll,
+            busy_poll: config.busy_poll,
+            spin: config.spin,
         })
     }
 
@@ -144,7 +145,7 @@ impl Worker {
             return;
         }
         let idle = self.polling.now.duration_since(self.polling.last_work);
-        if self.polling.busy_poll || idle < Duration::from_micros(SPIN_US) {
+        if self.polling.busy_poll || idle < self.polling.spin {
             std::hint::spin_loop();
             return;
         }
