@@ -61,6 +61,17 @@ struct Options {
     log: String,
 }
 
+/// Ends the process when it is dropped by a panic.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Cpus(Vec<usize>);
 
@@ -140,7 +151,11 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
             {
                 tracing::warn!(cpu = core.id, worker = index, "worker cannot be pinned");
             }
+            // A worker that panics takes its tenants with it: better the whole process ends, with
+            // every device closed by its pinned program, and is started again.
+            let guard = AbortOnPanic;
             worker.run();
+            drop(guard);
         })?);
     }
     let pinned = cpus.iter().map(|core| core.map(|core| core.id as u32)).collect();

@@ -44,11 +44,18 @@ pub enum ServeError {
 /// See [`ServeError`].
 pub async fn listen(path: &Path) -> Result<UnixListener, ServeError> {
     let failed = |source| ServeError::Socket { path: path.to_owned(), source };
-    if path.exists() {
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(ServeError::InUse(path.to_owned()));
+    match UnixStream::connect(path).await {
+        Ok(_) => return Err(ServeError::InUse(path.to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        // Only what a dead process left behind is removed, never a file that is no socket.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            let kind = std::fs::symlink_metadata(path).map_err(failed)?.file_type();
+            if !std::os::unix::fs::FileTypeExt::is_socket(&kind) {
+                return Err(failed(error));
+            }
+            std::fs::remove_file(path).map_err(failed)?;
         }
-        std::fs::remove_file(path).map_err(failed)?;
+        Err(error) => return Err(failed(error)),
     }
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(failed)?;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use culvert_port::Buf;
 use culvert_wire::checksum::{Sum, pseudo_v4, pseudo_v6};
-use culvert_wire::packet::Packet;
+use culvert_wire::packet::{Frag, Packet};
 
 use super::offload::{Csum, Offload};
 
@@ -54,7 +54,7 @@ fn store(head: &mut [u8], at: usize, value: u16) -> bool {
 /// Where the kernel does not say whether a checksum is partial, its value does: a bare
 /// pseudo-header sum is what a stack leaves for the device to complete.
 pub fn infer_partial(buf: &Buf, pkt: &Packet, off: &mut Offload) {
-    if off.known || off.csum != Csum::Given {
+    if off.known || off.csum != Csum::Given || pkt.frag != Frag::None {
         return;
     }
     let head = buf.head().data();

@@ -255,7 +255,10 @@ impl Worker {
                 continue;
             };
             slot = at;
-            let Some(Some(device)) = self.devices.get_mut(slot) else { continue };
+            let Some(Some(device)) = self.devices.get_mut(slot) else {
+                self.forget(held.token);
+                continue;
+            };
             let (id, start) = match held.token.piece {
                 Piece::Own { buf, .. } => {
                     if parts.is_empty() {

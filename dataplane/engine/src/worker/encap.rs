@@ -131,6 +131,10 @@ impl Worker {
         let Some(worker) = workers.get(choice).copied() else {
             return self.drop_tenant(port, buf, DropReason::LinkDown);
         };
+        if worker == self.config.index {
+            // The tables still name us, but the device is being closed or opened again.
+            return self.drop_tenant(port, buf, DropReason::LinkDown);
+        }
         let tunnel = tunnel.clone();
         let packet = Handoff::Encap { port, buf, pkt, off, tunnel };
         self.hand_over(worker, super::device::Role::Tenant(port), packet);
@@ -440,7 +444,11 @@ fn build(
         out.push(frame);
     }
     let sum = fill(&mut out, source, header_len, range);
-    emit(out.head_mut().data_mut().get_mut(..header_len)?, sum);
+    let Some(header) = out.head_mut().data_mut().get_mut(..header_len) else {
+        cache.free_buf(out);
+        return None;
+    };
+    emit(header, sum);
     Some((out, sum))
 }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use culvert_port::Buf;
+use culvert_wire::eth::MacAddr;
 use culvert_wire::format::VXLAN;
 use culvert_wire::packet::{IpKind, Packet};
 use culvert_wire::{icmpv4, icmpv6, proto, reply};
@@ -49,12 +50,17 @@ impl Worker {
         if !self.icmp.allow(self.polling.now()) {
             return;
         }
+        let mac = self.tables.port(port).map(|entry| entry.mac);
         self.reply_to(port, buf, |out, head| match pkt.dst_ip(head)? {
             IpAddr::V4(from) => {
                 let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-                reply::icmpv4_frag_needed(out, head, pkt, mtu, from)
+                let len = reply::icmpv4_frag_needed(out, head, pkt, mtu, from);
+                to_tenant(out, mac, len)
             }
-            IpAddr::V6(from) => reply::icmpv6_packet_too_big(out, head, pkt, mtu, from),
+            IpAddr::V6(from) => {
+                let len = reply::icmpv6_packet_too_big(out, head, pkt, mtu, from);
+                to_tenant(out, mac, len)
+            }
         });
     }
 
@@ -91,6 +97,13 @@ impl Worker {
             self.shared.event(Event::PathMtu { vtep, mtu });
         }
     }
+}
+
+/// Addresses an error to the tenant's own MAC: a router of ours may have rewritten the packet that
+/// it is about.
+fn to_tenant(out: &mut [u8], mac: Option<MacAddr>, len: Option<usize>) -> Option<usize> {
+    out.get_mut(..6)?.copy_from_slice(&mac?.0);
+    len
 }
 
 /// The VTEP and the MTU of a fragmentation-needed message (RFC 1191 section 4).

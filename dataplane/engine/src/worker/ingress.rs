@@ -123,7 +123,7 @@ impl Worker {
         }
         match verdict {
             Verdict::Deliver(port) if inner.is_tcp() => {
-                if checked.right {
+                if checked.right && self.fits(port, &inner) {
                     self.merge_own(port, outer.key(), buf, &inner, checked.off);
                 } else {
                     self.flush_merging();
@@ -235,7 +235,8 @@ impl Worker {
         let (head, mut inner, right) = (piece.head, piece.pkt, piece.right);
         let verdict = self.ingress_verdict(outer, head, &inner);
         let mark = inner_ecn(&inner, outer.pkt.tos)?;
-        if verdict == Verdict::Deliver(port) && right && mark.is_none() {
+        let fits = self.fits(port, &inner);
+        if verdict == Verdict::Deliver(port) && right && fits && mark.is_none() {
             let place = Piece::Held { id, start: inner_at };
             self.merge(port, outer.key(), place, head, &inner, true);
             return Ok(());
@@ -252,6 +253,12 @@ impl Worker {
         let off = Offload { known: true, ..Offload::default() };
         self.dispatch(link, copy, verdict, off);
         Ok(())
+    }
+
+    /// Whether a single packet is within its port's MTU. What is not goes alone, and is counted.
+    fn fits(&self, port: PortIndex, inner: &Packet) -> bool {
+        let ip_len = inner.len.saturating_sub(inner.l3.into());
+        self.tables.port(port).is_some_and(|entry| ip_len <= entry.mtu)
     }
 
     fn dispatch(&mut self, link: LinkIndex, buf: Buf, verdict: Verdict, off: Offload) {
@@ -272,7 +279,10 @@ impl Worker {
         verdict: Verdict,
     ) -> Option<Buf> {
         let Verdict::Deliver(port) = verdict else { return Some(buf) };
-        let worker = self.tables.port(port)?.worker;
+        // A port that is gone meanwhile is found out, and counted, at delivery.
+        let Some(worker) = self.tables.port(port).map(|entry| entry.worker) else {
+            return Some(buf);
+        };
         if worker == self.config.index {
             return Some(buf);
         }
@@ -297,6 +307,10 @@ impl Worker {
             None => decide_without_vnet(&tables, outer.vni, outer.from),
             Some(vnet) => decide(&tables, vnet, outer.from, head, inner),
         };
+        let verdict = match verdict {
+            Verdict::Deliver(port) => deliverable(&tables, port),
+            other => other,
+        };
         if is_of_a_flow(head, inner) {
             self.ingress_flows.insert(hash, key, tables.generation, verdict);
         }
@@ -312,6 +326,14 @@ impl Worker {
             }
         }
         self.cache.free_buf(buf);
+    }
+}
+
+/// A blocked port gets nothing, whichever way it would go: merged, in a train, or alone.
+fn deliverable(tables: &Tables, port: PortIndex) -> Verdict {
+    match tables.port(port) {
+        Some(entry) if entry.blocked => Verdict::Drop(DropReason::PortBlocked),
+        _ => Verdict::Deliver(port),
     }
 }
 

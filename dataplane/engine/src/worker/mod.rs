@@ -268,6 +268,7 @@ impl Worker {
     fn hand_over(&mut self, worker: u16, role: Role, packet: Handoff) {
         let Some(inbox) = self.shared.inboxes.get(usize::from(worker)) else {
             self.cache.free_buf(packet.into_buf());
+            self.counters_of(role).drop(DropReason::PortGone);
             return;
         };
         match inbox.push(packet) {
@@ -351,8 +352,8 @@ impl Worker {
     }
 
     fn detach_slot(&mut self, slot: Slot) {
-        let Some(mut device) = self.devices.get_mut(slot).and_then(Option::take) else { return };
         self.flush_merging();
+        let Some(mut device) = self.devices.get_mut(slot).and_then(Option::take) else { return };
         self.polling.remove(slot, &device);
         let mut losses = Losses::default();
         device.flush(&mut self.cache, &mut losses);

@@ -145,6 +145,9 @@ impl Worker {
             return;
         }
         let idle = self.polling.now.duration_since(self.polling.last_work);
+        if look {
+            self.finish_unfinished();
+        }
         if self.polling.busy_poll || idle < self.polling.spin {
             std::hint::spin_loop();
             return;
@@ -163,14 +166,23 @@ impl Worker {
 
     /// Tries again what the kernel had no room for. True when something still waits.
     fn finish_unfinished(&mut self) -> bool {
-        let mut waits = false;
+        // Active devices are flushed in any case: that takes back what was sent.
         for at in 0..self.polling.active_len() {
             let Some(slot) = self.polling.active(at) else { break };
             self.flush_slot(slot);
-            waits |=
-                self.devices.get(slot).and_then(Option::as_ref).is_some_and(Device::unfinished);
+        }
+        let mut waits = false;
+        for slot in 0..self.devices.len() {
+            if self.is_unfinished(slot) {
+                self.flush_slot(slot);
+                waits |= self.is_unfinished(slot);
+            }
         }
         waits
+    }
+
+    fn is_unfinished(&self, slot: Slot) -> bool {
+        self.devices.get(slot).and_then(Option::as_ref).is_some_and(Device::unfinished)
     }
 
     /// Publishes how many frames this worker holds, for the account of the arena.
