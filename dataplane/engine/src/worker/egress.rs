@@ -158,7 +158,7 @@ impl Worker {
         vnet: VnetIndex,
         buf: Buf,
         pkt: &Packet,
-        off: Offload,
+        mut off: Offload,
     ) {
         let tables = std::sync::Arc::clone(&self.tables);
         let Some(vnet) = tables.vnet(vnet) else {
@@ -167,6 +167,7 @@ impl Worker {
         if off.gso.is_some() {
             return self.drop_tenant(port, buf, DropReason::NotSegmentable);
         }
+        super::checksum::infer_partial(&buf, pkt, &mut off);
         for to in vnet.local_ports.iter().filter(|to| **to != port) {
             match self.copy(&buf) {
                 Some(copy) => self.deliver(*to, copy, off),

@@ -170,6 +170,13 @@ impl Worker {
         if matches!(verdict, Verdict::Flood(_)) {
             return self.drop_underlay(link, buf, DropReason::NotSegmentable);
         }
+        if let Verdict::Deliver(port) = verdict {
+            let headers = u32::from(inner.payload.saturating_sub(inner.l3));
+            let mtu = self.tables.port(port).map_or(0, |entry| entry.mtu);
+            if headers + u32::from(size) > mtu {
+                return self.drop_underlay(link, buf, DropReason::ExceedsPortMtu);
+            }
+        }
         self.flush_merging();
         self.dispatch(link, buf, verdict, off);
     }
