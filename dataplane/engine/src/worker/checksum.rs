@@ -1,15 +1,11 @@
 //! Completing and verifying the L4 checksum of a packet that lies in several frames.
 
-use std::net::IpAddr;
-
 use culvert_port::Buf;
-use culvert_wire::checksum::{Sum, pseudo_v4, pseudo_v6};
-use culvert_wire::packet::{Frag, Packet};
+use culvert_wire::checksum::Sum;
+use culvert_wire::packet::{Frag, IpKind, Packet};
+use culvert_wire::proto;
 
 use super::offload::{Csum, Offload};
-
-const PROTO_TCP: u8 = 6;
-const PROTO_UDP: u8 = 17;
 
 /// Sum of the bytes from `from` to `to`.
 pub fn sum_range(buf: &Buf, from: usize, to: usize) -> Sum {
@@ -20,19 +16,14 @@ pub fn sum_range(buf: &Buf, from: usize, to: usize) -> Sum {
 
 /// Pseudo-header sum of the packet's L4 part; none when it is not IP.
 pub fn pseudo(head: &[u8], pkt: &Packet) -> Option<Sum> {
-    let len = pkt.len.saturating_sub(u32::from(pkt.l4));
-    match (pkt.src_ip(head)?, pkt.dst_ip(head)?) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => Some(pseudo_v4(src, dst, pkt.proto, len)),
-        (IpAddr::V6(src), IpAddr::V6(dst)) => Some(pseudo_v6(&src, &dst, pkt.proto, len)),
-        _ => None,
-    }
+    (pkt.ip != IpKind::None).then(|| pkt.pseudo_header(head, pkt.l4_len() as u32))
 }
 
 /// Offset of the checksum in the L4 header.
 pub fn field_offset(proto: u8) -> Option<u16> {
     match proto {
-        PROTO_TCP => Some(16),
-        PROTO_UDP => Some(6),
+        proto::TCP => Some(16),
+        proto::UDP => Some(6),
         _ => None,
     }
 }
@@ -74,7 +65,7 @@ pub fn complete(buf: &mut Buf, pkt: &Packet, off: &mut Offload) -> bool {
     let Csum::Partial { start, offset } = off.csum else { return false };
     let at = usize::from(start) + usize::from(offset);
     let sum = sum_range(buf, start.into(), pkt.len as usize);
-    let is_udp = pkt.proto == PROTO_UDP;
+    let is_udp = pkt.proto == proto::UDP;
     let value = if is_udp { sum.finish_udp() } else { sum.finish() };
     off.csum = Csum::Verified;
     // The field must be that of the packet's own L4 header; a sum elsewhere is none of ours.
@@ -98,7 +89,7 @@ pub fn ready_to_cut(buf: &mut Buf, pkt: &Packet, off: &mut Offload) -> bool {
         return start == pkt.l4 && field_offset(pkt.proto) == Some(offset);
     }
     let at = usize::from(pkt.l4) + 6;
-    if pkt.proto == PROTO_UDP && field(buf.head().data(), at) == Some(0) {
+    if pkt.proto == proto::UDP && field(buf.head().data(), at) == Some(0) {
         return true;
     }
     if !verify(buf, pkt) {
@@ -116,7 +107,7 @@ pub fn ready_to_cut(buf: &mut Buf, pkt: &Packet, off: &mut Offload) -> bool {
 /// Whether the checksum of a packet whose L4 part has this sum is there and right.
 pub fn is_right(head: &[u8], pkt: &Packet, l4_sum: Sum) -> bool {
     let at = usize::from(pkt.l4) + 6;
-    if pkt.proto == PROTO_UDP && field(head, at) == Some(0) {
+    if pkt.proto == proto::UDP && field(head, at) == Some(0) {
         return false;
     }
     field_offset(pkt.proto).is_some()

@@ -135,13 +135,8 @@ impl Worker {
             Ok(pkt) => pkt,
             Err(error) => return self.drop_tenant(port, buf, error.into()),
         };
-        let kind = match kind {
-            Gso::TcpV4 => GsoKind::TcpV4,
-            Gso::TcpV6 => GsoKind::TcpV6,
-            Gso::UdpL4 => GsoKind::UdpL4,
-            Gso::Tunnel { .. } | Gso::Other => {
-                return self.drop_tenant(port, buf, DropReason::UnknownSuperframe);
-            }
+        let Some(kind) = kind.kind() else {
+            return self.drop_tenant(port, buf, DropReason::UnknownSuperframe);
         };
         if !matches!(off.csum, Csum::Partial { .. }) {
             return self.drop_tenant(port, buf, DropReason::NotSegmentable);

@@ -111,11 +111,10 @@ impl Worker {
 
     /// The decision for a flow, from the cache where it is still valid. None when the port is gone.
     fn egress_flow(&mut self, key: &EgressKey, buf: &Buf, pkt: &Packet) -> Option<EgressFlow> {
-        let tables = std::sync::Arc::clone(&self.tables);
-        let port = tables.port(key.port)?;
-        if let Some(flow) = self.egress_flows.get(pkt.flow_hash, key, port.epoch) {
+        let epoch = self.tables.port(key.port)?.epoch;
+        if let Some(flow) = self.egress_flows.get(pkt.flow_hash, key, epoch) {
             let current = flow.tunnel.as_ref().is_none_or(|tunnel| {
-                tables.vtep(tunnel.vtep).is_some_and(|vtep| vtep.changed_in == tunnel.epoch)
+                self.tables.vtep(tunnel.vtep).is_some_and(|vtep| vtep.changed_in == tunnel.epoch)
             });
             if current {
                 self.counters.flow_hits.add(1);
@@ -123,6 +122,8 @@ impl Worker {
             }
         }
         self.counters.flow_misses.add(1);
+        let tables = std::sync::Arc::clone(&self.tables);
+        let port = tables.port(key.port)?;
         let head = buf.head().data();
         let mut verdict = match anti_spoof::check(port, head, pkt) {
             Ok(()) => decide(&tables, port, head, pkt),

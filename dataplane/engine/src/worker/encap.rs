@@ -152,13 +152,8 @@ impl Worker {
         (kind, size): (Gso, u16),
         tunnel: &Tunnel,
     ) {
-        let kind = match kind {
-            Gso::TcpV4 => GsoKind::TcpV4,
-            Gso::TcpV6 => GsoKind::TcpV6,
-            Gso::UdpL4 => GsoKind::UdpL4,
-            Gso::Tunnel { .. } | Gso::Other => {
-                return self.drop_tenant(port, buf, DropReason::UnknownSuperframe);
-            }
+        let Some(kind) = kind.kind() else {
+            return self.drop_tenant(port, buf, DropReason::UnknownSuperframe);
         };
         if !checksum::ready_to_cut(&mut buf, pkt, &mut off) {
             return self.drop_tenant(port, buf, DropReason::BadSuperframeChecksum);

@@ -298,18 +298,18 @@ impl Worker {
     }
 
     fn ingress_verdict(&mut self, outer: &Outer, head: &[u8], inner: &Packet) -> Verdict {
-        let tables: Arc<Tables> = Arc::clone(&self.tables);
         let key = IngressKey {
             vni: outer.vni.get(),
             from: outer.from,
             headers: Headers::of(head, inner),
         };
         let hash = inner.flow_hash ^ outer.vni.get();
-        if let Some(verdict) = self.ingress_flows.get(hash, &key, tables.generation) {
+        if let Some(verdict) = self.ingress_flows.get(hash, &key, self.tables.generation) {
             self.counters.flow_hits.add(1);
             return *verdict;
         }
         self.counters.flow_misses.add(1);
+        let tables: Arc<Tables> = Arc::clone(&self.tables);
         let verdict = match tables.vnet_of(outer.vni) {
             None => decide_without_vnet(&tables, outer.vni, outer.from),
             Some(vnet) => decide(&tables, vnet, outer.from, head, inner),

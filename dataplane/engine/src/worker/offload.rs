@@ -2,6 +2,7 @@
 
 use culvert_ebpf::{FrameMeta, GsoKind as MetaGso, skb_gso};
 use culvert_port::VnetHdr;
+use culvert_wire::segment::GsoKind;
 
 /// Whether the inner-most L4 checksum stands.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,18 @@ pub enum Gso {
     },
     /// Another kind, which we do not cut.
     Other,
+}
+
+impl Gso {
+    /// The kind as the segmenter knows it; none for what we do not cut.
+    pub const fn kind(self) -> Option<GsoKind> {
+        match self {
+            Gso::TcpV4 => Some(GsoKind::TcpV4),
+            Gso::TcpV6 => Some(GsoKind::TcpV6),
+            Gso::UdpL4 => Some(GsoKind::UdpL4),
+            Gso::Tunnel { .. } | Gso::Other => None,
+        }
+    }
 }
 
 /// Work that is still to be done on a packet.

@@ -146,7 +146,7 @@ impl Worker {
         }
         let idle = self.polling.now.duration_since(self.polling.last_work);
         if look {
-            self.finish_unfinished();
+            self.retry_unfinished();
         }
         if self.polling.busy_poll || idle < self.polling.spin {
             std::hint::spin_loop();
@@ -171,6 +171,11 @@ impl Worker {
             let Some(slot) = self.polling.active(at) else { break };
             self.flush_slot(slot);
         }
+        self.retry_unfinished()
+    }
+
+    /// Flushes the devices, quiet ones too, whose ring the kernel took only in part.
+    fn retry_unfinished(&mut self) -> bool {
         let mut waits = false;
         for slot in 0..self.devices.len() {
             if self.is_unfinished(slot) {
