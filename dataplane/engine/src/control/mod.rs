@@ -5,29 +5,28 @@
 //! them.
 
 pub mod attach;
+mod devices;
 pub mod pmtu;
 pub mod status;
+mod underlay;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use culvert_ebpf::Programs;
 use culvert_model::{Attach, Host, IfName, Place, PortId, Section, UnderlayTx, VnetId, api};
-use culvert_nexthop::{NextHops, Resolution, Resolver, ResolverConfig};
-use culvert_port::device::Device as NetDevice;
-use culvert_port::{Arena, FrameCache};
+use culvert_nexthop::{NextHops, Resolver, ResolverConfig};
+use culvert_port::Arena;
 use culvert_wire::format::VXLAN;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{broadcast, watch};
 
-use self::attach::{Mode, OpenError, Opened, Refusal, Wanted};
+use self::attach::{Mode, Refusal, Wanted};
 use self::pmtu::PathMtus;
-use crate::limits::{
-    MAX_LINKS, MAX_PORTS, SLOTS_PER_LINK, SLOTS_PER_PORT, link_slot_base, port_slot_base,
-};
+use crate::limits::{MAX_LINKS, MAX_PORTS};
 use crate::shared::{Command, Event, Shared, Trap};
-use crate::tables::{self, Hop, Indices, Inputs, PortFacts, Reach};
+use crate::tables::Indices;
 use crate::worker::device::Role;
 
 /// How often the kernel's tables are read anew, beside its notifications.
@@ -261,250 +260,6 @@ impl Controller {
         }
     }
 
-    /// Starts to follow the kernel's tables, or starts over when the underlay is another one.
-    async fn follow_underlay(
-        &mut self,
-        host: &Host,
-        fresh: &HashMap<IfName, u32>,
-    ) -> Result<(), api::Fault> {
-        let underlay = host.underlay();
-        let place = Place::section(Section::Underlay, "interfaces");
-        let mut underlay_ifindexes = Vec::new();
-        for name in &underlay.interfaces {
-            let known = fresh.get(name).copied();
-            let ifindex = match known.or(self.attached.get(name).map(|a| a.ifindex)) {
-                Some(ifindex) => ifindex,
-                None => NetDevice::by_name(name.as_str())
-                    .map_err(|error| api::Fault::new(&place, error))?
-                    .ifindex(),
-            };
-            underlay_ifindexes.push(ifindex);
-        }
-        let config = ResolverConfig {
-            underlay_ifindexes,
-            sources: underlay.addresses.clone(),
-            refresh: NEXT_HOP_REFRESH,
-        };
-        let same = self.resolver.as_ref().is_some_and(|(old, _)| {
-            old.underlay_ifindexes == config.underlay_ifindexes && old.sources == config.sources
-        });
-        if same {
-            return Ok(());
-        }
-        let (resolver, follow) = Resolver::start(config.clone())
-            .await
-            .map_err(|error| api::Fault::new(&place, error))?;
-        self.resolver = Some((config, resolver));
-        self.follow = Some(follow);
-        Ok(())
-    }
-
-    /// Gives new VTEPs a moment to be looked up, so that the first packets find their way.
-    async fn wait_for_next_hops(&mut self) {
-        let Some(follow) = &mut self.follow else { return };
-        let wanted: Vec<IpAddr> = self.vteps.iter().map(|(ip, _)| *ip).collect();
-        let known = |hops: &Arc<NextHops>| {
-            wanted
-                .iter()
-                .all(|ip| !matches!(hops.by_vtep.get(ip), None | Some(Resolution::Pending)))
-        };
-        let patience = Duration::from_millis(300);
-        let _ = tokio::time::timeout(patience, follow.wait_for(known)).await;
-        let now = Arc::clone(&follow.borrow_and_update());
-        self.next_hops.send_replace(now);
-    }
-
-    /// Builds a snapshot of the tables and makes it the current one.
-    pub fn publish(&mut self) {
-        let Some(host) = &self.host else { return };
-        let ports: HashMap<PortId, PortFacts> = host
-            .ports()
-            .iter()
-            .filter_map(|port| {
-                let attached = self.attached.get(port.attach.ifname())?;
-                let facts = PortFacts {
-                    index: self.ports.get(&port.id)? as u16,
-                    worker: attached.workers.first().copied().unwrap_or(0),
-                    mtu: port.mtu.map_or(attached.mtu, |mtu| u32::from(mtu.get())),
-                };
-                Some((port.id.clone(), facts))
-            })
-            .collect();
-        let mut link_workers: Vec<Vec<u16>> = Vec::new();
-        let mut link_of: HashMap<u32, (u16, u32)> = HashMap::new();
-        for attached in self.attached.values() {
-            if let Role::Underlay(index) = attached.wanted.role {
-                let at = usize::from(index);
-                if link_workers.len() <= at {
-                    link_workers.resize(at + 1, Vec::new());
-                }
-                link_workers[at] = attached.workers.clone();
-                link_of.insert(attached.ifindex, (index, attached.mtu));
-            }
-        }
-        let hops = self.next_hops.borrow().clone();
-        let configured = host.underlay().mtu.map_or(u32::MAX, |mtu| u32::from(mtu.get()));
-        let now = Instant::now();
-        let reach = |vtep: IpAddr| {
-            let source = host
-                .underlay()
-                .addresses
-                .iter()
-                .find(|ip| ip.is_ipv4() == vtep.is_ipv4())
-                .copied()
-                .unwrap_or(vtep);
-            let limit = self.path_mtus.get(vtep, now).unwrap_or(u32::MAX).min(configured);
-            let reach = match hops.by_vtep.get(&vtep) {
-                None | Some(Resolution::Pending) => Reach::Pending,
-                Some(Resolution::Unreachable(_)) => Reach::Unreachable,
-                Some(Resolution::Resolved(list)) => {
-                    let hops: Vec<Hop> = list
-                        .iter()
-                        .filter_map(|hop| {
-                            let (link, device_mtu) = *link_of.get(&hop.ifindex)?;
-                            Some(Hop {
-                                link,
-                                vlan: hop.vlan,
-                                src_mac: hop.src_mac,
-                                dst_mac: hop.dst_mac,
-                                mtu: hop.mtu.min(device_mtu).min(limit),
-                            })
-                        })
-                        .collect();
-                    if hops.is_empty() { Reach::Unreachable } else { Reach::Hops(hops) }
-                }
-            };
-            (source, reach)
-        };
-        let previous = self.shared.tables.load_full();
-        let tables = tables::build(&Inputs {
-            host,
-            previous: &previous,
-            ports: &ports,
-            vnets: &self.vnets,
-            vteps: &self.vteps,
-            link_workers: &link_workers,
-            reach: &reach,
-        });
-        self.shared.tables.store(Arc::new(tables));
-    }
-
-    /// Distributes an opened device's queues over the workers.
-    fn adopt(&mut self, name: IfName, wanted: Wanted, opened: Opened) {
-        let count = self.shared.inboxes.len();
-        let first = self.least_loaded();
-        let segments_udp = opened.devices.first().is_some_and(|device| device.segments_udp);
-        let mut workers = Vec::new();
-        for (queue, device) in opened.devices.into_iter().enumerate() {
-            // A tenant's queues stay together, so that what is sent to it stays in order.
-            let worker = match wanted.role {
-                Role::Tenant(_) => first,
-                Role::Underlay(_) => (first + queue) % count,
-            };
-            workers.push(worker as u16);
-            if let Role::Tenant(port) = wanted.role
-                && queue == 0
-            {
-                self.shared.counters.iter().for_each(|counters| counters.clear_port(port));
-            }
-            self.shared.inboxes[worker].command(Command::Attach(Box::new(device)));
-        }
-        tracing::info!(device = %name, mode = opened.mode.name(), role = ?wanted.role, "attached");
-        for refusal in &opened.refusals {
-            let mode = refusal.mode.name();
-            tracing::warn!(device = %name, mode, reason = %refusal.reason, "mode refused");
-        }
-        let attached = Attached {
-            wanted,
-            ifindex: opened.ifindex,
-            mode: opened.mode,
-            refusals: opened.refusals,
-            mtu: opened.mtu,
-            workers,
-            segments_udp,
-            fault: None,
-        };
-        self.attached.insert(name, attached);
-    }
-
-    fn fail(&mut self, name: IfName, wanted: Wanted, error: &OpenError) {
-        tracing::error!(device = %name, %error, "device cannot be opened");
-        let attached = Attached {
-            wanted,
-            ifindex: 0,
-            mode: Mode::Generic,
-            refusals: Vec::new(),
-            mtu: 0,
-            workers: Vec::new(),
-            segments_udp: false,
-            fault: Some(error.to_string()),
-        };
-        self.attached.insert(name, attached);
-    }
-
-    fn least_loaded(&self) -> usize {
-        let mut load = vec![0usize; self.shared.inboxes.len()];
-        for worker in self.attached.values().flat_map(|attached| &attached.workers) {
-            if let Some(load) = load.get_mut(usize::from(*worker)) {
-                *load += 1;
-            }
-        }
-        (0..load.len()).min_by_key(|worker| load[*worker]).unwrap_or(0)
-    }
-
-    fn close_unused(&mut self, wanted: &Wanted, opened: Opened) {
-        let mut cache = FrameCache::new(self.arena);
-        self.clear_slots(wanted.role);
-        for device in opened.devices {
-            device.close(&mut cache);
-        }
-        if opened.mode != Mode::Tap
-            && let Err(error) = self.programs.detach(opened.ifindex)
-        {
-            tracing::warn!(%error, "a program stays attached");
-        }
-    }
-
-    fn clear_slots(&mut self, role: Role) {
-        let (base, count) = match role {
-            Role::Tenant(port) => (port_slot_base(port), SLOTS_PER_PORT),
-            Role::Underlay(link) => (link_slot_base(link), SLOTS_PER_LINK),
-        };
-        for slot in base..base + count {
-            if let Err(error) = self.programs.clear_socket(slot) {
-                tracing::debug!(%error, slot, "socket slot cannot be cleared");
-            }
-        }
-    }
-
-    /// Closes a device: first its sockets, then its program.
-    async fn close_device(&mut self, name: &IfName) {
-        let Some(attached) = self.attached.remove(name) else { return };
-        self.close_sockets(&attached).await;
-        let mode = attached.mode;
-        if mode != Mode::Tap
-            && attached.ifindex != 0
-            && let Err(error) = self.programs.detach(attached.ifindex)
-        {
-            tracing::warn!(device = %name, %error, "program cannot be detached");
-        }
-        tracing::info!(device = %name, "detached");
-    }
-
-    async fn close_sockets(&mut self, attached: &Attached) {
-        let workers: BTreeSet<u16> = attached.workers.iter().copied().collect();
-        for worker in workers {
-            let (done, closed) = oneshot::channel();
-            let command = Command::Detach(attached.wanted.role, done);
-            if self.shared.inboxes[usize::from(worker)].command(command) {
-                let _ = closed.await;
-            }
-        }
-        if attached.mode != Mode::Tap {
-            self.clear_slots(attached.wanted.role);
-        }
-    }
-
     /// Gives the indices of objects that no state has back.
     fn forget_unused(&mut self) {
         let host = self.host.as_ref();
@@ -513,21 +268,6 @@ impl Controller {
         self.ports.retain(has_port);
         self.links
             .retain(|name| host.is_some_and(|host| host.underlay().interfaces.contains(name)));
-    }
-
-    /// The channel that says when next hops changed.
-    pub fn follow(&self) -> Option<watch::Receiver<Arc<NextHops>>> {
-        self.follow.clone()
-    }
-
-    /// Takes new next hops over, if there are any.
-    pub fn take_next_hops(&mut self) {
-        let Some(follow) = &mut self.follow else { return };
-        if follow.has_changed().unwrap_or(false) {
-            let now = Arc::clone(&follow.borrow_and_update());
-            self.next_hops.send_replace(now);
-            self.publish();
-        }
     }
 
     /// Takes what the workers report.
@@ -550,87 +290,6 @@ impl Controller {
         }
         if changed {
             self.publish();
-        }
-    }
-
-    /// Once in a while: old path MTUs, devices that came, went or changed.
-    pub async fn look_around(&mut self) {
-        if self.path_mtus.expire(Instant::now()) {
-            self.publish();
-        }
-        let names: Vec<IfName> = self.attached.keys().cloned().collect();
-        for name in names {
-            self.look_at(&name).await;
-        }
-    }
-
-    async fn look_at(&mut self, name: &IfName) {
-        let Some(attached) = self.attached.get(name) else { return };
-        if attached.mode == Mode::Tap && attached.fault.is_none() {
-            return;
-        }
-        let found = NetDevice::by_name(name.as_str());
-        let (ifindex, wanted) = (attached.ifindex, attached.wanted.clone());
-        match found {
-            Ok(device) if device.ifindex() == ifindex => {
-                let mtu = device.mtu().unwrap_or(attached.mtu);
-                let features = device.features().unwrap_or_default();
-                let segments = attach::segments_udp(&wanted, &features);
-                self.note_change(name, mtu, segments);
-            }
-            Ok(_) => {
-                // Another device of this name, or one that could not be opened before.
-                if let Some(attached) = self.attached.remove(name) {
-                    self.close_sockets(&attached).await;
-                    if ifindex != 0 {
-                        let _ = self.programs.detach(ifindex);
-                    }
-                }
-                match attach::open(&mut self.programs, self.arena, &wanted) {
-                    Ok(opened) => self.adopt(name.clone(), wanted, opened),
-                    Err(error) => self.fail(name.clone(), wanted, &error),
-                }
-                self.restart_resolver().await;
-                self.publish();
-            }
-            Err(error) if attached.fault.is_none() => {
-                tracing::warn!(device = %name, %error, "device is gone");
-                if let Some(mut attached) = self.attached.remove(name) {
-                    self.close_sockets(&attached).await;
-                    let _ = self.programs.detach(ifindex);
-                    attached.workers.clear();
-                    attached.ifindex = 0;
-                    attached.fault = Some(error.to_string());
-                    self.attached.insert(name.clone(), attached);
-                }
-                self.publish();
-            }
-            Err(_) => {}
-        }
-    }
-
-    fn note_change(&mut self, name: &IfName, mtu: u32, segments: bool) {
-        let Some(attached) = self.attached.get_mut(name) else { return };
-        if attached.segments_udp != segments {
-            attached.segments_udp = segments;
-            for worker in &attached.workers {
-                let command = Command::SegmentsUdp(attached.wanted.role, segments);
-                self.shared.inboxes[usize::from(*worker)].command(command);
-            }
-        }
-        if attached.mtu != mtu {
-            attached.mtu = mtu;
-            self.publish();
-        }
-    }
-
-    async fn restart_resolver(&mut self) {
-        let Some(host) = self.host.clone() else { return };
-        if let Err(fault) = self.follow_underlay(&host, &HashMap::new()).await {
-            tracing::error!(fault = %fault.text(), "the underlay cannot be followed");
-        }
-        if let Some((_, resolver)) = &self.resolver {
-            resolver.set_targets(self.vteps.iter().map(|(ip, _)| *ip).collect::<Vec<_>>());
         }
     }
 
