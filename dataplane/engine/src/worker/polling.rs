@@ -149,7 +149,8 @@ impl Worker {
             self.retry_unfinished();
         }
         if self.polling.busy_poll || idle < self.polling.spin {
-            std::hint::spin_loop();
+            // Whoever else wants this CPU, the program that will send next for one, goes first.
+            std::thread::yield_now();
             return;
         }
         let timeout = if self.finish_unfinished() { UNFINISHED_SLEEP_MS } else { SLEEP_MS };

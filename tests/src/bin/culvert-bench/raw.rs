@@ -65,6 +65,8 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
             last_work = Instant::now();
         } else if last_work.elapsed() > SPIN {
             sys::wait_readable([a.fd(), b.fd()], Duration::from_millis(100))?;
+        } else {
+            std::thread::yield_now();
         }
     }
 }
