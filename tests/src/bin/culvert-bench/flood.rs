@@ -43,7 +43,7 @@ pub(crate) fn socket(dst: SocketAddr) -> io::Result<UdpSocket> {
 pub(crate) fn repeat(
     time: Duration,
     pps: Option<u64>,
-    send: impl Fn(usize) -> io::Result<usize>,
+    mut send: impl FnMut(usize) -> io::Result<usize>,
 ) -> io::Result<u64> {
     let start = Instant::now();
     let mut sent = 0;

@@ -2,9 +2,9 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use culvert_tests::craft;
+use culvert_tests::{craft, sys};
 use culvert_tests::tools::{Iperf, RawSocket};
 use culvert_tests::topology::TENANT_DEVICE;
 use serde::Serialize;
@@ -15,6 +15,12 @@ use crate::{count, flood, rr};
 const FLOOD_PORT: u16 = 9000;
 const RR_PORT: u16 = 9001;
 const WARM_UP: Duration = Duration::from_millis(500);
+/// Rates offered after the overrun: each so many times the one before, and at most so many.
+const OFFER_STEP: f64 = 1.08;
+const OFFERS_MAX: usize = 12;
+/// How long the sender stays on a CPU. It takes turns on all of them, so that it burdens the forwarders of both hosts,
+/// each of which is pinned to one, alike.
+const TURN: Duration = Duration::from_millis(2);
 
 /// One turn of one peer. Zero packets per second means that nothing arrived.
 #[derive(Clone, Serialize)]
@@ -59,13 +65,18 @@ fn tcp(running: &Running, secs: u64, streams: u32) -> Result<f64, Error> {
 }
 
 /// The highest rate that arrives. A sender that overruns the first hop takes the time that the others need to forward,
-/// so rates a little above what arrived from the overrun are tried as well.
+/// so rates above what arrived from the overrun are tried as well, until a higher one brings less.
 fn packets_per_second(running: &Running, size: usize, time: Duration) -> Result<f64, Error> {
     let overrun = delivered(running, size, time, None)?;
     let mut best = overrun;
-    for excess in [1.05, 1.25, 1.5] {
-        let offered = (overrun * excess) as u64;
-        best = best.max(delivered(running, size, time / 2, Some(offered))?);
+    let mut offered = overrun;
+    for _ in 0..OFFERS_MAX {
+        offered *= OFFER_STEP;
+        let arrived = delivered(running, size, time / 2, Some(offered as u64))?;
+        best = best.max(arrived);
+        if arrived < 0.9 * best {
+            break;
+        }
     }
     Ok(best)
 }
@@ -85,7 +96,11 @@ fn delivered(
     let ifindex = b.ns.ifindex(TENANT_DEVICE);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
-            flood::repeat(time + WARM_UP * 2, offered, |batch| socket.send_many(&frame, batch))
+            let mut turns = Turns::new();
+            flood::repeat(time + WARM_UP * 2, offered, |batch| {
+                turns.next()?;
+                socket.send_many(&frame, batch)
+            })
         });
         let counted = b.ns.enter(|| count::count(ifindex, Some(FLOOD_PORT), WARM_UP, time))?;
         let sent = sender.join().map_err(|_| "the sender died")??;
@@ -94,6 +109,29 @@ fn delivered(
         }
         Ok(counted.packets_per_second())
     })
+}
+
+/// Moves the calling thread from CPU to CPU.
+struct Turns {
+    cpus: usize,
+    cpu: usize,
+    since: Instant,
+}
+
+impl Turns {
+    fn new() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { cpus, cpu: 0, since: Instant::now() }
+    }
+
+    fn next(&mut self) -> std::io::Result<()> {
+        if self.since.elapsed() < TURN {
+            return Ok(());
+        }
+        self.since = Instant::now();
+        self.cpu = (self.cpu + 1) % self.cpus;
+        sys::pin_to_cpu(self.cpu)
+    }
 }
 
 fn round_trips(running: &Running, time: Duration) -> Result<(f64, f64), Error> {
