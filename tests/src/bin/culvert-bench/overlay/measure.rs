@@ -14,10 +14,10 @@ use crate::{count, flood, rr};
 
 const FLOOD_PORT: u16 = 9000;
 const RR_PORT: u16 = 9001;
-const WARM_UP: Duration = Duration::from_millis(500);
+const WARM_UP: Duration = Duration::from_millis(200);
 /// Rates offered after the overrun: each so many times the one before, and at most so many.
-const OFFER_STEP: f64 = 1.08;
-const OFFERS_MAX: usize = 12;
+const OFFER_STEP: f64 = 1.12;
+const OFFERS_MAX: usize = 7;
 /// How long the sender stays on a CPU. It takes turns on all of them, so that it burdens the forwarders of both hosts,
 /// each of which is pinned to one, alike.
 const TURN: Duration = Duration::from_millis(2);
