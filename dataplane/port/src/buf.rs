@@ -14,6 +14,15 @@ pub struct Buf {
     tail: Vec<Frame>,
 }
 
+/// A frame of a packet, found before. A reader that goes forward through a packet keeps one, so that
+/// it need not walk from the first frame each time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    frame: usize,
+    /// Bytes of the packet in front of that frame.
+    start: usize,
+}
+
 impl From<Frame> for Buf {
     fn from(head: Frame) -> Self {
         Self { head, tail: Vec::new() }
@@ -108,31 +117,66 @@ impl Buf {
     /// Calls `f` with each contiguous piece of `range` (bytes of the packet), in order; a range
     /// beyond the end is cut. Returns the number of bytes seen.
     #[inline]
-    pub fn slice_range<'a>(&'a self, range: Range<usize>, mut f: impl FnMut(&'a [u8])) -> usize {
-        let (mut skip, mut left, mut seen) = (range.start, range.len(), 0);
-        for data in self.slices() {
-            if left == 0 {
-                break;
-            }
-            let Some(rest) = data.get(skip..) else {
-                skip -= data.len();
-                continue;
+    pub fn slice_range<'a>(&'a self, range: Range<usize>, f: impl FnMut(&'a [u8])) -> usize {
+        self.slice_range_at(&mut Place::default(), range, f)
+    }
+
+    /// As [`slice_range`](Self::slice_range), starting the search at `place`, which a former call
+    /// on this packet left; afterwards it is where `range` begins. A place behind the range costs a
+    /// search from the start. One of another packet, or from before this one's frames changed, finds
+    /// the wrong bytes: start with the default there.
+    #[inline]
+    pub fn slice_range_at<'a>(
+        &'a self,
+        place: &mut Place,
+        range: Range<usize>,
+        mut f: impl FnMut(&'a [u8]),
+    ) -> usize {
+        if place.start > range.start {
+            *place = Place::default();
+        }
+        let (mut skip, mut left, mut seen) = (range.start - place.start, range.len(), 0);
+        let mut at = place.frame;
+        while left > 0 {
+            let Some(frame) = self.frame(at) else { break };
+            let data = frame.data();
+            at += 1;
+            let rest = match data.get(skip..) {
+                Some(rest) if !rest.is_empty() => rest,
+                _ => {
+                    skip -= data.len();
+                    if seen == 0 {
+                        *place = Place { frame: at, start: place.start + data.len() };
+                    }
+                    continue;
+                }
             };
             let piece = rest.get(..left).unwrap_or(rest);
             skip = 0;
             left -= piece.len();
             seen += piece.len();
-            if !piece.is_empty() {
-                f(piece);
-            }
+            f(piece);
         }
         seen
     }
 
+    #[inline]
+    fn frame(&self, at: usize) -> Option<&Frame> {
+        match at.checked_sub(1) {
+            None => Some(&self.head),
+            Some(at) => self.tail.get(at),
+        }
+    }
+
     /// Copies bytes from `offset` on into `out`; returns how many there were.
     pub fn copy_to(&self, offset: usize, out: &mut [u8]) -> usize {
+        self.copy_to_at(&mut Place::default(), offset, out)
+    }
+
+    /// As [`copy_to`](Self::copy_to), starting the search at `place`.
+    pub fn copy_to_at(&self, place: &mut Place, offset: usize, out: &mut [u8]) -> usize {
         let mut at = 0;
-        self.slice_range(offset..offset.saturating_add(out.len()), |piece| {
+        self.slice_range_at(place, offset..offset.saturating_add(out.len()), |piece| {
             if let Some(room) = out.get_mut(at..at + piece.len()) {
                 room.copy_from_slice(piece);
                 at += piece.len();
@@ -231,6 +275,13 @@ mod tests {
             let want = &flat[from..(start + len).min(flat.len()).max(from)];
             prop_assert_eq!(seen, want.len());
             prop_assert_eq!(&got, want);
+            let mut place = Place::default();
+            for (from, n) in [(front, 9), (front, len), (start, len), (cut, 0), (cut, 30), (0, 7)] {
+                let mut got = Vec::new();
+                buf.slice_range_at(&mut place, from..from + n, |s| got.extend_from_slice(s));
+                let begin = from.min(flat.len());
+                prop_assert_eq!(&got, &flat[begin..(from + n).min(flat.len()).max(begin)]);
+            }
             let mut out = vec![0; len];
             prop_assert_eq!(buf.copy_to(start, &mut out), want.len());
             prop_assert_eq!(&out[..want.len()], want);

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::{Buf, FrameCache, VnetHdr};
+use crate::{Buf, FrameCache, Place, VnetHdr};
 
 /// Pieces in one message, the kernel's UIO_MAXIOV.
 pub const PIECES_PER_MESSAGE_MAX: usize = 1024;
@@ -242,24 +242,38 @@ impl Message<'_> {
 
     /// Appends bytes `range` of a held packet, without a copy.
     pub fn slice(&mut self, id: HoldId, range: Range<usize>) {
+        self.slice_at(&mut Place::default(), id, range);
+    }
+
+    /// As [`slice`](Self::slice), searching from `place`: see [`Buf::slice_range_at`].
+    pub fn slice_at(&mut self, place: &mut Place, id: HoldId, range: Range<usize>) {
         let wanted = range.len();
         // The pieces go to a small array first: the packet is borrowed from the batch meanwhile.
-        let mut pieces = [(std::ptr::null_mut(), 0); PIECES_PER_SLICE_MAX];
-        let mut count = 0;
-        let seen = self.batch.held(id).map(|buf| {
-            buf.slice_range(range, |piece| {
+        let mut pieces = [(std::ptr::null_mut(), 0); PIECES_PER_SLICE];
+        let (mut at, end) = (range.start, range.end);
+        let mut seen = 0;
+        loop {
+            let mut count = 0;
+            let mut in_pieces = 0;
+            let Some(buf) = self.batch.held(id) else { break };
+            buf.slice_range_at(place, at..end, |piece| {
                 if let Some(slot) = pieces.get_mut(count) {
                     *slot = (piece.as_ptr().cast_mut(), piece.len());
+                    count += 1;
+                    in_pieces += piece.len();
                 }
-                count += 1;
-            })
-        });
-        if seen != Some(wanted) || count > pieces.len() {
-            self.fail(MessageError::BadPiece);
-            return;
+            });
+            for (base, len) in pieces.into_iter().take(count) {
+                self.piece(base, len);
+            }
+            at += in_pieces;
+            seen += in_pieces;
+            if count < pieces.len() {
+                break;
+            }
         }
-        for (base, len) in pieces.into_iter().take(count) {
-            self.piece(base, len);
+        if seen != wanted {
+            self.fail(MessageError::BadPiece);
         }
     }
 
@@ -322,8 +336,8 @@ impl Message<'_> {
     pub fn abandon(self) {}
 }
 
-/// Frames that one slice can reach over: more than any packet has.
-const PIECES_PER_SLICE_MAX: usize = 32;
+/// Pieces of a slice that are found in one go; a segment has two or three.
+const PIECES_PER_SLICE: usize = 4;
 
 impl Drop for Message<'_> {
     fn drop(&mut self) {

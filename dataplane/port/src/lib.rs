@@ -32,7 +32,7 @@ pub mod vnet;
 pub mod xsk;
 
 pub use arena::{Arena, ArenaError, ArenaStats};
-pub use buf::Buf;
+pub use buf::{Buf, Place};
 pub use cache::FrameCache;
 pub use frame::{CHUNK_LEN, DEFAULT_HEADROOM, Frame, META_LEN, TX_META_LEN};
 pub use gather::{FlushOutcome, HoldId, Message, MessageError};

@@ -1,6 +1,6 @@
 //! Completing and verifying the L4 checksum of a packet that lies in several frames.
 
-use culvert_port::Buf;
+use culvert_port::{Buf, Place};
 use culvert_wire::checksum::Sum;
 use culvert_wire::packet::{Frag, IpKind, Packet};
 use culvert_wire::proto;
@@ -9,8 +9,13 @@ use super::offload::{Csum, Offload};
 
 /// Sum of the bytes from `from` to `to`.
 pub fn sum_range(buf: &Buf, from: usize, to: usize) -> Sum {
+    sum_range_at(&mut Place::default(), buf, from, to)
+}
+
+/// As [`sum_range`], searching from `place`: see [`Buf::slice_range_at`].
+pub fn sum_range_at(place: &mut Place, buf: &Buf, from: usize, to: usize) -> Sum {
     let mut sum = Sum::default();
-    buf.slice_range(from..to, |piece| sum = sum.add(piece));
+    buf.slice_range_at(place, from..to, |piece| sum = sum.add(piece));
     sum
 }
 

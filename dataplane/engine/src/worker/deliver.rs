@@ -1,6 +1,6 @@
 //! To a tenant: merge what belongs together, queue the rest as it is.
 
-use culvert_port::{Buf, HoldId, VnetHdr};
+use culvert_port::{Buf, HoldId, Place, VnetHdr};
 use culvert_wire::coalesce::{CoalesceConfig, Coalescer, MAX_HEADERS_LEN, Merged, OuterKey};
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::GsoKind;
@@ -276,8 +276,12 @@ impl Worker {
         {
             let mut message = device.message(gso_header(kind, gso_size, &packet));
             message.copy(headers);
+            let mut at = (None, Place::default());
             for (id, range) in parts.drain(..) {
-                message.slice(id, range);
+                if at.0 != Some(id) {
+                    at = (Some(id), Place::default());
+                }
+                message.slice_at(&mut at.1, id, range);
             }
             let len = message.len();
             let finished = message.finish();

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use culvert_port::{Buf, Frame, FrameCache, VnetHdr};
+use culvert_port::{Buf, Frame, FrameCache, Place, VnetHdr};
 use culvert_wire::checksum::{Sum, copy_and_sum};
 use culvert_wire::encap::{OuterChecksum, inner_sum_from_headers};
 use culvert_wire::fragment::Fragmenter;
@@ -230,6 +230,7 @@ impl Worker {
         let mut bytes = 0u64;
         let mut failed = 0u64;
         let held = device.hold(buf);
+        let mut place = Place::default();
         let mut first = 0;
         while first < plan.count() {
             let train = first..plan.count().min(first + layout.per_train);
@@ -262,11 +263,11 @@ impl Worker {
                 let range = shifted(plan.payload_range(i), pkt.payload);
                 let Some(inner) = inner.get_mut(..plan.headers_len()) else { break };
                 let Some(source) = message.held(held) else { break };
-                let sum = checksum::sum_range(source, range.start, range.end);
+                let sum = checksum::sum_range_at(&mut place, source, range.start, range.end);
                 plan.emit(source.head().data(), i, sum, inner);
                 message.copy(tunnel_header);
                 message.copy(inner);
-                message.slice(held, range);
+                message.slice_at(&mut place, held, range);
             }
             match message.finish() {
                 Ok(()) => {

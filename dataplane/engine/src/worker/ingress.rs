@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use culvert_port::{Buf, HoldId};
+use culvert_port::{Buf, HoldId, Place};
 use culvert_wire::checksum::Sum;
 use culvert_wire::format::{self, VXLAN};
 use culvert_wire::packet::{Frag, IpKind, Packet};
@@ -27,6 +27,9 @@ pub type IngressFlow = Verdict;
 
 /// Bytes of an inner packet's headers that are looked at where they are not contiguous.
 const HEAD_MAX: usize = 256;
+
+/// Bytes of a tunnel header at most.
+const TUNNEL_MAX: usize = 64;
 
 /// A parsed tunnel frame.
 #[derive(Copy, Clone)]
@@ -197,7 +200,8 @@ impl Worker {
         }
         let mut scratch = [0; HEAD_MAX];
         let first = start..buf.len().min(start + size);
-        let verdict = match read_piece(&buf, outer, first, &mut scratch) {
+        let mut place = Place::default();
+        let verdict = match read_piece(&buf, &mut place, outer, first, &mut scratch) {
             Ok(piece) => self.ingress_verdict(outer, piece.head, &piece.pkt),
             Err(reason) => return self.drop_underlay(link, buf, reason),
         };
@@ -217,7 +221,8 @@ impl Worker {
         while at < len {
             let range = at..len.min(at + size);
             at = range.end;
-            if let Err(reason) = self.train_piece(link, (port, slot, id), outer, range) {
+            let to = (port, slot, id);
+            if let Err(reason) = self.train_piece(link, to, outer, range, &mut place) {
                 self.counters.link(link).drop(reason);
             }
         }
@@ -232,13 +237,14 @@ impl Worker {
         (port, slot, id): (PortIndex, Slot, HoldId),
         outer: &Outer,
         range: Range<usize>,
+        place: &mut Place,
     ) -> Result<(), DropReason> {
         let mut scratch = [0; HEAD_MAX];
         let inner_at = range.start + outer.tunnel_len;
         let end = range.end;
         let held = self.devices.get(slot).and_then(Option::as_ref).and_then(|d| d.held(id));
         let held = held.ok_or(DropReason::PortGone)?;
-        let piece = read_piece(held, outer, range, &mut scratch)?;
+        let piece = read_piece(held, place, outer, range, &mut scratch)?;
         let (head, mut inner, right) = (piece.head, piece.pkt, piece.right);
         let verdict = self.ingress_verdict(outer, head, &inner);
         let mark = inner_ecn(&inner, outer.pkt.tos)?;
@@ -366,23 +372,24 @@ struct TrainPiece<'a> {
 
 fn read_piece<'a>(
     buf: &Buf,
+    place: &mut Place,
     outer: &Outer,
     range: Range<usize>,
     scratch: &'a mut [u8; HEAD_MAX],
 ) -> Result<TrainPiece<'a>, DropReason> {
-    let mut tunnel = [0; 64];
-    let kept = buf.copy_to(range.start, &mut tunnel).min(range.len());
+    let mut tunnel = [0; TUNNEL_MAX];
+    let kept = buf.copy_to_at(place, range.start, &mut tunnel).min(range.len());
     match format::decap(&VXLAN, tunnel.get(..kept).unwrap_or_default()) {
         Ok((vni, len)) if vni == outer.vni && len == outer.tunnel_len => {}
         _ => return Err(DropReason::BadTunnelHeader),
     }
     let at = range.start + outer.tunnel_len;
     let len = range.end.saturating_sub(at);
-    let kept = buf.copy_to(at, scratch).min(len);
+    let kept = buf.copy_to_at(place, at, scratch).min(len);
     let head: &'a [u8] = scratch.get(..kept).unwrap_or_default();
     let pkt = Packet::parse(head, len)?;
-    let sum = checksum::sum_range(buf, at + usize::from(pkt.l4), at + pkt.len as usize);
-    let right = checksum::is_right(head, &pkt, sum);
+    let (from, to) = (at + usize::from(pkt.l4), at + pkt.len as usize);
+    let right = checksum::is_right(head, &pkt, checksum::sum_range_at(place, buf, from, to));
     Ok(TrainPiece { head, pkt, right })
 }
 
