@@ -162,10 +162,7 @@ impl Programs {
                 return Err(AttachError::AlreadyAttached { ifindex });
             }
             // A guard is all that it has, and stays until the program is there.
-            Some(_) => {
-                self.devices.remove(&ifindex);
-                self.unclaimed.insert(ifindex);
-            }
+            Some(_) => self.park(ifindex)?,
             None => {}
         }
         let (slot_base, max_slots) = (slots.start, self.max_slots);
@@ -396,6 +393,17 @@ impl Programs {
         }
     }
 
+    /// Leaves a device closed by what is on it, its program or a guard, for a later
+    /// [`attach`](Self::attach) to take over; until then it has no slots.
+    ///
+    /// # Errors
+    /// [`AttachError::NotAttached`], or what kept its table entries.
+    pub fn park(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.devices.remove(&ifindex).ok_or(AttachError::NotAttached { ifindex })?;
+        self.unclaimed.insert(ifindex);
+        self.withdraw(ifindex)
+    }
+
     /// Gives a device up that was attached in vain. One that a previous process had closed stays
     /// closed, as if it had not been touched; any other is detached.
     ///
@@ -406,10 +414,7 @@ impl Programs {
         if !was_closed {
             return self.detach(ifindex);
         }
-        // The pin keeps the program, which finds no slots any more.
-        self.devices.remove(&ifindex);
-        self.unclaimed.insert(ifindex);
-        self.withdraw(ifindex)
+        self.park(ifindex)
     }
 
     /// The devices for which a previous process left a link that was not attached since. They drop

@@ -311,7 +311,7 @@ fn a_change_of_mode_or_kind_leaks_nothing() {
 fn a_mode_that_the_device_does_not_take_leaves_it_as_it_was() {
     let host = Netns::new();
     // Native XDP on a veth takes as many receive queues as the peer has transmit queues.
-    host.ip("link add n0 numrxqueues 1 type veth peer name f0 numtxqueues 2 numrxqueues 2");
+    host.ip("link add n0 numtxqueues 1 numrxqueues 1 type veth peer name f0 numtxqueues 2 numrxqueues 2");
     let ifindex = host.ifindex("n0");
     let pins = Pins::new("refused");
     host.run(|| {
