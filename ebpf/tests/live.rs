@@ -218,7 +218,7 @@ fn a_killed_loader_leaks_nothing_and_its_successor_takes_over_without_a_gap() {
         let mut successor = pins.load();
         assert_eq!(successor.pinned_links(), [ifindex]);
         near.run(|| {
-            successor.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 4..5).unwrap()
+            successor.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 4..5).unwrap();
         });
         assert_eq!(successor.pinned_links(), []);
         thread::sleep(Duration::from_millis(100));

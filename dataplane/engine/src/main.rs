@@ -220,6 +220,9 @@ fn instance_id() -> Result<String, std::io::Error> {
 async fn follow(controller: Arc<Mutex<Controller>>, shared: Arc<Shared>) {
     let mut look = tokio::time::interval(LOOK_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What the runtime warns of is a descriptor that is closed or swapped behind its back: the bell
+    // owns its own for as long as it lives.
+    #[allow(deprecated)]
     let bell = LinkBell::new().and_then(|bell| AsyncFd::with_interest(bell, Interest::READABLE));
     if let Err(error) = &bell {
         tracing::warn!(%error, "the kernel does not say when devices change: seen with delay");
