@@ -280,6 +280,8 @@ pub fn freeze_bpf_map(pid: u32, name: &str) -> io::Result<bool> {
         check(unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) })?;
         let found = answer[NAME_AT..NAME_AT + 16].split(|byte| *byte == 0).next();
         if found == Some(name.as_bytes()) {
+            // Everything behind the descriptor has to be zero.
+            attr[4..].fill(0);
             // SAFETY: the kernel reads the descriptor from a live buffer.
             check(unsafe { bpf(BPF_MAP_FREEZE, &attr) })?;
             return Ok(true);

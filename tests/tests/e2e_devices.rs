@@ -308,9 +308,9 @@ fn devices_that_go_down_vanish_and_come_back_carry_again_by_themselves() {
     for _ in 0..2 {
         host.run(&format!("ip link del {device}"));
         wait_state(&topology, "t0", "gone");
-        // A state that changes nothing about it is applied all the same, and says so.
-        let said = topology.dataplane(0).try_apply(host).unwrap();
-        assert!(said.contains("t0"), "no warning: {said}");
+        // A state that changes nothing about it is applied all the same.
+        topology.dataplane(0).apply(host);
+        assert_eq!(port(&topology, "t0")["state"], "gone");
         remake_tenant_device(&topology);
         wait_state(&topology, "t0", "active");
         topology.wait_connected(0, 1);

@@ -335,7 +335,7 @@ impl Tap {
     /// kernel refuses is dropped and counted, and the rest goes on.
     pub fn flush(&mut self, cache: &mut FrameCache) -> FlushOutcome {
         let mut outcome = FlushOutcome::default();
-        for pieces in self.batch.messages() {
+        for (at, pieces) in self.batch.messages().enumerate() {
             // SAFETY: the iovecs are of the batch and point at bytes that it owns.
             let written = unsafe {
                 libc::writev(self.fd.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int)
@@ -343,7 +343,8 @@ impl Tap {
             if written >= 0 {
                 outcome.sent += 1;
             } else {
-                outcome.drop_for(errno(&io::Error::last_os_error()), 1);
+                let errno = errno(&io::Error::last_os_error());
+                outcome.drop_for(errno, self.batch.packets(at, 1));
             }
         }
         outcome.refused += self.batch.clear(cache);

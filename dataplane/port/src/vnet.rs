@@ -69,6 +69,16 @@ impl VnetHdr {
         self.gso_type & !Self::ECN
     }
 
+    /// The packets that a frame of `len` bytes with this header is cut into.
+    #[must_use]
+    pub fn packets(self, len: usize) -> u32 {
+        if self.gso_kind() == Self::GSO_NONE || self.gso_size == 0 {
+            return 1;
+        }
+        let payload = len.saturating_sub(self.hdr_len.into());
+        payload.div_ceil(self.gso_size.into()).max(1) as u32
+    }
+
     /// The partial checksum to complete: (start, offset), where there is one.
     #[must_use]
     pub fn partial_csum(self) -> Option<(u16, u16)> {

@@ -121,7 +121,12 @@ impl Controller {
         while let Some(event) = self.shared.events.pop() {
             match event {
                 Event::PathMtu { vtep, mtu } => {
-                    changed |= self.path_mtus.learn(vtep, mtu, Instant::now());
+                    let learned = self.path_mtus.learn(vtep, mtu, Instant::now());
+                    let least = pmtu::least_for_ipv6(vtep);
+                    if learned && mtu < least {
+                        tracing::warn!(%vtep, mtu, least, "the path is too small for IPv6 tenants");
+                    }
+                    changed |= learned;
                 }
             }
         }

@@ -14,7 +14,8 @@
 //! | [`tunnel`], [`encap`] | to a remote VTEP: cut, encapsulate, queue |
 //! | [`ingress`] | from the underlay: verify, decapsulate, source check |
 //! | [`deliver`] | to a tenant: coalesce, queue |
-//! | [`icmp`] | errors to tenants, path MTU from the underlay |
+//! | [`icmp`], [`too_big`] | errors to tenants; what is above the MTU of its way |
+//! | [`pmtu_report`] | path MTU from the underlay: which reports are believed |
 //! | [`polling`] | which devices are looked at, and when to sleep |
 
 pub mod answer;
@@ -27,7 +28,9 @@ pub mod icmp;
 pub mod ingress;
 pub mod key;
 pub mod offload;
+pub mod pmtu_report;
 pub mod polling;
+pub mod too_big;
 pub mod tunnel;
 
 use std::sync::Arc;
@@ -46,7 +49,10 @@ use self::polling::Polling;
 use crate::counters::{PortCounters, WorkerCounters};
 use crate::drops::DropReason;
 use crate::flow::FlowCache;
-use crate::limits::{BATCH, FLOW_ENTRIES, ICMP_ERRORS_PER_SECOND, TRAP_HEAD_LEN, TRAPS_PER_SECOND};
+use crate::limits::{
+    BATCH, FLOW_ENTRIES, ICMP_ERRORS_PER_SECOND, PMTU_REPORTS_PER_SECOND, TRAP_HEAD_LEN,
+    TRAPS_PER_SECOND,
+};
 use crate::shared::{Command, Handoff, Shared, Trap};
 use crate::tables::{LinkIndex, PortIndex, Tables};
 
@@ -82,6 +88,7 @@ pub struct Worker {
     merging: Merging,
     traps: RateLimit,
     icmp: RateLimit,
+    pmtu_reports: RateLimit,
     entropy: u16,
     batch: Vec<(Buf, Offload)>,
     received: Vec<Buf>,
@@ -120,6 +127,7 @@ impl Worker {
             merging: Merging::default(),
             traps: RateLimit::new(TRAPS_PER_SECOND),
             icmp: RateLimit::new(ICMP_ERRORS_PER_SECOND),
+            pmtu_reports: RateLimit::new(PMTU_REPORTS_PER_SECOND),
             entropy: 0,
             batch: Vec::with_capacity(BATCH),
             received: Vec::with_capacity(BATCH),
