@@ -140,7 +140,7 @@ fn quoted_udp(
 ) -> Option<Report> {
     let is_tunnel =
         u16_at(udp, 2)? == VXLAN.outer.port() && u32::from(u16_at(udp, 4)?) + ip_header_len == len;
-    let tunnel = udp.get(8..).filter(|rest| rest.len() >= VXLAN_HEADER_LEN);
+    let tunnel = Some(udp.get(8..)?).filter(|rest| rest.len() >= VXLAN_HEADER_LEN);
     let vni = match tunnel.map(|rest| format::decap(&VXLAN, rest)) {
         None | Some(Err(format::DecapError::NoInnerFrame)) => None,
         Some(Ok((vni, _))) => Some(vni),
