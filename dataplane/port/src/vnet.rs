@@ -72,7 +72,8 @@ impl VnetHdr {
     /// The packets that a frame of `len` bytes with this header is cut into.
     #[must_use]
     pub fn packets(self, len: usize) -> u32 {
-        if self.gso_kind() == Self::GSO_NONE || self.gso_size == 0 {
+        let cut = matches!(self.gso_kind(), Self::GSO_TCPV4 | Self::GSO_TCPV6 | Self::GSO_UDP_L4);
+        if !cut || self.gso_size == 0 {
             return 1;
         }
         let payload = len.saturating_sub(self.hdr_len.into());
