@@ -228,18 +228,20 @@ async fn follow(controller: Arc<Mutex<Controller>>, shared: Arc<Shared>) {
         tracing::warn!(%error, "the kernel does not say when devices change: seen with delay");
     }
     let mut bell = bell.ok();
+    let mut took = Duration::ZERO;
     loop {
         let hops = controller.lock().await.follow();
         tokio::select! {
             () = shared.news.notified() => controller.lock().await.take_news(),
             () = changed(hops) => controller.lock().await.take_next_hops(),
             () = rung(&mut bell) => {
-                // What comes in a burst is looked at once.
-                tokio::time::sleep(LOOK_PAUSE).await;
-                controller.lock().await.look_around().await;
+                // What comes in a burst is looked at once, and a storm of changes leaves time for
+                // everything else.
+                tokio::time::sleep(LOOK_PAUSE.max(took * 4)).await;
+                took = controller.lock().await.look_around().await;
                 look.reset();
             }
-            _ = look.tick() => controller.lock().await.look_around().await,
+            _ = look.tick() => took = controller.lock().await.look_around().await,
         }
     }
 }

@@ -199,12 +199,14 @@ impl Controller {
     }
 
     /// Once in a while, and when the kernel says that a device has changed: old path MTUs, devices
-    /// that came, went or changed.
-    pub async fn look_around(&mut self) {
+    /// that came, went or changed. Returns how long it took.
+    pub async fn look_around(&mut self) -> Duration {
         let now = Instant::now();
         self.look(now).await;
         let devices = self.attached.len();
-        tracing::debug!(devices, took_us = now.elapsed().as_micros() as u64, "looked around");
+        let took = now.elapsed();
+        tracing::debug!(devices, took_us = took.as_micros() as u64, "looked around");
+        took
     }
 
     async fn look(&mut self, now: Instant) {
