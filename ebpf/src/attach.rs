@@ -2,7 +2,8 @@
 //!
 //! A pinned link outlives the process: the device keeps running the program, whose socket map is
 //! then empty, so that frames meant for the overlay are dropped and never reach the host's stack.
-//! The next process replaces the program in the link, which leaves no gap.
+//! The next process replaces the program in the link, which leaves no gap. A link cannot change its
+//! mode: see [`guard`](crate::guard).
 
 use std::{
     collections::BTreeSet,
@@ -16,9 +17,10 @@ use aya::programs::{
     xdp::XdpLink,
 };
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::{
+    guard,
     netlink::{Attachment, xdp_attachment},
     privilege::{chain, missing, os_error},
 };
@@ -111,8 +113,10 @@ pub enum AttachError {
         /// The number of slots that exist.
         max_slots: u32,
     },
-    /// Choose a base that no other interface has.
-    #[error("slot base {slot_base} of interface {ifindex} is that of interface {other}")]
+    /// Choose slots that no other interface has.
+    #[error(
+        "slot base {slot_base} of interface {ifindex} is within the slots of interface {other}"
+    )]
     SlotTaken {
         /// The interface's index.
         ifindex: u32,
@@ -120,6 +124,25 @@ pub enum AttachError {
         slot_base: u32,
         /// The interface that has it.
         other: u32,
+    },
+    /// Nothing was changed: without the guard the device would be open for a moment. Read the
+    /// reason; the guard takes Linux 6.6.
+    #[error("interface {ifindex} cannot be kept closed while its XDP mode changes: {reason}")]
+    Guard {
+        /// The interface's index.
+        ifindex: u32,
+        /// What failed.
+        reason: String,
+    },
+    /// The device drops everything that is meant for the overlay until it is attached again.
+    #[error(
+        "interface {ifindex} took neither the new XDP mode nor the old one again, and stays closed: {reason}"
+    )]
+    Closed {
+        /// The interface's index.
+        ifindex: u32,
+        /// What each attempt said.
+        reason: String,
     },
     /// Look at the pin directory: something else is in it, or it is not writable.
     #[error("pin {path}: {reason}")]
@@ -163,54 +186,69 @@ pub(crate) fn pin_path(directory: &Path, ifindex: u32) -> PathBuf {
     directory.join(format!("{PIN_PREFIX}{ifindex}"))
 }
 
-/// The devices whose links are pinned in `directory`.
+/// The devices whose links, or guards, are pinned in `directory`.
 pub(crate) fn pinned(directory: &Path) -> io::Result<BTreeSet<u32>> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
-        let ifindex = name.to_str().and_then(|name| name.strip_prefix(PIN_PREFIX));
+        let ifindex = name.to_str().and_then(|name| {
+            name.strip_prefix(PIN_PREFIX).or_else(|| name.strip_prefix(guard::PIN_PREFIX))
+        });
         found.extend(ifindex.and_then(|ifindex| ifindex.parse::<u32>().ok()));
     }
     Ok(found)
 }
 
-/// Removes the link that a previous process pinned for `ifindex`.
+/// Removes what a previous process pinned for `ifindex`: the link, and a guard that a change of
+/// mode left behind.
 pub(crate) fn remove_pinned(directory: &Path, ifindex: u32) -> Result<(), AttachError> {
     let pin = pin_path(directory, ifindex);
-    if !pin.exists() {
-        // A failed change of mode took it away already.
-        return Ok(());
+    if pin.exists() {
+        let link = open_pin(&pin)?;
+        DeviceLink { link, pin: Some(pin) }.remove()?;
     }
-    let link = open_pin(&pin)?;
-    DeviceLink { link, pin: Some(pin) }.remove()
+    remove_pin(&guard::pin_path(directory, ifindex))
 }
 
-/// Puts `program` on the device, by the link that a previous process left where that still drives
-/// the device in the same mode, else by a new link.
+/// The link that a previous process left for the device, and its mode, if that link is what drives
+/// the device. A pin that drives nothing any more is removed.
 ///
-/// The kernel has one mode at a time per device, and a link cannot change its own. So where the
-/// mode differs the old link is removed first, and what arrives until the new one is there reaches
-/// the host's stack: take the interface down before a change of mode if that matters.
+/// A device's index may have passed to another device since the link was pinned: only a link whose
+/// program is the one that runs there now is worth taking over.
+pub(crate) fn inherited(
+    directory: &Path,
+    ifindex: u32,
+) -> Result<Option<(DeviceLink, XdpMode)>, AttachError> {
+    let pin = pin_path(directory, ifindex);
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let link = open_pin(&pin)?;
+    let info = link
+        .info()
+        .map_err(|error| AttachError::Pin { path: pin.clone(), reason: chain(&error) })?;
+    let link = DeviceLink { link, pin: Some(pin) };
+    match running(ifindex)? {
+        Some(Attachment { mode: Some(mode), program_id }) if program_id == info.program_id() => {
+            Ok(Some((link, mode)))
+        }
+        _ => {
+            warn!(ifindex, "removing a pinned XDP link that drives no device");
+            link.remove()?;
+            Ok(None)
+        }
+    }
+}
+
+/// Puts `program` on a device by a new link.
 pub(crate) fn attach(
     program: &mut Xdp,
     ifindex: u32,
     mode: XdpMode,
     pin_dir: Option<&Path>,
 ) -> Result<DeviceLink, AttachError> {
-    let running = running(ifindex)?;
-    let pin = pin_dir.map(|directory| pin_path(directory, ifindex));
-    if let Some(pin) = pin.as_deref().filter(|pin| pin.exists()) {
-        let link = open_pin(pin)?;
-        if drives(&link, running, mode, pin)? {
-            let link = replace(program, link, ifindex)?;
-            info!(ifindex, mode = mode.name(), "took over the XDP link of a previous process");
-            return Ok(DeviceLink { link, pin: Some(pin.to_owned()) });
-        }
-        warn!(ifindex, mode = mode.name(), "removing a pinned XDP link of another mode or device");
-        DeviceLink { link, pin: Some(pin.to_owned()) }.remove()?;
-    }
     let link = create(program, ifindex, mode)?;
-    match pin {
+    match pin_dir.map(|directory| pin_path(directory, ifindex)) {
         None => Ok(DeviceLink { link, pin: None }),
         Some(path) => {
             let pinned = link
@@ -221,6 +259,17 @@ pub(crate) fn attach(
     }
 }
 
+/// Puts `program` in the place of the one that the link runs, without a gap.
+pub(crate) fn replace(
+    program: &mut Xdp,
+    old: DeviceLink,
+    ifindex: u32,
+) -> Result<DeviceLink, AttachError> {
+    let pin = old.pin;
+    let link = replace_in(program, old.link, ifindex)?;
+    Ok(DeviceLink { link, pin })
+}
+
 fn running(ifindex: u32) -> Result<Option<Attachment>, AttachError> {
     xdp_attachment(ifindex).map_err(|error| match error.raw_os_error() {
         Some(libc::ENODEV) => AttachError::NoDevice { ifindex },
@@ -228,21 +277,7 @@ fn running(ifindex: u32) -> Result<Option<Attachment>, AttachError> {
     })
 }
 
-/// A device's index may have passed to another device since the link was pinned: only a link whose
-/// program is the one that runs there now is worth taking over.
-fn drives(
-    link: &FdLink,
-    running: Option<Attachment>,
-    mode: XdpMode,
-    pin: &Path,
-) -> Result<bool, AttachError> {
-    let info = link
-        .info()
-        .map_err(|error| AttachError::Pin { path: pin.to_owned(), reason: chain(&error) })?;
-    Ok(running == Some(Attachment { mode: Some(mode), program_id: info.program_id() }))
-}
-
-fn replace(program: &mut Xdp, link: FdLink, ifindex: u32) -> Result<FdLink, AttachError> {
+fn replace_in(program: &mut Xdp, link: FdLink, ifindex: u32) -> Result<FdLink, AttachError> {
     let kernel = |reason| AttachError::Kernel { ifindex, reason };
     let link = XdpLink::try_from(link).map_err(|error| kernel(chain(&error)))?;
     let id = program
@@ -284,7 +319,7 @@ fn open_pin(pin: &Path) -> Result<FdLink, AttachError> {
     Ok(link.into())
 }
 
-fn remove_pin(pin: &Path) -> Result<(), AttachError> {
+pub(crate) fn remove_pin(pin: &Path) -> Result<(), AttachError> {
     match fs::remove_file(pin) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

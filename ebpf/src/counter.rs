@@ -61,6 +61,8 @@ counters! {
     SkbInfoCaptured = "skb_info_captured",
     /// Frames whose metadata includes what the tracing program read.
     SkbInfoUsed = "skb_info_used",
+    /// Frames of tenants and of the overlay dropped behind XDP, while a device changed its XDP mode.
+    GuardDropped = "guard_dropped",
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! One question to rtnetlink: which XDP program does a device run, and how?
+//! One question to rtnetlink: what is a device called, which XDP program does it run, and how?
 //!
-//! The answer tells whether a pinned link still is what drives the device, which neither the link
+//! The latter tells whether a pinned link still is what drives the device, which neither the link
 //! nor the loader library says.
 #![allow(unsafe_code)] // A netlink socket by libc; all parsing is in safe code.
 
@@ -14,6 +14,7 @@ use crate::attach::XdpMode;
 const HEADER_LEN: usize = 16;
 const IFINFO_LEN: usize = 16;
 const ANSWER_LEN: usize = 65536;
+const IFLA_IFNAME: u16 = 3;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_XDP_PROG_ID: u16 = 4;
@@ -34,6 +35,17 @@ pub(crate) struct Attachment {
 /// The XDP program of device `ifindex` of the caller's network namespace. ENODEV if there is no
 /// such device.
 pub(crate) fn xdp_attachment(ifindex: u32) -> io::Result<Option<Attachment>> {
+    parse(&ask(ifindex)?)
+}
+
+/// The name of device `ifindex` of the caller's network namespace. ENODEV if there is no such
+/// device.
+pub(crate) fn device_name(ifindex: u32) -> io::Result<String> {
+    parse_name(&ask(ifindex)?)
+}
+
+/// The kernel's answer to a question about one device.
+fn ask(ifindex: u32) -> io::Result<Vec<u8>> {
     let socket = open()?;
     let request = request(ifindex);
     // SAFETY: the buffer is valid for its length; an unconnected netlink socket sends to the kernel.
@@ -46,7 +58,8 @@ pub(crate) fn xdp_attachment(ifindex: u32) -> io::Result<Option<Attachment>> {
     let received =
         unsafe { libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0) };
     let len = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-    parse(answer.get(..len).unwrap_or_default())
+    answer.truncate(len);
+    Ok(answer)
 }
 
 fn open() -> io::Result<OwnedFd> {
@@ -71,14 +84,28 @@ fn request(ifindex: u32) -> [u8; HEADER_LEN + IFINFO_LEN] {
     out
 }
 
-fn parse(message: &[u8]) -> io::Result<Option<Attachment>> {
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed rtnetlink answer");
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "malformed rtnetlink answer")
+}
+
+/// The attributes of the device that a message describes.
+fn attributes(message: &[u8]) -> io::Result<&[u8]> {
     let kind = read_u16(message, 4).ok_or_else(malformed)?;
     if i32::from(kind) == libc::NLMSG_ERROR {
         let code = read_u32(message, HEADER_LEN).ok_or_else(malformed)?.cast_signed();
         return Err(io::Error::from_raw_os_error(code.wrapping_neg()));
     }
-    let body = message.get(HEADER_LEN + IFINFO_LEN..).ok_or_else(malformed)?;
+    message.get(HEADER_LEN + IFINFO_LEN..).ok_or_else(malformed)
+}
+
+fn parse_name(message: &[u8]) -> io::Result<String> {
+    let name = attribute(attributes(message)?, IFLA_IFNAME).ok_or_else(malformed)?;
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    String::from_utf8(name.to_vec()).map_err(|_| malformed())
+}
+
+fn parse(message: &[u8]) -> io::Result<Option<Attachment>> {
+    let body = attributes(message)?;
     let Some(xdp) = attribute(body, IFLA_XDP) else { return Ok(None) };
     let attached = attribute(xdp, IFLA_XDP_ATTACHED).and_then(|value| value.first().copied());
     let mode = match attached {
@@ -149,6 +176,7 @@ mod tests {
     fn mode_and_program_are_read_from_the_nested_attribute() {
         let expected = Attachment { mode: Some(XdpMode::Generic), program_id: 77 };
         assert_eq!(parse(&answer()).unwrap(), Some(expected));
+        assert_eq!(parse_name(&answer()).unwrap(), "eth0");
     }
 
     #[test]
@@ -157,6 +185,8 @@ mod tests {
         for len in 0..whole.len() {
             let cut = parse(&whole[..len]);
             assert!(len >= 32 || cut.is_err(), "{len} bytes gave {cut:?}");
+            let name = parse_name(&whole[..len]);
+            assert!(len >= 41 || name.is_err(), "{len} bytes gave {name:?}");
         }
     }
 

@@ -94,39 +94,47 @@ pub(crate) fn set_tunnel_ports(object: &mut Ebpf, ports: &[u16]) -> Result<(), T
     replace_keys::<[u8; 2]>(object, "tunnel_ports", &wanted)
 }
 
-/// Slots of each device: from its base up to the base of the next device, or to the end.
-pub(crate) fn ranges(bases: &BTreeMap<u32, u32>, max_slots: u32) -> BTreeMap<u32, [u32; 2]> {
-    bases
-        .iter()
-        .map(|(ifindex, base)| {
-            let end = bases.values().copied().filter(|other| other > base).min();
-            (*ifindex, [*base, end.unwrap_or(max_slots).saturating_sub(*base)])
-        })
-        .collect()
-}
-
-pub(crate) fn set_slot_ranges(
+/// Gives a device its slots: `first`, and how many.
+pub(crate) fn set_slots(
     object: &mut Ebpf,
-    ranges: &BTreeMap<u32, [u32; 2]>,
+    ifindex: u32,
+    slots: [u32; 2],
 ) -> Result<(), TableError> {
-    let mut map = hash::<u32, [u32; 2]>(object, "slots")?;
-    let present: BTreeSet<u32> = map.keys().collect::<Result<_, _>>().map_err(kernel("slots"))?;
-    for (ifindex, range) in ranges {
-        map.insert(ifindex, range, 0).map_err(kernel("slots"))?;
-    }
-    for ifindex in present.iter().filter(|ifindex| !ranges.contains_key(ifindex)) {
-        map.remove(ifindex).map_err(kernel("slots"))?;
-    }
-    Ok(())
+    hash::<u32, [u32; 2]>(object, "slots")?.insert(ifindex, slots, 0).map_err(kernel("slots"))
 }
 
-/// The devices whose packet buffers the tracing program reads.
-pub(crate) fn set_watched(object: &mut Ebpf, devices: &BTreeSet<u32>) -> Result<(), TableError> {
+/// Takes a device's slots away: its frames are dropped from here on.
+pub(crate) fn clear_slots(object: &mut Ebpf, ifindex: u32) -> Result<(), TableError> {
+    absent_is_fine(hash::<u32, [u32; 2]>(object, "slots")?.remove(&ifindex), "slots")
+}
+
+fn absent_is_fine(result: Result<(), MapError>, table: &'static str) -> Result<(), TableError> {
+    match result {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other.map_err(kernel(table)),
+    }
+}
+
+/// Whether the tracing program reads the device's packet buffers.
+pub(crate) fn set_watched(
+    object: &mut Ebpf,
+    ifindex: u32,
+    watched: bool,
+) -> Result<(), TableError> {
+    let table = "watched";
+    if !watched {
+        return absent_is_fine(hash::<u32, u32>(object, table)?.remove(&ifindex), table);
+    }
     // Indices repeat from namespace to namespace, and the tracepoint sees them all.
     let netns = std::fs::metadata("/proc/thread-self/ns/net")
         .map(|metadata| std::os::unix::fs::MetadataExt::ino(&metadata) as u32)
-        .map_err(|error| TableError::Kernel { table: "watched", reason: error.to_string() })?;
-    replace_keys(object, "watched", &devices.iter().map(|ifindex| (*ifindex, netns)).collect())
+        .map_err(|error| TableError::Kernel { table, reason: error.to_string() })?;
+    hash::<u32, u32>(object, table)?.insert(ifindex, netns, 0).map_err(kernel(table))
 }
 
 fn sockets(object: &mut Ebpf) -> Result<XskMap<&mut MapData>, TableError> {
@@ -174,16 +182,4 @@ pub(crate) fn counters(object: &Ebpf) -> Result<Vec<(Counter, u64)>, TableError>
 
 fn sum<T: Borrow<MapData>>(map: &PerCpuArray<T, u64>, index: u32) -> Result<u64, MapError> {
     Ok(map.get(&index, 0)?.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_owns_the_slots_up_to_the_base_of_the_next() {
-        let bases = BTreeMap::from([(7, 16), (3, 0), (9, 4)]);
-        let expected = BTreeMap::from([(3, [0, 4]), (9, [4, 12]), (7, [16, 48])]);
-        assert_eq!(ranges(&bases, 64), expected);
-    }
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use culvert_ebpf::{
-    AttachError, CountProgram, CountVerdict, Counter, LoadOptions, Programs, XdpMode,
+    AttachError, CountProgram, CountVerdict, Counter, LoadOptions, ProgramKind, Programs, XdpMode,
 };
 use support::{
     counter, load,
@@ -107,7 +107,7 @@ fn a_host_stays_reachable_on_its_underlay_interface() {
             .set_vteps(&["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()])
             .unwrap();
         programs.set_tunnel_ports(&[4789]).unwrap();
-        near.run(|| programs.attach_underlay(ifindex, mode, 0).unwrap());
+        near.run(|| programs.attach(ProgramKind::Underlay, ifindex, mode, 0..1).unwrap());
         assert_eq!(shown_mode(&near, "n0"), Some(mode));
         far.command(PING4);
         far.command(PING6);
@@ -133,7 +133,7 @@ fn nothing_of_a_tenant_reaches_the_hosts_stack() {
         know_neighbour(&near, &far);
         let ifindex = near.ifindex("n0");
         let mut programs = load();
-        near.run(|| programs.attach_tenant(ifindex, mode, 0).unwrap());
+        near.run(|| programs.attach(ProgramKind::Tenant, ifindex, mode, 0..1).unwrap());
         let before = received_by_stack(&near);
         far.try_command(PING4).unwrap_err();
         far.try_command(PING6).unwrap_err();
@@ -152,7 +152,7 @@ fn every_generic_frame_gets_what_its_buffer_says() {
     know_neighbour(&near, &far);
     let ifindex = near.ifindex("n0");
     let mut programs = load();
-    near.run(|| programs.attach_tenant(ifindex, XdpMode::Generic, 0).unwrap());
+    near.run(|| programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap());
     under_load(&far, || thread::sleep(Duration::from_millis(200)));
     let frames = counter(&programs, Counter::TenantNoSocket);
     assert!(frames > 100, "{frames} frames");
@@ -166,7 +166,7 @@ fn native_frames_come_without_their_buffer() {
     know_neighbour(&near, &far);
     let ifindex = near.ifindex("n0");
     let mut programs = load();
-    near.run(|| programs.attach_tenant(ifindex, XdpMode::Native, 0).unwrap());
+    near.run(|| programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Native, 0..1).unwrap());
     under_load(&far, || thread::sleep(Duration::from_millis(50)));
     assert!(counter(&programs, Counter::TenantNoSocket) > 10);
     assert_eq!(counter(&programs, Counter::SkbInfoCaptured), 0);
@@ -197,7 +197,7 @@ fn a_killed_loader_leaks_nothing_and_its_successor_takes_over_without_a_gap() {
     if let Ok(pins) = std::env::var(CHILD_PINS) {
         let ifindex = std::env::var(CHILD_IFINDEX).unwrap().parse().unwrap();
         let mut programs = load_pinned(Path::new(&pins));
-        programs.attach_tenant(ifindex, XdpMode::Generic, 0).unwrap();
+        programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
         println!("attached");
         thread::sleep(Duration::from_secs(60));
         unreachable!("the parent kills this process");
@@ -217,7 +217,9 @@ fn a_killed_loader_leaks_nothing_and_its_successor_takes_over_without_a_gap() {
 
         let mut successor = pins.load();
         assert_eq!(successor.pinned_links(), [ifindex]);
-        near.run(|| successor.attach_tenant(ifindex, XdpMode::Generic, 4).unwrap());
+        near.run(|| {
+            successor.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 4..5).unwrap();
+        });
         assert_eq!(successor.pinned_links(), []);
         thread::sleep(Duration::from_millis(100));
         successor
@@ -234,7 +236,7 @@ fn links_that_the_new_configuration_does_not_want_are_released() {
     let (near, far) = linked_pair();
     let ifindex = near.ifindex("n0");
     let pins = Pins::new("released");
-    near.run(|| pins.load().attach_tenant(ifindex, XdpMode::Native, 0).unwrap());
+    near.run(|| pins.load().attach(ProgramKind::Tenant, ifindex, XdpMode::Native, 0..1).unwrap());
     far.try_command(PING4).unwrap_err();
     let mut successor = pins.load();
     assert_eq!(successor.release_unclaimed().unwrap(), [ifindex]);
@@ -251,7 +253,7 @@ fn a_pinned_link_of_another_mode_is_replaced() {
     let pins = Pins::new("mode");
     for mode in [XdpMode::Native, XdpMode::Generic, XdpMode::Native] {
         let mut programs = pins.load();
-        near.run(|| programs.attach_tenant(ifindex, mode, 0).unwrap());
+        near.run(|| programs.attach(ProgramKind::Tenant, ifindex, mode, 0..1).unwrap());
         assert_eq!(shown_mode(&near, "n0"), Some(mode));
         far.try_command(PING4).unwrap_err();
         assert!(counter(&programs, Counter::TenantNoSocket) > 0);
@@ -263,13 +265,78 @@ fn a_pin_whose_device_is_gone_does_not_keep_its_successor_from_attaching() {
     let host = Netns::new();
     let pins = Pins::new("gone");
     host.ip("link add name old index 77 type veth peer name peer");
-    host.run(|| pins.load().attach_tenant(77, XdpMode::Generic, 0).unwrap());
+    host.run(|| pins.load().attach(ProgramKind::Tenant, 77, XdpMode::Generic, 0..1).unwrap());
     host.ip("link del dev old");
     host.ip("link add name new index 77 type veth peer name peer");
     let mut programs = pins.load();
     assert_eq!(programs.pinned_links(), [77]);
-    host.run(|| programs.attach_tenant(77, XdpMode::Generic, 0).unwrap());
+    host.run(|| programs.attach(ProgramKind::Tenant, 77, XdpMode::Generic, 0..1).unwrap());
     assert_eq!(shown_mode(&host, "new"), Some(XdpMode::Generic));
+}
+
+#[test]
+fn a_change_of_mode_or_kind_leaks_nothing() {
+    let (near, far) = linked_pair();
+    know_neighbour(&near, &far);
+    let ifindex = near.ifindex("n0");
+    let pins = Pins::new("change");
+    let mut programs = pins.load();
+    programs.set_vteps(&["192.0.2.1".parse().unwrap()]).unwrap();
+    programs.set_tunnel_ports(&[4000]).unwrap();
+    near.run(|| {
+        programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
+    });
+    let before = received_by_stack(&near);
+    under_load(&far, || {
+        near.run(|| {
+            for mode in [XdpMode::Native, XdpMode::Generic].repeat(5) {
+                for kind in [ProgramKind::Underlay, ProgramKind::Tenant] {
+                    programs.set_mode(ifindex, mode).unwrap();
+                    programs.set_kind(ifindex, kind).unwrap();
+                }
+                assert_eq!(shown_mode(&near, "n0"), Some(mode));
+            }
+        });
+    });
+    assert_eq!(received_by_stack(&near), before, "frames leaked to the stack");
+    assert!(counter(&programs, Counter::TenantNoSocket) > 0);
+    assert!(!pins.0.join(format!("guard-{ifindex}")).exists(), "the guard is gone");
+    // As underlay, what is not ours passes, in every mode and while it changes.
+    near.run(|| programs.set_kind(ifindex, ProgramKind::Underlay).unwrap());
+    far.command(PING4);
+    near.run(|| programs.detach(ifindex).unwrap());
+}
+
+#[test]
+fn a_mode_that_the_device_does_not_take_leaves_it_as_it_was() {
+    let host = Netns::new();
+    // Native XDP on a veth takes as many receive queues as the peer has transmit queues.
+    host.ip("link add n0 numtxqueues 1 numrxqueues 1 type veth peer name f0 numtxqueues 2 numrxqueues 2");
+    let ifindex = host.ifindex("n0");
+    let pins = Pins::new("refused");
+    host.run(|| {
+        let mut programs = pins.load();
+        programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
+        let error = programs.set_mode(ifindex, XdpMode::Native).unwrap_err();
+        assert!(matches!(error, AttachError::Mode { mode: XdpMode::Native, .. }), "{error}");
+        assert_eq!(shown_mode(&host, "n0"), Some(XdpMode::Generic));
+        programs.set_kind(ifindex, ProgramKind::Underlay).unwrap();
+        drop(programs);
+        // The same for a link that a previous process left; it stays closed whatever fails.
+        let mut programs = pins.load();
+        programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Native, 0..1).unwrap_err();
+        assert_eq!(shown_mode(&host, "n0"), Some(XdpMode::Generic));
+        assert_eq!(programs.pinned_links(), [ifindex]);
+        programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
+        programs.abandon(ifindex).unwrap();
+        assert_eq!(shown_mode(&host, "n0"), Some(XdpMode::Generic), "closed before, closed now");
+        assert_eq!(programs.pinned_links(), [ifindex]);
+        assert_eq!(programs.release_unclaimed().unwrap(), [ifindex]);
+        assert_eq!(shown_mode(&host, "n0"), None);
+        programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
+        programs.abandon(ifindex).unwrap();
+        assert_eq!(shown_mode(&host, "n0"), None, "open before, open now");
+    });
 }
 
 #[test]
@@ -278,22 +345,25 @@ fn what_cannot_be_attached_is_named_and_changes_nothing() {
     let ifindex = near.ifindex("n0");
     let _programs = near.run(|| {
         let mut programs = load();
-        let error = programs.attach_tenant(4_000_000, XdpMode::Generic, 0).unwrap_err();
+        let error =
+            programs.attach(ProgramKind::Tenant, 4_000_000, XdpMode::Generic, 0..1).unwrap_err();
         assert!(matches!(error, AttachError::NoDevice { ifindex: 4_000_000 }), "{error}");
-        let error = programs.attach_tenant(1, XdpMode::Native, 0).unwrap_err();
+        let error = programs.attach(ProgramKind::Tenant, 1, XdpMode::Native, 0..1).unwrap_err();
         assert!(matches!(error, AttachError::Mode { mode: XdpMode::Native, .. }), "{error}");
-        let error = programs.attach_tenant(ifindex, XdpMode::Generic, 64).unwrap_err();
+        let error =
+            programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 64..65).unwrap_err();
         assert!(matches!(error, AttachError::SlotBase { max_slots: 64, .. }), "{error}");
         let error = programs.detach(ifindex).unwrap_err();
         assert!(matches!(error, AttachError::NotAttached { .. }), "{error}");
 
-        programs.attach_tenant(ifindex, XdpMode::Generic, 0).unwrap();
-        let error = programs.attach_underlay(ifindex, XdpMode::Generic, 1).unwrap_err();
+        programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
+        let error =
+            programs.attach(ProgramKind::Underlay, ifindex, XdpMode::Generic, 1..2).unwrap_err();
         assert!(matches!(error, AttachError::AlreadyAttached { .. }), "{error}");
-        let error = programs.attach_underlay(1, XdpMode::Generic, 0).unwrap_err();
+        let error = programs.attach(ProgramKind::Underlay, 1, XdpMode::Generic, 0..1).unwrap_err();
         assert!(matches!(error, AttachError::SlotTaken { .. }), "{error}");
         for mode in [XdpMode::Generic, XdpMode::Native] {
-            let error = load().attach_tenant(ifindex, mode, 0).unwrap_err();
+            let error = load().attach(ProgramKind::Tenant, ifindex, mode, 0..1).unwrap_err();
             assert!(matches!(error, AttachError::Busy { program_id: 1.., .. }), "{error}");
         }
         programs

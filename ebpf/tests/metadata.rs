@@ -2,7 +2,7 @@
 
 mod support;
 
-use culvert_ebpf::{Counter, FrameMeta, Gso, GsoKind, Programs, XdpMode};
+use culvert_ebpf::{Counter, FrameMeta, Gso, GsoKind, ProgramKind, Programs, XdpMode};
 use support::{
     counter,
     frames::{ETH_IPV4, PEER4, PEER6, TCP, UDP, V4, VTEP6, ethernet, ipv6_frame, tcp, udp},
@@ -35,7 +35,7 @@ impl Tenant {
         let (near_index, far_index) = (near.ifindex("n0"), far.ifindex("f0"));
         let mut programs = load();
         let receiver = near.run(|| {
-            programs.attach_tenant(near_index, mode, 3).unwrap();
+            programs.attach(ProgramKind::Tenant, near_index, mode, 3..4).unwrap();
             Receiver::bind(near_index)
         });
         programs.set_socket(3, receiver.fd()).unwrap();

@@ -2,7 +2,7 @@
 
 mod support;
 
-use culvert_ebpf::{Counter, FrameMeta, XdpMode};
+use culvert_ebpf::{Counter, FrameMeta, ProgramKind, XdpMode};
 use support::{
     XDP_DROP,
     frames::{V4, tunnel},
@@ -16,7 +16,7 @@ fn frames_of_any_content_and_length_are_dropped_without_a_socket() {
     let host = Netns::new();
     host.run(|| {
         let mut programs = load();
-        programs.attach_tenant(1, XdpMode::Generic, 0).unwrap();
+        programs.attach(ProgramKind::Tenant, 1, XdpMode::Generic, 0..1).unwrap();
         let mut random: u32 = 0x9e37_79b9;
         let mut runs = 0;
         for len in (14..300).chain([1514, 3000, 9014]) {
@@ -42,8 +42,8 @@ fn metadata_stands_directly_in_front_of_the_untouched_frame() {
     let host = Netns::new();
     host.run(|| {
         let mut programs = load();
-        programs.attach_tenant(1, XdpMode::Native, 0).unwrap_err();
-        programs.attach_tenant(1, XdpMode::Generic, 0).unwrap();
+        programs.attach(ProgramKind::Tenant, 1, XdpMode::Native, 0..1).unwrap_err();
+        programs.attach(ProgramKind::Tenant, 1, XdpMode::Generic, 0..1).unwrap();
         for frame in [V4::default().frame(&tunnel()), vec![0x5a; 9014]] {
             let outcome = run(programs.tenant_fd().unwrap(), &frame).unwrap();
             let (meta, rest) = outcome.bytes.split_first_chunk::<{ FrameMeta::LEN }>().unwrap();
@@ -74,8 +74,8 @@ fn a_queue_whose_slot_is_another_devices_is_dropped_and_counted() {
     let (ifindex, other) = (host.ifindex("q0"), host.ifindex("q1"));
     host.run(|| {
         let mut programs = load();
-        programs.attach_tenant(ifindex, XdpMode::Generic, 8).unwrap();
-        programs.attach_tenant(other, XdpMode::Generic, 10).unwrap();
+        programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 8..10).unwrap();
+        programs.attach(ProgramKind::Tenant, other, XdpMode::Generic, 10..11).unwrap();
         for (rx_queue, expected) in [
             (0, Counter::TenantNoSocket),
             (1, Counter::TenantNoSocket),

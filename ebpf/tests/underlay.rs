@@ -2,7 +2,7 @@
 
 mod support;
 
-use culvert_ebpf::{Counter, FrameMeta, Programs, XdpMode};
+use culvert_ebpf::{Counter, FrameMeta, ProgramKind, Programs, XdpMode};
 use support::{
     XDP_DROP, XDP_PASS,
     frames::{
@@ -48,7 +48,7 @@ impl Fate {
 fn with_programs(test: impl FnOnce(&mut Programs) + Send) {
     Netns::new().run(|| {
         let mut programs = load();
-        programs.attach_underlay(1, XdpMode::Generic, 0).unwrap();
+        programs.attach(ProgramKind::Underlay, 1, XdpMode::Generic, 0..1).unwrap();
         programs.set_vteps(&[VTEP4.into(), VTEP6.into()]).unwrap();
         programs.set_tunnel_ports(&[VXLAN, GENEVE]).unwrap();
         test(&mut programs);

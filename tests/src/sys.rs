@@ -251,3 +251,50 @@ pub fn wait_readable<const N: usize>(
     // SAFETY: poll gets N live pollfds.
     Ok(check(unsafe { libc::poll(polls.as_mut_ptr(), count, millis) })? > 0)
 }
+
+/// Makes the first BPF map called `name` that process `pid` has open refuse changes by system call for good; false if
+/// there is none.
+pub fn freeze_bpf_map(pid: u32, name: &str) -> io::Result<bool> {
+    const BPF_MAP_GET_FD_BY_ID: i32 = 14;
+    const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
+    const BPF_MAP_FREEZE: i32 = 22;
+    /// Offset of the name in `struct bpf_map_info`.
+    const NAME_AT: usize = 24;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let info = std::fs::read_to_string(entry?.path()).unwrap_or_default();
+        let id = info.lines().find_map(|line| line.strip_prefix("map_id:"));
+        let Some(id) = id.and_then(|id| id.trim().parse::<u32>().ok()) else { continue };
+        let mut attr = [0u8; 64];
+        attr[..4].copy_from_slice(&id.to_ne_bytes());
+        // SAFETY: the kernel reads a live buffer of the length given, and returns a new descriptor.
+        let fd = unsafe {
+            let fd = check(bpf(BPF_MAP_GET_FD_BY_ID, &attr))?;
+            OwnedFd::from_raw_fd(fd)
+        };
+        let mut answer = [0u8; 128];
+        let mut attr = [0u8; 64];
+        attr[..4].copy_from_slice(&fd.as_raw_fd().to_ne_bytes());
+        attr[4..8].copy_from_slice(&(answer.len() as u32).to_ne_bytes());
+        attr[8..16].copy_from_slice(&(answer.as_mut_ptr() as u64).to_ne_bytes());
+        // SAFETY: the kernel writes at most the length given into the live buffer.
+        check(unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) })?;
+        let found = answer[NAME_AT..NAME_AT + 16].split(|byte| *byte == 0).next();
+        if found == Some(name.as_bytes()) {
+            // Everything behind the descriptor has to be zero.
+            attr[4..].fill(0);
+            // SAFETY: the kernel reads the descriptor from a live buffer.
+            check(unsafe { bpf(BPF_MAP_FREEZE, &attr) })?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The bpf system call.
+///
+/// # Safety
+/// Pointers in `attr` are to live buffers of the lengths that it gives.
+unsafe fn bpf(command: i32, attr: &[u8; 64]) -> i32 {
+    // SAFETY: the caller's promise, and a length that is that of the buffer.
+    unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), attr.len()) as i32 }
+}

@@ -64,6 +64,12 @@ drop_reasons! {
     TtlExceeded = "ttl_exceeded",
     /// Too big for the path and may not be fragmented; the sender was told.
     PacketTooBig = "packet_too_big",
+    /// An IPv6 packet of up to 1,280 bytes, which its sender may not make smaller (RFC 8200 section
+    /// 5), on a path that cannot carry it: raise the underlay's MTU to 1,350 (IPv4: 1,330) at least.
+    BelowIpv6Minimum = "below_ipv6_minimum",
+    /// From the underlay: an ICMP error about a tunnel packet that we cannot have sent, or more of
+    /// them than are believed in a second.
+    BadPathMtuReport = "bad_path_mtu_report",
     /// A superframe that cannot be cut by the rules of its kind.
     NotSegmentable = "not_segmentable",
     /// A superframe of a kind that we do not carry, or whose kind is not known.

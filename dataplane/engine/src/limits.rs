@@ -1,5 +1,7 @@
 //! The limits of one dataplane, each with the reason for its size.
 
+use std::time::Duration;
+
 /// Tenant ports of a host. An index fits 16 bits; counters for all of them are allocated up front.
 pub const MAX_PORTS: usize = 4096;
 
@@ -46,17 +48,17 @@ pub const SLOTS_PER_PORT: u32 = 8;
 /// Receive queues of an underlay device.
 pub const SLOTS_PER_LINK: u32 = 128;
 
-/// Sockets that the XDP programs can address.
-pub const MAX_SLOTS: u32 = MAX_LINKS as u32 * SLOTS_PER_LINK + MAX_PORTS as u32 * SLOTS_PER_PORT;
+/// Sockets that the XDP programs can address: the most that the map takes. A full set of ports with
+/// a few queues each, and the devices that replace some of them, find room at the same time.
+pub const MAX_SLOTS: u32 = 65_536;
 
-/// Where the sockets of an underlay device start.
-pub const fn link_slot_base(link: u16) -> u32 {
-    link as u32 * SLOTS_PER_LINK
-}
+/// First pause before a device that could not be opened is tried again.
+pub const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 
-/// Where the sockets of a tenant's port start.
-pub const fn port_slot_base(port: u16) -> u32 {
-    MAX_LINKS as u32 * SLOTS_PER_LINK + port as u32 * SLOTS_PER_PORT
-}
+/// Longest such pause. A device that appears is tried at once, so that this is only for those that
+/// exist and cannot be opened.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-const _: () = assert!(MAX_SLOTS <= 65_536);
+/// Reports of smaller path MTUs that a worker believes in a second. Each lets the tables be built
+/// anew; real routers limit themselves to fewer.
+pub const PMTU_REPORTS_PER_SECOND: u32 = 10;

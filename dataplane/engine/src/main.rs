@@ -11,9 +11,18 @@ use culvert_dataplane::server;
 use culvert_dataplane::shared::Shared;
 use culvert_dataplane::worker::{Worker, WorkerConfig};
 use culvert_ebpf::{LoadOptions, Programs};
-use culvert_port::{Arena, FrameCache};
+use culvert_port::{Arena, FrameCache, LinkBell};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
+use tokio::time::MissedTickBehavior;
+
+/// How often all devices are looked at, whether or not the kernel said that one changed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long after the kernel said so, and so how often at most.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Carries the packets of this host's virtual networks on AF_XDP.
 ///
@@ -209,13 +218,45 @@ fn instance_id() -> Result<String, std::io::Error> {
 
 /// Carries what the kernel and the workers report into the tables.
 async fn follow(controller: Arc<Mutex<Controller>>, shared: Arc<Shared>) {
-    let mut look = tokio::time::interval(Duration::from_secs(1));
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What the runtime warns of is a descriptor that is closed or swapped behind its back: the bell
+    // owns its own for as long as it lives.
+    #[allow(deprecated)]
+    let bell = LinkBell::new().and_then(|bell| AsyncFd::with_interest(bell, Interest::READABLE));
+    if let Err(error) = &bell {
+        tracing::warn!(%error, "the kernel does not say when devices change: seen with delay");
+    }
+    let mut bell = bell.ok();
+    let mut took = Duration::ZERO;
     loop {
         let hops = controller.lock().await.follow();
         tokio::select! {
             () = shared.news.notified() => controller.lock().await.take_news(),
             () = changed(hops) => controller.lock().await.take_next_hops(),
-            _ = look.tick() => controller.lock().await.look_around().await,
+            () = rung(&mut bell) => {
+                // What comes in a burst is looked at once, and a storm of changes leaves time for
+                // everything else.
+                tokio::time::sleep(LOOK_PAUSE.max(took * 4)).await;
+                took = controller.lock().await.look_around().await;
+                look.reset();
+            }
+            _ = look.tick() => took = controller.lock().await.look_around().await,
+        }
+    }
+}
+
+/// Resolves when the kernel says that a device changed.
+async fn rung(bell: &mut Option<AsyncFd<LinkBell>>) {
+    let Some(listening) = bell else { return std::future::pending().await };
+    match listening.readable().await {
+        Ok(mut ready) => {
+            ready.get_inner().clear();
+            ready.clear_ready();
+        }
+        Err(error) => {
+            tracing::warn!(%error, "changes of devices are seen with delay");
+            *bell = None;
         }
     }
 }

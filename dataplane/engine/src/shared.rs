@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::counters::WorkerCounters;
 use crate::limits::{HANDOFF_QUEUE, TRAP_QUEUE};
 use crate::tables::{LinkIndex, PortIndex, Tables};
-use crate::worker::device::{Device, Role};
+use crate::worker::device::{AttachmentId, Device, Facts};
 use crate::worker::offload::Offload;
 use crate::worker::tunnel::Tunnel;
 
@@ -70,12 +70,12 @@ impl Handoff {
 pub enum Command {
     /// Take a device over.
     Attach(Box<Device>),
-    /// Give a device up; answered when its kernel objects are closed.
-    Detach(Role, oneshot::Sender<()>),
-    /// From now on the device cuts UDP superframes itself, or no longer.
-    SegmentsUdp(Role, bool),
+    /// Give the devices of an attachment back; what they had queued is flushed.
+    Detach(AttachmentId, oneshot::Sender<Vec<Device>>),
+    /// Facts about the devices of an attachment have changed.
+    Update(AttachmentId, Facts),
     /// Report the devices' counters.
-    Stats(oneshot::Sender<Vec<(Role, XskStats)>>),
+    Stats(oneshot::Sender<Vec<(AttachmentId, XskStats)>>),
     /// End.
     Stop,
 }

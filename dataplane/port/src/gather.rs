@@ -44,7 +44,8 @@ pub struct HoldId {
     generation: u32,
 }
 
-/// What became of a batch, in messages.
+/// What became of a batch: sent messages, and dropped packets. A message that the kernel was to cut
+/// counts as many packets as it would have made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[must_use = "the drops are to be counted"]
 pub struct FlushOutcome {
@@ -84,11 +85,12 @@ impl FlushOutcome {
     }
 }
 
-/// The pieces of one message: a range of the batch's iovecs.
+/// The pieces of one message: a range of the batch's iovecs; and the packets that it makes.
 #[derive(Debug, Clone, Copy)]
 struct Span {
     first: usize,
     count: usize,
+    packets: u32,
 }
 
 /// Messages waiting for one flush.
@@ -155,7 +157,7 @@ impl GatherBatch {
         let space_start = self.space_used;
         let error = (self.messages.len() >= MESSAGES_MAX).then_some(MessageError::Full);
         let mut message =
-            Message { batch: self, first, space_start, len: 0, error, finished: false };
+            Message { batch: self, hdr, first, space_start, len: 0, error, finished: false };
         message.copy(&hdr.to_bytes());
         message
     }
@@ -180,6 +182,11 @@ impl GatherBatch {
         self.messages.iter().map(|m| self.iovecs.get(m.first..m.first + m.count).unwrap_or(&[]))
     }
 
+    /// The packets that the messages from `first` on, `count` of them, would have made.
+    pub(crate) fn packets(&self, first: usize, count: usize) -> usize {
+        self.messages.iter().skip(first).take(count).map(|m| m.packets as usize).sum()
+    }
+
     /// Empties the batch; its packets go to the cache. Returns how many of those given to `send`
     /// made no message.
     pub(crate) fn clear(&mut self, cache: &mut FrameCache) -> usize {
@@ -197,6 +204,7 @@ impl GatherBatch {
 #[derive(Debug)]
 pub struct Message<'a> {
     batch: &'a mut GatherBatch,
+    hdr: VnetHdr,
     first: usize,
     space_start: usize,
     len: usize,
@@ -327,7 +335,9 @@ impl Message<'_> {
             return Err(error);
         }
         self.finished = true;
-        let span = Span { first: self.first, count: self.batch.iovecs.len() - self.first };
+        let count = self.batch.iovecs.len() - self.first;
+        let packets = self.hdr.packets(self.len());
+        let span = Span { first: self.first, count, packets };
         self.batch.messages.push(span);
         Ok(())
     }
@@ -404,6 +414,24 @@ mod tests {
         assert!(batch.is_empty());
         drop(cache);
         assert!(arena.stats().is_whole(0));
+    }
+
+    #[test]
+    fn a_message_that_is_to_be_cut_counts_as_the_packets_that_it_makes() {
+        let mut batch = GatherBatch::new();
+        let mut add = |gso_type, gso_size, len: usize| {
+            let hdr = VnetHdr { gso_type, gso_size, hdr_len: 42, ..VnetHdr::default() };
+            let mut m = batch.message(hdr);
+            m.copy(&vec![0; len]);
+            m.finish().unwrap();
+        };
+        add(VnetHdr::GSO_NONE, 0, 1042);
+        add(VnetHdr::GSO_UDP_L4, 1000, 42 + 20 * 1000);
+        add(VnetHdr::GSO_TCPV4 | VnetHdr::ECN, 1000, 42 + 2001);
+        add(VnetHdr::GSO_UDP_L4, 1000, 41);
+        let each: Vec<_> = (0..4).map(|i| batch.packets(i, 1)).collect();
+        assert_eq!(each, [1, 20, 3, 1]);
+        assert_eq!((batch.packets(1, 9), batch.packets(0, 4)), (24, 25));
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! | [`packet`] | transmit through a packet socket, superframes included |
 //! | [`tap`] | TAP devices with offloads |
 //! | [`device`] | what a network device is and can do |
+//! | [`links`] | all devices at once, and a bell for their changes |
 //!
 //! `unsafe` is allowed module by module; each block says why it holds.
 
@@ -24,6 +25,7 @@ pub mod cache;
 pub mod device;
 pub mod frame;
 pub mod gather;
+pub mod links;
 pub mod packet;
 mod ring;
 mod sys;
@@ -36,8 +38,9 @@ pub use buf::{Buf, Place};
 pub use cache::FrameCache;
 pub use frame::{CHUNK_LEN, DEFAULT_HEADROOM, Frame, META_LEN, TX_META_LEN};
 pub use gather::{FlushOutcome, HoldId, Message, MessageError};
+pub use links::{Link, LinkBell, Links};
 pub use packet::{PacketError, PacketOptions, PacketTx};
-pub use tap::{Tap, TapError, TapOptions};
+pub use tap::{Tap, TapError, TapOptions, TapWatch};
 pub use vnet::VnetHdr;
 pub use xsk::{
     BindMode, BoundMode, BusyPoll, CsumRequest, Health, Kick, Xsk, XskConfig, XskError, XskStats,

@@ -176,11 +176,11 @@ impl PacketTx {
                 libc::EINTR => {}
                 // These are about the socket or the device, not about the one message.
                 libc::EAGAIN | libc::ENETDOWN | libc::ENXIO | libc::ENODEV => {
-                    outcome.drop_for(errno, rest.len());
+                    outcome.drop_for(errno, self.batch.packets(next, count));
                     break;
                 }
                 _ => {
-                    outcome.drop_for(errno, 1);
+                    outcome.drop_for(errno, self.batch.packets(next, 1));
                     next += 1;
                 }
             }

@@ -84,6 +84,16 @@ pub(crate) fn socket(family: i32, kind: i32) -> io::Result<OwnedFd> {
     }
 }
 
+/// A socket that asks the kernel about devices and routes.
+pub(crate) fn netlink_route() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers; the descriptor returned is new, so it has no other owner.
+    unsafe {
+        let fd = cvt(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
 /// Sets a socket option to a plain value.
 pub(crate) fn set_option<T: Copy>(
     fd: BorrowedFd<'_>,

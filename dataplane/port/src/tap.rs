@@ -181,6 +181,14 @@ impl Tap {
         self.fd.as_fd()
     }
 
+    /// A second handle, which tells whether the device still exists.
+    ///
+    /// # Errors
+    /// The process is out of descriptors.
+    pub fn watch(&self) -> io::Result<TapWatch> {
+        Ok(TapWatch { fd: self.fd.try_clone()? })
+    }
+
     /// True when UDP superframes may come and go, too (Linux 6.2 on).
     #[must_use]
     pub fn has_uso(&self) -> bool {
@@ -327,7 +335,7 @@ impl Tap {
     /// kernel refuses is dropped and counted, and the rest goes on.
     pub fn flush(&mut self, cache: &mut FrameCache) -> FlushOutcome {
         let mut outcome = FlushOutcome::default();
-        for pieces in self.batch.messages() {
+        for (at, pieces) in self.batch.messages().enumerate() {
             // SAFETY: the iovecs are of the batch and point at bytes that it owns.
             let written = unsafe {
                 libc::writev(self.fd.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int)
@@ -335,7 +343,8 @@ impl Tap {
             if written >= 0 {
                 outcome.sent += 1;
             } else {
-                outcome.drop_for(errno(&io::Error::last_os_error()), 1);
+                let errno = errno(&io::Error::last_os_error());
+                outcome.drop_for(errno, self.batch.packets(at, 1));
             }
         }
         outcome.refused += self.batch.clear(cache);
@@ -346,6 +355,26 @@ impl Tap {
     pub fn close(mut self, cache: &mut FrameCache) {
         self.batch.clear(cache);
         self.frames.iter_mut().filter_map(Option::take).for_each(|f| cache.free(f));
+    }
+}
+
+/// Tells whether a TAP device still exists, in whichever network namespace it is by now. The device
+/// stays as long as this and its [`Tap`] do, unless somebody deletes it or its namespace ends.
+#[derive(Debug)]
+pub struct TapWatch {
+    fd: OwnedFd,
+}
+
+impl TapWatch {
+    /// True once the device is gone. A device of the same name that comes later is another one.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        // SAFETY: zeroes are a valid ifreq, which the request fills.
+        let result = unsafe {
+            let mut req: libc::ifreq = std::mem::zeroed();
+            cvt(libc::ioctl(self.fd.as_raw_fd(), libc::TUNGETIFF, &raw mut req))
+        };
+        result.is_err_and(|error| errno(&error) == libc::EBADFD)
     }
 }
 

@@ -69,6 +69,17 @@ impl VnetHdr {
         self.gso_type & !Self::ECN
     }
 
+    /// The packets that a frame of `len` bytes with this header is cut into.
+    #[must_use]
+    pub fn packets(self, len: usize) -> u32 {
+        let cut = matches!(self.gso_kind(), Self::GSO_TCPV4 | Self::GSO_TCPV6 | Self::GSO_UDP_L4);
+        if !cut || self.gso_size == 0 {
+            return 1;
+        }
+        let payload = len.saturating_sub(self.hdr_len.into());
+        payload.div_ceil(self.gso_size.into()).max(1) as u32
+    }
+
     /// The partial checksum to complete: (start, offset), where there is one.
     #[must_use]
     pub fn partial_csum(self) -> Option<(u16, u16)> {

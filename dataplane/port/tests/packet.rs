@@ -150,3 +150,17 @@ fn what_the_kernel_refuses_is_counted_by_reason_and_its_neighbours_are_sent() {
     assert_eq!(tx.flush(&mut rig.cache).dropped(), 0);
     rig.finish();
 }
+
+#[test]
+fn a_train_that_a_device_does_not_take_counts_as_its_packets() {
+    let mut rig = Rig::new(1500);
+    let mut tx = open(&rig);
+    rig.near.ip("link set n0 down");
+    let train = rig.buf(&udp_partial(true, 7000, &[5; 20_000]), 3840);
+    tx.send(udp_superframe(1000), train).unwrap();
+    let single = rig.buf(&plain(true, 100, 1), 3840);
+    tx.send(VnetHdr::default(), single).unwrap();
+    let outcome = tx.flush(&mut rig.cache);
+    assert_eq!((outcome.sent, outcome.down, outcome.dropped()), (0, 21, 21));
+    rig.finish();
+}

@@ -169,6 +169,19 @@ impl EncapTemplate {
         })
     }
 
+    /// The same headers without DF, so that routers may fragment the packet. Over IPv6, where only
+    /// the sender may, they are the same.
+    #[must_use]
+    pub fn without_df(&self) -> Self {
+        let mut template = self.clone();
+        if !self.v6 {
+            let (l3, l4) = (self.l3_offset(), self.l4_offset());
+            put16(&mut template.bytes, l3 + 6, 0);
+            template.ip_sum = Sum::default().add(&template.bytes[l3..l4]);
+        }
+        template
+    }
+
     /// Bytes of all outer headers.
     #[expect(clippy::len_without_is_empty, reason = "a template is never empty")]
     #[must_use]

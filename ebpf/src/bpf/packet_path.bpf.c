@@ -6,5 +6,6 @@
 #include "tenant.bpf.c"
 #include "underlay.bpf.c"
 #include "metadata.bpf.c"
+#include "guard.bpf.c"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -1,15 +1,20 @@
 //! Opening devices: which mode, which queues, and why not a better one.
 
-use culvert_ebpf::{AttachError, Programs, TableError, XdpMode};
+use std::ops::Range;
+use std::time::Duration;
+
+use culvert_ebpf::{AttachError, ProgramKind, Programs, TableError, XdpMode};
 use culvert_model::{Attach, ModePreference, UnderlayTx};
 use culvert_port::device::{Device as NetDevice, DeviceError};
 use culvert_port::{
-    Arena, BindMode, PacketError, PacketOptions, PacketTx, Tap, TapError, TapOptions, Xsk,
-    XskConfig, XskError,
+    Arena, BindMode, FrameCache, PacketError, PacketOptions, PacketTx, Tap, TapError, TapOptions,
+    TapWatch, Xsk, XskConfig, XskError,
 };
 
-use crate::limits::{SLOTS_PER_LINK, SLOTS_PER_PORT, link_slot_base, port_slot_base};
-use crate::worker::device::{Device, Io, Role};
+use super::slots::Slots;
+use crate::limits::{SLOTS_PER_LINK, SLOTS_PER_PORT};
+use crate::worker::device::{AttachmentId, Device, Facts, Io, Role};
+use crate::worker::offload::Offload;
 
 /// How a device's AF_XDP sockets run.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -33,6 +38,19 @@ impl Mode {
             Mode::Generic => "generic",
             Mode::Tap => "tap",
         }
+    }
+
+    /// Where the XDP program runs.
+    pub(super) const fn xdp(self) -> XdpMode {
+        match self {
+            Mode::Generic | Mode::Tap => XdpMode::Generic,
+            Mode::Native | Mode::ZeroCopy => XdpMode::Native,
+        }
+    }
+
+    /// Whether sockets of this mode and of another are bound alike, so that they can stay.
+    pub(super) fn binds_like(self, other: Mode) -> bool {
+        (self == Mode::ZeroCopy) == (other == Mode::ZeroCopy)
     }
 }
 
@@ -69,6 +87,17 @@ pub enum OpenError {
         /// What each mode said.
         refusals: Vec<Refusal>,
     },
+    /// Remove ports, or reduce their devices' queues: so many sockets are open at once at most.
+    #[error(
+        "{name} needs {queues} sockets in a row, and of {} there are not so many left",
+        crate::limits::MAX_SLOTS
+    )]
+    NoSlots {
+        /// The device.
+        name: String,
+        /// Its receive queues.
+        queues: u32,
+    },
     /// See the source.
     #[error("{name}: {source}")]
     Tap {
@@ -86,7 +115,7 @@ fn list(refusals: &[Refusal]) -> String {
 
 /// One failed attempt.
 #[derive(Debug, thiserror::Error)]
-enum TryError {
+pub(super) enum TryError {
     #[error(transparent)]
     Attach(#[from] AttachError),
     #[error(transparent)]
@@ -99,16 +128,22 @@ enum TryError {
 
 /// An opened device: what workers get, and what status shows.
 pub struct Opened {
+    /// Which one it is.
+    pub id: AttachmentId,
     /// One per queue.
     pub devices: Vec<Device>,
-    /// The kernel's index of the device; 0 for a TAP that may have moved.
+    /// The kernel's index of the device, in the network namespace where it was opened.
     pub ifindex: u32,
+    /// The socket slots of its queues; none of a TAP.
+    pub slots: Range<u32>,
     /// The mode in use.
     pub mode: Mode,
     /// Better modes that were refused.
     pub refusals: Vec<Refusal>,
-    /// Bytes of the largest IP packet.
-    pub mtu: u32,
+    /// What else is known of it.
+    pub facts: Facts,
+    /// Of a TAP: whether it still exists.
+    pub tap: Option<TapWatch>,
 }
 
 /// What is to be opened.
@@ -124,79 +159,248 @@ pub struct Wanted {
     pub tx: UnderlayTx,
 }
 
+/// Whether what the device passes on may never have been on a wire. The kernel leaves checksums
+/// of such frames to be completed, and superframes uncut.
+fn is_virtual(driver: &str) -> bool {
+    matches!(driver, "veth" | "tun" | "bridge" | "netkit" | "macvlan" | "ipvlan")
+}
+
 /// The modes to try, best first.
 ///
 /// A native program on a virtual device turns the far end's segmentation offloads off, which costs
 /// more than it gains: there generic comes first.
-fn modes(preference: ModePreference, driver: &str) -> &'static [Mode] {
-    let is_virtual = matches!(driver, "veth" | "tun" | "bridge" | "netkit");
+pub(super) fn modes(preference: ModePreference, driver: &str) -> &'static [Mode] {
     match preference {
         ModePreference::ZeroCopy => &[Mode::ZeroCopy],
         ModePreference::Native => &[Mode::Native],
         ModePreference::Generic => &[Mode::Generic],
-        ModePreference::Auto if is_virtual => &[Mode::Generic, Mode::Native],
+        ModePreference::Auto if is_virtual(driver) => &[Mode::Generic, Mode::Native],
         ModePreference::Auto => &[Mode::ZeroCopy, Mode::Native, Mode::Generic],
     }
 }
 
-/// Opens a device for its role.
+/// What a frame is taken for about which the kernel told nothing, as in native and zero-copy mode.
 ///
-/// # Errors
-/// [`OpenError`]; nothing stays behind.
-pub fn open(
-    programs: &mut Programs,
-    arena: &'static Arena,
-    wanted: &Wanted,
-) -> Result<Opened, OpenError> {
-    match &wanted.attach {
-        Attach::Tap { ifname } => open_tap(wanted.role, ifname.as_str()),
-        Attach::Xdp { ifname } => open_xdp(programs, arena, wanted, ifname.as_str()),
+/// On a virtual device a checksum that equals the bare pseudo-header sum is one that the sender's
+/// stack left to be completed. From a wire it is a complete one that happens to be, or was damaged
+/// to, that value, one in 65,536: completing it would hide the damage. In generic mode a frame may
+/// have been merged by GRO, which leaves a bare sum on any device; there the metadata tells, and
+/// only a kernel without it leaves us to guess.
+pub(super) fn unmarked(driver: &str, mode: Mode) -> Offload {
+    let complete = !is_virtual(driver) && mode != Mode::Generic;
+    Offload { known: complete, ..Offload::default() }
+}
+
+/// The XDP program of a role.
+pub(super) const fn kind(role: Role) -> ProgramKind {
+    match role {
+        Role::Tenant(_) => ProgramKind::Tenant,
+        Role::Underlay(_) => ProgramKind::Underlay,
     }
 }
 
-fn open_tap(role: Role, name: &str) -> Result<Opened, OpenError> {
-    let tap = Tap::open(name, TapOptions::default())
-        .map_err(|source| OpenError::Tap { name: name.to_owned(), source })?;
-    let mtu = NetDevice::by_name(name)?.mtu()?;
-    let device = Device::new(role, Io::Tap(Box::new(tap)), mtu);
-    Ok(Opened { devices: vec![device], ifindex: 0, mode: Mode::Tap, refusals: Vec::new(), mtu })
+/// What devices are opened with.
+pub struct Opener {
+    /// The XDP programs.
+    pub programs: Programs,
+    /// The packet memory.
+    pub arena: &'static Arena,
+    slots: Slots,
+    next_id: u64,
 }
 
-fn open_xdp(
-    programs: &mut Programs,
-    arena: &'static Arena,
-    wanted: &Wanted,
-    name: &str,
-) -> Result<Opened, OpenError> {
-    let net = NetDevice::by_name(name)?;
-    let (ifindex, mtu) = (net.ifindex(), net.mtu()?);
+impl Opener {
+    /// An opener of devices.
+    pub fn new(programs: Programs, arena: &'static Arena) -> Self {
+        Opener { programs, arena, slots: Slots::new(crate::limits::MAX_SLOTS), next_id: 1 }
+    }
+
+    /// Opens a device for its role. A queue that somebody else still has is waited for so long.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the device is then as it was: open or closed.
+    pub fn open(&mut self, wanted: &Wanted, busy_wait: Duration) -> Result<Opened, OpenError> {
+        match &wanted.attach {
+            Attach::Tap { ifname } => self.open_tap(wanted.role, ifname.as_str()),
+            Attach::Xdp { ifname } => self.open_xdp(wanted, ifname.as_str(), busy_wait),
+        }
+    }
+
+    fn new_id(&mut self) -> AttachmentId {
+        self.next_id += 1;
+        AttachmentId(self.next_id)
+    }
+
+    fn open_tap(&mut self, role: Role, name: &str) -> Result<Opened, OpenError> {
+        let failed = |source| OpenError::Tap { name: name.to_owned(), source };
+        let tap = Tap::open(name, TapOptions::default()).map_err(failed)?;
+        let watch = tap.watch().map_err(|source| {
+            failed(TapError::Os { step: "watch the existence", name: name.to_owned(), source })
+        })?;
+        let net = NetDevice::by_name(name)?;
+        let facts = Facts { mtu: net.mtu()?, segments_udp: false, packet_only: false };
+        let id = self.new_id();
+        let mut device = Device::new(role, Io::Tap(Box::new(tap)), facts.mtu);
+        device.attachment = id;
+        Ok(Opened {
+            id,
+            devices: vec![device],
+            ifindex: net.ifindex(),
+            slots: 0..0,
+            mode: Mode::Tap,
+            refusals: Vec::new(),
+            facts,
+            tap: Some(watch),
+        })
+    }
+
+    fn open_xdp(
+        &mut self,
+        wanted: &Wanted,
+        name: &str,
+        busy_wait: Duration,
+    ) -> Result<Opened, OpenError> {
+        let net = NetDevice::by_name(name)?;
+        let (ifindex, mtu) = (net.ifindex(), net.mtu()?);
+        let queues = queues(&net, wanted.role, name)?;
+        // A driver that does not say its name gets the order of a real one.
+        let driver = net.driver().unwrap_or_default();
+        let features = net.features().unwrap_or_default();
+        let facts = facts(wanted, mtu, &features);
+        let no_slots = || OpenError::NoSlots { name: name.to_owned(), queues };
+        let slots = self.slots.take(queues).ok_or_else(no_slots)?;
+        let sockets = Sockets {
+            id: self.new_id(),
+            role: wanted.role,
+            ifindex,
+            slots: slots.clone(),
+            facts,
+            driver: driver.clone(),
+            busy_wait,
+        };
+        let mut refusals = Vec::new();
+        for mode in modes(wanted.mode, &driver) {
+            match self.open_in(&sockets, *mode) {
+                Ok(devices) => {
+                    let (id, mode) = (sockets.id, *mode);
+                    let tap = None;
+                    return Ok(Opened { id, devices, ifindex, slots, mode, refusals, facts, tap });
+                }
+                Err(error) => refusals.push(Refusal { mode: *mode, reason: error.to_string() }),
+            }
+        }
+        self.slots.give(slots);
+        Err(OpenError::NoMode { name: name.to_owned(), refusals })
+    }
+
+    /// Tries one mode; takes everything back when it fails, so that a device that was closed
+    /// before stays closed.
+    fn open_in(&mut self, sockets: &Sockets, mode: Mode) -> Result<Vec<Device>, TryError> {
+        let (ifindex, slots) = (sockets.ifindex, sockets.slots.clone());
+        self.programs.attach(kind(sockets.role), ifindex, mode.xdp(), slots)?;
+        self.open_sockets(sockets, mode).inspect_err(|_| self.abandon(ifindex))
+    }
+
+    /// Opens the sockets of all queues and puts them into their slots, or none.
+    pub(super) fn open_sockets(
+        &mut self,
+        sockets: &Sockets,
+        mode: Mode,
+    ) -> Result<Vec<Device>, TryError> {
+        let mut devices = Vec::new();
+        for (queue, slot) in sockets.slots.clone().enumerate() {
+            match self.open_queue(sockets, queue as u32, slot, mode) {
+                Ok(device) => devices.push(device),
+                Err(error) => {
+                    self.close_sockets(devices);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(devices)
+    }
+
+    fn open_queue(
+        &mut self,
+        sockets: &Sockets,
+        queue: u32,
+        slot: u32,
+        mode: Mode,
+    ) -> Result<Device, TryError> {
+        let mut config = XskConfig::new(sockets.ifindex, queue);
+        config.mode = if mode == Mode::ZeroCopy { BindMode::ZeroCopy } else { BindMode::Copy };
+        config.busy_wait = sockets.busy_wait;
+        let xsk = Xsk::open(self.arena, &config)?;
+        let packet = PacketTx::open(sockets.ifindex, PacketOptions::default())?;
+        self.programs.set_socket(slot, xsk.fd())?;
+        let io = Io::Xdp { xsk: Box::new(xsk), packet: Box::new(packet) };
+        let mut device = Device::new(sockets.role, io, sockets.facts.mtu);
+        device.attachment = sockets.id;
+        device.unmarked = unmarked(&sockets.driver, mode);
+        device.update(sockets.facts);
+        Ok(device)
+    }
+
+    /// Closes sockets; the kernel takes them out of their slots.
+    pub(super) fn close_sockets(&self, devices: Vec<Device>) {
+        let mut cache = FrameCache::new(self.arena);
+        devices.into_iter().for_each(|device| device.close(&mut cache));
+    }
+
+    /// Undoes [`open`](Self::open).
+    pub(super) fn undo(&mut self, opened: Opened) {
+        self.close_sockets(opened.devices);
+        self.free_slots(opened.slots);
+        if opened.mode != Mode::Tap {
+            self.abandon(opened.ifindex);
+        }
+    }
+
+    /// Gives slots back whose sockets are closed.
+    pub(super) fn free_slots(&mut self, slots: Range<u32>) {
+        if !slots.is_empty() {
+            self.slots.give(slots);
+        }
+    }
+
+    fn abandon(&mut self, ifindex: u32) {
+        if let Err(error) = self.programs.abandon(ifindex) {
+            tracing::warn!(%error, ifindex, "the program of a failed attempt stays attached");
+        }
+    }
+}
+
+/// What the sockets of one device have in common.
+pub(super) struct Sockets {
+    pub(super) id: AttachmentId,
+    pub(super) role: Role,
+    pub(super) ifindex: u32,
+    pub(super) slots: Range<u32>,
+    pub(super) facts: Facts,
+    pub(super) driver: String,
+    pub(super) busy_wait: Duration,
+}
+
+/// The receive queues of a device, as far as a role allows so many.
+pub(super) fn queues(net: &NetDevice, role: Role, name: &str) -> Result<u32, OpenError> {
     let queues = net.queues()?.rx.max(1);
-    let limit = match wanted.role {
+    let limit = match role {
         Role::Tenant(_) => SLOTS_PER_PORT,
         Role::Underlay(_) => SLOTS_PER_LINK,
     };
     if queues > limit {
         return Err(OpenError::TooManyQueues { name: name.to_owned(), queues, limit });
     }
-    // A driver that does not say its name gets the order of a real one.
-    let driver = net.driver().unwrap_or_default();
-    let mut refusals = Vec::new();
-    for mode in modes(wanted.mode, &driver) {
-        match open_in(programs, arena, wanted, &net, queues, *mode) {
-            Ok(mut devices) => {
-                let features = net.features().unwrap_or_default();
-                for device in &mut devices {
-                    device.mtu = mtu;
-                    device.segments_udp = segments_udp(wanted, &features);
-                    device.packet_only =
-                        is_underlay(wanted.role) && wanted.tx == UnderlayTx::Packet;
-                }
-                return Ok(Opened { devices, ifindex, mode: *mode, refusals, mtu });
-            }
-            Err(error) => refusals.push(Refusal { mode: *mode, reason: error.to_string() }),
-        }
+    Ok(queues)
+}
+
+/// What workers need to know of a device.
+pub(super) fn facts(wanted: &Wanted, mtu: u32, features: &culvert_port::device::Features) -> Facts {
+    Facts {
+        mtu,
+        segments_udp: segments_udp(wanted, features),
+        packet_only: is_underlay(wanted.role) && wanted.tx == UnderlayTx::Packet,
     }
-    Err(OpenError::NoMode { name: name.to_owned(), refusals })
 }
 
 const fn is_underlay(role: Role) -> bool {
@@ -213,71 +417,29 @@ pub fn segments_udp(wanted: &Wanted, features: &culvert_port::device::Features) 
         }
 }
 
-/// Tries one mode; takes everything back when it fails.
-fn open_in(
-    programs: &mut Programs,
-    arena: &'static Arena,
-    wanted: &Wanted,
-    net: &NetDevice,
-    queues: u32,
-    mode: Mode,
-) -> Result<Vec<Device>, TryError> {
-    let ifindex = net.ifindex();
-    let xdp = if mode == Mode::Generic { XdpMode::Generic } else { XdpMode::Native };
-    let base = match wanted.role {
-        Role::Tenant(port) => port_slot_base(port),
-        Role::Underlay(link) => link_slot_base(link),
-    };
-    match wanted.role {
-        Role::Tenant(_) => programs.attach_tenant(ifindex, xdp, base)?,
-        Role::Underlay(_) => programs.attach_underlay(ifindex, xdp, base)?,
-    }
-    let mut devices = Vec::new();
-    for queue in 0..queues {
-        match open_queue(programs, arena, wanted.role, ifindex, queue, base + queue, mode) {
-            Ok(device) => devices.push(device),
-            Err(error) => {
-                close(programs, arena, devices, ifindex, base);
-                return Err(error);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_never_was_on_a_wire_may_have_a_checksum_to_complete() {
+        for mode in [Mode::ZeroCopy, Mode::Native] {
+            for driver in ["veth", "tun", "bridge", "macvlan"] {
+                assert!(!unmarked(driver, mode).known, "{driver}");
+            }
+            for driver in ["mlx5_core", "ice", "virtio_net", "igb", ""] {
+                let off = unmarked(driver, mode);
+                assert_eq!(off, Offload { known: true, ..Offload::default() }, "{driver}");
             }
         }
+        assert!(!unmarked("ice", Mode::Generic).known, "GRO may have merged it");
     }
-    Ok(devices)
-}
 
-fn open_queue(
-    programs: &mut Programs,
-    arena: &'static Arena,
-    role: Role,
-    ifindex: u32,
-    queue: u32,
-    slot: u32,
-    mode: Mode,
-) -> Result<Device, TryError> {
-    let mut config = XskConfig::new(ifindex, queue);
-    config.mode = if mode == Mode::ZeroCopy { BindMode::ZeroCopy } else { BindMode::Copy };
-    let xsk = Xsk::open(arena, &config)?;
-    let packet = PacketTx::open(ifindex, PacketOptions::default())?;
-    programs.set_socket(slot, xsk.fd())?;
-    let io = Io::Xdp { xsk: Box::new(xsk), packet: Box::new(packet) };
-    Ok(Device::new(role, io, 0))
-}
-
-fn close(
-    programs: &mut Programs,
-    arena: &'static Arena,
-    devices: Vec<Device>,
-    ifindex: u32,
-    base: u32,
-) {
-    let mut cache = culvert_port::FrameCache::new(arena);
-    for (slot, device) in (base..).zip(devices) {
-        if let Err(error) = programs.clear_socket(slot) {
-            tracing::debug!(%error, slot, "socket slot cannot be cleared");
-        }
-        device.close(&mut cache);
-    }
-    if let Err(error) = programs.detach(ifindex) {
-        tracing::warn!(%error, ifindex, "the program of a failed attempt stays attached");
+    #[test]
+    fn sockets_stay_where_only_the_program_moves() {
+        assert!(Mode::Generic.binds_like(Mode::Native));
+        assert!(!Mode::Native.binds_like(Mode::ZeroCopy));
+        assert_ne!(Mode::Generic.xdp(), Mode::Native.xdp());
+        assert_eq!(Mode::ZeroCopy.xdp(), Mode::Native.xdp());
     }
 }

@@ -1,76 +1,123 @@
 //! The devices of a state: who carries which, and what becomes of those that come, go or change.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::io;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use culvert_model::IfName;
-use culvert_port::FrameCache;
 use culvert_port::device::Device as NetDevice;
+use culvert_port::{FrameCache, Link, Links, TapWatch};
 use tokio::sync::oneshot;
 
-use super::attach::{self, Mode, OpenError, Opened, Wanted};
-use super::{Attached, Controller};
-use crate::limits::{SLOTS_PER_LINK, SLOTS_PER_PORT, link_slot_base, port_slot_base};
+use super::Controller;
+use super::attach::{self, Mode, Opened, Refusal, Wanted};
+use super::retry::Retry;
 use crate::shared::Command;
-use crate::worker::device::Role;
+use crate::worker::device::{AttachmentId, Device, Facts, Role};
+
+/// How long a retry waits for a queue that somebody else has: the control thread has more to do.
+const RETRY_BUSY_WAIT: Duration = Duration::from_millis(20);
+
+/// Devices closed by one thread: closing waits for the kernel, and waits can be shared.
+const CLOSED_BY_ONE: usize = 32;
+
+/// A device of the state, and what is known of it.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) wanted: Wanted,
+    pub(super) state: Result<Open, Fault>,
+    /// How often it was lost.
+    pub(super) lost: u64,
+    /// How often it was opened again after that.
+    pub(super) reopened: u64,
+    /// How often it could not be opened.
+    pub(super) failed: u64,
+}
+
+/// A device that is open.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) id: AttachmentId,
+    pub(super) ifindex: u32,
+    pub(super) slots: Range<u32>,
+    pub(super) mode: Mode,
+    pub(super) refusals: Vec<Refusal>,
+    pub(super) facts: Facts,
+    /// The worker of each queue.
+    pub(super) workers: Vec<u16>,
+    pub(super) tap: Option<TapWatch>,
+}
+
+/// Why a device carries nothing at present.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) reason: String,
+    /// It does not exist, as opposed to one that exists and cannot be opened.
+    pub(super) gone: bool,
+    retry: Retry,
+    /// The device of that name when it was tried last.
+    seen: Option<u32>,
+}
+
+impl Attached {
+    pub(super) fn open(&self) -> Option<&Open> {
+        self.state.as_ref().ok()
+    }
+
+    pub(super) fn open_mut(&mut self) -> Option<&mut Open> {
+        self.state.as_mut().ok()
+    }
+}
+
+impl Open {
+    pub(super) fn is_tap(&self) -> bool {
+        self.mode == Mode::Tap
+    }
+}
 
 impl Controller {
-    /// Distributes an opened device's queues over the workers.
-    pub(super) fn adopt(&mut self, name: IfName, wanted: Wanted, opened: Opened) {
-        let count = self.shared.inboxes.len();
-        let first = self.least_loaded();
-        let segments_udp = opened.devices.first().is_some_and(|device| device.segments_udp);
-        let mut workers = Vec::new();
-        for (queue, device) in opened.devices.into_iter().enumerate() {
-            // A tenant's queues stay together, so that what is sent to it stays in order.
-            let worker = match wanted.role {
-                Role::Tenant(_) => first,
-                Role::Underlay(_) => (first + queue) % count,
-            };
-            workers.push(worker as u16);
-            if let Role::Tenant(port) = wanted.role
-                && queue == 0
-            {
-                self.shared.counters.iter().for_each(|counters| counters.clear_port(port));
-            }
-            self.shared.inboxes[worker].command(Command::Attach(Box::new(device)));
-        }
+    /// Enters an opened device: chooses the worker of each queue. The queues are given to them by
+    /// [`hand_out`](Self::hand_out).
+    pub(super) fn adopt(&mut self, name: IfName, wanted: Wanted, opened: Opened) -> Vec<Device> {
+        let workers = self.place(wanted.role, opened.devices.len());
         tracing::info!(device = %name, mode = opened.mode.name(), role = ?wanted.role, "attached");
         for refusal in &opened.refusals {
             let mode = refusal.mode.name();
             tracing::warn!(device = %name, mode, reason = %refusal.reason, "mode refused");
         }
-        let attached = Attached {
-            wanted,
-            ifindex: opened.ifindex,
-            mode: opened.mode,
-            refusals: opened.refusals,
-            mtu: opened.mtu,
-            workers,
-            segments_udp,
-            fault: None,
-        };
-        self.attached.insert(name, attached);
+        let Opened { id, devices, ifindex, slots, mode, refusals, facts, tap } = opened;
+        let open = Open { id, ifindex, slots, mode, refusals, facts, workers, tap };
+        match self.attached.get_mut(&name) {
+            Some(attached) => {
+                attached.reopened += 1;
+                attached.wanted = wanted;
+                attached.state = Ok(open);
+            }
+            None => {
+                let state = Ok(open);
+                let attached = Attached { wanted, state, lost: 0, reopened: 0, failed: 0 };
+                self.attached.insert(name, attached);
+            }
+        }
+        devices
     }
 
-    pub(super) fn fail(&mut self, name: IfName, wanted: Wanted, error: &OpenError) {
-        tracing::error!(device = %name, %error, "device cannot be opened");
-        let attached = Attached {
-            wanted,
-            ifindex: 0,
-            mode: Mode::Generic,
-            refusals: Vec::new(),
-            mtu: 0,
-            workers: Vec::new(),
-            segments_udp: false,
-            fault: Some(error.to_string()),
+    /// Workers for so many queues of a device.
+    pub(super) fn place(&self, role: Role, queues: usize) -> Vec<u16> {
+        let count = self.shared.inboxes.len();
+        let first = self.least_loaded();
+        // A tenant's queues stay together, so that what is sent to it stays in order.
+        let worker = |queue: usize| match role {
+            Role::Tenant(_) => first,
+            Role::Underlay(_) => (first + queue) % count,
         };
-        self.attached.insert(name, attached);
+        (0..queues).map(|queue| worker(queue) as u16).collect()
     }
 
-    pub(super) fn least_loaded(&self) -> usize {
+    fn least_loaded(&self) -> usize {
         let mut load = vec![0usize; self.shared.inboxes.len()];
-        for worker in self.attached.values().flat_map(|attached| &attached.workers) {
+        for worker in self.attached.values().filter_map(Attached::open).flat_map(|o| &o.workers) {
             if let Some(load) = load.get_mut(usize::from(*worker)) {
                 *load += 1;
             }
@@ -78,127 +125,266 @@ impl Controller {
         (0..load.len()).min_by_key(|worker| load[*worker]).unwrap_or(0)
     }
 
-    pub(super) fn close_unused(&mut self, wanted: &Wanted, opened: Opened) {
-        let mut cache = FrameCache::new(self.arena);
-        self.clear_slots(wanted.role);
-        for device in opened.devices {
-            device.close(&mut cache);
-        }
-        if opened.mode != Mode::Tap
-            && let Err(error) = self.programs.detach(opened.ifindex)
-        {
-            tracing::warn!(%error, "a program stays attached");
+    /// Gives a device's queues to the workers that were chosen for them.
+    pub(super) fn hand_out(&self, name: &IfName, devices: Vec<Device>) {
+        let Some(attached) = self.attached.get(name) else { return };
+        let Some(open) = attached.open() else { return };
+        for (mut device, worker) in devices.into_iter().zip(&open.workers) {
+            device.role = attached.wanted.role;
+            device.update(open.facts);
+            self.shared.inboxes[usize::from(*worker)].command(Command::Attach(Box::new(device)));
         }
     }
 
-    pub(super) fn clear_slots(&mut self, role: Role) {
-        let (base, count) = match role {
-            Role::Tenant(port) => (port_slot_base(port), SLOTS_PER_PORT),
-            Role::Underlay(link) => (link_slot_base(link), SLOTS_PER_LINK),
+    /// Takes a device's queues back from their workers. Frames that arrive meanwhile wait in its
+    /// sockets.
+    pub(super) async fn take_back(&self, name: &IfName) -> Vec<Device> {
+        let Some(open) = self.attached.get(name).and_then(Attached::open) else {
+            return Vec::new();
         };
-        for slot in base..base + count {
-            if let Err(error) = self.programs.clear_socket(slot) {
-                tracing::debug!(%error, slot, "socket slot cannot be cleared");
+        let workers: BTreeSet<u16> = open.workers.iter().copied().collect();
+        let mut devices = Vec::new();
+        for worker in workers {
+            let (done, given) = oneshot::channel();
+            let command = Command::Detach(open.id, done);
+            if self.shared.inboxes[usize::from(worker)].command(command) {
+                devices.extend(given.await.unwrap_or_default());
             }
         }
+        devices
     }
 
-    /// Closes a device: first its sockets, then its program.
-    pub(super) async fn close_device(&mut self, name: &IfName) {
-        let Some(attached) = self.attached.remove(name) else { return };
-        self.close_sockets(&attached).await;
-        let mode = attached.mode;
-        if mode != Mode::Tap
-            && attached.ifindex != 0
-            && let Err(error) = self.programs.detach(attached.ifindex)
+    /// Closes devices that nobody wants any more: first their sockets, then their programs.
+    pub(super) async fn close_devices(&mut self, gone: Vec<(IfName, Attached, Vec<Device>)>) {
+        let mut sockets: Vec<Device> = Vec::new();
+        let mut rest = Vec::new();
+        for (name, attached, devices) in gone {
+            sockets.extend(devices);
+            rest.push((name, attached));
+        }
+        self.close_sockets(sockets).await;
+        for (name, attached) in rest {
+            if let Ok(open) = attached.state {
+                self.detach(&name, &open);
+            }
+            tracing::info!(device = %name, "detached");
+        }
+    }
+
+    fn detach(&mut self, name: &IfName, open: &Open) {
+        self.opener.free_slots(open.slots.clone());
+        if !open.is_tap()
+            && let Err(error) = self.opener.programs.detach(open.ifindex)
         {
             tracing::warn!(device = %name, %error, "program cannot be detached");
         }
-        tracing::info!(device = %name, "detached");
     }
 
-    pub(super) async fn close_sockets(&mut self, attached: &Attached) {
-        let workers: BTreeSet<u16> = attached.workers.iter().copied().collect();
+    /// Closes sockets. Each waits for the kernel to be through with it, so many are closed side by
+    /// side.
+    pub(super) async fn close_sockets(&self, mut sockets: Vec<Device>) {
+        let arena = self.opener.arena;
+        let mut closers = Vec::new();
+        let chunk = sockets.len().div_ceil(CLOSED_BY_ONE).max(1);
+        while !sockets.is_empty() {
+            let some = sockets.split_off(sockets.len().saturating_sub(chunk));
+            closers.push(tokio::task::spawn_blocking(move || {
+                let mut cache = FrameCache::new(arena);
+                some.into_iter().for_each(|device| device.close(&mut cache));
+            }));
+        }
+        for closer in closers {
+            let _ = closer.await;
+        }
+    }
+
+    /// Once in a while, and when the kernel says that a device has changed: old path MTUs, devices
+    /// that came, went or changed. Returns how long it took.
+    pub async fn look_around(&mut self) -> Duration {
+        let now = Instant::now();
+        self.look(now).await;
+        let devices = self.attached.len();
+        let took = now.elapsed();
+        tracing::debug!(devices, took_us = took.as_micros() as u64, "looked around");
+        took
+    }
+
+    async fn look(&mut self, now: Instant) {
+        let mut publish = self.path_mtus.expire(now);
+        let mut underlay = false;
+        match Links::read() {
+            Ok(links) => {
+                let names: Vec<IfName> = self.attached.keys().cloned().collect();
+                for name in names {
+                    let Some(attached) = self.attached.get(&name) else { continue };
+                    let is_underlay = matches!(attached.wanted.role, Role::Underlay(_));
+                    let link = links.get(name.as_str());
+                    let changed = match &attached.state {
+                        Ok(_) => self.look_at(&name, link).await,
+                        Err(fault) if fault.is_due(link, now) => self.try_again(&name, link, now),
+                        Err(_) => false,
+                    };
+                    publish |= changed;
+                    underlay |= changed && is_underlay;
+                }
+            }
+            Err(error) => tracing::error!(%error, "the kernel's devices cannot be listed"),
+        }
+        if underlay || self.resolver_due {
+            self.restart_resolver().await;
+        }
+        if publish || underlay {
+            self.publish();
+        }
+    }
+
+    /// Looks at a device that is open. True when something changed that the tables depend on.
+    async fn look_at(&mut self, name: &IfName, link: Option<Link>) -> bool {
+        let Some(attached) = self.attached.get(name) else { return false };
+        let Some(open) = attached.open() else { return false };
+        let lost = match (&open.tap, link) {
+            (Some(tap), _) if tap.is_gone() => Some(format!("TAP device {name} was deleted")),
+            // A TAP may have been moved to a tenant's namespace, under any name.
+            (Some(_), _) => None,
+            (None, Some(link)) if link.ifindex == open.ifindex => None,
+            (None, Some(_)) => Some(format!("{name} is another device now")),
+            (None, None) => Some(format!("{name} was deleted, renamed or moved away")),
+        };
+        if let Some(reason) = lost {
+            self.lose(name, reason).await;
+            let now = Instant::now();
+            // A TAP is ours to make again; another device of the name is there already.
+            if link.is_some() || self.is_tap_wanted(name) {
+                self.try_again(name, link, now);
+            }
+            return true;
+        }
+        let mut facts = open.facts;
+        if let Some(link) = link.filter(|link| link.ifindex == open.ifindex) {
+            facts.mtu = link.mtu;
+        }
+        if matches!(attached.wanted.role, Role::Underlay(_))
+            && let Ok(features) = NetDevice::by_name(name.as_str()).and_then(|d| d.features())
+        {
+            facts.segments_udp = attach::segments_udp(&attached.wanted, &features);
+        }
+        self.update(name, facts)
+    }
+
+    fn is_tap_wanted(&self, name: &IfName) -> bool {
+        let attached = self.attached.get(name);
+        attached.is_some_and(|a| matches!(a.wanted.attach, culvert_model::Attach::Tap { .. }))
+    }
+
+    /// Tells the workers of a device what has changed. True when the tables depend on it.
+    pub(super) fn update(&mut self, name: &IfName, facts: Facts) -> bool {
+        let Some(open) = self.attached.get_mut(name).and_then(Attached::open_mut) else {
+            return false;
+        };
+        if open.facts == facts {
+            return false;
+        }
+        let mtu_changed = open.facts.mtu != facts.mtu;
+        open.facts = facts;
+        let workers: BTreeSet<u16> = open.workers.iter().copied().collect();
         for worker in workers {
-            let (done, closed) = oneshot::channel();
-            let command = Command::Detach(attached.wanted.role, done);
-            if self.shared.inboxes[usize::from(worker)].command(command) {
-                let _ = closed.await;
-            }
+            let command = Command::Update(open.id, facts);
+            self.shared.inboxes[usize::from(worker)].command(command);
         }
-        if attached.mode != Mode::Tap {
-            self.clear_slots(attached.wanted.role);
-        }
+        tracing::info!(device = %name, ?facts, "changed");
+        mtu_changed
     }
 
-    /// Once in a while: old path MTUs, devices that came, went or changed.
-    pub async fn look_around(&mut self) {
-        if self.path_mtus.expire(Instant::now()) {
-            self.publish();
-        }
-        let names: Vec<IfName> = self.attached.keys().cloned().collect();
-        for name in names {
-            self.look_at(&name).await;
-        }
-    }
-
-    pub(super) async fn look_at(&mut self, name: &IfName) {
-        let Some(attached) = self.attached.get(name) else { return };
-        if attached.mode == Mode::Tap && attached.fault.is_none() {
-            return;
-        }
-        let found = NetDevice::by_name(name.as_str());
-        let (ifindex, wanted) = (attached.ifindex, attached.wanted.clone());
-        match found {
-            Ok(device) if device.ifindex() == ifindex => {
-                let mtu = device.mtu().unwrap_or(attached.mtu);
-                let features = device.features().unwrap_or_default();
-                let segments = attach::segments_udp(&wanted, &features);
-                self.note_change(name, mtu, segments);
-            }
-            Ok(_) => {
-                // Another device of this name, or one that could not be opened before.
-                if let Some(attached) = self.attached.remove(name) {
-                    self.close_sockets(&attached).await;
-                    if ifindex != 0 {
-                        let _ = self.programs.detach(ifindex);
-                    }
-                }
-                match attach::open(&mut self.programs, self.arena, &wanted) {
-                    Ok(opened) => self.adopt(name.clone(), wanted, opened),
-                    Err(error) => self.fail(name.clone(), wanted, &error),
-                }
-                self.restart_resolver().await;
-                self.publish();
-            }
-            Err(error) if attached.fault.is_none() => {
-                tracing::warn!(device = %name, %error, "device is gone");
-                if let Some(mut attached) = self.attached.remove(name) {
-                    self.close_sockets(&attached).await;
-                    let _ = self.programs.detach(ifindex);
-                    attached.workers.clear();
-                    attached.ifindex = 0;
-                    attached.fault = Some(error.to_string());
-                    self.attached.insert(name.clone(), attached);
-                }
-                self.publish();
-            }
-            Err(_) => {}
-        }
-    }
-
-    pub(super) fn note_change(&mut self, name: &IfName, mtu: u32, segments: bool) {
+    /// Gives up a device that does not exist any more.
+    async fn lose(&mut self, name: &IfName, reason: String) {
+        tracing::warn!(device = %name, reason, "device is gone");
+        let devices = self.take_back(name).await;
+        self.close_sockets(devices).await;
         let Some(attached) = self.attached.get_mut(name) else { return };
-        if attached.segments_udp != segments {
-            attached.segments_udp = segments;
-            for worker in &attached.workers {
-                let command = Command::SegmentsUdp(attached.wanted.role, segments);
-                self.shared.inboxes[usize::from(*worker)].command(command);
+        attached.lost += 1;
+        let fault = Fault::new(reason, true, None);
+        if let Ok(open) = std::mem::replace(&mut attached.state, Err(fault)) {
+            self.detach(name, &open);
+        }
+    }
+
+    /// Tries to open a device that is not. True when it is open now.
+    fn try_again(&mut self, name: &IfName, link: Option<Link>, now: Instant) -> bool {
+        let Some(attached) = self.attached.get(name) else { return false };
+        let wanted = attached.wanted.clone();
+        match self.opener.open(&wanted, RETRY_BUSY_WAIT) {
+            Ok(opened) => {
+                let devices = self.adopt(name.clone(), wanted, opened);
+                self.hand_out(name, devices);
+                true
+            }
+            Err(error) => {
+                let Some(attached) = self.attached.get_mut(name) else { return false };
+                attached.failed += 1;
+                let Err(fault) = &mut attached.state else { return false };
+                let reason = error.to_string();
+                if fault.reason != reason {
+                    tracing::error!(device = %name, reason, "device cannot be opened");
+                }
+                fault.failed(reason, link, now);
+                false
             }
         }
-        if attached.mtu != mtu {
-            attached.mtu = mtu;
-            self.publish();
+    }
+}
+
+impl Fault {
+    pub(super) fn new(reason: String, gone: bool, seen: Option<u32>) -> Self {
+        Fault { reason, gone, retry: Retry::after(Instant::now()), seen }
+    }
+
+    /// The device, if it existed when it was tried last.
+    pub(super) fn ifindex(&self) -> Option<u32> {
+        self.seen
+    }
+
+    /// At its time, or at once when a device of the name appears that was not there before.
+    fn is_due(&self, link: Option<Link>, now: Instant) -> bool {
+        let found = link.map(|link| link.ifindex);
+        self.retry.is_due(now) || found.is_some() && found != self.seen
+    }
+
+    fn failed(&mut self, reason: String, link: Option<Link>, now: Instant) {
+        self.seen = link.map(|link| link.ifindex);
+        if self.seen.is_some() {
+            self.gone = false;
+            self.reason = reason;
         }
+        self.retry.failed(now);
+    }
+}
+
+/// Reads the devices, for status: none where the kernel does not answer.
+pub(super) fn links() -> Links {
+    Links::read().unwrap_or_else(|error: io::Error| {
+        tracing::error!(%error, "the kernel's devices cannot be listed");
+        Links::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_port::device::OperState;
+
+    use super::*;
+    use crate::limits::RETRY_PAUSE_MIN;
+
+    #[test]
+    fn a_device_that_appears_is_tried_at_once_and_one_that_fails_is_not() {
+        let link = |ifindex| Some(Link { ifindex, mtu: 1500, state: OperState::Up });
+        let mut fault = Fault::new("gone".to_owned(), true, None);
+        let now = Instant::now();
+        assert!(!fault.is_due(None, now), "absent, and tried a moment ago");
+        assert!(fault.is_due(link(7), now));
+        fault.failed("in use".to_owned(), link(7), now);
+        assert!(!fault.gone && fault.reason == "in use");
+        assert!(!fault.is_due(link(7), now + RETRY_PAUSE_MIN), "the pause has doubled");
+        assert!(fault.is_due(link(8), now), "another device");
+        assert!(fault.is_due(link(7), now + 2 * RETRY_PAUSE_MIN));
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::limits::PMTU_LIFETIME_S;
+use crate::worker::too_big::IPV6_MIN_MTU;
 
 /// Learned path MTUs, each for its time.
 #[derive(Debug, Default)]
@@ -39,9 +40,22 @@ impl PathMtus {
     }
 }
 
+/// The least path MTU to a VTEP that carries the 1,280 bytes that IPv6 tenants may count on, in
+/// bytes of an outer IP packet: with it the IP, UDP and VXLAN headers and the inner Ethernet header.
+pub fn least_for_ipv6(vtep: IpAddr) -> u32 {
+    let ip_header_len = if vtep.is_ipv4() { 20 } else { 40 };
+    IPV6_MIN_MTU + 14 + 8 + 8 + ip_header_len
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ipv6_tenants_need_room_for_the_headers_beside_their_minimum() {
+        assert_eq!(least_for_ipv6("192.0.2.2".parse().unwrap()), 1330);
+        assert_eq!(least_for_ipv6("2001:db8::2".parse().unwrap()), 1350);
+    }
 
     #[test]
     fn a_report_lowers_the_mtu_for_its_time_and_never_raises_it() {

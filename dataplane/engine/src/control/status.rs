@@ -1,21 +1,22 @@
 //! What the API shows: information, ports, counters.
 
 use culvert_model::{Host, api};
-use culvert_port::device::{Device as NetDevice, OperState};
-use culvert_port::{Arena, XskStats};
+use culvert_port::device::OperState;
+use culvert_port::{Arena, Links, XskStats};
 use tokio::sync::oneshot;
 
-use super::attach::Mode;
-use super::{Attached, Controller};
+use super::Controller;
+use super::attach::Refusal;
+use super::devices::{Attached, Fault, links};
 use crate::counters::PortCounters;
 use crate::drops::DropReason;
 use crate::shared::{Command, Shared};
-use crate::worker::device::Role;
+use crate::worker::device::{AttachmentId, Role};
 
 impl Controller {
     /// Who answers, and what its kernel and devices can do.
     pub fn info(&self) -> api::Info {
-        let metadata = self.programs.metadata_available();
+        let metadata = self.opener.programs.metadata_available();
         let features = vec![
             feature("xdp", &Ok(()), ""),
             feature(
@@ -24,16 +25,17 @@ impl Controller {
                 "superframes of tenants are not told apart; only plain TCP ones are cut",
             ),
         ];
-        let mut underlay = Vec::new();
+        let (mut underlay, links) = (Vec::new(), links());
         for (name, attached) in &self.attached {
             if matches!(attached.wanted.role, Role::Underlay(_)) {
+                let open = attached.open();
                 underlay.push(api::UnderlayDevice {
                     interface: name.to_string(),
-                    mode: attached.mode.name().to_owned(),
-                    refusals: refusals(attached),
-                    queues: attached.workers.len() as u32,
-                    mtu: attached.mtu,
-                    up: is_up(name.as_str()),
+                    mode: open.map_or("", |o| o.mode.name()).to_owned(),
+                    refusals: open.map(|o| refusals(&o.refusals)).unwrap_or_default(),
+                    queues: open.map_or(0, |o| o.workers.len() as u32),
+                    mtu: open.map_or(0, |o| o.facts.mtu),
+                    up: open.is_some() && is_up(&links, name.as_str()),
                 });
             }
         }
@@ -61,29 +63,31 @@ impl Controller {
     /// The ports as they are.
     pub fn ports(&self) -> api::PortList {
         let ports = self.host.as_ref().map_or(&[][..], Host::ports);
+        let links = links();
         let status = |port: &culvert_model::Port| {
             let name = port.attach.ifname();
             let attached = self.attached.get(name);
-            let (state, reason) = match attached {
+            let open = attached.and_then(Attached::open);
+            let (state, reason) = match attached.map(|attached| &attached.state) {
                 None => ("failed", "not attached".to_owned()),
-                Some(Attached { fault: Some(fault), ifindex: 0, .. }) => ("gone", fault.clone()),
-                Some(Attached { fault: Some(fault), .. }) => ("failed", fault.clone()),
-                Some(attached) if attached.mode != Mode::Tap && !is_up(name.as_str()) => {
+                Some(Err(Fault { gone: true, reason, .. })) => ("gone", reason.clone()),
+                Some(Err(Fault { reason, .. })) => ("failed", reason.clone()),
+                Some(Ok(open)) if !open.is_tap() && !is_up(&links, name.as_str()) => {
                     ("down", format!("{name} is down or has no carrier"))
                 }
-                Some(_) => (port.state.name(), String::new()),
+                Some(Ok(_)) => (port.state.name(), String::new()),
             };
             api::PortStatus {
                 id: port.id.to_string(),
                 vnet: port.vnet.to_string(),
                 attach: port.attach.kind().to_owned(),
                 device: name.to_string(),
-                mode: attached.map_or("", |a| a.mode.name()).to_owned(),
-                refusals: attached.map(refusals).unwrap_or_default(),
-                queues: attached.map_or(0, |a| a.workers.len() as u32),
-                mtu: match (port.mtu, attached) {
-                    (Some(mtu), _) => mtu.get().into(),
-                    (None, attached) => attached.map_or(0, |a| a.mtu),
+                mode: open.map_or("", |o| o.mode.name()).to_owned(),
+                refusals: open.map(|o| refusals(&o.refusals)).unwrap_or_default(),
+                queues: open.map_or(0, |o| o.workers.len() as u32),
+                mtu: match port.mtu {
+                    Some(mtu) => mtu.get().into(),
+                    None => open.map_or(0, |o| o.facts.mtu),
                 },
                 state: state.to_owned(),
                 reason,
@@ -94,30 +98,43 @@ impl Controller {
 
     /// Everything that is counted.
     pub async fn stats(&self) -> api::Stats {
-        let mut sockets: Vec<(Role, XskStats)> = Vec::new();
+        let mut sockets: Vec<(AttachmentId, XskStats)> = Vec::new();
         for inbox in &self.shared.inboxes {
             let (reply, answer) = oneshot::channel();
             if inbox.command(Command::Stats(reply)) {
                 sockets.extend(answer.await.unwrap_or_default());
             }
         }
+        sockets.sort_by_key(|(id, _)| *id);
         let shared = &self.shared;
         let ports = self.host.as_ref().map_or(&[][..], Host::ports);
         let ports = ports
             .iter()
             .filter_map(|port| {
-                let index = self.ports.get(&port.id)? as u16;
+                let index = self.known.ports.get(&port.id)? as u16;
                 Some(port_stats(port.id.as_str(), shared, index))
             })
             .collect();
         let mut kernel = Vec::new();
-        for (counter, value) in self.programs.counters() {
+        for (counter, value) in self.opener.programs.counters() {
             kernel.push(kernel_counter("", counter.name(), value));
         }
         for (name, attached) in &self.attached {
-            for (role, stats) in &sockets {
-                if *role == attached.wanted.role {
-                    add_socket(&mut kernel, name.as_str(), stats);
+            if let Some(open) = attached.open() {
+                let mut sum = None;
+                for stats in of_attachment(&sockets, open.id) {
+                    add_socket(&mut sum, stats);
+                }
+                let named = sum.into_iter().flatten();
+                kernel.extend(named.map(|(n, value)| kernel_counter(name.as_str(), n, value)));
+            }
+            for (counter, value) in [
+                ("device_lost", attached.lost),
+                ("device_reopened", attached.reopened),
+                ("device_open_failed", attached.failed),
+            ] {
+                if value > 0 {
+                    kernel.push(kernel_counter(name.as_str(), counter, value));
                 }
             }
         }
@@ -125,13 +142,13 @@ impl Controller {
             ports,
             workers: worker_stats(shared),
             kernel,
-            arena: Some(arena_stats(self.arena, shared)),
+            arena: Some(arena_stats(self.opener.arena, shared)),
             drops: self.link_drops(),
         }
     }
 
     fn link_drops(&self) -> Vec<api::Drop> {
-        let links: Vec<u16> = self.links.iter().map(|(_, index)| index as u16).collect();
+        let links: Vec<u16> = self.known.links.iter().map(|(_, index)| index as u16).collect();
         drops(|reason| {
             let of = |link: &u16| {
                 self.shared.counters.iter().map(|c| c.link(*link).dropped(reason)).sum::<u64>()
@@ -152,18 +169,24 @@ fn feature(name: &str, available: &Result<(), String>, instead: &str) -> api::Ke
     }
 }
 
-fn refusals(attached: &Attached) -> Vec<api::ModeRefusal> {
-    attached
-        .refusals
-        .iter()
-        .map(|r| api::ModeRefusal { mode: r.mode.name().to_owned(), reason: r.reason.clone() })
+fn refusals(refusals: &[Refusal]) -> Vec<api::ModeRefusal> {
+    let each = refusals.iter();
+    each.map(|r| api::ModeRefusal { mode: r.mode.name().to_owned(), reason: r.reason.clone() })
         .collect()
 }
 
-fn is_up(name: &str) -> bool {
-    NetDevice::by_name(name)
-        .and_then(|device| device.state())
-        .is_ok_and(|state| state == OperState::Up)
+fn is_up(links: &Links, name: &str) -> bool {
+    links.get(name).is_some_and(|link| link.state == OperState::Up)
+}
+
+/// The sockets of one attachment, in a list that is sorted by it.
+fn of_attachment(
+    sockets: &[(AttachmentId, XskStats)],
+    id: AttachmentId,
+) -> impl Iterator<Item = &XskStats> {
+    let first = sockets.partition_point(|(other, _)| *other < id);
+    let rest = sockets.get(first..).unwrap_or_default();
+    rest.iter().take_while(move |(other, _)| *other == id).map(|(_, stats)| stats)
 }
 
 fn drops(count: impl Fn(DropReason) -> u64) -> Vec<api::Drop> {
@@ -218,7 +241,7 @@ fn kernel_counter(device: &str, name: &str, value: u64) -> api::KernelCounter {
     api::KernelCounter { device: device.to_owned(), name: name.to_owned(), value }
 }
 
-fn add_socket(kernel: &mut Vec<api::KernelCounter>, device: &str, stats: &XskStats) {
+fn add_socket(sum: &mut Option<Vec<(&'static str, u64)>>, stats: &XskStats) {
     let named = [
         ("rx_packets", stats.rx_packets),
         ("rx_oversize", stats.rx_oversize),
@@ -238,10 +261,8 @@ fn add_socket(kernel: &mut Vec<api::KernelCounter>, device: &str, stats: &XskSta
         ("kernel_fill_empty", stats.kernel_fill_empty),
         ("kernel_tx_invalid", stats.kernel_tx_invalid),
     ];
-    for (name, value) in named {
-        match kernel.iter_mut().find(|c| c.device == device && c.name == name) {
-            Some(counter) => counter.value += value,
-            None => kernel.push(kernel_counter(device, name, value)),
-        }
+    match sum {
+        None => *sum = Some(named.to_vec()),
+        Some(sum) => sum.iter_mut().zip(named).for_each(|((_, sum), (_, value))| *sum += value),
     }
 }

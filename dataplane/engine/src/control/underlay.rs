@@ -7,56 +7,94 @@ use std::time::{Duration, Instant};
 
 use culvert_model::{Host, IfName, Place, PortId, Section, api};
 use culvert_nexthop::{NextHops, Resolution, Resolver, ResolverConfig};
-use culvert_port::device::Device as NetDevice;
 use tokio::sync::watch;
 
+use super::devices::Attached;
 use super::{Controller, NEXT_HOP_REFRESH};
 use crate::tables::{self, Hop, Inputs, PortFacts, Reach};
 use crate::worker::device::Role;
 
+/// A resolver, and what it says.
+pub(super) struct Following {
+    config: ResolverConfig,
+    resolver: Resolver,
+    follow: watch::Receiver<Arc<NextHops>>,
+}
+
 impl Controller {
-    /// Starts to follow the kernel's tables, or starts over when the underlay is another one.
-    pub(super) async fn follow_underlay(
-        &mut self,
-        host: &Host,
-        fresh: &HashMap<IfName, u32>,
-    ) -> Result<(), api::Fault> {
+    /// What is to be followed: the underlay devices of `host` that exist. A device that is just
+    /// being opened is in `fresh`. None where there is no such device.
+    fn resolver_config(&self, host: &Host, fresh: &HashMap<IfName, u32>) -> Option<ResolverConfig> {
+        let known = |name: &IfName| {
+            let open = || Some(self.attached.get(name)?.open()?.ifindex);
+            fresh.get(name).copied().or_else(open)
+        };
         let underlay = host.underlay();
-        let place = Place::section(Section::Underlay, "interfaces");
-        let mut underlay_ifindexes = Vec::new();
-        for name in &underlay.interfaces {
-            let known = fresh.get(name).copied();
-            let ifindex = match known.or(self.attached.get(name).map(|a| a.ifindex)) {
-                Some(ifindex) => ifindex,
-                None => NetDevice::by_name(name.as_str())
-                    .map_err(|error| api::Fault::new(&place, error))?
-                    .ifindex(),
-            };
-            underlay_ifindexes.push(ifindex);
-        }
-        let config = ResolverConfig {
+        let underlay_ifindexes: Vec<u32> = underlay.interfaces.iter().filter_map(known).collect();
+        (!underlay_ifindexes.is_empty()).then(|| ResolverConfig {
             underlay_ifindexes,
             sources: underlay.addresses.clone(),
             refresh: NEXT_HOP_REFRESH,
+        })
+    }
+
+    /// Starts to follow the kernel's tables beside what is followed now, where that is not what
+    /// `host` needs. `Ok(None)`: what is followed now is right.
+    pub(super) async fn follow_anew(
+        &self,
+        host: &Host,
+        fresh: &HashMap<IfName, u32>,
+    ) -> Result<Option<Option<Following>>, api::Fault> {
+        let place = Place::section(Section::Underlay, "interfaces");
+        let config = self.resolver_config(host, fresh);
+        let same = match (&config, &self.resolver) {
+            (None, None) => true,
+            (Some(new), Some((old, _))) => {
+                old.underlay_ifindexes == new.underlay_ifindexes && old.sources == new.sources
+            }
+            _ => false,
         };
-        let same = self.resolver.as_ref().is_some_and(|(old, _)| {
-            old.underlay_ifindexes == config.underlay_ifindexes && old.sources == config.sources
-        });
         if same {
-            return Ok(());
+            return Ok(None);
         }
+        let Some(config) = config else { return Ok(Some(None)) };
         let (resolver, follow) = Resolver::start(config.clone())
             .await
             .map_err(|error| api::Fault::new(&place, error))?;
-        self.resolver = Some((config, resolver));
-        self.follow = Some(follow);
-        Ok(())
+        Ok(Some(Some(Following { config, resolver, follow })))
+    }
+
+    /// Follows by the new resolver from now on. The old one gives its neighbours back first, so
+    /// that it does not take them from the new one.
+    pub(super) async fn follow_by(&mut self, following: Option<Following>) {
+        self.follow = None;
+        if let Some((_, old)) = self.resolver.take() {
+            old.stop().await;
+        }
+        match following {
+            Some(Following { config, resolver, follow }) => {
+                self.resolver = Some((config, resolver));
+                self.follow = Some(follow);
+            }
+            None => {
+                self.next_hops.send_replace(Arc::default());
+            }
+        }
+        // The follower has to follow another resolver now.
+        self.shared.news.notify_one();
+    }
+
+    /// Makes the remote VTEPs of the state the ones that are looked up.
+    pub(super) fn set_targets(&self) {
+        if let Some((_, resolver)) = &self.resolver {
+            resolver.set_targets(self.known.vteps.iter().map(|(ip, _)| *ip).collect::<Vec<_>>());
+        }
     }
 
     /// Gives new VTEPs a moment to be looked up, so that the first packets find their way.
     pub(super) async fn wait_for_next_hops(&mut self) {
         let Some(follow) = &mut self.follow else { return };
-        let wanted: Vec<IpAddr> = self.vteps.iter().map(|(ip, _)| *ip).collect();
+        let wanted: Vec<IpAddr> = self.known.vteps.iter().map(|(ip, _)| *ip).collect();
         let known = |hops: &Arc<NextHops>| {
             wanted
                 .iter()
@@ -75,11 +113,12 @@ impl Controller {
             .ports()
             .iter()
             .filter_map(|port| {
-                let attached = self.attached.get(port.attach.ifname())?;
+                let open = self.attached.get(port.attach.ifname()).and_then(Attached::open);
+                let device_mtu = open.map_or(0, |open| open.facts.mtu);
                 let facts = PortFacts {
-                    index: self.ports.get(&port.id)? as u16,
-                    worker: attached.workers.first().copied().unwrap_or(0),
-                    mtu: port.mtu.map_or(attached.mtu, |mtu| u32::from(mtu.get())),
+                    index: self.known.ports.get(&port.id)? as u16,
+                    worker: open.and_then(|o| o.workers.first().copied()).unwrap_or(0),
+                    mtu: port.mtu.map_or(device_mtu, |mtu| u32::from(mtu.get())),
                 };
                 Some((port.id.clone(), facts))
             })
@@ -92,8 +131,10 @@ impl Controller {
                 if link_workers.len() <= at {
                     link_workers.resize(at + 1, Vec::new());
                 }
-                link_workers[at] = attached.workers.clone();
-                link_of.insert(attached.ifindex, (index, attached.mtu));
+                if let Some(open) = attached.open() {
+                    link_workers[at] = open.workers.clone();
+                    link_of.insert(open.ifindex, (index, open.facts.mtu));
+                }
             }
         }
         let hops = self.next_hops.borrow().clone();
@@ -109,6 +150,8 @@ impl Controller {
                 .unwrap_or(vtep);
             let limit = self.path_mtus.get(vtep, now).unwrap_or(u32::MAX).min(configured);
             let reach = match hops.by_vtep.get(&vtep) {
+                // Nobody asks for the way where no underlay device is left.
+                None if self.resolver.is_none() => Reach::Unreachable,
                 None | Some(Resolution::Pending) => Reach::Pending,
                 Some(Resolution::Unreachable(_)) => Reach::Unreachable,
                 Some(Resolution::Resolved(list)) => {
@@ -135,8 +178,8 @@ impl Controller {
             host,
             previous: &previous,
             ports: &ports,
-            vnets: &self.vnets,
-            vteps: &self.vteps,
+            vnets: &self.known.vnets,
+            vteps: &self.known.vteps,
             link_workers: &link_workers,
             reach: &reach,
         });
@@ -158,13 +201,29 @@ impl Controller {
         }
     }
 
+    /// Follows the underlay devices as they are now. What fails is tried again.
     pub(super) async fn restart_resolver(&mut self) {
         let Some(host) = self.host.clone() else { return };
-        if let Err(fault) = self.follow_underlay(&host, &HashMap::new()).await {
-            tracing::error!(fault = %fault.text(), "the underlay cannot be followed");
+        match self.follow_anew(&host, &HashMap::new()).await {
+            Ok(None) => self.resolver_due = false,
+            Ok(Some(following)) => {
+                self.resolver_due = false;
+                self.follow_by(following).await;
+                self.set_targets();
+            }
+            Err(fault) => {
+                if !self.resolver_due {
+                    tracing::error!(fault = %fault.text(), "the underlay cannot be followed");
+                }
+                self.resolver_due = true;
+            }
         }
-        if let Some((_, resolver)) = &self.resolver {
-            resolver.set_targets(self.vteps.iter().map(|(ip, _)| *ip).collect::<Vec<_>>());
-        }
+    }
+}
+
+impl Following {
+    /// Ends it unused.
+    pub(super) async fn stop(self) {
+        self.resolver.stop().await;
     }
 }

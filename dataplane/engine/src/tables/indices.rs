@@ -1,10 +1,10 @@
 //! Small indices that stay with their object for as long as it exists.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 /// Hands out the lowest free index for each key, and takes it back when the key is gone.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Indices<K> {
     by_key: HashMap<K, u32>,
     free: Vec<u32>,
@@ -38,6 +38,29 @@ impl<K: Eq + Hash + Clone> Indices<K> {
         };
         self.by_key.insert(key.clone(), index);
         Some(index)
+    }
+
+    /// These indices as a new set of keys has them: keys that stay keep theirs, the others' become
+    /// free. A new key gets one that was free before, as long as there is one, so that what is
+    /// still on its way to an old key's object does not meet a new one. `Err`: a key that found
+    /// none.
+    ///
+    /// # Errors
+    /// The first key for which no index is left.
+    pub fn moved_to<'a>(&self, keys: impl Iterator<Item = &'a K> + Clone) -> Result<Self, &'a K> {
+        let wanted: HashSet<&K> = keys.clone().collect();
+        let mut next = self.clone();
+        let mut left = Vec::new();
+        for key in keys {
+            if next.assign(key).is_none() {
+                left.push(key);
+            }
+        }
+        next.retain(|key| wanted.contains(key));
+        for key in left {
+            next.assign(key).ok_or(key)?;
+        }
+        Ok(next)
     }
 
     /// Forgets the keys that `keep` refuses; returns their indices.
@@ -75,5 +98,26 @@ mod tests {
         assert_eq!(indices.assign(&"c"), Some(0));
         assert_eq!(indices.assign(&"d"), Some(2));
         assert_eq!(indices.assign(&"e"), None);
+    }
+
+    #[test]
+    fn a_new_set_of_keys_takes_the_place_of_the_old_one_within_the_limit() {
+        let mut old = Indices::new(3);
+        old.assign(&"a");
+        old.assign(&"b");
+        let new = old.moved_to(["b", "c"].iter()).unwrap();
+        assert_eq!((new.get(&"a"), new.get(&"b"), new.get(&"c")), (None, Some(1), Some(2)));
+        assert_eq!(old.get(&"a"), Some(0), "the old ones are as they were");
+        // All at the limit: an index changes hands at once.
+        let full = new.moved_to(["x", "y", "z"].iter()).unwrap();
+        let mut used: Vec<_> = full.iter().map(|(_, index)| index).collect();
+        used.sort_unstable();
+        assert_eq!(used, [0, 1, 2]);
+        assert_eq!(full.moved_to(["x", "y", "z", "w"].iter()).unwrap_err(), &"w");
+        // Any number of refusals leaks nothing.
+        for _ in 0..10 {
+            assert!(full.moved_to(["p", "q", "r", "s"].iter()).is_err());
+        }
+        assert!(full.moved_to(["p", "q", "r"].iter()).is_ok());
     }
 }

@@ -32,6 +32,22 @@ pub enum Role {
     Underlay(u16),
 }
 
+/// An open device. It stays the same while the device changes its role, and no other ever has it:
+/// a port may have an old device and a new one at the same time.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttachmentId(pub u64);
+
+/// What is known of a device, and may change while it is open.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The largest IP packet that the device takes, in bytes.
+    pub mtu: u32,
+    /// Whether superframes of UDP are given to the device whole.
+    pub segments_udp: bool,
+    /// Whether single frames go by the packet socket, too.
+    pub packet_only: bool,
+}
+
 /// The kernel objects behind a device.
 pub enum Io {
     /// AF_XDP, and a packet socket beside it.
@@ -49,6 +65,10 @@ pub enum Io {
 pub struct Device {
     /// What it belongs to.
     pub role: Role,
+    /// The open device that this is a queue of.
+    pub attachment: AttachmentId,
+    /// What a frame without metadata is taken for.
+    pub unmarked: Offload,
     /// The kernel objects.
     io: Io,
     /// The largest IP packet that the device takes, in bytes.
@@ -91,6 +111,8 @@ impl Device {
     pub fn new(role: Role, io: Io, mtu: u32) -> Self {
         Device {
             role,
+            attachment: AttachmentId(0),
+            unmarked: Offload::default(),
             io,
             mtu,
             segments_udp: false,
@@ -100,6 +122,13 @@ impl Device {
             ring_packets: 0,
             messages: 0,
         }
+    }
+
+    /// Takes new facts over.
+    pub fn update(&mut self, facts: Facts) {
+        self.mtu = facts.mtu;
+        self.segments_udp = facts.segments_udp;
+        self.packet_only = facts.packet_only;
     }
 
     /// The descriptor that is readable when packets wait.
@@ -125,7 +154,8 @@ impl Device {
                 xsk.refill(cache);
                 out.extend(received.drain(..).map(|buf| {
                     let meta = FrameMeta::from_bytes(&buf.head().meta());
-                    (buf, meta.map_or_else(Offload::default, |meta| Offload::from_meta(&meta)))
+                    let meta = meta.filter(FrameMeta::has_skb);
+                    (buf, meta.map_or(self.unmarked, |meta| Offload::from_meta(&meta)))
                 }));
             }
             Io::Tap(tap) => {

@@ -234,6 +234,7 @@ impl Worker {
         let mut first = 0;
         while first < plan.count() {
             let train = first..plan.count().min(first + layout.per_train);
+            let packets = train.len() as u64;
             first = train.end;
             let payload = layout.payload_len(plan, train.clone());
             self.entropy = self.entropy.wrapping_add(train.len() as u16);
@@ -274,7 +275,7 @@ impl Worker {
                     sent += 1;
                     bytes += (l4_headers.len() + payload) as u64;
                 }
-                Err(_) => failed += 1,
+                Err(_) => failed += packets,
             }
         }
         let counters = self.counters_of(role);
@@ -321,8 +322,7 @@ impl Worker {
     ) {
         // IPv6, DF, or nothing to gain: the sender has to send less.
         let Ok(plan) = Fragmenter::new(buf.head().data(), pkt, mtu as usize) else {
-            self.packet_too_big(port, &buf, pkt, mtu);
-            return self.drop_tenant(port, buf, DropReason::PacketTooBig);
+            return self.refuse_too_big(port, buf, pkt, off, mtu, exit);
         };
         checksum::complete(&mut buf, pkt, &mut off);
         for i in 0..plan.count() {

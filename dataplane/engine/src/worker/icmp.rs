@@ -1,19 +1,15 @@
-//! ICMP: errors that tenants get from us, and path MTU that the underlay reports to us.
+//! ICMP errors that tenants get from us.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use culvert_port::Buf;
 use culvert_wire::eth::MacAddr;
-use culvert_wire::format::VXLAN;
 use culvert_wire::packet::{IpKind, Packet};
-use culvert_wire::{icmpv4, icmpv6, proto, reply};
+use culvert_wire::reply;
 
 use super::Worker;
-use crate::drops::DropReason;
-use crate::limits::{MIN_PMTU_V4, MIN_PMTU_V6};
-use crate::shared::Event;
-use crate::tables::{LinkIndex, PortIndex};
+use crate::tables::PortIndex;
 
 /// So many events in each second, and no more.
 #[derive(Debug)]
@@ -80,23 +76,6 @@ impl Worker {
             IpAddr::V6(from) => reply::icmpv6_time_exceeded(out, head, pkt, from),
         });
     }
-
-    /// Reads an ICMP error about a tunnel packet of ours. Only a smaller MTU is news.
-    pub(super) fn path_mtu_report(&mut self, link: LinkIndex, buf: &Buf, pkt: &Packet) {
-        let head = buf.head().data();
-        let message = head.get(usize::from(pkt.l4)..pkt.len as usize).unwrap_or_default();
-        let report = match pkt.proto {
-            proto::ICMPV4 => read_v4(message),
-            _ => read_v6(message, head, pkt),
-        };
-        let Some((vtep, mtu)) = report else {
-            return self.counters.link(link).drop(DropReason::NotTunnel);
-        };
-        let floor = if vtep.is_ipv4() { MIN_PMTU_V4 } else { MIN_PMTU_V6 };
-        if mtu >= floor && self.tables.vtep_of(&vtep).is_some() {
-            self.shared.event(Event::PathMtu { vtep, mtu });
-        }
-    }
 }
 
 /// Addresses an error to the tenant's own MAC: a router of ours may have rewritten the packet that
@@ -104,49 +83,6 @@ impl Worker {
 fn to_tenant(out: &mut [u8], mac: Option<MacAddr>, len: Option<usize>) -> Option<usize> {
     out.get_mut(..6)?.copy_from_slice(&mac?.0);
     len
-}
-
-/// The VTEP and the MTU of a fragmentation-needed message (RFC 1191 section 4).
-fn read_v4(message: &[u8]) -> Option<(IpAddr, u32)> {
-    let view = icmpv4::View::new(message).ok()?;
-    if !view.checksum_ok() {
-        return None;
-    }
-    let repr = view.repr();
-    if repr.kind != icmpv4::kind::UNREACHABLE || repr.code != icmpv4::FRAG_NEEDED {
-        return None;
-    }
-    let quoted = view.payload();
-    let header_len = usize::from(quoted.first()? & 0x0f) * 4;
-    let is_ours = quoted.first()? >> 4 == 4
-        && *quoted.get(9)? == proto::UDP
-        && quoted_port(quoted.get(header_len..)?)? == VXLAN.outer.port();
-    let dst: [u8; 4] = *quoted.get(16..)?.first_chunk()?;
-    is_ours.then_some((IpAddr::from(dst), repr.rest & 0xffff))
-}
-
-/// The VTEP and the MTU of a packet-too-big message (RFC 4443 section 3.2).
-fn read_v6(message: &[u8], head: &[u8], pkt: &Packet) -> Option<(IpAddr, u32)> {
-    let view = icmpv6::View::new(message).ok()?;
-    let (Some(IpAddr::V6(src)), Some(IpAddr::V6(dst))) = (pkt.src_ip(head), pkt.dst_ip(head))
-    else {
-        return None;
-    };
-    let repr = view.repr();
-    if repr.kind != icmpv6::kind::PACKET_TOO_BIG || !view.checksum_ok(&src, &dst) {
-        return None;
-    }
-    let quoted = view.payload();
-    let is_ours = quoted.first()? >> 4 == 6
-        && *quoted.get(6)? == proto::UDP
-        && quoted_port(quoted.get(40..)?)? == VXLAN.outer.port();
-    let dst: [u8; 16] = *quoted.get(24..)?.first_chunk()?;
-    is_ours.then_some((IpAddr::from(dst), repr.rest))
-}
-
-/// Destination port of a quoted UDP header.
-fn quoted_port(udp: &[u8]) -> Option<u16> {
-    Some(u16::from_be_bytes([*udp.get(2)?, *udp.get(3)?]))
 }
 
 #[cfg(test)]
@@ -160,23 +96,5 @@ mod tests {
         assert!(limit.allow(start) && limit.allow(start) && !limit.allow(start));
         let later = start + Duration::from_millis(1001);
         assert!(limit.allow(later) && limit.allow(later) && !limit.allow(later));
-    }
-
-    #[test]
-    fn a_report_is_read_only_if_it_quotes_our_tunnel() {
-        let mut quoted = vec![0x45, 0, 0, 100, 0, 0, 0x40, 0, 64, 17, 0, 0];
-        quoted.extend([192, 0, 2, 1, 192, 0, 2, 2]);
-        quoted.extend([0xc0, 0, 0x12, 0xb5, 0, 80, 0xbe, 0xef]);
-        let repr = icmpv4::Repr { kind: 3, code: 4, rest: 1400 };
-        let mut message = vec![0; 256];
-        let len = repr.emit(&quoted, &mut message).unwrap();
-        assert_eq!(read_v4(&message[..len]), Some(("192.0.2.2".parse().unwrap(), 1400)));
-        for cut in 0..len {
-            assert_eq!(read_v4(&message[..cut]), None, "cut to {cut}");
-        }
-        quoted[22] = 0x12;
-        quoted[23] = 0xb6;
-        let len = repr.emit(&quoted, &mut message).unwrap();
-        assert_eq!(read_v4(&message[..len]), None);
     }
 }

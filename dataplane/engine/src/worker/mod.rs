@@ -14,7 +14,8 @@
 //! | [`tunnel`], [`encap`] | to a remote VTEP: cut, encapsulate, queue |
 //! | [`ingress`] | from the underlay: verify, decapsulate, source check |
 //! | [`deliver`] | to a tenant: coalesce, queue |
-//! | [`icmp`] | errors to tenants, path MTU from the underlay |
+//! | [`icmp`], [`too_big`] | errors to tenants; what is above the MTU of its way |
+//! | [`pmtu_report`] | path MTU from the underlay: which reports are believed |
 //! | [`polling`] | which devices are looked at, and when to sleep |
 
 pub mod answer;
@@ -27,7 +28,9 @@ pub mod icmp;
 pub mod ingress;
 pub mod key;
 pub mod offload;
+pub mod pmtu_report;
 pub mod polling;
+pub mod too_big;
 pub mod tunnel;
 
 use std::sync::Arc;
@@ -36,7 +39,7 @@ use std::sync::mpsc::Receiver;
 use culvert_port::{Buf, FrameCache};
 
 use self::deliver::Merging;
-use self::device::{Device, Losses, Role};
+use self::device::{AttachmentId, Device, Losses, Role};
 use self::egress::EgressFlow;
 use self::icmp::RateLimit;
 use self::ingress::IngressFlow;
@@ -46,7 +49,10 @@ use self::polling::Polling;
 use crate::counters::{PortCounters, WorkerCounters};
 use crate::drops::DropReason;
 use crate::flow::FlowCache;
-use crate::limits::{BATCH, FLOW_ENTRIES, ICMP_ERRORS_PER_SECOND, TRAP_HEAD_LEN, TRAPS_PER_SECOND};
+use crate::limits::{
+    BATCH, FLOW_ENTRIES, ICMP_ERRORS_PER_SECOND, PMTU_REPORTS_PER_SECOND, TRAP_HEAD_LEN,
+    TRAPS_PER_SECOND,
+};
 use crate::shared::{Command, Handoff, Shared, Trap};
 use crate::tables::{LinkIndex, PortIndex, Tables};
 
@@ -82,6 +88,7 @@ pub struct Worker {
     merging: Merging,
     traps: RateLimit,
     icmp: RateLimit,
+    pmtu_reports: RateLimit,
     entropy: u16,
     batch: Vec<(Buf, Offload)>,
     received: Vec<Buf>,
@@ -120,6 +127,7 @@ impl Worker {
             merging: Merging::default(),
             traps: RateLimit::new(TRAPS_PER_SECOND),
             icmp: RateLimit::new(ICMP_ERRORS_PER_SECOND),
+            pmtu_reports: RateLimit::new(PMTU_REPORTS_PER_SECOND),
             entropy: 0,
             batch: Vec::with_capacity(BATCH),
             received: Vec::with_capacity(BATCH),
@@ -141,7 +149,9 @@ impl Worker {
             self.rest(work);
         }
         for slot in 0..self.devices.len() {
-            self.detach_slot(slot);
+            if let Some(device) = self.take_out(slot) {
+                device.close(&mut self.cache);
+            }
         }
     }
 
@@ -307,21 +317,18 @@ impl Worker {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Attach(device) => self.attach(*device),
-                Command::Detach(role, done) => {
-                    for slot in 0..self.devices.len() {
-                        if self.devices[slot].as_ref().is_some_and(|device| device.role == role) {
-                            self.detach_slot(slot);
-                        }
+                Command::Detach(id, done) => {
+                    let devices = self.give_up(id);
+                    if let Err(devices) = done.send(devices) {
+                        devices.into_iter().for_each(|device| device.close(&mut self.cache));
                     }
-                    let _ = done.send(());
                 }
-                Command::SegmentsUdp(role, segments) => {
-                    for device in self.devices.iter_mut().flatten().filter(|d| d.role == role) {
-                        device.segments_udp = segments;
-                    }
+                Command::Update(id, facts) => {
+                    let devices = self.devices.iter_mut().flatten();
+                    devices.filter(|d| d.attachment == id).for_each(|device| device.update(facts));
                 }
                 Command::Stats(reply) => {
-                    let stats = |device: &Device| Some((device.role, device.stats()?));
+                    let stats = |device: &Device| Some((device.attachment, device.stats()?));
                     let _ = reply.send(self.devices.iter().flatten().filter_map(stats).collect());
                 }
                 Command::Stop => return true,
@@ -341,6 +348,10 @@ impl Worker {
         };
         self.polling.add(slot, &device);
         self.devices[slot] = Some(device);
+        self.set_slot_of(role, Some(slot));
+    }
+
+    fn set_slot_of(&mut self, role: Role, slot: Option<Slot>) {
         let (slots, index) = match role {
             Role::Tenant(port) => (&mut self.tenant_slots, usize::from(port)),
             Role::Underlay(link) => (&mut self.link_slots, usize::from(link)),
@@ -348,22 +359,39 @@ impl Worker {
         if slots.len() <= index {
             slots.resize(index + 1, None);
         }
-        slots[index] = Some(slot);
+        slots[index] = slot;
     }
 
-    fn detach_slot(&mut self, slot: Slot) {
+    /// Takes the devices of an attachment out.
+    fn give_up(&mut self, id: AttachmentId) -> Vec<Device> {
+        let of = |device: &Option<Device>| device.as_ref().is_some_and(|d| d.attachment == id);
+        let slots: Vec<Slot> = (0..self.devices.len()).filter(|s| of(&self.devices[*s])).collect();
+        slots.into_iter().filter_map(|slot| self.take_out(slot)).collect()
+    }
+
+    fn take_out(&mut self, slot: Slot) -> Option<Device> {
         self.flush_merging();
-        let Some(mut device) = self.devices.get_mut(slot).and_then(Option::take) else { return };
+        let mut device = self.devices.get_mut(slot)?.take()?;
         self.polling.remove(slot, &device);
         let mut losses = Losses::default();
         device.flush(&mut self.cache, &mut losses);
         let role = device.role;
         self.count_losses(role, losses);
-        device.close(&mut self.cache);
-        match role {
-            Role::Tenant(port) => self.tenant_slots[usize::from(port)] = None,
-            Role::Underlay(link) => self.link_slots[usize::from(link)] = None,
+        // Another device of the role, if there is one, takes over: a second queue, or the device
+        // that replaces this one.
+        if self.slot_of(role) == Some(slot) {
+            let has_role = |d: &Option<Device>| d.as_ref().is_some_and(|d| d.role == role);
+            let other = self.devices.iter().position(has_role);
+            self.set_slot_of(role, other);
         }
         self.dirty.retain(|dirty| *dirty != slot);
+        Some(device)
+    }
+
+    fn slot_of(&self, role: Role) -> Option<Slot> {
+        match role {
+            Role::Tenant(port) => self.tenant_slot(port),
+            Role::Underlay(link) => self.link_slot(link),
+        }
     }
 }

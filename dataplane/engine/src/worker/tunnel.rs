@@ -74,6 +74,11 @@ impl Tunnel {
         })
     }
 
+    /// The same way, whose packets routers of an IPv4 underlay may fragment.
+    pub fn without_df(&self) -> Tunnel {
+        Tunnel { template: self.template.without_df(), ..self.clone() }
+    }
+
     /// Bytes of the largest inner IP packet behind an L2 header of `l2_len` bytes.
     pub fn ip_mtu(&self, l2_len: u16) -> u32 {
         let path = self.frame_max.saturating_sub(l2_len.into());

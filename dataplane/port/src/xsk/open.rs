@@ -17,9 +17,6 @@ use crate::xsk::{BindMode, BoundMode, XskConfig};
 /// `XDP_MAX_TX_SKB_BUDGET` of `linux/if_xdp.h`, since Linux 6.17.
 const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
 
-/// How long a queue that is still being released by its previous socket is waited for.
-const BUSY_WAIT_MAX: Duration = Duration::from_secs(2);
-
 /// Legal ring sizes; the kernel allows more, but no port needs it.
 const RING_SIZE_MAX: u32 = 1 << 15;
 
@@ -275,7 +272,7 @@ fn bind(fd: BorrowedFd<'_>, cfg: &XskConfig) -> Result<bool, XskError> {
         };
         let Err(e) = sys::bind(fd, &address) else { return Ok(sg) };
         match errno(&e) {
-            libc::EBUSY if start.elapsed() < BUSY_WAIT_MAX => {
+            libc::EBUSY if start.elapsed() < cfg.busy_wait => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(100));
             }

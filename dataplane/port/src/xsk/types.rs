@@ -1,5 +1,10 @@
 //! What an AF_XDP socket is told and what it tells.
 
+use std::time::Duration;
+
+/// Releasing a queue takes the kernel some milliseconds, on a loaded machine longer.
+const BUSY_WAIT: Duration = Duration::from_secs(2);
+
 /// How frames pass between the driver and the arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BindMode {
@@ -37,6 +42,8 @@ pub struct XskConfig {
     pub comp_size: u32,
     /// Packets of several frames, both ways.
     pub sg: bool,
+    /// How long to wait for a queue that its previous socket has not released yet.
+    pub busy_wait: Duration,
     /// Busy polling; `None` leaves it off.
     pub busy_poll: Option<BusyPoll>,
     /// Frames that one system call sends in copy mode (clamped to 32..=`tx_size`); `None` leaves
@@ -60,6 +67,7 @@ impl XskConfig {
             fill_size: 2048,
             comp_size: 2048,
             sg: true,
+            busy_wait: BUSY_WAIT,
             busy_poll: None,
             tx_budget: Some(2048),
             sndbuf: Some(8 << 20),

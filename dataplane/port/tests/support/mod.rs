@@ -8,7 +8,7 @@ pub mod netns;
 
 use std::time::{Duration, Instant};
 
-use culvert_ebpf::{FrameMeta, LoadOptions, Programs, XdpMode};
+use culvert_ebpf::{FrameMeta, LoadOptions, ProgramKind, Programs, XdpMode};
 use culvert_port::{Arena, Buf, FrameCache, Kick, Xsk, XskConfig};
 
 use self::netns::Netns;
@@ -44,7 +44,7 @@ impl Rig {
         xsk.refill(&mut cache);
         let options = LoadOptions { pin_dir: None, max_slots: 4 };
         let mut programs = Programs::load(&options).unwrap();
-        programs.attach_tenant(ifindex, XdpMode::Generic, 0).unwrap();
+        programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
         programs.set_socket(0, xsk.fd()).unwrap();
         Self { arena, cache, xsk, near, far, ifindex, programs }
     }

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use culvert_ebpf::{LoadOptions, Programs, XdpMode};
+use culvert_ebpf::{LoadOptions, ProgramKind, Programs, XdpMode};
 use culvert_port::{Arena, Buf, FrameCache, Kick, Xsk, XskConfig};
 use culvert_tests::sys;
 
@@ -49,7 +49,7 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     let mut cache = FrameCache::new(arena);
     let mut open = |name: &str, slot: u32| -> Result<Xsk, Box<dyn std::error::Error>> {
         let ifindex = sys::interface_index(name).map_err(|e| format!("{name}: {e}"))?;
-        programs.attach_tenant(ifindex, mode, slot)?;
+        programs.attach(ProgramKind::Tenant, ifindex, mode, slot..slot + 1)?;
         let xsk = Xsk::open(arena, &XskConfig::new(ifindex, 0))?;
         programs.set_socket(slot, xsk.fd())?;
         Ok(xsk)

@@ -1,0 +1,453 @@
+//! Devices that change hands, mode or role, come, go and fail, under a running dataplane.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use culvert_tests::combo::Attach;
+use culvert_tests::tools::{Datagrams, RawSocket, ping, udp_exchange};
+use culvert_tests::topology::{TENANT_DEVICE, WIRE, mac_bytes};
+use culvert_tests::{
+    Combo, Family, Netns, Peer, Topology, TopologySpec, craft, link, sys, wait_until,
+};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Where a tenant would reach the host, if anything let it.
+const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+fn show(topology: &Topology, what: &str) -> Value {
+    let text = topology.dataplane(0).cli(&topology.hosts[0].ns, &["-o", "json", "show", what]);
+    serde_json::from_str(&text.unwrap()).unwrap()
+}
+
+/// What `show ports` says of one port.
+fn port(topology: &Topology, id: &str) -> Value {
+    let shown = show(topology, "ports");
+    let list = shown.as_array().or_else(|| shown["ports"].as_array()).unwrap();
+    list.iter().find(|port| port["id"] == id).cloned().unwrap_or(Value::Null)
+}
+
+#[track_caller]
+fn wait_state(topology: &Topology, id: &str, state: &str) {
+    let reached = wait_until(PATIENCE, || port(topology, id)["state"] == state);
+    assert!(reached, "{id} is not {state}: {}", port(topology, id));
+}
+
+/// `toml` with another line in the section of the port of this device.
+fn with_line(toml: &str, device: &str, field: &str, line: &str) -> String {
+    let mut sections: Vec<String> = toml.split("\n\n").map(str::to_owned).collect();
+    let attach = format!("= \"{device}\" }}");
+    let section = sections.iter_mut().find(|section| section.contains(&attach)).unwrap();
+    let lines = section.lines().map(|old| {
+        if old.starts_with(&format!("{field} = ")) { line.to_owned() } else { old.to_owned() }
+    });
+    *section = lines.collect::<Vec<_>>().join("\n");
+    sections.join("\n\n")
+}
+
+fn with_mode(toml: &str, device: &str, mode: &str) -> String {
+    with_line(toml, device, "mode", &format!("mode = \"{mode}\""))
+}
+
+fn with_id(toml: &str, device: &str, id: &str) -> String {
+    with_line(toml, device, "id", &format!("id = \"{id}\""))
+}
+
+/// One more port, of a device of its own.
+fn extra_port(id: &str, device: &str, number: u8) -> String {
+    format!(
+        "\n\n[[port]]\nid = \"{id}\"\nvnet = \"blue\"\nattach = {{ xdp = \"{device}\" }}\n\
+         mac = \"02:00:00:00:00:{number:02}\"\nips = [\"10.77.1.{number}\"]\nmode = \"auto\""
+    )
+}
+
+fn apply(topology: &Topology, toml: &str) {
+    topology.dataplane(0).write_config(toml);
+    topology.dataplane(0).apply(&topology.hosts[0].ns);
+}
+
+/// Applies a state that must be refused by a message with all of `words`.
+#[track_caller]
+fn refuse(topology: &Topology, toml: &str, words: &[&str]) {
+    topology.dataplane(0).write_config(toml);
+    let error = match topology.dataplane(0).try_apply(&topology.hosts[0].ns) {
+        Ok(out) => panic!("accepted:\n{toml}\n{out}"),
+        Err(error) => error,
+    };
+    for word in words {
+        assert!(error.stderr().contains(word), "the message lacks \"{word}\":\n{}", error.stderr());
+    }
+}
+
+/// Everything of host A that a refused state must leave alone.
+fn fingerprint(topology: &Topology) -> (Value, Value, Value, Vec<String>, String) {
+    let mut info = show(topology, "info");
+    let generation = info["generation"].take();
+    let mut pins: Vec<_> = std::fs::read_dir(topology.dataplane(0).bpffs())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    pins.sort();
+    let links = topology.hosts[0].ns.run("ip -o link show");
+    // Without what counts: "prog/xdp id 7" is the same program as before.
+    (generation, show(topology, "ports"), show(topology, "host"), pins, links)
+}
+
+fn carries(topology: &Topology, from: usize, to: usize) {
+    let [a, b] = [&topology.tenants[from], &topology.tenants[to]];
+    let what = Datagrams::plain(700, 30);
+    let report = udp_exchange(&a.ns, &b.ns, topology.address(to), what).unwrap();
+    assert!(report.is_perfect(), "{from} to {to}: {report:?}");
+}
+
+/// Floods the host from tenant 0, past all that the tenant's stack would do, while `action` runs.
+/// Returns how many datagrams reached a socket of the host, which must be bound to all of it.
+fn reached_the_host(topology: &mut Topology, action: impl FnOnce(&mut Topology)) -> usize {
+    let (host, device) = (&topology.hosts[0].ns, topology.tenants[0].port.clone());
+    host.run(&format!("ip addr replace {HOST}/24 dev {device}"));
+    let shown = host.run(&format!("ip -o link show {device}"));
+    let mac = shown.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let socket = host.enter(|| UdpSocket::bind(SocketAddr::from((HOST, 4000)))).unwrap();
+    sys::force_receive_buffer(&socket, 16 << 20).unwrap();
+    let flood = RawSocket::open_to_flood(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
+    let macs = [topology.tenants[0].mac_bytes(), mac_bytes(&mac)];
+    let frame = craft::udp(macs, [GUEST.into(), HOST.into()], [4000, 4000], &[7; 64]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Relaxed) {
+                let _ = flood.send_many(&frame, 16);
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| action(topology)));
+        std::thread::sleep(Duration::from_millis(200));
+        stop.store(true, Relaxed);
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    socket.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 100];
+    std::iter::from_fn(|| socket.recv(&mut buffer).ok()).count()
+}
+
+#[test]
+fn a_device_that_nobody_took_lets_its_tenant_reach_the_host() {
+    // The control of those below: what they look for can be seen.
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).with_peers(Peer::Bare, Peer::Bare).build();
+    assert!(reached_the_host(&mut topology, |_| {}) > 100);
+}
+
+#[test]
+fn no_frame_of_a_tenant_reaches_the_host_while_its_port_changes() {
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    let reached = reached_the_host(&mut topology, |topology| {
+        for _ in 0..3 {
+            apply(topology, &with_id(&good, "t0", "other"));
+            assert_eq!(port(topology, "other")["state"], "active");
+            for mode in ["native", "generic", "native", "auto"] {
+                apply(topology, &with_mode(&good, "t0", mode));
+                let shown = port(topology, "t0");
+                let expected = if mode == "native" { "native" } else { "generic" };
+                assert_eq!(shown["mode"], expected, "{shown}");
+            }
+            refuse(topology, &with_mode(&good, "t0", "zero-copy"), &["t0", "zero-copy"]);
+            assert_eq!(port(topology, "t0")["mode"], "generic");
+        }
+    });
+    assert_eq!(reached, 0, "datagrams reached the host's stack");
+    apply(&topology, &good);
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+}
+
+#[test]
+fn a_device_carries_in_its_new_role_and_mode() {
+    let topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    apply(&topology, &with_id(&good, "t0", "other"));
+    topology.wait_connected(0, 1);
+    carries(&topology, 0, 1);
+    let native = good.replace("mode = \"auto\"", "mode = \"native\"");
+    apply(&topology, &native);
+    topology.wait_connected(0, 1);
+    carries(&topology, 0, 1);
+    carries(&topology, 1, 0);
+    assert_eq!(show(&topology, "info")["underlay"][0]["mode"], "native");
+    apply(&topology, &good);
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+}
+
+#[test]
+fn a_state_refused_halfway_changes_nothing() {
+    let topology = TopologySpec::quad(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    topology.wait_connected(2, 3);
+    let good = topology.host_toml(0);
+    let host = &topology.hosts[0].ns;
+    for (name, queues) in [("n1", 1), ("n2", 9), ("n3", 1)] {
+        host.run(&format!(
+            "ip link add {name} numtxqueues {queues} numrxqueues {queues} type veth peer name {name}p"
+        ));
+    }
+    let before = fingerprint(&topology);
+    // The second of three new devices cannot be opened; the others can.
+    let mut three = with_mode(&with_id(&good, "t0", "other"), "t2", "native");
+    for (n, name) in ["n1", "n2", "n3"].iter().enumerate() {
+        three.push_str(&extra_port(name, name, 51 + n as u8));
+    }
+    for _ in 0..3 {
+        refuse(&topology, &three, &["n2", "9 receive queues"]);
+    }
+    assert_eq!(fingerprint(&topology), before);
+    // Two devices change their mode; the second does not take it.
+    let modes = with_mode(&with_mode(&good, "t0", "native"), "t2", "zero-copy");
+    refuse(&topology, &modes, &["t2", "zero-copy"]);
+    let after = fingerprint(&topology);
+    assert_eq!(
+        (&after.0, &after.1, &after.2, &after.3),
+        (&before.0, &before.1, &before.2, &before.3)
+    );
+    carries(&topology, 0, 1);
+    carries(&topology, 2, 3);
+    // The good ones of the three are nobody's, and can be had.
+    apply(&topology, &(good.clone() + &extra_port("n1", "n1", 51) + &extra_port("n3", "n3", 53)));
+    apply(&topology, &good);
+    assert_eq!(topology.hosts[0].ns.run("ip -o link show n1").matches("xdp").count(), 0);
+    carries(&topology, 0, 1);
+}
+
+/// Makes tenant `at` look like tenant `like`, as far as its port checks.
+fn impersonate(topology: &Topology, at: usize, like: usize) {
+    let (tenant, like) = (&topology.tenants[at], &topology.tenants[like]);
+    let run = |line: String| tenant.ns.run(&line);
+    run(format!("ip addr flush dev {TENANT_DEVICE}"));
+    run(format!("ip link set {TENANT_DEVICE} address {}", like.mac));
+    run(format!("ip addr add {}/24 dev {TENANT_DEVICE}", like.v4));
+    run(format!("ip addr add {}/64 dev {TENANT_DEVICE} nodad", like.v6));
+}
+
+#[test]
+fn two_ports_swap_their_devices_in_one_apply() {
+    let topology = TopologySpec::quad(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    topology.wait_connected(2, 3);
+    let good = topology.host_toml(0);
+    let swapped = good
+        .replace("{ xdp = \"t0\" }", "{ xdp = \"t?\" }")
+        .replace("{ xdp = \"t2\" }", "{ xdp = \"t0\" }")
+        .replace("{ xdp = \"t?\" }", "{ xdp = \"t2\" }");
+    for round in 0..3 {
+        apply(&topology, &swapped);
+        impersonate(&topology, 0, 2);
+        impersonate(&topology, 2, 0);
+        topology.wait_connected(0, 1);
+        topology.wait_connected(2, 3);
+        // What is sent to the address of tenant 0 arrives where its port is now.
+        let [three, one] = [&topology.tenants[1], &topology.tenants[2]];
+        let to = IpAddr::from(topology.tenants[0].v4);
+        let what = Datagrams::plain(300, 10);
+        let report = udp_exchange(&three.ns, &one.ns, to, what).unwrap();
+        assert!(report.is_perfect(), "round {round}: {report:?}");
+        apply(&topology, &good);
+        impersonate(&topology, 0, 0);
+        impersonate(&topology, 2, 2);
+        topology.wait_connected(0, 1);
+        topology.wait_connected(2, 3);
+    }
+}
+
+#[test]
+fn a_port_moves_to_another_device_and_only_the_old_one_is_closed() {
+    let topology = TopologySpec::quad(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    let (host, tenant) = (&topology.hosts[0].ns, &topology.tenants[0]);
+    link::veth(host, "moved", &tenant.ns, "eth1", topology.spec.combo.tenant_mtu);
+    host.run("ip link set moved up");
+    apply(&topology, &good.replace("{ xdp = \"t0\" }", "{ xdp = \"moved\" }"));
+    tenant.ns.run(&format!("ip link set {TENANT_DEVICE} down"));
+    tenant.ns.run(&format!("ip addr flush dev {TENANT_DEVICE}"));
+    tenant.ns.run(&format!("ip link set eth1 address {} up", tenant.mac));
+    tenant.ns.run(&format!("ip addr add {}/24 dev eth1", tenant.v4));
+    tenant.ns.run(&format!("ip addr add {}/64 dev eth1 nodad", tenant.v6));
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+    carries(&topology, 2, 3);
+    assert!(host.run("ip -o link show moved").contains("xdp"));
+    assert!(!host.run("ip -o link show t0").contains("xdp"), "the old device is released");
+}
+
+fn remake_tenant_device(topology: &Topology) {
+    let (host, tenant) = (&topology.hosts[0].ns, &topology.tenants[0]);
+    let mtu = topology.spec.combo.tenant_mtu;
+    link::veth(host, &tenant.port, &tenant.ns, TENANT_DEVICE, mtu);
+    host.run(&format!("ip link set {} up", tenant.port));
+    tenant.ns.run(&format!("ip link set {TENANT_DEVICE} up"));
+    impersonate(topology, 0, 0);
+}
+
+#[test]
+fn devices_that_go_down_vanish_and_come_back_carry_again_by_themselves() {
+    let topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let host = &topology.hosts[0].ns;
+    let device = topology.tenants[0].port.clone();
+    host.run(&format!("ip link set {device} down"));
+    wait_state(&topology, "t0", "down");
+    host.run(&format!("ip link set {device} up"));
+    wait_state(&topology, "t0", "active");
+    topology.wait_connected(0, 1);
+    for _ in 0..2 {
+        host.run(&format!("ip link del {device}"));
+        wait_state(&topology, "t0", "gone");
+        // A state that changes nothing about it is applied all the same.
+        topology.dataplane(0).apply(host);
+        assert_eq!(port(&topology, "t0")["state"], "gone");
+        remake_tenant_device(&topology);
+        wait_state(&topology, "t0", "active");
+        topology.wait_connected(0, 1);
+        carries(&topology, 1, 0);
+    }
+    let stats = topology.dataplane(0).stats(host);
+    assert!(stats.value().to_string().contains("device_lost"), "{:?}", stats.value());
+}
+
+#[test]
+fn an_underlay_that_vanishes_and_comes_back_carries_again_by_itself() {
+    let topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let [a, b] = [&topology.hosts[0], &topology.hosts[1]];
+    a.ns.run(&format!("ip link del {WIRE}"));
+    let gone = wait_until(PATIENCE, || show(&topology, "info")["underlay"][0]["up"] == false);
+    assert!(gone, "{}", show(&topology, "info"));
+    // Applied while there is no underlay device at all.
+    topology.dataplane(0).apply(&a.ns);
+    assert!(!ping(&topology.tenants[0].ns, topology.address(1), 1, 56).all_answered());
+    link::veth(&a.ns, WIRE, &b.ns, WIRE, topology.spec.combo.underlay_mtu());
+    for host in [a, b] {
+        host.ns.run(&format!("ip link set {WIRE} address {} up", host.wire_mac));
+        host.ns.run(&format!("ip addr add {}/24 dev {WIRE}", host.vtep));
+    }
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+    // What the device says of itself is followed, too.
+    let mtu = topology.spec.combo.underlay_mtu() - 10;
+    a.ns.run(&format!("ip link set {WIRE} mtu {mtu}"));
+    let followed = wait_until(PATIENCE, || show(&topology, "info")["underlay"][0]["mtu"] == mtu);
+    assert!(followed, "{}", show(&topology, "info"));
+}
+
+#[test]
+fn a_tap_that_somebody_deletes_is_noticed_counted_and_made_again() {
+    let combo = Combo { attach: Attach::Tap, ..Combo::SIMPLE };
+    let topology = TopologySpec::pair(combo).build();
+    topology.wait_connected(0, 1);
+    let (host, tenant) = (&topology.hosts[0].ns, &topology.tenants[0]);
+    tenant.ns.run(&format!("ip link del {TENANT_DEVICE}"));
+    let name = &tenant.port;
+    let made = || host.try_run(&format!("ip link show {name}")).is_ok();
+    assert!(wait_until(PATIENCE, made), "no new TAP: {}", port(&topology, "t0"));
+    let stats = topology.dataplane(0).stats(host).value().to_string();
+    assert!(stats.contains("device_lost") && stats.contains("device_reopened"), "{stats}");
+    host.run(&format!("ip link set {name} down"));
+    host.run(&format!("ip link set {name} netns {} name {TENANT_DEVICE}", tenant.ns.name()));
+    tenant.ns.run(&format!("ip link set {TENANT_DEVICE} mtu {} up", combo.tenant_mtu));
+    impersonate(&topology, 0, 0);
+    wait_state(&topology, "t0", "active");
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+}
+
+#[test]
+fn a_killed_dataplane_may_come_back_with_other_roles_and_modes_and_leaks_nothing() {
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    let reached = reached_the_host(&mut topology, |topology| {
+        topology.culvert[0].as_mut().unwrap().process().kill();
+        topology.spec.mode = ["native", "auto"];
+        topology.start_culvert(0);
+        assert_eq!(port(topology, "t0")["mode"], "native");
+        topology.culvert[0].as_mut().unwrap().process().kill();
+        topology.spec.mode = ["zero-copy", "auto"];
+        // No mode that the device takes: refused, and still closed.
+        let ns = &topology.hosts[0].ns;
+        let culvert = topology.culvert[0].as_mut().unwrap();
+        culvert.start(ns, &topology.scratch, &[]);
+        refuse(topology, &topology.host_toml(0), &["t0", "zero-copy"]);
+        topology.spec.mode = ["generic", "auto"];
+        refuse(topology, &with_mode(&with_id(&good, "t0", "x"), "t0", "zero-copy"), &["zero-copy"]);
+        apply(topology, &with_id(&topology.host_toml(0), "t0", "other"));
+        assert_eq!(port(topology, "other")["mode"], "generic");
+    });
+    assert_eq!(reached, 0, "datagrams reached the host's stack");
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+}
+
+#[test]
+fn a_table_that_refuses_our_addresses_refuses_the_state() {
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    let vtep = topology.hosts[0].vtep;
+    let more = good.replace(&format!("\"{vtep}\""), &format!("\"{vtep}\", \"198.18.0.77\""));
+    topology.hosts[0].ns.run(&format!("ip addr add 198.18.0.77/24 dev {WIRE}"));
+    let pid = topology.culvert[0].as_mut().unwrap().process().pid();
+    let frozen = sys::freeze_bpf_map(pid, "vtep4").unwrap();
+    assert!(frozen, "the process has no map of that name");
+    let before = fingerprint(&topology);
+    refuse(&topology, &more, &["addresses", "vtep4"]);
+    assert_eq!(fingerprint(&topology), before);
+    carries(&topology, 0, 1);
+    carries(&topology, 1, 0);
+}
+
+#[test]
+fn ports_above_the_limit_are_refused_by_name() {
+    let topology = TopologySpec::pair(Combo { tenant: Family::V4, ..Combo::SIMPLE }).build();
+    let mut toml = topology.host_toml(0);
+    for n in 0..4096u32 {
+        let [.., a, b] = n.to_be_bytes();
+        toml.push_str(&format!(
+            "\n\n[[port]]\nid = \"p{n}\"\nvnet = \"blue\"\nattach = {{ xdp = \"p{n}\" }}\n\
+             mac = \"02:01:00:00:{a:02x}:{b:02x}\"\nips = [\"10.99.{a}.{b}\"]"
+        ));
+    }
+    refuse(&topology, &toml, &["port", "4097", "4096"]);
+    assert_eq!(port(&topology, "t0")["state"], "active");
+}
+
+/// Descriptors are what an unused attempt would leak first.
+fn descriptors(topology: &mut Topology) -> usize {
+    let pid = topology.culvert[0].as_mut().unwrap().process().pid();
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+#[test]
+fn refused_states_leak_nothing() {
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    topology.hosts[0].ns.run("ip link add n1 numtxqueues 1 numrxqueues 1 type veth peer name n1p");
+    let ports = extra_port("n1", "n1", 51) + &extra_port("nosuch", "nosuch", 52);
+    let modes = with_mode(&good, "t0", "zero-copy");
+    refuse(&topology, &(good.clone() + &ports), &["nosuch"]);
+    refuse(&topology, &modes, &["zero-copy"]);
+    let before = descriptors(&mut topology);
+    for _ in 0..5 {
+        refuse(&topology, &(good.clone() + &ports), &["nosuch"]);
+        refuse(&topology, &modes, &["zero-copy"]);
+    }
+    assert_eq!(descriptors(&mut topology), before);
+    carries(&topology, 0, 1);
+    assert!(Netns::open(topology.hosts[0].ns.name()).run("ip -o link show n1").contains("n1"));
+}
