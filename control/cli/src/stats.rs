@@ -13,6 +13,7 @@ struct Stats {
     ports: Vec<Port>,
     /// Drops of frames that belong to no port.
     underlay_drops: Vec<Drop>,
+    underlay_trapped: u64,
     workers: Vec<Worker>,
     kernel: Vec<Kernel>,
     arena: Option<Arena>,
@@ -26,6 +27,8 @@ struct Port {
     rx_bytes: u64,
     tx_packets: u64,
     tx_bytes: u64,
+    trapped: u64,
+    answers: u64,
     dropped_packets: u64,
     drops: Vec<Drop>,
 }
@@ -74,6 +77,8 @@ impl From<api::Stats> for Stats {
             rx_bytes: port.rx_bytes,
             tx_packets: port.tx_packets,
             tx_bytes: port.tx_bytes,
+            trapped: port.trapped,
+            answers: port.answers,
             dropped_packets: port
                 .drops
                 .iter()
@@ -95,6 +100,7 @@ impl From<api::Stats> for Stats {
         Stats {
             ports: stats.ports.into_iter().map(port).collect(),
             underlay_drops: drops(stats.drops),
+            underlay_trapped: stats.underlay_trapped,
             workers: stats.workers.into_iter().map(worker).collect(),
             kernel: stats.kernel.into_iter().map(kernel).collect(),
             arena: stats.arena.map(|api::Arena { chunks, free, held }| Arena {
@@ -158,8 +164,8 @@ fn tables(stats: Stats) -> String {
     let numbers = |numbers: &[u64]| numbers.iter().map(ToString::to_string).collect::<Vec<_>>();
     let port = |port: Port| {
         let counters =
-            [port.rx_packets, port.rx_bytes, port.tx_packets, port.tx_bytes, port.dropped_packets];
-        [vec![port.id], numbers(&counters)].concat()
+            [port.rx_packets, port.rx_bytes, port.tx_packets, port.tx_bytes, port.answers];
+        [vec![port.id], numbers(&counters), numbers(&[port.trapped, port.dropped_packets])].concat()
     };
     let worker = |worker: Worker| {
         let Worker { rx_packets, tx_packets, flow_hits, flow_misses, .. } = worker;
@@ -171,7 +177,16 @@ fn tables(stats: Stats) -> String {
     let kernel = |counter: Kernel| vec![counter.device, counter.name, counter.value.to_string()];
 
     let ports = table(
-        &["port", "#rx packets", "#rx bytes", "#tx packets", "#tx bytes", "#dropped"],
+        &[
+            "port",
+            "#rx packets",
+            "#rx bytes",
+            "#tx packets",
+            "#tx bytes",
+            "#answers",
+            "#trapped",
+            "#dropped",
+        ],
         stats.ports.into_iter().map(port).collect(),
     );
     let workers = table(
@@ -193,5 +208,6 @@ fn tables(stats: Stats) -> String {
     if let Some(Arena { chunks, free, held }) = stats.arena {
         text.push_str(&format!("arena: {chunks} chunks, {free} free, {held} held\n"));
     }
-    text + &format!("dropped, of no port: {underlay_dropped}")
+    let trapped = stats.underlay_trapped;
+    text + &format!("of no port: {underlay_dropped} dropped, {trapped} trapped")
 }

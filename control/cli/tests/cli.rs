@@ -242,15 +242,18 @@ fn counters_are_shown() {
     let dataplane = Running::start();
     let ran = dataplane.culvert(&["stats"]);
     for expected in [
-        "a1            11      1100          22      2200        3\n",
+        "a1            11      1100          22      2200        6        4        3\n",
         "eth0    rx_dropped          5\n",
         "arena: 4096 chunks, 4000 free, 96 held\n",
-        "dropped, of no port: 7\n",
+        "of no port: 7 dropped, 2 trapped\n",
     ] {
         assert!(ran.out.contains(expected), "{expected:?} in\n{}", ran.out);
     }
     let json = dataplane.culvert(&["stats", "-o", "json"]).json();
     assert_eq!(json["ports"][0]["dropped_packets"], 3);
+    assert_eq!(json["ports"][0]["trapped"], 4);
+    assert_eq!(json["ports"][0]["answers"], 6);
+    assert_eq!(json["underlay_trapped"], 2);
     assert_eq!(json["arena"], json!({ "chunks": 4096, "free": 4000, "held": 96 }));
 }
 

@@ -122,6 +122,8 @@ impl Dataplane for Fake {
                 tx_packets: 22,
                 tx_bytes: 2200,
                 drops: vec![drop("spoofed_mac", 3), drop("no_mapping", 0)],
+                trapped: 4,
+                answers: 6,
             }],
             workers: vec![api::WorkerStats { index: 0, rx_packets: 33, ..Default::default() }],
             kernel: vec![api::KernelCounter {
@@ -131,6 +133,7 @@ impl Dataplane for Fake {
             }],
             arena: Some(api::Arena { chunks: 4096, free: 4000, held: 96 }),
             drops: vec![drop("unknown_vni", 7)],
+            underlay_trapped: 2,
         }))
     }
 

@@ -80,7 +80,7 @@ pub enum OpenError {
         limit: u32,
     },
     /// Choose another mode, or `auto`.
-    #[error("{name} cannot be opened: {}", list(.refusals))]
+    #[error("{name} cannot be opened: {}{}", list(.refusals), hint(.refusals))]
     NoMode {
         /// The device.
         name: String,
@@ -144,6 +144,14 @@ pub struct Opened {
     pub facts: Facts,
     /// Of a TAP: whether it still exists.
     pub tap: Option<TapWatch>,
+}
+
+/// A single refusal means that a mode was asked for by name.
+fn hint(refusals: &[Refusal]) -> &'static str {
+    match refusals {
+        [_] => "; `mode = \"auto\"` takes the best mode that the device has",
+        _ => "",
+    }
 }
 
 /// What is to be opened.

@@ -143,18 +143,16 @@ impl Controller {
             workers: worker_stats(shared),
             kernel,
             arena: Some(arena_stats(self.opener.arena, shared)),
-            drops: self.link_drops(),
+            drops: drops(|reason| self.links_sum(&|c| c.dropped(reason))),
+            underlay_trapped: self.links_sum(&|c| c.traps.get()),
         }
     }
 
-    fn link_drops(&self) -> Vec<api::Drop> {
-        let links: Vec<u16> = self.known.links.iter().map(|(_, index)| index as u16).collect();
-        drops(|reason| {
-            let of = |link: &u16| {
-                self.shared.counters.iter().map(|c| c.link(*link).dropped(reason)).sum::<u64>()
-            };
-            links.iter().map(of).sum()
-        })
+    /// The sum of a counter over all underlay devices and workers.
+    fn links_sum(&self, count: &dyn Fn(&PortCounters) -> u64) -> u64 {
+        let links = self.known.links.iter().map(|(_, index)| index as u16);
+        let of = |link| self.shared.counters.iter().map(|c| count(c.link(link))).sum::<u64>();
+        links.map(of).sum()
     }
 }
 
@@ -208,6 +206,8 @@ fn port_stats(id: &str, shared: &Shared, index: u16) -> api::PortStats {
         tx_packets: sum(&|c| c.tx.packets.get()),
         tx_bytes: sum(&|c| c.tx.bytes.get()),
         drops: drops(|reason| sum(&|c| c.dropped(reason))),
+        trapped: sum(&|c| c.traps.get()),
+        answers: sum(&|c| c.replies.get()),
     }
 }
 

@@ -58,7 +58,7 @@ pub enum XskError {
         ifindex: u32,
     },
     /// The driver cannot do this mode: use another one.
-    #[error("interface {ifindex} cannot do {mode:?} AF_XDP")]
+    #[error("the driver has no {mode} AF_XDP (interface {ifindex})")]
     ModeUnsupported {
         /// The interface.
         ifindex: u32,

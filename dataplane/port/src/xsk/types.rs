@@ -14,6 +14,15 @@ pub enum BindMode {
     Copy,
 }
 
+impl std::fmt::Display for BindMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            BindMode::ZeroCopy => "zero-copy",
+            BindMode::Copy => "copy-mode",
+        })
+    }
+}
+
 /// Busy polling: the socket's system calls drive the device instead of interrupts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusyPoll {
