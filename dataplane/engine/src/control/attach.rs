@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use culvert_ebpf::{AttachError, ProgramKind, Programs, TableError, XdpMode};
 use culvert_model::{Attach, ModePreference, UnderlayTx};
-use culvert_port::device::{Device as NetDevice, DeviceError};
+use culvert_port::device::{Device as NetDevice, DeviceError, Features};
 use culvert_port::{
     Arena, BindMode, FrameCache, PacketError, PacketOptions, PacketTx, Tap, TapError, TapOptions,
     TapWatch, Xsk, XskConfig, XskError,
@@ -246,7 +246,7 @@ impl Opener {
             failed(TapError::Os { step: "watch the existence", name: name.to_owned(), source })
         })?;
         let net = NetDevice::by_name(name)?;
-        let facts = Facts { mtu: net.mtu()?, segments_udp: false, packet_only: false };
+        let facts = Facts { mtu: net.mtu()?, sends_trains: false, packet_only: false };
         let id = self.new_id();
         let mut device = Device::new(role, Io::Tap(Box::new(tap)), facts.mtu);
         device.attachment = id;
@@ -274,23 +274,24 @@ impl Opener {
         // A driver that does not say its name gets the order of a real one.
         let driver = net.driver().unwrap_or_default();
         let features = net.features().unwrap_or_default();
-        let facts = facts(wanted, mtu, &features);
+        let facts_in = |mode| facts(wanted, mode, mtu, &features);
         let no_slots = || OpenError::NoSlots { name: name.to_owned(), queues };
         let slots = self.slots.take(queues).ok_or_else(no_slots)?;
-        let sockets = Sockets {
+        let mut sockets = Sockets {
             id: self.new_id(),
             role: wanted.role,
             ifindex,
             slots: slots.clone(),
-            facts,
+            facts: facts_in(Mode::Generic),
             driver: driver.clone(),
             busy_wait,
         };
         let mut refusals = Vec::new();
         for mode in modes(wanted.mode, &driver) {
+            sockets.facts = facts_in(*mode);
             match self.open_in(&sockets, *mode) {
                 Ok(devices) => {
-                    let (id, mode) = (sockets.id, *mode);
+                    let (id, mode, facts) = (sockets.id, *mode, sockets.facts);
                     let tap = None;
                     return Ok(Opened { id, devices, ifindex, slots, mode, refusals, facts, tap });
                 }
@@ -403,10 +404,10 @@ pub(super) fn queues(net: &NetDevice, role: Role, name: &str) -> Result<u32, Ope
 }
 
 /// What workers need to know of a device.
-pub(super) fn facts(wanted: &Wanted, mtu: u32, features: &culvert_port::device::Features) -> Facts {
+pub(super) fn facts(wanted: &Wanted, mode: Mode, mtu: u32, features: &Features) -> Facts {
     Facts {
         mtu,
-        segments_udp: segments_udp(wanted, features),
+        sends_trains: sends_trains(wanted, mode, features),
         packet_only: is_underlay(wanted.role) && wanted.tx == UnderlayTx::Packet,
     }
 }
@@ -415,13 +416,14 @@ const fn is_underlay(role: Role) -> bool {
     matches!(role, Role::Underlay(_))
 }
 
-/// Whether superframes of UDP go to the device whole.
-pub fn segments_udp(wanted: &Wanted, features: &culvert_port::device::Features) -> bool {
+/// Whether superframes leave as trains by the packet socket: where the device cuts them, and where
+/// the kernel would copy each frame of a ring, so that it may as well cut.
+pub(super) fn sends_trains(wanted: &Wanted, mode: Mode, features: &Features) -> bool {
     is_underlay(wanted.role)
         && match wanted.tx {
             UnderlayTx::Xdp => false,
             UnderlayTx::Packet => true,
-            UnderlayTx::Auto => features.is_on("tx-udp-segmentation"),
+            UnderlayTx::Auto => mode != Mode::ZeroCopy || features.is_on("tx-udp-segmentation"),
         }
 }
 
@@ -441,6 +443,28 @@ mod tests {
             }
         }
         assert!(!unmarked("ice", Mode::Generic).known, "GRO may have merged it");
+    }
+
+    #[test]
+    fn superframes_leave_as_trains_unless_rings_are_cheap_or_asked_for() {
+        let none = Features::default();
+        let underlay = |tx| Wanted {
+            role: Role::Underlay(0),
+            attach: Attach::Xdp { ifname: "eth0".parse().unwrap() },
+            mode: ModePreference::Auto,
+            tx,
+        };
+        for (tx, mode, trains) in [
+            (UnderlayTx::Auto, Mode::Generic, true),
+            (UnderlayTx::Auto, Mode::Native, true),
+            (UnderlayTx::Auto, Mode::ZeroCopy, false),
+            (UnderlayTx::Packet, Mode::ZeroCopy, true),
+            (UnderlayTx::Xdp, Mode::Generic, false),
+        ] {
+            assert_eq!(sends_trains(&underlay(tx), mode, &none), trains, "{tx:?} {mode:?}");
+        }
+        let tenant = Wanted { role: Role::Tenant(0), ..underlay(UnderlayTx::Packet) };
+        assert!(!sends_trains(&tenant, Mode::Generic, &none));
     }
 
     #[test]

@@ -399,7 +399,7 @@ impl Controller {
         let Some(open) = attached.open() else { return };
         let queues = open.workers.len();
         let features = NetDevice::by_name(name.as_str()).and_then(|net| net.features());
-        let facts = attach::facts(wanted, open.facts.mtu, &features.unwrap_or_default());
+        let facts = attach::facts(wanted, open.mode, open.facts.mtu, &features.unwrap_or_default());
         if turns {
             let workers = self.place(wanted.role, queues);
             if let Some(open) = self.attached.get_mut(name).and_then(Attached::open_mut) {

@@ -266,7 +266,7 @@ impl Controller {
         if matches!(attached.wanted.role, Role::Underlay(_))
             && let Ok(features) = NetDevice::by_name(name.as_str()).and_then(|d| d.features())
         {
-            facts.segments_udp = attach::segments_udp(&attached.wanted, &features);
+            facts.sends_trains = attach::sends_trains(&attached.wanted, open.mode, &features);
         }
         self.update(name, facts)
     }

@@ -42,8 +42,8 @@ pub struct AttachmentId(pub u64);
 pub struct Facts {
     /// The largest IP packet that the device takes, in bytes.
     pub mtu: u32,
-    /// Whether superframes of UDP are given to the device whole.
-    pub segments_udp: bool,
+    /// Whether superframes leave as trains by the packet socket, for device or kernel to cut.
+    pub sends_trains: bool,
     /// Whether single frames go by the packet socket, too.
     pub packet_only: bool,
 }
@@ -73,8 +73,8 @@ pub struct Device {
     io: Io,
     /// The largest IP packet that the device takes, in bytes.
     pub mtu: u32,
-    /// Whether superframes of UDP are given to the device whole.
-    pub segments_udp: bool,
+    /// Whether superframes leave as trains by the packet socket, for device or kernel to cut.
+    pub sends_trains: bool,
     /// Whether single frames go by the packet socket, too.
     pub packet_only: bool,
     packet_pending: bool,
@@ -115,7 +115,7 @@ impl Device {
             unmarked: Offload::default(),
             io,
             mtu,
-            segments_udp: false,
+            sends_trains: false,
             packet_only: false,
             packet_pending: false,
             ring_pending: false,
@@ -127,7 +127,7 @@ impl Device {
     /// Takes new facts over.
     pub fn update(&mut self, facts: Facts) {
         self.mtu = facts.mtu;
-        self.segments_udp = facts.segments_udp;
+        self.sends_trains = facts.sends_trains;
         self.packet_only = facts.packet_only;
     }
 

@@ -170,8 +170,8 @@ impl Worker {
         if !fits && kind == GsoKind::UdpL4 {
             return self.cut_oversize_datagrams(port, &buf, &plan, mtu, tunnel).finish(self, buf);
         }
-        let segments_udp = self.devices[slot].as_ref().is_some_and(|device| device.segments_udp);
-        if segments_udp && plan.count() > 1 {
+        let sends_trains = self.devices[slot].as_ref().is_some_and(|device| device.sends_trains);
+        if sends_trains && plan.count() > 1 {
             self.send_trains(port, slot, buf, pkt, &plan, tunnel);
         } else {
             self.send_segments(port, slot, buf, pkt, &plan, tunnel);
