@@ -120,7 +120,7 @@ fn read_v4(message: &[u8]) -> Option<(IpAddr, u32)> {
     let header_len = usize::from(quoted.first()? & 0x0f) * 4;
     let is_ours = quoted.first()? >> 4 == 4
         && *quoted.get(9)? == proto::UDP
-        && quoted_port(quoted.get(header_len..)?)? == VXLAN.outer.port();
+        && is_from_a_tunnel(quoted.get(header_len..)?)?;
     let dst: [u8; 4] = *quoted.get(16..)?.first_chunk()?;
     is_ours.then_some((IpAddr::from(dst), repr.rest & 0xffff))
 }
@@ -139,14 +139,17 @@ fn read_v6(message: &[u8], head: &[u8], pkt: &Packet) -> Option<(IpAddr, u32)> {
     let quoted = view.payload();
     let is_ours = quoted.first()? >> 4 == 6
         && *quoted.get(6)? == proto::UDP
-        && quoted_port(quoted.get(40..)?)? == VXLAN.outer.port();
+        && is_from_a_tunnel(quoted.get(40..)?)?;
     let dst: [u8; 16] = *quoted.get(24..)?.first_chunk()?;
     is_ours.then_some((IpAddr::from(dst), repr.rest))
 }
 
-/// Destination port of a quoted UDP header.
-fn quoted_port(udp: &[u8]) -> Option<u16> {
-    Some(u16::from_be_bytes([*udp.get(2)?, *udp.get(3)?]))
+/// Whether a quoted UDP header has the ports of a tunnel packet of ours. Who forges an error without having seen one
+/// (RFC 5927) fails here, where the source port is none that we use.
+fn is_from_a_tunnel(udp: &[u8]) -> Option<bool> {
+    let src = u16::from_be_bytes([*udp.first()?, *udp.get(1)?]);
+    let dst = u16::from_be_bytes([*udp.get(2)?, *udp.get(3)?]);
+    Some(dst == VXLAN.outer.port() && VXLAN.flow.source_port(src) == src)
 }
 
 #[cfg(test)]
@@ -174,8 +177,13 @@ mod tests {
         for cut in 0..len {
             assert_eq!(read_v4(&message[..cut]), None, "cut to {cut}");
         }
-        quoted[22] = 0x12;
-        quoted[23] = 0xb6;
+        // The lowest source port that we use, then one below, then another destination port.
+        for (ports, ours) in [([0xc0, 0], true), ([0xbf, 0xff], false)] {
+            quoted[20..22].copy_from_slice(&ports);
+            let len = repr.emit(&quoted, &mut message).unwrap();
+            assert_eq!(read_v4(&message[..len]).is_some(), ours);
+        }
+        quoted[20..24].copy_from_slice(&[0xc0, 0, 0x12, 0xb6]);
         let len = repr.emit(&quoted, &mut message).unwrap();
         assert_eq!(read_v4(&message[..len]), None);
     }
