@@ -91,6 +91,30 @@ fn datagrams(topology: &Topology, from: usize, to: usize) {
     }
 }
 
+/// Runs `action` on a quiet host; then exactly `packets` packets must have been dropped there for `reason`.
+///
+/// # Panics
+/// If the counter says anything else three seconds later.
+#[track_caller]
+pub fn counted(
+    topology: &Topology,
+    host: usize,
+    reason: &str,
+    packets: u64,
+    action: impl FnOnce(),
+) {
+    let before = topology.stats(host);
+    action();
+    let mut moved = std::collections::BTreeMap::new();
+    let mut count = 0;
+    wait_until(Duration::from_secs(3), || {
+        moved = topology.stats(host).drops_since(&before);
+        count = moved.get(reason).copied().unwrap_or(0);
+        count >= packets
+    });
+    assert!(count == packets, "{reason} moved by {count}, not by {packets}; all: {moved:?}");
+}
+
 /// Waits until the packet memory of `host` holds no more than `limit` frames and none is missing; returns its state.
 ///
 /// # Panics
