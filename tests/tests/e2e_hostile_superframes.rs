@@ -14,34 +14,23 @@ fn frame(near: &Tenant, far: &Tenant, tcp: bool, ipv6: bool, payload: &[u8]) -> 
     build(macs, addresses, [40_000, 9], payload)
 }
 
-/// Every description of `frame` that may break arithmetic. What the kernel itself refuses never gets to us.
-fn lie_about(socket: &OffloadSocket, frame: &[u8], l4: u16) -> usize {
+/// Every description of `frame` that may break arithmetic, or each `step`th of them; returns how many of them the kernel
+/// let through. What it refuses never gets to us.
+fn lie_about(socket: &OffloadSocket, frame: &[u8], l4: u16, step: usize) -> usize {
     let len = u16::try_from(frame.len()).unwrap_or(u16::MAX);
-    let mut sent = 0;
+    let mut lies = Vec::new();
     for gso_type in [0, VirtioHeader::TCP_V4, 3, VirtioHeader::TCP_V6, VirtioHeader::UDP_L4, 0x81] {
         for gso_size in [0, 1, 7, 8, 100, 1448, 9000, 0xffff] {
+            let whole = VirtioHeader { gso_type, gso_size, hdr_len: l4 + 20, ..Default::default() };
+            lies.push(whole);
             for csum_start in [0, 14, l4 - 1, l4, l4 + 8, len - 1, 0xffff] {
                 for csum_offset in [0, 6, 16, 0xfffe] {
-                    for flags in [0, 1] {
-                        if flags == 0 && (csum_start != 0 || csum_offset != 0) {
-                            continue;
-                        }
-                        let hdr_len = l4 + 20;
-                        let header = VirtioHeader {
-                            flags,
-                            gso_type,
-                            hdr_len,
-                            gso_size,
-                            csum_start,
-                            csum_offset,
-                        };
-                        sent += usize::from(socket.send(header, frame).is_ok());
-                    }
+                    lies.push(VirtioHeader { flags: 1, csum_start, csum_offset, ..whole });
                 }
             }
         }
     }
-    sent
+    lies.iter().step_by(step).filter(|lie| socket.send(**lie, frame).is_ok()).count()
 }
 
 fn superframes_that_lie(attach: Attach, wire: Offloads) {
@@ -51,10 +40,10 @@ fn superframes_that_lie(attach: Attach, wire: Offloads) {
         let mut sent = 0;
         for ipv6 in [false, true] {
             for tcp in [false, true] {
-                for len in [0, 100, 5000, 60_000] {
+                for (len, step) in [(0, 1), (100, 1), (5000, 5), (60_000, 17)] {
                     let frame = frame(near, far, tcp, ipv6, &Random::bytes(1, len));
                     let l4 = u16::try_from(craft::udp_offset(ipv6)).unwrap();
-                    sent += lie_about(&socket, &frame, l4);
+                    sent += lie_about(&socket, &frame, l4, step);
                 }
             }
         }

@@ -7,6 +7,8 @@ use culvert_tests::topology::{TENANT_DEVICE, Topology, WIRE};
 use culvert_tests::{Combo, Family, Peer, TopologySpec, checks, craft, view, wait_until};
 
 const MARK: &[u8] = b"marked";
+/// For what must come, and for what must not.
+const PATIENCE: Duration = Duration::from_secs(3);
 const SHORT: Duration = Duration::from_millis(300);
 
 const NOT_ECT: u8 = 0;
@@ -36,16 +38,16 @@ impl Ends {
         let ends = Self { topology, tenant, wire };
         let [near, far] = [&ends.topology.tenants[0], &ends.topology.tenants[1]];
         let frame = craft::between(near, far, false, 9, MARK);
-        let there = || ends.sent_out(&frame).is_some();
+        let there = || ends.sent_out(SHORT, &frame).is_some();
         assert!(wait_until(Duration::from_secs(5), there), "no way at all");
         ends
     }
 
     /// What comes out on the wire for a tenant's frame.
-    fn sent_out(&self, frame: &[u8]) -> Option<view::Tunnelled> {
+    fn sent_out(&self, patience: Duration, frame: &[u8]) -> Option<view::Tunnelled> {
         self.wire.drain().unwrap();
         self.tenant.send(frame).unwrap();
-        view::tunnelled(&self.wire.receive_matching(SHORT, carries_mark).unwrap()?)
+        view::tunnelled(&self.wire.receive_matching(patience, carries_mark).unwrap()?)
     }
 
     /// What comes to the tenant for a frame on the wire.
@@ -86,7 +88,7 @@ fn congestion_marks_leave_the_tunnel_by_rfc_6040() {
                         });
                         continue;
                     };
-                    let got = ends.taken_in(&tunnelled, Duration::from_secs(2));
+                    let got = ends.taken_in(&tunnelled, PATIENCE);
                     let got = got.unwrap_or_else(|| panic!("{what}: nothing came"));
                     craft::set_tos(&mut frame, EF | ecn);
                     assert_eq!(got, frame, "{what}: more than the mark changed, or less");
@@ -108,7 +110,7 @@ fn class_and_mark_are_copied_outside_and_the_outer_ttl_is_our_own() {
                     let mut frame = craft::between(near, far, ipv6, 9, MARK);
                     craft::set_tos(&mut frame, tos);
                     craft::set_ttl(&mut frame, ttl);
-                    let seen = ends.sent_out(&frame);
+                    let seen = ends.sent_out(PATIENCE, &frame);
                     let seen = seen.unwrap_or_else(|| panic!("{what}: nothing came"));
                     assert_eq!(seen.inner, frame, "{what}: a switched frame was changed");
                     assert_eq!((seen.outer.tos, seen.outer.ttl), (tos, 64), "{what}");

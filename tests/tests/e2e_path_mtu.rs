@@ -3,13 +3,15 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use culvert_tests::tools::{Random, RawSocket, ping, ping_df, tcp_transfer};
+use culvert_tests::tools::{PingReport, Random, RawSocket, ping, ping_df, tcp_transfer};
 use culvert_tests::topology::{TENANT_DEVICE, WIRE};
 use culvert_tests::underlay::BETWEEN_ROUTERS;
 use culvert_tests::{
     Combo, Family, Offloads, Shape, Topology, TopologySpec, craft, view, wait_until,
 };
 
+/// For what must come, and for what must not.
+const PATIENCE: Duration = Duration::from_secs(3);
 const SHORT: Duration = Duration::from_millis(500);
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
@@ -36,7 +38,7 @@ fn error_about(tenant: &RawSocket, frame: &[u8]) -> Option<(Vec<u8>, u32)> {
                 || (ip.proto == ICMPV6 && ip.payload.starts_with(&[2, 0]))
         })
     };
-    let got = tenant.receive_matching(SHORT, is_error).unwrap()?;
+    let got = tenant.receive_matching(PATIENCE, is_error).unwrap()?;
     let payload = view::ip(&got)?.payload;
     let word = u32::from_be_bytes(*payload.get(4..)?.first_chunk()?);
     // Over IPv4 the MTU is the lower half of the word (RFC 1191, section 4).
@@ -70,17 +72,31 @@ fn set_wire_mtu(topology: &Topology, mtu: u32) {
 
 fn listen(topology: &Topology, dst: IpAddr) -> UdpSocket {
     let bind = || UdpSocket::bind(SocketAddr::new(dst, 9)).unwrap();
-    let socket = topology.tenants[1].ns.enter(bind);
-    socket.set_read_timeout(Some(SHORT)).unwrap();
-    socket
+    topology.tenants[1].ns.enter(bind)
 }
 
 /// Whether the UDP payload of `frame` arrives whole at `socket`.
 fn arrives(tenant: &RawSocket, frame: &[u8], socket: &UdpSocket) -> bool {
+    arrives_within(PATIENCE, tenant, frame, socket)
+}
+
+fn arrives_within(time: Duration, tenant: &RawSocket, frame: &[u8], socket: &UdpSocket) -> bool {
+    socket.set_read_timeout(Some(time)).unwrap();
     tenant.send(frame).unwrap();
     let mut buffer = vec![0; 10_000];
     let wanted = &view::ip(frame).unwrap().payload[8..];
     socket.recv(&mut buffer).is_ok_and(|len| &buffer[..len] == wanted)
+}
+
+/// Asks again where an answer took longer than a second, which happens on a busy machine.
+#[track_caller]
+fn passes_in_the_end(ask: impl Fn() -> PingReport) {
+    let mut last = ask();
+    let answered = wait_until(Duration::from_secs(5), || {
+        last = ask();
+        last.all_answered()
+    });
+    assert!(answered, "{}", last.output);
 }
 
 fn a_shrunk_underlay_is_told_to_tenants(underlay: Family) {
@@ -111,7 +127,7 @@ fn a_shrunk_underlay_is_told_to_tenants(underlay: Family) {
         let dst = view::ip(&full).unwrap().dst;
         let socket = listen(&topology, dst);
         assert!(arrives(&tenant, &packet(&topology, ipv6, mtu), &socket), "exactly the path MTU");
-        assert!(!arrives(&tenant, &above, &socket));
+        assert!(!arrives_within(SHORT, &tenant, &above, &socket));
     }
 
     let mut may_be_cut = packet(&topology, false, combo.tenant_mtu);
@@ -136,20 +152,19 @@ fn a_shrunk_underlay_is_told_to_tenants(underlay: Family) {
         [(IpAddr::from(topology.tenants[1].v4), 28), (topology.tenants[1].v6.into(), 48)]
     {
         let ns = &topology.tenants[0].ns;
-        assert!(!ping_df(ns, dst, 2, combo.tenant_mtu - headers).all_answered());
-        let fits = ping_df(ns, dst, 2, mtu - headers);
-        assert!(fits.all_answered(), "{}", fits.output);
+        let refused = ping_df(ns, dst, 2, combo.tenant_mtu - headers);
+        assert_eq!(refused.received, 0, "{}", refused.output);
+        passes_in_the_end(|| ping_df(ns, dst, 2, mtu - headers));
         // The far end's answers are too large, too: it is told by the loss of the first one.
-        ping(ns, dst, 1, combo.tenant_mtu - headers);
-        let cut = ping(ns, dst, 2, combo.tenant_mtu - headers);
-        assert!(cut.all_answered(), "{}", cut.output);
+        passes_in_the_end(|| ping(ns, dst, 2, combo.tenant_mtu - headers));
         tcp_transfer(ns, &topology.tenants[1].ns, dst, 4 << 20).unwrap();
     }
 
     set_wire_mtu(&topology, combo.underlay_mtu());
     let socket = listen(&topology, topology.tenants[1].v6.into());
     let full = packet(&topology, true, combo.tenant_mtu);
-    let again = wait_until(Duration::from_secs(5), || arrives(&tenant, &full, &socket));
+    let again =
+        wait_until(Duration::from_secs(10), || arrives_within(SHORT, &tenant, &full, &socket));
     assert!(again, "the underlay is as large as before, the path MTU is not");
 }
 
@@ -189,7 +204,7 @@ fn learned_from_routers(underlay: Family, wire: Offloads) {
             told.as_ref().is_some_and(|(_, named)| *named == inner)
         });
         assert_eq!(told.map(|(_, named)| named), Some(inner), "{combo}");
-        assert!(ping_df(&a.ns, b.v4.into(), 2, inner - 28).all_answered());
+        passes_in_the_end(|| ping_df(&a.ns, b.v4.into(), 2, inner - 28));
     }
 }
 

@@ -109,6 +109,22 @@ fn the_documented_capabilities_are_enough_and_each_missing_one_is_named() {
     assert!(matches!(again, Outcome::Works(_)), "{again:?}");
 }
 
+#[test]
+fn a_user_other_than_root_needs_the_documented_capabilities_and_no_more() {
+    const NOBODY: u32 = 65_534;
+    let mut bare = Bare::new();
+    // Its socket and its files go where it may write; a BPF file system is open to all.
+    std::os::unix::fs::chown(bare.scratch.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let all: Vec<String> = CAPABILITIES.iter().map(|name| format!("+{name}")).collect();
+    let all = all.join(",");
+    let user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let capabilities = ["--inh-caps", &all, "--ambient-caps", &all];
+    let outcome = bare.start(&[&user[..], &capabilities].concat());
+    assert!(matches!(outcome, Outcome::Works(_)), "{outcome:?}");
+    let outcome = bare.start(&user);
+    assert!(matches!(&outcome, Outcome::Refused(log) if log.contains("CAP_BPF")), "{outcome:?}");
+}
+
 /// A program that hides the kernel's type information from another, in a mount namespace of its own.
 fn without_btf(scratch: &Scratch) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
