@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
 
+use crate::tools::VirtioHeader;
 use crate::topology::{Tenant, Topology, mac_bytes};
 
 /// An Ethernet frame with a UDP datagram, all lengths and checksums right.
@@ -147,6 +148,30 @@ pub fn too_big(topology: &Topology, from: usize, quoted: &[u8], mtu: u32) -> Vec
     };
     assert!(written.is_ok(), "{written:?}");
     frame
+}
+
+/// Makes the UDP checksum of a frame made by [`udp`] partial, as a stack leaves it to a device: the sum over the
+/// pseudo-header alone. Returns what a virtio header says then of a superframe of datagrams of `size` bytes.
+pub fn as_udp_superframe(frame: &mut [u8], ipv6: bool, size: u16) -> VirtioHeader {
+    let l4 = udp_offset(ipv6);
+    let addresses = if ipv6 { 22..54 } else { 26..34 };
+    let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+    let len = u32::try_from(frame.len() - l4).unwrap_or(0);
+    let mut sum: u32 = frame[addresses].chunks(2).map(word).sum::<u32>() + 17 + len;
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [.., high, low] = sum.to_be_bytes();
+    frame[l4 + 6..l4 + 8].copy_from_slice(&[high, low]);
+    let l4 = u16::try_from(l4).unwrap_or(0);
+    VirtioHeader {
+        flags: 1,
+        gso_type: VirtioHeader::UDP_L4,
+        hdr_len: l4 + 8,
+        gso_size: size,
+        csum_start: l4,
+        csum_offset: 6,
+    }
 }
 
 /// Changes the IPv4 header of a frame without tags by `edit`, and makes its checksum right again.

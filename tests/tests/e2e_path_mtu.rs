@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use culvert_tests::tools::{PingReport, Random, RawSocket, ping, ping_df, tcp_transfer};
+use culvert_tests::tools::{
+    OffloadSocket, PingReport, Random, RawSocket, ping, ping_df, tcp_transfer,
+};
 use culvert_tests::topology::{TENANT_DEVICE, WIRE};
 use culvert_tests::underlay::BETWEEN_ROUTERS;
 use culvert_tests::{
@@ -32,13 +34,18 @@ fn packet(topology: &Topology, ipv6: bool, len: u32) -> Vec<u8> {
 fn error_about(tenant: &RawSocket, frame: &[u8]) -> Option<(Vec<u8>, u32)> {
     tenant.drain().unwrap();
     tenant.send(frame).unwrap();
+    next_error(tenant)
+}
+
+/// The next ICMP error of that kind that comes to `tenant`.
+fn next_error(tenant: &RawSocket) -> Option<(Vec<u8>, u32)> {
     let is_error = |frame: &[u8]| {
         view::ip(frame).is_some_and(|ip| {
             (ip.proto == ICMP && ip.payload.starts_with(&[3, 4]))
                 || (ip.proto == ICMPV6 && ip.payload.starts_with(&[2, 0]))
         })
     };
-    let got = tenant.receive_matching(PATIENCE, is_error).unwrap()?;
+    let got = tenant.receive_matching(Duration::from_secs(1), is_error).unwrap()?;
     let payload = view::ip(&got)?.payload;
     let word = u32::from_be_bytes(*payload.get(4..)?.first_chunk()?);
     // Over IPv4 the MTU is the lower half of the word (RFC 1191, section 4).
@@ -111,7 +118,7 @@ fn a_shrunk_underlay_is_told_to_tenants(underlay: Family) {
     for ipv6 in [false, true] {
         let full = packet(&topology, ipv6, combo.tenant_mtu);
         let mut told = None;
-        wait_until(Duration::from_secs(5), || {
+        wait_until(Duration::from_secs(10), || {
             told = error_about(&tenant, &full);
             told.is_some()
         });
@@ -147,6 +154,9 @@ fn a_shrunk_underlay_is_told_to_tenants(underlay: Family) {
     }
     assert!(fragments.len() >= 2 && fragments.iter().any(|ip| ip.more_fragments), "{fragments:?}");
 
+    drop(socket);
+    superframes_of_large_datagrams(&topology, mtu);
+
     // The tenant's own kernel believes what it is told, and TCP goes on.
     for (dst, headers) in
         [(IpAddr::from(topology.tenants[1].v4), 28), (topology.tenants[1].v6.into(), 48)]
@@ -166,6 +176,43 @@ fn a_shrunk_underlay_is_told_to_tenants(underlay: Family) {
     let again =
         wait_until(Duration::from_secs(10), || arrives_within(SHORT, &tenant, &full, &socket));
     assert!(again, "the underlay is as large as before, the path MTU is not");
+}
+
+/// A superframe whose datagrams are each above the path MTU: they are fragmented where that is allowed, else their
+/// sender is told.
+fn superframes_of_large_datagrams(topology: &Topology, mtu: u32) {
+    const COUNT: usize = 5;
+    let size = topology.spec.combo.tenant_mtu - 60;
+    let [near, far] = [&topology.tenants[0], &topology.tenants[1]];
+    let tenant = OffloadSocket::open(&near.ns, TENANT_DEVICE).unwrap();
+    let errors = RawSocket::open(&near.ns, TENANT_DEVICE).unwrap();
+    for (ipv6, df) in [(false, false), (false, true), (true, true)] {
+        let payload = Random::bytes(8, COUNT * usize::try_from(size).unwrap());
+        let mut frame = craft::between(near, far, ipv6, 9, &payload);
+        if !ipv6 {
+            craft::set_df(&mut frame, df);
+        }
+        let header = craft::as_udp_superframe(&mut frame, ipv6, u16::try_from(size).unwrap());
+        let socket = listen(topology, view::ip(&frame).unwrap().dst);
+        errors.drain().unwrap();
+        tenant.send(header, &frame).unwrap();
+        if df {
+            let told = next_error(&errors);
+            assert_eq!(told.map(|(_, named)| named), Some(mtu), "IPv6 {ipv6}: not told");
+            socket.set_read_timeout(Some(SHORT)).unwrap();
+            assert!(socket.recv(&mut [0; 2000]).is_err(), "IPv6 {ipv6}: it passed all the same");
+            continue;
+        }
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut got = Vec::new();
+        let mut buffer = [0; 2000];
+        for _ in 0..COUNT {
+            let len = socket.recv(&mut buffer).expect("a datagram of a superframe is lost");
+            assert_eq!(u32::try_from(len).unwrap(), size);
+            got.extend_from_slice(&buffer[..len]);
+        }
+        assert!(got == payload, "datagrams of a superframe changed, or their order");
+    }
 }
 
 #[test]
@@ -199,7 +246,7 @@ fn learned_from_routers(underlay: Family, wire: Offloads) {
         let inner = mtu - combo.encapsulation_len();
         let tenant = RawSocket::open(&a.ns, TENANT_DEVICE).unwrap();
         let mut told = None;
-        wait_until(Duration::from_secs(5), || {
+        wait_until(Duration::from_secs(10), || {
             told = error_about(&tenant, &packet(&topology, false, combo.tenant_mtu));
             told.as_ref().is_some_and(|(_, named)| *named == inner)
         });
@@ -271,7 +318,7 @@ fn a_forged_icmp_error_changes_nothing_and_a_true_one_does() {
         // The control: the same error without a lie.
         wire.send(&craft::too_big(&topology, 1, &quoted, 1400)).unwrap();
         let mut told = None;
-        wait_until(Duration::from_secs(3), || {
+        wait_until(Duration::from_secs(10), || {
             told = error_about(&tenant, &full);
             told.is_some()
         });

@@ -4,9 +4,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use culvert_tests::{craft, sys};
 use culvert_tests::tools::{Iperf, RawSocket};
 use culvert_tests::topology::TENANT_DEVICE;
+use culvert_tests::{craft, sys};
 use serde::Serialize;
 
 use super::setup::Running;
