@@ -39,13 +39,17 @@ pub fn exercise(topology: &Topology, from: usize, to: usize) {
             Err(e) => panic!("{combo}: reverse {reverse}: {e}"),
         }
     }
-    match Iperf::udp(1, combo.tenant_mtu - 100, 50).run(&topology.scratch, &a.ns, &b.ns, dst) {
-        Ok(report) => assert!(
-            report.packets > 100 && report.lost * 20 <= report.packets,
-            "{combo}: more than one datagram in twenty lost: {report:?}"
-        ),
+    // A receiver that gets no processor for a moment loses what its socket cannot hold; a path that loses, loses always.
+    let stream = Iperf::udp(1, combo.tenant_mtu - 100, 50);
+    let mut reports = Vec::new();
+    let whole = (0..3).any(|_| match stream.run(&topology.scratch, &a.ns, &b.ns, dst) {
+        Ok(report) => {
+            reports.push(report);
+            report.packets > 100 && report.lost * 20 <= report.packets
+        }
         Err(e) => panic!("{combo}: UDP: {e}"),
-    }
+    });
+    assert!(whole, "{combo}: more than one datagram in twenty lost, three times: {reports:?}");
 }
 
 #[track_caller]
