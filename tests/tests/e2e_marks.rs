@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use culvert_tests::tools::{RawSocket, tcp_transfer};
-use culvert_tests::topology::{TENANT_DEVICE, Topology, WIRE};
-use culvert_tests::{Combo, Family, Peer, TopologySpec, checks, craft, view, wait_until};
+use culvert_tests::tools::{OffloadSocket, RawSocket, tcp_transfer};
+use culvert_tests::topology::{TENANT_DEVICE, Topology, WIRE, mac_bytes};
+use culvert_tests::{Combo, Family, Offloads, Peer, TopologySpec, checks, craft, view, wait_until};
 
 const MARK: &[u8] = b"marked";
 /// For what must come, and for what must not.
@@ -31,7 +31,10 @@ struct Ends {
 
 impl Ends {
     fn new(underlay: Family) -> Self {
-        let combo = Combo { underlay, ..Combo::SIMPLE };
+        Self::of(Combo { underlay, ..Combo::SIMPLE })
+    }
+
+    fn of(combo: Combo) -> Self {
         let topology = TopologySpec::pair(combo).with_peers(Peer::Culvert, Peer::Bare).build();
         let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
         let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
@@ -117,6 +120,85 @@ fn class_and_mark_are_copied_outside_and_the_outer_ttl_is_our_own() {
                     assert!(seen.outer.df, "{what}: a tunnel packet may be fragmented");
                     assert!(view::payload_sum_is_right(&seen.outer), "{what}: outer checksum");
                 }
+            }
+        }
+    }
+}
+
+/// Every frame on `socket` that carries the mark, until none comes for a moment.
+fn marked_frames(socket: &RawSocket, first: Duration) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    let mut wait = first;
+    while let Some(frame) = socket.receive_matching(wait, carries_mark).unwrap() {
+        frames.push(frame);
+        wait = SHORT;
+    }
+    frames
+}
+
+/// Several tunnel packets in one message, as another Culvert sends them where nothing cuts.
+#[test]
+fn a_mark_on_a_train_reaches_each_of_its_packets() {
+    const COUNT: usize = 4;
+    for underlay in [Family::V4, Family::V6] {
+        let ends = Ends::new(underlay);
+        let hosts = &ends.topology.hosts;
+        let wire = OffloadSocket::open(&hosts[1].ns, WIRE).unwrap();
+        let [near, far] = [&ends.topology.tenants[0], &ends.topology.tenants[1]];
+        for (inner, results) in AT_THE_EXIT {
+            for (outer, result) in [NOT_ECT, ECT1, ECT0, CE].into_iter().zip(results) {
+                let what = format!("{underlay:?}, {inner} in {outer}");
+                let mut frame = craft::between(far, near, false, 9, MARK);
+                craft::set_tos(&mut frame, EF | inner);
+                let segment = [&[8, 0, 0, 0, 0, 0, 100, 0][..], &frame].concat();
+                let macs = [1, 0].map(|at: usize| mac_bytes(&hosts[at].wire_mac));
+                let addresses = [hosts[1].vtep, hosts[0].vtep];
+                let mut train = craft::udp(macs, addresses, [50_000, 4789], &segment.repeat(COUNT));
+                let size = u16::try_from(segment.len()).unwrap();
+                let header = craft::as_udp_superframe(&mut train, underlay == Family::V6, size);
+                craft::set_tos(&mut train, outer);
+                ends.tenant.drain().unwrap();
+                let before = ends.topology.stats(0);
+                wire.send(header, &train).unwrap();
+                let Some(ecn) = result else {
+                    assert!(marked_frames(&ends.tenant, SHORT).is_empty(), "{what}: delivered");
+                    let moved = ends.topology.stats(0).drops_since(&before);
+                    assert_eq!(moved.get("ecn_drop"), Some(&(COUNT as u64)), "{what}: {moved:?}");
+                    continue;
+                };
+                // They may come as one superframe again.
+                let got = marked_frames(&ends.tenant, PATIENCE);
+                let got: Vec<_> = got.iter().map(|frame| view::ip(frame).unwrap()).collect();
+                let payload: Vec<u8> = got.iter().flat_map(|ip| ip.payload[8..].to_vec()).collect();
+                assert_eq!(payload, MARK.repeat(COUNT), "{what}");
+                assert!(got.iter().all(|ip| ip.tos == EF | ecn), "{what}: {got:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_superframes_class_and_mark_are_on_every_tunnel_packet() {
+    const SIZE: usize = 600;
+    for wire in [Offloads::On, Offloads::Off] {
+        let ends = Ends::of(Combo { wire, ..Combo::SIMPLE });
+        let tenant = OffloadSocket::open(&ends.topology.tenants[0].ns, TENANT_DEVICE).unwrap();
+        let [near, far] = [&ends.topology.tenants[0], &ends.topology.tenants[1]];
+        for (ipv6, tos) in [(false, EF | ECT0), (true, EF | CE), (false, ECT1)] {
+            let payload = [MARK, &vec![0; SIZE - MARK.len()]].concat().repeat(3);
+            let mut frame = craft::between(near, far, ipv6, 9, &payload);
+            let size = u16::try_from(SIZE).unwrap();
+            let header = craft::as_udp_superframe(&mut frame, ipv6, size);
+            craft::set_tos(&mut frame, tos);
+            ends.wire.drain().unwrap();
+            tenant.send(header, &frame).unwrap();
+            let frames = marked_frames(&ends.wire, PATIENCE);
+            // A train, or its three packets.
+            assert_eq!(frames.len(), if wire == Offloads::On { 1 } else { 3 }, "IPv6 {ipv6}");
+            for frame in frames {
+                let seen = view::tunnelled(&frame).unwrap();
+                let inner = view::ip(&seen.inner).unwrap();
+                assert_eq!((seen.outer.tos, inner.tos, seen.outer.ttl), (tos, tos, 64));
             }
         }
     }
