@@ -149,6 +149,10 @@ fn two_wires(combo: &Combo, hosts: &[Host; 2]) {
     for (device, subnet) in wires {
         link::veth(&hosts[0].ns, device, &hosts[1].ns, device, combo.underlay_mtu());
         for (host, number) in hosts.iter().zip([1, 2]) {
+            // The kernel asks again after some two seconds instead of thirty, so that a test may wait for it.
+            let ip = if family == Family::V4 { "ipv4" } else { "ipv6" };
+            host.ns.sysctl(&format!("net/{ip}/neigh/{device}/base_reachable_time_ms"), "2000");
+            host.ns.sysctl(&format!("net/{ip}/neigh/{device}/delay_first_probe_time"), "1");
             host.ns.run(&format!("ip link set {device} up"));
             configure(&host.ns, device, family, subnet, number);
         }

@@ -63,6 +63,23 @@ impl Paths {
     }
 }
 
+impl Paths {
+    fn all_take_the_first_wire(&self) -> bool {
+        let [near, far] = [&self.topology.tenants[0], &self.topology.tenants[1]];
+        let macs = [near.mac_bytes(), far.mac_bytes()];
+        let [wire, _] = &self.wires;
+        wire.drain().unwrap();
+        for flow in 0..FLOWS {
+            let addresses = [near.v4.into(), far.v4.into()];
+            let frame = craft::udp(macs, addresses, [10_000 + flow, 9], MARK);
+            self.tenant.send(&frame).unwrap();
+        }
+        let is_ours = |frame: &[u8]| view::tunnelled(frame).is_some();
+        let next = || wire.receive_matching(Duration::from_millis(200), is_ours).unwrap();
+        std::iter::from_fn(next).count() == usize::from(FLOWS)
+    }
+}
+
 fn by_wire(seen: &Seen) -> [usize; 2] {
     [0, 1].map(|wire| seen.values().flatten().filter(|(at, _)| *at == wire).count())
 }
@@ -95,20 +112,7 @@ fn flows_are_spread(underlay: Family) {
     // The far end of one wire dies; the route remains.
     let far = &paths.topology.hosts[1].ns;
     far.run(&format!("ip link set {SECOND_WIRE} down"));
-    let one = |paths: &Paths| RawSocket::open(&paths.topology.hosts[1].ns, WIRE).unwrap();
-    let left = wait_until(Duration::from_secs(5), || {
-        let wire = one(&paths);
-        let [near, far] = [&paths.topology.tenants[0], &paths.topology.tenants[1]];
-        let macs = [near.mac_bytes(), far.mac_bytes()];
-        for flow in 0..FLOWS {
-            let addresses = [near.v4.into(), far.v4.into()];
-            let frame = craft::udp(macs, addresses, [10_000 + flow, 9], MARK);
-            paths.tenant.send(&frame).unwrap();
-        }
-        let is_ours = |frame: &[u8]| view::tunnelled(frame).is_some();
-        let next = || wire.receive_matching(Duration::from_millis(200), is_ours).unwrap();
-        std::iter::from_fn(next).count() == all
-    });
+    let left = wait_until(Duration::from_secs(5), || paths.all_take_the_first_wire());
     assert!(left, "flows go on into a dead wire");
 }
 
@@ -120,6 +124,18 @@ fn flows_are_spread_over_equal_ipv4_paths_and_leave_one_that_dies() {
 #[test]
 fn flows_are_spread_over_equal_ipv6_paths_and_leave_one_that_dies() {
     flows_are_spread(Family::V6);
+}
+
+/// The link stays up: only the neighbour falls silent, as a router that crashed behind a switch.
+#[test]
+fn a_next_hop_that_no_longer_answers_is_left() {
+    let paths = Paths::new(Family::V4);
+    let spread = || by_wire(&paths.send().0).iter().all(|flows| *flows > 0);
+    assert!(wait_until(Duration::from_secs(5), spread), "one wire carries all");
+    let far = &paths.topology.hosts[1].ns;
+    far.run(&format!("ip addr flush dev {SECOND_WIRE}"));
+    let left = wait_until(Duration::from_secs(60), || paths.all_take_the_first_wire());
+    assert!(left, "flows go on to a neighbour that is gone");
 }
 
 #[test]

@@ -260,6 +260,25 @@ fn the_longest_prefix_decides_and_a_ports_own_among_equals() {
 }
 
 #[test]
+fn a_route_that_says_local_reaches_tenants_of_this_host_alone() {
+    let topology = TopologySpec::quad(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let local = route("port = \"t0\"", "10.77.1.0/24", "local")
+        + &route("port = \"t0\"", "fd77:1::/64", "local");
+    topology.reconfigure(0, |base| format!("{base}\n{local}"));
+    topology.wait_connected(0, 2);
+    let from = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
+    for ipv6 in [false, true] {
+        let frame = craft::between(&topology.tenants[0], &topology.tenants[1], ipv6, 9, MARK);
+        checks::counted(&topology, 0, "not_local", 2, || {
+            (0..2).for_each(|_| from.send(&frame).unwrap());
+        });
+    }
+    // The routes are those of one port.
+    topology.wait_connected(2, 1);
+}
+
+#[test]
 fn what_no_mapping_knows_is_dropped_or_trapped_as_the_vnet_says() {
     let bench = Bench::new();
     let near = &bench.topology.tenants[0];
