@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use culvert_tests::tools::{Datagrams, RawSocket, udp_exchange};
 use culvert_tests::topology::{TENANT_DEVICE, Tenant, Topology, WIRE};
-use culvert_tests::{Combo, Family, Peer, TopologySpec, checks, craft, sys, view, wait_until};
+use culvert_tests::{
+    Attach, Combo, Family, Peer, TopologySpec, checks, craft, sys, view, wait_until,
+};
 
 const MARK: &[u8] = b"to all of you, once each";
 const QUIET: Duration = Duration::from_millis(200);
@@ -64,8 +66,8 @@ fn copies(sockets: &[RawSocket], action: impl FnOnce()) -> Vec<usize> {
 
 #[test]
 fn what_goes_to_a_group_reaches_every_tenant_once_and_never_its_sender() {
-    for underlay in [Family::V4, Family::V6] {
-        let mut spec = TopologySpec::quad(Combo { underlay, ..Combo::SIMPLE });
+    for (underlay, attach) in [(Family::V4, Attach::Veth), (Family::V6, Attach::Tap)] {
+        let mut spec = TopologySpec::quad(Combo { underlay, attach, ..Combo::SIMPLE });
         spec.vnets[0].flood = true;
         let topology = spec.build();
         topology.wait_connected(0, 1);

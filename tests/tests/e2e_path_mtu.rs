@@ -9,7 +9,7 @@ use culvert_tests::tools::{
 use culvert_tests::topology::{TENANT_DEVICE, WIRE};
 use culvert_tests::underlay::BETWEEN_ROUTERS;
 use culvert_tests::{
-    Combo, Family, Offloads, Shape, Topology, TopologySpec, craft, view, wait_until,
+    Attach, Combo, Family, Offloads, Shape, Topology, TopologySpec, craft, view, wait_until,
 };
 
 /// For what must come, and for what must not.
@@ -106,8 +106,8 @@ fn passes_in_the_end(ask: impl Fn() -> PingReport) {
     assert!(answered, "{}", last.output);
 }
 
-fn a_shrunk_underlay_is_told_to_tenants(underlay: Family) {
-    let combo = Combo { underlay, ..Combo::SIMPLE };
+fn a_shrunk_underlay_is_told_to_tenants(underlay: Family, attach: Attach) {
+    let combo = Combo { underlay, attach, ..Combo::SIMPLE };
     let topology = TopologySpec::pair(combo).build();
     topology.wait_connected(0, 1);
     let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
@@ -216,13 +216,13 @@ fn superframes_of_large_datagrams(topology: &Topology, mtu: u32) {
 }
 
 #[test]
-fn tenants_are_told_of_an_ipv4_underlay_that_shrinks_while_they_talk() {
-    a_shrunk_underlay_is_told_to_tenants(Family::V4);
+fn veth_tenants_are_told_of_an_ipv4_underlay_that_shrinks_while_they_talk() {
+    a_shrunk_underlay_is_told_to_tenants(Family::V4, Attach::Veth);
 }
 
 #[test]
-fn tenants_are_told_of_an_ipv6_underlay_that_shrinks_while_they_talk() {
-    a_shrunk_underlay_is_told_to_tenants(Family::V6);
+fn tap_tenants_are_told_of_an_ipv6_underlay_that_shrinks_while_they_talk() {
+    a_shrunk_underlay_is_told_to_tenants(Family::V6, Attach::Tap);
 }
 
 /// The link between two routers is smaller than both wires: only ICMP errors can say so.
