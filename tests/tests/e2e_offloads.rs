@@ -4,10 +4,12 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use culvert_tests::tools::{Datagrams, OffloadSocket, Random, tcp_transfer, udp_exchange};
+use culvert_tests::tools::{
+    Datagrams, OffloadSocket, Random, VirtioHeader, tcp_transfer, udp_exchange,
+};
 use culvert_tests::topology::{TENANT_DEVICE, Tenant, WIRE};
 use culvert_tests::{
-    Attach, Combo, Family, Offloads, Peer, Topology, TopologySpec, link, sys, view,
+    Attach, Combo, Family, Offloads, Peer, Topology, TopologySpec, craft, link, sys, view,
 };
 
 /// TCP both ways and UDP, by one and by superframe, from tenant 0 to tenant 1 in both families.
@@ -114,6 +116,37 @@ fn a_tenants_tag_is_in_the_inner_frame_and_in_none_that_had_none() {
         link::set_features(ns, TENANT_DEVICE, &["tx-vlan-offload"], offload);
         let inner = inner_of_a_ping(&topology);
         assert_eq!(inner[..7], [0x81, 0, 0xa0, 42, 8, 0, 0x45], "offload {offload}");
+    }
+}
+
+#[test]
+fn a_tagged_packet_above_the_path_mtu_is_told_so_on_its_vlan() {
+    let combo = Combo::SIMPLE;
+    let topology = TopologySpec::pair(combo).build();
+    topology.wait_connected(0, 1);
+    let [near, far] = [&topology.tenants[0], &topology.tenants[1]];
+    let tenant = OffloadSocket::open(&near.ns, TENANT_DEVICE).unwrap();
+    for ipv6 in [false, true] {
+        // Of full size, which leaves no room for the tag on this underlay.
+        let headers = if ipv6 { 48 } else { 28 };
+        let payload = Random::bytes(4, usize::try_from(combo.tenant_mtu - headers).unwrap());
+        let mut frame = craft::between(near, far, ipv6, 9, &payload);
+        if !ipv6 {
+            craft::set_df(&mut frame, true);
+        }
+        frame.splice(12..12, [0x81, 0, 0, 42]);
+        tenant.send(VirtioHeader::default(), &frame).unwrap();
+        let kind = if ipv6 { 2 } else { 3 };
+        let is_error = |frame: &[u8]| {
+            view::ip(frame).is_some_and(|ip| ip.proto != 17 && ip.payload.first() == Some(&kind))
+        };
+        let told = tenant.receive_matching(Duration::from_secs(3), is_error).unwrap();
+        let told = told.unwrap_or_else(|| panic!("IPv6 {ipv6}: no error"));
+        assert_eq!(told.vlan, Some(42), "IPv6 {ipv6}");
+        let error = view::ip(&told.frame).unwrap();
+        let mtu = u32::from_be_bytes(*error.payload[4..].first_chunk().unwrap());
+        assert_eq!(mtu, combo.tenant_mtu - 4, "IPv6 {ipv6}");
+        assert!(error.payload[8..].starts_with(&frame[18..18 + 40]), "IPv6 {ipv6}: the quote");
     }
 }
 
