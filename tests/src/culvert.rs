@@ -64,7 +64,23 @@ impl Culvert {
     /// # Panics
     /// With its log, if it does not answer within 20 seconds.
     pub fn start(&mut self, ns: &Netns, scratch: &Scratch, args: &[String]) {
-        let mut command = ns.command(binary("culvert-dataplane"));
+        self.start_by(&[], ns, scratch, args);
+    }
+
+    /// As [`Culvert::start`], by a program that starts another; `wrapper` is its command line.
+    ///
+    /// # Panics
+    /// With its log, if it does not answer within 20 seconds.
+    pub fn start_by(&mut self, wrapper: &[String], ns: &Netns, scratch: &Scratch, args: &[String]) {
+        let program = binary("culvert-dataplane");
+        let mut command = match wrapper.split_first() {
+            None => ns.command(program),
+            Some((wrapper, args)) => {
+                let mut command = ns.command(wrapper);
+                command.args(args).arg(program);
+                command
+            }
+        };
         command.env("NO_COLOR", "1");
         command.arg("--socket").arg(&self.socket).arg("--bpffs").arg(&self.bpffs);
         if !args.iter().any(|arg| arg == "--workers") {
@@ -129,6 +145,17 @@ impl Culvert {
         let mut command = ns.command(binary("culvert"));
         command.arg("--socket").arg(&self.socket).args(args);
         run_command(&mut command)
+    }
+
+    /// Starts the CLI with `args` against this dataplane; it runs beside the test, its output is its log.
+    ///
+    /// # Panics
+    /// If it cannot start.
+    #[track_caller]
+    pub fn spawn_cli(&self, ns: &Netns, scratch: &Scratch, args: &[&str]) -> Process {
+        let mut command = ns.command(binary("culvert"));
+        command.arg("--socket").arg(&self.socket).args(args);
+        Process::spawn(scratch, "culvert", command)
     }
 
     /// All counters of this dataplane.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 mod janitor;
 
+pub mod attack;
 pub mod checks;
 pub mod combo;
 pub mod craft;
@@ -26,6 +27,8 @@ pub mod stats;
 pub mod sys;
 pub mod tools;
 pub mod topology;
+pub mod underlay;
+pub mod view;
 
 pub use combo::{Attach, Combo, Family, Offloads};
 pub use culvert::Culvert;
@@ -33,6 +36,7 @@ pub use netns::Netns;
 pub use process::Process;
 pub use scratch::Scratch;
 pub use topology::{Peer, Topology, TopologySpec};
+pub use underlay::Shape;
 
 /// Asks `condition` every 20 ms until it holds or `limit` passes; returns whether it held.
 pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {

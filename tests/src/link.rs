@@ -8,11 +8,42 @@ pub const MAX_MTU: u32 = 65_535;
 
 /// Joins two namespaces by a veth pair of one queue each; both ends are down, with the MTU set.
 pub fn veth(a: &Netns, a_name: &str, b: &Netns, b_name: &str, mtu: u32) {
+    veth_of(a, a_name, b, b_name, mtu, 1);
+}
+
+/// As [`veth`], with several queues at each end.
+pub fn veth_of(a: &Netns, a_name: &str, b: &Netns, b_name: &str, mtu: u32, queues: u32) {
+    let queues = format!("numtxqueues {queues} numrxqueues {queues}");
     a.run(&format!(
-        "ip link add {a_name} mtu {mtu} numtxqueues 1 numrxqueues 1 type veth \
-         peer name {b_name} mtu {mtu} numtxqueues 1 numrxqueues 1 netns {}",
+        "ip link add {a_name} mtu {mtu} {queues} type veth peer name {b_name} mtu {mtu} {queues} netns {}",
         b.name()
     ));
+}
+
+/// Packets that `device` has received, as its driver counts them: before any XDP program.
+///
+/// # Panics
+/// If there is no such device.
+#[track_caller]
+pub fn received(ns: &Netns, device: &str) -> u64 {
+    let text = ns.run(&format!("ip -j -s link show {device}"));
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    match value[0]["stats64"]["rx"]["packets"].as_u64() {
+        Some(packets) => packets,
+        None => panic!("`ip -j -s link` says no packets of {device}: {text}"),
+    }
+}
+
+/// Turns features of a device on or off by ethtool's names.
+///
+/// # Panics
+/// If the device has no such feature, or it does not change.
+#[track_caller]
+pub fn set_features(ns: &Netns, device: &str, features: &[&str], on: bool) {
+    let value = if on { "on" } else { "off" };
+    for feature in features {
+        ns.run(&format!("ethtool -K {device} {feature} {value}"));
+    }
 }
 
 /// Turns the transmit offloads of a device off one by one, as far as its driver has them; `On` leaves them.

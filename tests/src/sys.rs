@@ -186,6 +186,31 @@ fn bound_packet_socket(ifindex: u32, protocol: u16) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Opens an `AF_PACKET` socket as [`packet_socket`] whose messages begin with a virtio header of 10 bytes, and
+/// that says which VLAN tag a frame had.
+pub fn offload_socket(ifindex: u32) -> io::Result<OwnedFd> {
+    let fd = packet_socket(ifindex)?;
+    for option in [libc::PACKET_VNET_HDR, libc::PACKET_AUXDATA] {
+        set_option(fd.as_fd(), libc::SOL_PACKET, option, &1i32)?;
+    }
+    Ok(fd)
+}
+
+/// Sets the TOS or traffic class byte of what `socket` sends.
+pub fn set_tos(socket: &UdpSocket, ipv6: bool, tos: u8) -> io::Result<()> {
+    let (level, name) = if ipv6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_TOS)
+    };
+    set_option(socket.as_fd(), level, name, &i32::from(tos))
+}
+
+/// Lets `socket` receive merged datagrams; [`receive_with_control`] then says how long each was.
+pub fn set_udp_gro(socket: &UdpSocket) -> io::Result<()> {
+    set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, &1i32)
+}
+
 /// Sends `bytes` on `socket` as one message.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the kernel reads bytes.len() bytes from a live slice.
@@ -264,37 +289,109 @@ pub fn freeze_bpf_map(pid: u32, name: &str) -> io::Result<bool> {
         let info = std::fs::read_to_string(entry?.path()).unwrap_or_default();
         let id = info.lines().find_map(|line| line.strip_prefix("map_id:"));
         let Some(id) = id.and_then(|id| id.trim().parse::<u32>().ok()) else { continue };
-        let mut attr = [0u8; 64];
-        attr[..4].copy_from_slice(&id.to_ne_bytes());
-        // SAFETY: the kernel reads a live buffer of the length given, and returns a new descriptor.
-        let fd = unsafe {
-            let fd = check(bpf(BPF_MAP_GET_FD_BY_ID, &attr))?;
-            OwnedFd::from_raw_fd(fd)
-        };
+        let fd = bpf(BPF_MAP_GET_FD_BY_ID, &[id.into()])?;
+        // SAFETY: the descriptor was just opened and nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let map = u64::try_from(fd.as_raw_fd()).unwrap_or(0);
         let mut answer = [0u8; 128];
-        let mut attr = [0u8; 64];
-        attr[..4].copy_from_slice(&fd.as_raw_fd().to_ne_bytes());
-        attr[4..8].copy_from_slice(&(answer.len() as u32).to_ne_bytes());
-        attr[8..16].copy_from_slice(&(answer.as_mut_ptr() as u64).to_ne_bytes());
-        // SAFETY: the kernel writes at most the length given into the live buffer.
-        check(unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) })?;
+        let len = (answer.len() as u64) << 32;
+        bpf(BPF_OBJ_GET_INFO_BY_FD, &[map | len, answer.as_mut_ptr() as u64])?;
         let found = answer[NAME_AT..NAME_AT + 16].split(|byte| *byte == 0).next();
         if found == Some(name.as_bytes()) {
-            // Everything behind the descriptor has to be zero.
-            attr[4..].fill(0);
-            // SAFETY: the kernel reads the descriptor from a live buffer.
-            check(unsafe { bpf(BPF_MAP_FREEZE, &attr) })?;
+            bpf(BPF_MAP_FREEZE, &[map])?;
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// The bpf system call.
+/// One control message: its level, its type and its bytes.
+pub type Control = (i32, i32, Vec<u8>);
+
+/// As [`receive`], with the control messages that came along.
+pub fn receive_with_control(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    timeout: Duration,
+) -> io::Result<Option<(usize, Vec<Control>)>> {
+    if !wait_readable([socket], timeout)? {
+        return Ok(None);
+    }
+    // u64 gives the alignment that control messages need.
+    let mut space = [0u64; 32];
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: msghdr is plain data; all zeroes is a valid value, meaning no name and no control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = space.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&space);
+    // SAFETY: the message points to one live, exclusive buffer and to live, aligned room for control data.
+    let len = check_len(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) })?;
+    let mut controls = Vec::new();
+    // SAFETY: the kernel filled the control area and set its length; the macros stay inside it.
+    let mut at = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !at.is_null() {
+        // SAFETY: `at` is a header inside the control area, and its cmsg_len bytes are initialised.
+        let (level, kind, bytes) = unsafe {
+            let header = &*at;
+            let len = header.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
+            let data = std::slice::from_raw_parts(libc::CMSG_DATA(at), len);
+            (header.cmsg_level, header.cmsg_type, data.to_vec())
+        };
+        controls.push((level, kind, bytes));
+        // SAFETY: as above; null marks the end.
+        at = unsafe { libc::CMSG_NXTHDR(&raw const message, at) };
+    }
+    Ok(Some((len, controls)))
+}
+
+/// Instructions of a tc program that does one thing with a frame's outermost VLAN tag and lets the frame go on.
 ///
-/// # Safety
-/// Pointers in `attr` are to live buffers of the lengths that it gives.
-unsafe fn bpf(command: i32, attr: &[u8; 64]) -> i32 {
-    // SAFETY: the caller's promise, and a length that is that of the buffer.
-    unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), attr.len()) as i32 }
+/// What it pushes stays beside the frame, where a VLAN device would put it, as long as the device takes tags so.
+fn vlan_instructions(push: Option<u16>) -> Vec<u64> {
+    const CALL: u64 = 0x85;
+    const EXIT: u64 = 0x95;
+    let set = |register: u64, value: u32| 0xb7 | register << 8 | u64::from(value) << 32;
+    let call = |helper: u64| CALL | helper << 32;
+    match push {
+        Some(tci) => {
+            let protocol = u32::from(0x8100u16.to_be());
+            vec![set(2, protocol), set(3, tci.into()), call(18), set(0, 0), EXIT]
+        }
+        None => vec![call(19), set(0, 0), EXIT],
+    }
+}
+
+fn bpf(command: libc::c_int, attributes: &[u64]) -> io::Result<i32> {
+    // SAFETY: the kernel reads the attributes from a live slice; the pointers in them are the callers' to keep alive.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes))
+    };
+    check(i32::try_from(result).unwrap_or(-1))
+}
+
+/// Loads a program for tc that pushes a VLAN tag, or pops one, and pins it at `path` on a BPF file system.
+pub fn pin_vlan_program(path: &Path, push: Option<u16>) -> io::Result<()> {
+    const PROG_LOAD: libc::c_int = 5;
+    const OBJ_PIN: libc::c_int = 6;
+    const SCHED_CLS: u64 = 3;
+    let instructions = vlan_instructions(push);
+    let license = c"GPL";
+    let path = c_path(path)?;
+    let fd = bpf(
+        PROG_LOAD,
+        &[
+            SCHED_CLS | (instructions.len() as u64) << 32,
+            instructions.as_ptr() as u64,
+            license.as_ptr() as u64,
+            0,
+            0,
+            0,
+        ],
+    )?;
+    // SAFETY: the descriptor was just made and nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let number = u64::try_from(fd.as_raw_fd()).unwrap_or(0);
+    bpf(OBJ_PIN, &[path.as_ptr() as u64, number]).map(drop)
 }

@@ -4,15 +4,19 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::combo::{Attach, Combo, Family, Offloads, UNDERLAY_VLAN};
+use crate::combo::{Attach, Combo, Family, Offloads};
 use crate::culvert::Culvert;
 use crate::middle::Middle;
 use crate::netns::Netns;
 use crate::scratch::Scratch;
+use crate::stats::Stats;
+use crate::underlay::{Shape, Underlay};
 use crate::{kernel, link, tools, wait_until};
 
 /// Name of the underlay device on each host.
 pub const WIRE: &str = "wire";
+/// Name of the second underlay device, where there are two.
+pub const SECOND_WIRE: &str = "wire2";
 /// Name of the device inside each tenant.
 pub const TENANT_DEVICE: &str = "eth0";
 
@@ -71,10 +75,18 @@ pub struct TopologySpec {
     pub extra_toml: [String; 2],
     /// More options for each `culvert-dataplane`.
     pub dataplane_args: Vec<String>,
+    /// A program that starts each `culvert-dataplane`, with its own arguments; empty: none.
+    pub dataplane_wrapper: Vec<String>,
     /// Mode line of tenants' ports and the underlay: `auto`, `native`, `generic`.
     pub mode: [&'static str; 2],
+    /// More lines for the `[underlay]` section of each `host.toml`.
+    pub underlay_toml: &'static str,
     /// Put a [`Middle`] into the wire, which can damage frames.
     pub middle: bool,
+    /// What else lies between the hosts.
+    pub shape: Shape,
+    /// Queues of each host's end of the wire.
+    pub wire_queues: u32,
 }
 
 impl TopologySpec {
@@ -88,8 +100,12 @@ impl TopologySpec {
             tenants: vec![tenant(0), tenant(1)],
             extra_toml: [String::new(), String::new()],
             dataplane_args: Vec::new(),
+            dataplane_wrapper: Vec::new(),
             mode: ["auto", "auto"],
+            underlay_toml: "",
             middle: false,
+            shape: Shape::OneWire,
+            wire_queues: 1,
         }
     }
 
@@ -189,6 +205,8 @@ pub struct Topology {
     pub tenants: Vec<Tenant>,
     /// What stands in the wire, if the specification wants it.
     pub middle: Option<Middle>,
+    /// The routers between the hosts, the first one beside host A.
+    pub routers: Vec<Netns>,
     /// Hosts A and B.
     pub hosts: [Host; 2],
     /// What it was built from.
@@ -199,14 +217,14 @@ pub struct Topology {
 
 impl Topology {
     fn build(spec: TopologySpec) -> Self {
-        let combo = spec.combo;
         let scratch = Scratch::new();
-        let (hosts, middle) = build_hosts(&combo, spec.middle);
+        let Underlay { hosts, middle, routers } = Underlay::build(&spec);
         let mut tenants = Vec::new();
         for (index, &tenant) in spec.tenants.iter().enumerate() {
             tenants.push(build_tenant(&spec, &hosts[tenant.host], index, tenant));
         }
-        let mut topology = Self { culvert: [None, None], tenants, middle, hosts, spec, scratch };
+        let culvert = [None, None];
+        let mut topology = Self { culvert, tenants, middle, routers, hosts, spec, scratch };
         for host in 0..2 {
             match topology.spec.peers[host] {
                 Peer::Culvert => topology.start_culvert(host),
@@ -227,7 +245,8 @@ impl Topology {
         let bpffs = self.scratch.bpffs();
         let culvert = self.culvert[host]
             .get_or_insert_with(|| Culvert::new(&self.scratch, ["a", "b"][host], &bpffs, host));
-        culvert.start(&self.hosts[host].ns, &self.scratch, &self.spec.dataplane_args);
+        let TopologySpec { dataplane_args, dataplane_wrapper, .. } = &self.spec;
+        culvert.start_by(dataplane_wrapper, &self.hosts[host].ns, &self.scratch, dataplane_args);
         culvert.write_config(&toml);
         culvert.apply(&self.hosts[host].ns);
         self.hand_over_taps(host);
@@ -295,8 +314,10 @@ impl Topology {
         // Writing to a String cannot fail.
         let _ = write!(
             out,
-            "[underlay]\ninterface = \"{WIRE}\"\naddresses = [\"{}\"]\nmode = \"{underlay_mode}\"\n",
-            mine.vtep
+            "[underlay]\ninterfaces = {:?}\naddresses = [\"{}\"]\nmode = \"{underlay_mode}\"\n{}\n",
+            self.spec.shape.devices(),
+            mine.vtep,
+            self.spec.underlay_toml,
         );
         for vnet in &self.spec.vnets {
             let _ = write!(
@@ -339,6 +360,26 @@ impl Topology {
         out
     }
 
+    /// Applies the configuration of a host as `edit` changes it.
+    ///
+    /// # Panics
+    /// If it is refused.
+    #[track_caller]
+    pub fn reconfigure(&self, host: usize, edit: impl FnOnce(String) -> String) {
+        let dataplane = self.dataplane(host);
+        dataplane.write_config(&edit(self.host_toml(host)));
+        dataplane.apply(&self.hosts[host].ns);
+    }
+
+    /// All counters of a host that runs Culvert.
+    ///
+    /// # Panics
+    /// If its dataplane does not answer.
+    #[track_caller]
+    pub fn stats(&self, host: usize) -> Stats {
+        self.dataplane(host).stats(&self.hosts[host].ns)
+    }
+
     /// The address with which tenants of this combination talk to tenant `index`.
     pub fn address(&self, index: usize) -> IpAddr {
         self.tenants[index].address(self.spec.combo.tenant)
@@ -379,47 +420,6 @@ impl Drop for Topology {
             }
         }
     }
-}
-
-fn build_hosts(combo: &Combo, middle: bool) -> ([Host; 2], Option<Middle>) {
-    let hosts = [0usize, 1].map(|i| {
-        let number = i + 1;
-        Host {
-            ns: Netns::new(["a", "b"][i]),
-            vtep: match combo.underlay {
-                Family::V4 => Ipv4Addr::new(198, 18, 0, [1, 2][i]).into(),
-                Family::V6 => Ipv6Addr::new(0xfd18, 0, 0, 0, 0, 0, 0, [1, 2][i]).into(),
-            },
-            wire_mac: format!("02:cc:00:00:00:{number:02x}"),
-        }
-    });
-    let middle = if middle {
-        Some(Middle::between(&hosts[0].ns, &hosts[1].ns, WIRE, combo.underlay_mtu()))
-    } else {
-        link::veth(&hosts[0].ns, WIRE, &hosts[1].ns, WIRE, combo.underlay_mtu());
-        None
-    };
-    for host in &hosts {
-        host.ns.run(&format!("ip link set {WIRE} address {} up", host.wire_mac));
-        let device = if combo.underlay_vlan {
-            host.ns.run(&format!(
-                "ip link add link {WIRE} name {WIRE}.{UNDERLAY_VLAN} type vlan id {UNDERLAY_VLAN}"
-            ));
-            host.ns.run(&format!("ip link set {WIRE}.{UNDERLAY_VLAN} up"));
-            format!("{WIRE}.{UNDERLAY_VLAN}")
-        } else {
-            WIRE.to_owned()
-        };
-        let length = if combo.underlay == Family::V4 { 24 } else { 64 };
-        host.ns.run(&format!("ip addr add {}/{length} dev {device}", host.vtep));
-        if combo.underlay == Family::V6 {
-            // The kernel solicits neighbours from a link-local address, and not at all without one.
-            let number = host.wire_mac.rsplit(':').next().unwrap_or("1");
-            host.ns.run(&format!("ip addr add fe80::{number}/64 dev {device} nodad"));
-        }
-        link::set_offloads(&host.ns, WIRE, combo.wire);
-    }
-    (hosts, middle)
 }
 
 fn build_tenant(spec: &TopologySpec, host: &Host, index: usize, tenant: TenantSpec) -> Tenant {

@@ -2,75 +2,9 @@
 
 use std::net::IpAddr;
 
-use culvert_tests::tools::{Random, RawSocket, tcp_transfer};
-use culvert_tests::topology::{TENANT_DEVICE, Topology, WIRE};
-use culvert_tests::{Combo, Family, TopologySpec, checks, craft};
-
-/// What the two sockets of a host may hold at rest: the kernel gives back no frame of a fill ring.
-const HELD_AT_REST_MAX: u64 = 2 * 2048 + 64;
-
-struct Attack {
-    topology: Topology,
-    tenant: RawSocket,
-    wire: RawSocket,
-}
-
-impl Attack {
-    fn new(combo: Combo) -> Self {
-        let topology = TopologySpec::pair(combo).build();
-        topology.wait_connected(0, 1);
-        topology.wait_connected(1, 0);
-        let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
-        let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
-        Self { topology, tenant, wire }
-    }
-
-    /// Good frames of both families, as a tenant sends them.
-    fn seeds(&self) -> Vec<Vec<u8>> {
-        let [near, far] = [&self.topology.tenants[0], &self.topology.tenants[1]];
-        [false, true].map(|ipv6| craft::between(near, far, ipv6, 9, b"some payload")).into()
-    }
-
-    /// The same, as they come from the other host in a tunnel.
-    fn tunnelled_seeds(&self) -> Vec<Vec<u8>> {
-        let [near, far] = [&self.topology.tenants[0], &self.topology.tenants[1]];
-        [false, true]
-            .map(|ipv6| {
-                let inner = craft::between(far, near, ipv6, 9, b"some payload");
-                craft::tunnelled(&self.topology, 1, 100, &inner)
-            })
-            .into()
-    }
-
-    /// Sends `frame` from the tenant. What the device itself refuses (too long, too short) never gets to us.
-    fn send_from_tenant(&self, frame: &[u8]) {
-        let _ = self.tenant.send(frame);
-    }
-
-    /// Sends a tunnelled copy of `inner` (and the frame bare) from the wire.
-    fn send_from_wire(&self, frame: &[u8]) {
-        let _ = self.wire.send(frame);
-    }
-
-    /// Runs `round` three times. Nothing may have crashed, honest traffic passes, and no frame is missing.
-    #[track_caller]
-    fn survive(mut self, round: impl Fn(&Self)) {
-        for _ in 0..3 {
-            round(&self);
-            let culvert = self.topology.culvert[0].as_mut().unwrap();
-            assert!(culvert.is_running(), "the dataplane died:\n{}", culvert.log());
-            self.topology.wait_connected(0, 1);
-            let [a, b] = [&self.topology.tenants[0], &self.topology.tenants[1]];
-            tcp_transfer(&a.ns, &b.ns, self.topology.address(1), 1 << 20).unwrap();
-            checks::arena_at_rest(&self.topology, 0, HELD_AT_REST_MAX);
-        }
-    }
-
-    /// Sum of all drops on host A.
-    fn drops(&self) -> u64 {
-        self.topology.dataplane(0).stats(&self.topology.hosts[0].ns).drops().values().sum()
-    }
-}
+use culvert_tests::attack::Attack;
+use culvert_tests::tools::Random;
+use culvert_tests::{Combo, Family, craft};
 
 #[test]
 fn frames_truncated_at_every_byte() {

@@ -3,10 +3,11 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use culvert_tests::stats::Stats;
 use culvert_tests::tools::{Datagrams, RawSocket, tcp_transfer, udp_exchange};
 use culvert_tests::topology::{TENANT_DEVICE, WIRE};
-use culvert_tests::{Combo, Family, Offloads, Peer, Topology, TopologySpec, craft, wait_until};
+use culvert_tests::{
+    Attach, Combo, Family, Offloads, Peer, Topology, TopologySpec, craft, wait_until,
+};
 
 const MARK: &[u8] = b"this very datagram and no other, please";
 const COUNT: u64 = 5;
@@ -16,13 +17,9 @@ fn carries_mark(frame: &[u8]) -> bool {
     frame.windows(MARK.len()).any(|w| w == MARK)
 }
 
-fn stats(topology: &Topology, host: usize) -> Stats {
-    topology.dataplane(host).stats(&topology.hosts[host].ns)
-}
-
 /// Host A runs Culvert; host B is played by the test.
-fn against_hand_made(underlay: Family) -> Topology {
-    let combo = Combo { underlay, ..Combo::SIMPLE };
+fn against_hand_made(underlay: Family, attach: Attach) -> Topology {
+    let combo = Combo { underlay, attach, ..Combo::SIMPLE };
     TopologySpec::pair(combo).with_peers(Peer::Culvert, Peer::Bare).build()
 }
 
@@ -30,7 +27,7 @@ fn against_hand_made(underlay: Family) -> Topology {
 #[track_caller]
 fn never_passes(topology: &Topology, from: &RawSocket, frame: &[u8], at: &RawSocket, reason: &str) {
     at.drain().unwrap();
-    let before = stats(topology, 0);
+    let before = topology.stats(0);
     for _ in 0..COUNT {
         from.send(frame).unwrap();
     }
@@ -38,13 +35,13 @@ fn never_passes(topology: &Topology, from: &RawSocket, frame: &[u8], at: &RawSoc
     assert!(passed.is_none(), "{reason}: the frame came through");
     let mut moved = 0;
     let counted = wait_until(Duration::from_secs(3), || {
-        moved = stats(topology, 0).dropped(reason) - before.dropped(reason);
+        moved = topology.stats(0).dropped(reason) - before.dropped(reason);
         moved >= COUNT
     });
     assert!(
         counted && moved == COUNT,
         "{reason} moved by {moved} for {COUNT} frames; all: {:?}",
-        stats(topology, 0).drops_since(&before)
+        topology.stats(0).drops_since(&before)
     );
 }
 
@@ -61,7 +58,12 @@ fn passes(from: &RawSocket, frame: &[u8], at: &RawSocket) {
 
 #[test]
 fn equal_addresses_in_two_vnets_never_meet() {
-    let topology = TopologySpec::twins(Combo::SIMPLE).build();
+    for attach in [Attach::Veth, Attach::Tap] {
+        equal_addresses(&TopologySpec::twins(Combo { attach, ..Combo::SIMPLE }).build());
+    }
+}
+
+fn equal_addresses(topology: &Topology) {
     for (from, to, never) in [(0, 1, 3), (2, 3, 1), (1, 0, 2), (3, 2, 0)] {
         topology.wait_connected(from, to);
         let [a, b, c] = [from, to, never].map(|i| &topology.tenants[i]);
@@ -97,8 +99,8 @@ fn a_server_in_another_vnet_cannot_be_connected_to() {
 
 #[test]
 fn a_wrong_vni_an_unknown_vtep_and_a_source_behind_another_vtep_never_pass() {
-    for underlay in [Family::V4, Family::V6] {
-        let topology = against_hand_made(underlay);
+    for (underlay, attach) in [(Family::V4, Attach::Veth), (Family::V6, Attach::Tap)] {
+        let topology = against_hand_made(underlay, attach);
         let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
         let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
         let [near, far] = [&topology.tenants[0], &topology.tenants[1]];
@@ -129,7 +131,12 @@ fn a_wrong_vni_an_unknown_vtep_and_a_source_behind_another_vtep_never_pass() {
 
 #[test]
 fn a_tenant_cannot_use_anothers_mac_or_ip() {
-    let topology = against_hand_made(Family::V4);
+    for attach in [Attach::Veth, Attach::Tap] {
+        spoofing(&against_hand_made(Family::V4, attach));
+    }
+}
+
+fn spoofing(topology: &Topology) {
     let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
     let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
     let [near, far] = [&topology.tenants[0], &topology.tenants[1]];
@@ -139,7 +146,7 @@ fn a_tenant_cannot_use_anothers_mac_or_ip() {
 
         let mut other_mac = good.clone();
         other_mac[11] ^= 1;
-        never_passes(&topology, &tenant, &other_mac, &wire, "spoofed_mac");
+        never_passes(topology, &tenant, &other_mac, &wire, "spoofed_mac");
 
         let [src, dst] = if ipv6 {
             [craft::stranger(near.v6.into()), far.v6.into()]
@@ -147,7 +154,7 @@ fn a_tenant_cannot_use_anothers_mac_or_ip() {
             [craft::stranger(near.v4.into()), far.v4.into()]
         };
         let other_ip = craft::udp([near.mac_bytes(), far.mac_bytes()], [src, dst], [1, 9], MARK);
-        never_passes(&topology, &tenant, &other_ip, &wire, "spoofed_ip");
+        never_passes(topology, &tenant, &other_ip, &wire, "spoofed_ip");
     }
     // An ARP request that claims another's address, padded with the mark.
     let mut arp = vec![0xff; 6];
@@ -157,29 +164,55 @@ fn a_tenant_cannot_use_anothers_mac_or_ip() {
     arp.extend([10, 77, 1, 99, 0, 0, 0, 0, 0, 0]);
     arp.extend(far.v4.octets());
     arp.extend(MARK);
-    never_passes(&topology, &tenant, &arp, &wire, "spoofed_ip");
+    never_passes(topology, &tenant, &arp, &wire, "spoofed_ip");
 }
 
 #[test]
 fn a_bad_tenant_checksum_arrives_bad_and_a_zero_one_zero() {
-    let topology = TopologySpec::pair(Combo::SIMPLE).build();
+    for attach in [Attach::Veth, Attach::Tap] {
+        for wire in [Offloads::On, Offloads::Off] {
+            checksums(Combo { attach, wire, ..Combo::SIMPLE });
+        }
+    }
+}
+
+fn checksums(combo: Combo) {
+    let topology = TopologySpec::pair(combo).build();
     topology.wait_connected(0, 1);
     let [near, far] = [&topology.tenants[0], &topology.tenants[1]];
     let from = RawSocket::open(&near.ns, TENANT_DEVICE).unwrap();
     let to = RawSocket::open(&far.ns, TENANT_DEVICE).unwrap();
-    for (ipv6, sum) in
-        [(false, Some(0xbad1)), (true, Some(0xbad1)), (false, Some(0)), (false, None), (true, None)]
-    {
-        let mut frame = craft::between(near, far, ipv6, 9, MARK);
-        let at = craft::udp_offset(ipv6) + 6;
+    for (tcp, ipv6, sum) in [
+        (false, false, Some(0xbad1)),
+        (false, true, Some(0xbad1)),
+        (false, false, Some(0)),
+        (false, false, None),
+        (false, true, None),
+        (true, false, Some(0xbad1)),
+        (true, true, Some(0xbad1)),
+        (true, false, None),
+        (true, true, None),
+    ] {
+        let what = format!("{combo}: TCP {tcp}, IPv6 {ipv6}, checksum {sum:x?}");
+        let mut frame = if tcp {
+            let addresses = if ipv6 {
+                [near.v6.into(), far.v6.into()]
+            } else {
+                [near.v4.into(), far.v4.into()]
+            };
+            craft::tcp([near.mac_bytes(), far.mac_bytes()], addresses, [40_000, 9], MARK)
+        } else {
+            craft::between(near, far, ipv6, 9, MARK)
+        };
+        let at = craft::udp_offset(ipv6) + if tcp { 16 } else { 6 };
         if let Some(sum) = sum {
             frame[at..at + 2].copy_from_slice(&u16::to_be_bytes(sum));
         }
         from.send(&frame).unwrap();
         let got = to.receive_matching(Duration::from_secs(3), carries_mark).unwrap();
-        let got = got.unwrap_or_else(|| panic!("IPv6 {ipv6}, checksum {sum:x?}: nothing arrived"));
-        assert_eq!(got[at..at + 2], frame[at..at + 2], "IPv6 {ipv6}, checksum {sum:x?}");
-        assert_eq!(got[14..], frame[14..], "IPv6 {ipv6}, checksum {sum:x?}");
+        let got = got.unwrap_or_else(|| panic!("{what}: nothing arrived"));
+        assert_eq!(got[at..at + 2], frame[at..at + 2], "{what}");
+        assert_eq!(got[14..], frame[14..], "{what}");
     }
 }
 
@@ -214,7 +247,7 @@ fn damage_on_the_underlay_never_reaches_a_program() {
 
 #[test]
 fn a_damaged_inner_packet_under_a_zero_outer_checksum_stays_damaged() {
-    let topology = against_hand_made(Family::V4);
+    let topology = against_hand_made(Family::V4, Attach::Veth);
     let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
     let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
     let [near, far] = [&topology.tenants[0], &topology.tenants[1]];

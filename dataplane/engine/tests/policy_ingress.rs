@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::net::IpAddr;
+
 use culvert_dataplane::drops::DropReason;
 use culvert_dataplane::policy::ingress::Verdict;
 use culvert_model::IngressAction::{self, Decap, DecapValidate, Drop, Trap};
@@ -9,7 +11,7 @@ use culvert_model::{HostParts, IngressRule, MacAddr, Vni};
 use etherparse::ArpOperation;
 
 use common::frames::{Frame, arp, arp_request, icmpv6, neighbour_solicitation, other, udp};
-use common::{World, gateway, mac, mapping, parts, port, rule, to_vnet, vnet, vnet_route};
+use common::{World, gateway, ip, mac, mapping, parts, port, rule, to_vnet, vnet, vnet_route};
 
 const A: MacAddr = mac(0xa);
 const B: MacAddr = mac(0xb);
@@ -162,9 +164,10 @@ fn an_address_moves_to_another_vtep_with_its_mapping() {
 fn sources_that_no_mapping_lists_are_known_by_their_mac() {
     let world = World::new(host());
     let all = (MacAddr([0x33, 0x33, 0, 0, 0, 1]), "ff02::1");
+    let IpAddr::V6(link_local) = ip(R_LINK_LOCAL) else { panic!("{R_LINK_LOCAL}") };
     for frame in [
         udp(R, A, R_LINK_LOCAL, "fd00::1"),
-        icmpv6((R, R_LINK_LOCAL), (A, "fd00::1"), 136, &[0; 16]),
+        icmpv6((R, R_LINK_LOCAL), (A, "fd00::1"), 136, &link_local.octets()),
         udp(R, A, "0.0.0.0", "10.0.0.1"),
     ] {
         assert_eq!(world.ingress(BLUE, VTEP, &frame), deliver(&world, "a"), "{frame:?}");
@@ -411,5 +414,29 @@ fn equal_addresses_in_two_networks_never_meet() {
         assert_eq!(world.ingress(GREEN, VTEP_2, &frame), deliver(&world, "g1"), "{frame:?}");
         assert_eq!(world.ingress(GREEN, VTEP, &frame), refused, "{frame:?}");
         assert_eq!(world.ingress(BLUE, VTEP_2, &frame), refused, "{frame:?}");
+    }
+}
+
+#[test]
+fn an_advertisement_speaks_for_what_lives_behind_its_vtep_alone() {
+    let mut host = host();
+    host.vnets[0].flood = true;
+    let world = World::new(host);
+    let advertise = |target: &str, mac: MacAddr| {
+        let IpAddr::V6(target) = ip(target) else { panic!("{target}") };
+        // With a target link-layer address option (RFC 4861 section 4.6.1).
+        let body = [&target.octets()[..], &[2, 1], &mac.0].concat();
+        let all_nodes = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
+        world.ingress(BLUE, VTEP, &icmpv6((R, "fd00::9"), (all_nodes, "ff02::1"), 136, &body))
+    };
+    let heard = Verdict::Flood(world.vnet_index("blue"));
+    let refused = Verdict::Drop(DropReason::SourceMismatch);
+    for own in ["fd00::9", R_LINK_LOCAL] {
+        assert_eq!(advertise(own, R), heard, "{own}");
+        assert_eq!(advertise(own, A), refused, "{own} with a local port's MAC");
+    }
+    // Of a local port, of another VTEP's tenant, of the gateway, of nobody.
+    for other in ["fd00::1", "fd00::10", "fd00::fe", "fd00::77"] {
+        assert_eq!(advertise(other, R), refused, "{other}");
     }
 }

@@ -3,6 +3,7 @@
 mod capture;
 mod datagrams;
 mod iperf;
+mod offload_socket;
 mod ping;
 mod random;
 mod raw;
@@ -11,6 +12,7 @@ mod transfer;
 pub use capture::{Capture, tshark_complaints, tshark_fields};
 pub use datagrams::{DatagramReport, Datagrams, udp_exchange};
 pub use iperf::{Iperf, IperfError, IperfReport, Protocol};
+pub use offload_socket::{Delivered, OffloadSocket, VirtioHeader};
 pub use ping::{PingReport, ping, ping_df};
 pub use random::Random;
 pub use raw::RawSocket;

@@ -61,7 +61,8 @@ impl RawSocket {
         }))
     }
 
-    /// The next incoming frame that `wanted` accepts, or `None` if none comes within `timeout`.
+    /// The next incoming frame that `wanted` accepts, or `None` if none comes within `timeout`; with a timeout of zero
+    /// among what has already arrived.
     ///
     /// # Errors
     /// If the device went down.
@@ -75,7 +76,7 @@ impl RawSocket {
             let left = end.saturating_duration_since(Instant::now());
             match self.receive(left)? {
                 Some(frame) if wanted(&frame) => return Ok(Some(frame)),
-                Some(_) if !left.is_zero() => {}
+                Some(_) if timeout.is_zero() || !left.is_zero() => {}
                 _ => return Ok(None),
             }
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use culvert_wire::eth::ether_type;
 use culvert_wire::packet::{IpKind, Packet};
 use culvert_wire::vni::Vni;
-use culvert_wire::{arp, reply};
+use culvert_wire::{arp, icmpv6, proto, reply};
 use ipnet::IpNet;
 
 use crate::drops::DropReason;
@@ -48,7 +48,9 @@ pub fn decide(
         Some(Ingress::Decap) => {}
         Some(Ingress::DecapValidate) => match vtep {
             None => return Verdict::Drop(DropReason::UnknownVtep),
-            Some(vtep) if source_lives_at(tables, vnet, vtep, head, pkt) => {}
+            Some(vtep)
+                if source_lives_at(tables, vnet, vtep, head, pkt)
+                    && advertised_lives_at(vnet, vtep, head, pkt) => {}
             Some(_) => return Verdict::Drop(DropReason::SourceMismatch),
         },
     }
@@ -129,6 +131,30 @@ fn source_lives_at(
             here(&found.target) && (found.mac == mac || vnet.gateway_by_mac(mac).is_some())
         })
     })
+}
+
+/// Whether a neighbour advertisement is about an address that lives behind this VTEP, with the MAC that it has there:
+/// whoever hears it believes it. True for everything else.
+fn advertised_lives_at(vnet: &VnetEntry, vtep: VtepIndex, head: &[u8], pkt: &Packet) -> bool {
+    let l4 = usize::from(pkt.l4);
+    if pkt.proto != proto::ICMPV6 || head.get(l4) != Some(&icmpv6::kind::NEIGHBOUR_ADVERTISEMENT) {
+        return true;
+    }
+    let end = (pkt.len as usize).min(head.len());
+    let message = head.get(l4..end).and_then(|bytes| icmpv6::View::new(bytes).ok());
+    let Some((message, target)) = message.and_then(|view| Some((view, view.target()?))) else {
+        return false;
+    };
+    let mac = match vnet.neighbours.get(&IpAddr::V6(target)) {
+        Some(found) => match found.target {
+            Target::Remote { vtep: v, .. } if v == vtep => found.mac,
+            _ => return false,
+        },
+        // The source is known to live there; its MAC makes one address of its own.
+        None if target == pkt.src_mac(head).eui64_link_local() => pkt.src_mac(head),
+        None => return false,
+    };
+    message.link_option(icmpv6::OPTION_TARGET_LINK).is_none_or(|claimed| claimed == mac)
 }
 
 /// The address that an ARP request or a neighbour solicitation asks for.
