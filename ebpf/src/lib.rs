@@ -10,6 +10,7 @@ mod attach;
 mod bpffs;
 mod count;
 mod counter;
+mod devices;
 mod guard;
 mod meta;
 mod netlink;

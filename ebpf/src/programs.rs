@@ -12,13 +12,13 @@ use aya::{
     Btf, Ebpf,
     programs::{BtfTracePoint, Program, ProgramError, SchedClassifier, Xdp},
 };
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::{
-    attach::{self, AttachError, DeviceLink, XdpMode},
+    attach::{self, DeviceLink, XdpMode},
     bpffs::{BpffsError, ensure_bpffs},
     counter::Counter,
-    guard::{self, Guard},
+    guard::Guard,
     object::{self, LoadError},
     privilege::chain,
     tables::{self, TableError},
@@ -51,14 +51,14 @@ pub enum ProgramKind {
 }
 
 impl ProgramKind {
-    const fn xdp(self) -> &'static str {
+    pub(crate) const fn xdp(self) -> &'static str {
         match self {
             Self::Tenant => TENANT,
             Self::Underlay => UNDERLAY,
         }
     }
 
-    const fn guard(self) -> &'static str {
+    pub(crate) const fn guard(self) -> &'static str {
         match self {
             Self::Tenant => "guard_tenant",
             Self::Underlay => "guard_underlay",
@@ -66,14 +66,14 @@ impl ProgramKind {
     }
 }
 
-struct Device {
+pub(crate) struct Device {
     /// None: it has neither the program of the old mode nor that of the new one, and a guard.
-    link: Option<DeviceLink>,
-    kind: ProgramKind,
-    slots: Range<u32>,
-    mode: XdpMode,
+    pub(crate) link: Option<DeviceLink>,
+    pub(crate) kind: ProgramKind,
+    pub(crate) slots: Range<u32>,
+    pub(crate) mode: XdpMode,
     /// A previous process had closed it before.
-    was_closed: bool,
+    pub(crate) was_closed: bool,
 }
 
 /// The tenant, underlay and metadata programs with their shared maps.
@@ -82,14 +82,14 @@ struct Device {
 /// leaves pinned links where they are, with nothing to receive their frames, so that they are
 /// dropped; links that are not pinned are detached.
 pub struct Programs {
-    object: Ebpf,
+    pub(crate) object: Ebpf,
     metadata: Result<(), String>,
-    pin_dir: Option<PathBuf>,
-    max_slots: u32,
-    devices: BTreeMap<u32, Device>,
-    unclaimed: BTreeSet<u32>,
+    pub(crate) pin_dir: Option<PathBuf>,
+    pub(crate) max_slots: u32,
+    pub(crate) devices: BTreeMap<u32, Device>,
+    pub(crate) unclaimed: BTreeSet<u32>,
     /// Guards of devices that nothing else keeps closed.
-    guards: BTreeMap<u32, Guard>,
+    pub(crate) guards: BTreeMap<u32, Guard>,
 }
 
 impl Programs {
@@ -140,301 +140,6 @@ impl Programs {
     /// be told from others.
     pub fn metadata_available(&self) -> Result<(), String> {
         self.metadata.clone()
-    }
-
-    /// Puts the program of `kind` on a device, and gives its frames to the sockets in `slots`, one
-    /// per receive queue.
-    ///
-    /// A link that a previous process pinned for the device is taken over without a gap. Where its
-    /// mode differs, a guard keeps the device closed between the two.
-    ///
-    /// # Errors
-    /// See [`AttachError`]; the device is then as before: open if it was, closed if it was.
-    pub fn attach(
-        &mut self,
-        kind: ProgramKind,
-        ifindex: u32,
-        mode: XdpMode,
-        slots: Range<u32>,
-    ) -> Result<(), AttachError> {
-        match self.devices.get(&ifindex) {
-            Some(device) if device.link.is_some() => {
-                return Err(AttachError::AlreadyAttached { ifindex });
-            }
-            // A guard is all that it has, and stays until the program is there.
-            Some(_) => self.park(ifindex)?,
-            None => {}
-        }
-        let (slot_base, max_slots) = (slots.start, self.max_slots);
-        if slot_base >= max_slots || slots.end > max_slots {
-            return Err(AttachError::SlotBase { ifindex, slot_base, max_slots });
-        }
-        let overlaps = |dev: &Device| slots.start < dev.slots.end && dev.slots.start < slots.end;
-        if let Some((other, _)) = self.devices.iter().find(|(_, dev)| overlaps(dev)) {
-            return Err(AttachError::SlotTaken { ifindex, slot_base, other: *other });
-        }
-        let was_closed = self.unclaimed.contains(&ifindex);
-        // The tables come first: the program may see its first frame before attaching returns.
-        self.publish(ifindex, &slots, mode)?;
-        match self.link(kind, ifindex, mode) {
-            Ok(link) => {
-                self.unclaimed.remove(&ifindex);
-                let link = Some(link);
-                self.devices.insert(ifindex, Device { link, kind, slots, mode, was_closed });
-                self.remove_guard(ifindex)
-            }
-            Err(error) => {
-                self.withdraw(ifindex)?;
-                Err(error)
-            }
-        }
-    }
-
-    /// A link on the device: the one that a previous process left, else a new one.
-    fn link(
-        &mut self,
-        kind: ProgramKind,
-        ifindex: u32,
-        mode: XdpMode,
-    ) -> Result<DeviceLink, AttachError> {
-        let inherited = match &self.pin_dir {
-            Some(directory) => attach::inherited(directory, ifindex)?,
-            None => None,
-        };
-        match inherited {
-            None => {
-                let pin_dir = self.pin_dir.clone();
-                attach::attach(self.xdp(kind, ifindex)?, ifindex, mode, pin_dir.as_deref())
-            }
-            Some((link, from)) if from == mode => {
-                let link = attach::replace(self.xdp(kind, ifindex)?, link, ifindex)?;
-                info!(ifindex, mode = mode.name(), "took over the XDP link of a previous process");
-                Ok(link)
-            }
-            // On failure the old link is back, and its pin: still unclaimed, still closed.
-            Some((link, from)) => {
-                self.switch(kind, ifindex, link, [from, mode]).map_err(|(error, _)| error)
-            }
-        }
-    }
-
-    /// Takes a link of one mode off and makes one of the other. A guard stands meanwhile; where
-    /// neither mode can be had any more it stays. On failure the link of the first mode is back,
-    /// if that was possible.
-    fn switch(
-        &mut self,
-        kind: ProgramKind,
-        ifindex: u32,
-        link: DeviceLink,
-        [from, to]: [XdpMode; 2],
-    ) -> Result<DeviceLink, (AttachError, Option<DeviceLink>)> {
-        let pin_dir = self.pin_dir.clone();
-        let pin_dir = pin_dir.as_deref();
-        let guard = classifier(&mut self.object, kind.guard())
-            .map_err(|error| AttachError::Guard { ifindex, reason: chain(&error) })
-            .and_then(|program| Guard::attach(program, ifindex, pin_dir));
-        let guard = match guard {
-            Ok(guard) => guard,
-            Err(error) => return Err((error, Some(link))),
-        };
-        let attempt = |programs: &mut Self, mode| {
-            attach::attach(programs.xdp(kind, ifindex)?, ifindex, mode, pin_dir)
-        };
-        let made = link.remove().and_then(|()| attempt(self, to));
-        let error = match made {
-            Ok(link) => {
-                if let Err(error) = guard.remove() {
-                    warn!(%error, ifindex, "a guard stays on a device");
-                }
-                return Ok(link);
-            }
-            Err(error) => error,
-        };
-        match attempt(self, from) {
-            Ok(link) => {
-                if let Err(error) = guard.remove() {
-                    warn!(%error, ifindex, "a guard stays on a device");
-                }
-                Err((error, Some(link)))
-            }
-            Err(second) => {
-                self.guards.insert(ifindex, guard);
-                let reason = format!("{error}; {second}");
-                Err((AttachError::Closed { ifindex, reason }, None))
-            }
-        }
-    }
-
-    /// Runs the program in another mode on a device that is attached. Sockets stay in their slots;
-    /// a guard keeps the device closed while neither program is on it, so a few frames are lost.
-    ///
-    /// # Errors
-    /// See [`AttachError`]; the device then runs as before, save for [`AttachError::Closed`].
-    pub fn set_mode(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), AttachError> {
-        let device = self.devices.get_mut(&ifindex).ok_or(AttachError::NotAttached { ifindex })?;
-        let (kind, from, slots) = (device.kind, device.mode, device.slots.clone());
-        if from == mode {
-            return Ok(());
-        }
-        let Some(link) = device.link.take() else {
-            let reason = "it has no program".to_owned();
-            return Err(AttachError::Closed { ifindex, reason });
-        };
-        let watched = self.publish(ifindex, &slots, mode);
-        let switched = match watched {
-            Ok(()) => self.switch(kind, ifindex, link, [from, mode]),
-            Err(error) => Err((error, Some(link))),
-        };
-        let (link, mode, result) = match switched {
-            Ok(link) => (Some(link), mode, Ok(())),
-            Err((error, link)) => (link, from, Err(error)),
-        };
-        if let Some(device) = self.devices.get_mut(&ifindex) {
-            (device.link, device.mode) = (link, mode);
-        }
-        if result.is_err() {
-            self.publish(ifindex, &slots, from)?;
-        }
-        result
-    }
-
-    /// Puts the program of another kind in the place of the one that the device runs, without a
-    /// gap. The sockets stay.
-    ///
-    /// # Errors
-    /// See [`AttachError`]; the device then runs what it ran.
-    pub fn set_kind(&mut self, ifindex: u32, kind: ProgramKind) -> Result<(), AttachError> {
-        let device = self.devices.get_mut(&ifindex).ok_or(AttachError::NotAttached { ifindex })?;
-        if device.kind == kind {
-            return Ok(());
-        }
-        let Some(link) = device.link.take() else {
-            device.kind = kind;
-            return Ok(());
-        };
-        match attach::replace(self.xdp(kind, ifindex)?, link, ifindex) {
-            Ok(link) => {
-                if let Some(device) = self.devices.get_mut(&ifindex) {
-                    (device.link, device.kind) = (Some(link), kind);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                // The pin still holds what was there.
-                let back = match &self.pin_dir {
-                    Some(directory) => attach::inherited(directory, ifindex)?,
-                    None => None,
-                };
-                if let Some(device) = self.devices.get_mut(&ifindex) {
-                    device.link = back.map(|(link, _)| link);
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn xdp(&mut self, kind: ProgramKind, ifindex: u32) -> Result<&mut Xdp, AttachError> {
-        xdp(&mut self.object, kind.xdp())
-            .map_err(|error| AttachError::Kernel { ifindex, reason: chain(&error) })
-    }
-
-    /// Writes the entries of a device that is attached or about to be.
-    fn publish(
-        &mut self,
-        ifindex: u32,
-        slots: &Range<u32>,
-        mode: XdpMode,
-    ) -> Result<(), AttachError> {
-        let range = [slots.start, slots.end.saturating_sub(slots.start)];
-        tables::set_slots(&mut self.object, ifindex, range)
-            .and_then(|()| tables::set_watched(&mut self.object, ifindex, mode == XdpMode::Generic))
-            .map_err(|error| AttachError::Kernel { ifindex, reason: chain(&error) })
-    }
-
-    /// Removes the entries of a device.
-    fn withdraw(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        tables::clear_slots(&mut self.object, ifindex)
-            .and_then(|()| tables::set_watched(&mut self.object, ifindex, false))
-            .map_err(|error| AttachError::Kernel { ifindex, reason: chain(&error) })
-    }
-
-    /// Takes a guard off that is needed no more, whoever put it there.
-    fn remove_guard(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        if let Some(guard) = self.guards.remove(&ifindex) {
-            guard.remove()?;
-        }
-        match &self.pin_dir {
-            Some(directory) => attach::remove_pin(&guard::pin_path(directory, ifindex)),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes the program off the device, or removes the link that a previous process left for it.
-    /// From here on the host's stack sees the device's frames.
-    ///
-    /// # Errors
-    /// [`AttachError::NotAttached`], or what kept the pin from being removed.
-    pub fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        if let Some(device) = self.devices.remove(&ifindex) {
-            if let Some(link) = device.link {
-                link.remove()?;
-            }
-            self.remove_guard(ifindex)?;
-            return self.withdraw(ifindex);
-        }
-        match &self.pin_dir {
-            Some(directory) if self.unclaimed.contains(&ifindex) => {
-                attach::remove_pinned(directory, ifindex)?;
-                self.unclaimed.remove(&ifindex);
-                self.guards.remove(&ifindex);
-                Ok(())
-            }
-            _ => Err(AttachError::NotAttached { ifindex }),
-        }
-    }
-
-    /// Leaves a device closed by what is on it, its program or a guard, for a later
-    /// [`attach`](Self::attach) to take over; until then it has no slots.
-    ///
-    /// # Errors
-    /// [`AttachError::NotAttached`], or what kept its table entries.
-    pub fn park(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        self.devices.remove(&ifindex).ok_or(AttachError::NotAttached { ifindex })?;
-        self.unclaimed.insert(ifindex);
-        self.withdraw(ifindex)
-    }
-
-    /// Gives a device up that was attached in vain. One that a previous process had closed stays
-    /// closed, as if it had not been touched; any other is detached.
-    ///
-    /// # Errors
-    /// As for [`Programs::detach`].
-    pub fn abandon(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        let was_closed = self.devices.get(&ifindex).is_some_and(|device| device.was_closed);
-        if !was_closed {
-            return self.detach(ifindex);
-        }
-        self.park(ifindex)
-    }
-
-    /// The devices for which a previous process left a link that was not attached since. They drop
-    /// what is meant for the overlay until they are attached, detached or released.
-    #[must_use]
-    pub fn pinned_links(&self) -> Vec<u32> {
-        self.unclaimed.iter().copied().collect()
-    }
-
-    /// Detaches all devices of [`Programs::pinned_links`], and returns them. To be called once all
-    /// devices of the new configuration are attached.
-    ///
-    /// # Errors
-    /// The first pin that could not be removed; those behind it are still unclaimed.
-    pub fn release_unclaimed(&mut self) -> Result<Vec<u32>, AttachError> {
-        let unclaimed = self.pinned_links();
-        for ifindex in &unclaimed {
-            self.detach(*ifindex)?;
-        }
-        Ok(unclaimed)
     }
 
     /// Puts a bound `AF_XDP` socket into a slot. The kernel takes it out when the socket is closed.
@@ -498,11 +203,11 @@ impl Programs {
     }
 }
 
-fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramError> {
+pub(crate) fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramError> {
     object.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }
 
-fn classifier<'a>(
+pub(crate) fn classifier<'a>(
     object: &'a mut Ebpf,
     name: &str,
 ) -> Result<&'a mut SchedClassifier, ProgramError> {

@@ -7,6 +7,7 @@
 pub mod attach;
 mod change;
 mod devices;
+mod modes;
 pub mod pmtu;
 pub mod retry;
 pub mod slots;
