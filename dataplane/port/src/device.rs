@@ -18,6 +18,8 @@ const ETHTOOL_GCHANNELS: u32 = 0x3c;
 /// The string set of feature names, and the length of one.
 const ETH_SS_FEATURES: u32 = 4;
 const ETH_GSTRING_LEN: usize = 32;
+/// Names of interfaces in a message.
+const NAMES_SHOWN: usize = 16;
 /// More features than any kernel has: a bound on what is believed.
 const FEATURES_MAX: usize = 512;
 
@@ -367,8 +369,18 @@ fn any_socket(name: &str) -> Result<OwnedFd, DeviceError> {
 }
 
 fn existing_names() -> String {
-    let names: Vec<_> = list().into_iter().map(|(_, name)| name).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    some_of(list().into_iter().map(|(_, name)| name).collect())
+}
+
+/// Names for a message that people read: a host may have thousands.
+fn some_of(mut names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(NAMES_SHOWN);
+    names.truncate(NAMES_SHOWN);
+    match (names.is_empty(), more) {
+        (true, _) => "none".to_owned(),
+        (false, 0) => names.join(", "),
+        (false, more) => format!("{} and {more} more", names.join(", ")),
+    }
 }
 
 #[cfg(test)]
@@ -380,6 +392,14 @@ mod tests {
         let error = Device::by_name("no-such-dev").unwrap_err().to_string();
         assert!(error.starts_with("no interface 'no-such-dev': existing are "), "{error}");
         assert!(error.contains("lo"), "{error}");
+    }
+
+    #[test]
+    fn a_message_names_only_some_of_many_interfaces() {
+        let names = |n: usize| (0..n).map(|i| format!("t{i}")).collect::<Vec<_>>();
+        assert_eq!(some_of(names(0)), "none");
+        assert_eq!(some_of(names(2)), "t0, t1");
+        assert!(some_of(names(1000)).ends_with("t15 and 984 more"));
     }
 
     #[test]

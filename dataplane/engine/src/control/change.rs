@@ -21,6 +21,10 @@ use super::underlay::Following;
 use super::{ApplyError, Controller, Known};
 use crate::worker::device::{Device, Role};
 
+/// Devices that cannot be opened and are named in one refusal. To find out about each may take the
+/// time that a busy queue is waited for.
+const FAULTS_MAX: usize = 16;
+
 /// The devices that a state needs, with the place that names each.
 type Plan = BTreeMap<IfName, (Wanted, Place)>;
 
@@ -112,6 +116,9 @@ impl Controller {
                     change.still_faulted.push(format!("{place}: not attached: {error}"));
                 }
                 Err(error) => faults.push(api::Fault::new(place, error)),
+            }
+            if faults.len() >= FAULTS_MAX {
+                break;
             }
         }
         if !faults.is_empty() {
