@@ -8,7 +8,7 @@ use culvert_tests::combo::Attach;
 use culvert_tests::tools::{Datagrams, RawSocket, ping, udp_exchange};
 use culvert_tests::topology::{TENANT_DEVICE, WIRE, mac_bytes};
 use culvert_tests::{
-    Combo, Family, Netns, Peer, Topology, TopologySpec, craft, link, sys, wait_until,
+    Combo, Family, Netns, Peer, Topology, TopologySpec, checks, craft, link, sys, wait_until,
 };
 use serde_json::Value;
 
@@ -450,4 +450,66 @@ fn refused_states_leak_nothing() {
     assert_eq!(descriptors(&mut topology), before);
     carries(&topology, 0, 1);
     assert!(Netns::open(topology.hosts[0].ns.name()).run("ip -o link show n1").contains("n1"));
+}
+
+#[test]
+fn hundreds_of_ports_come_change_their_names_and_go_while_traffic_goes_on() {
+    const PORTS: usize = 300;
+    let mut spec = TopologySpec::pair(Combo::SIMPLE);
+    // Each idle socket keeps 64 frames.
+    spec.dataplane_args = ["--chunks", "32768"].map(str::to_owned).to_vec();
+    let topology = spec.build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    let host = &topology.hosts[0].ns;
+    let batch = topology.scratch.file("links");
+    let link = |n: usize| {
+        format!(
+            "link add v{n} numtxqueues 1 numrxqueues 1 type veth peer name w{n} numtxqueues 1 numrxqueues 1\n\
+             link set v{n} up\nlink set w{n} up\n"
+        )
+    };
+    std::fs::write(&batch, (0..PORTS).map(link).collect::<String>()).unwrap();
+    host.run(&format!("ip -batch {}", batch.display()));
+    let many = |prefix: &str| {
+        let port = |n: usize| {
+            let [.., a, b] = (n as u32).to_be_bytes();
+            format!(
+                "\n\n[[port]]\nid = \"{prefix}{n}\"\nvnet = \"blue\"\nattach = {{ xdp = \"v{n}\" }}\n\
+                 mac = \"02:01:00:00:{a:02x}:{b:02x}\"\nips = [\"10.99.{a}.{b}\"]"
+            )
+        };
+        good.clone() + &(0..PORTS).map(port).collect::<String>()
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut rounds = 0;
+            while !stop.load(Relaxed) {
+                carries(&topology, 0, 1);
+                rounds += 1;
+            }
+            rounds
+        });
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            apply(&topology, &many("p"));
+            let active = |id: &str| port(&topology, id)["state"] == "active";
+            assert!(active("p0") && active(&format!("p{}", PORTS - 1)));
+            // The sockets stay where they are, so this takes no time to speak of.
+            let start = std::time::Instant::now();
+            apply(&topology, &many("q"));
+            assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+            assert!(active("q0") && active(&format!("q{}", PORTS - 1)));
+            apply(&topology, &good);
+            assert!(port(&topology, "q0").is_null());
+        }));
+        stop.store(true, Relaxed);
+        let rounds = load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert!(rounds > 0);
+    });
+    let links = host.run("ip -o link show");
+    let attached = links.lines().filter(|line| line.contains("xdp")).count();
+    assert_eq!(attached, 2, "t0 and the wire: {links}");
+    checks::arena_at_rest(&topology, 0, 4096);
 }

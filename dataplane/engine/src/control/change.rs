@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use culvert_ebpf::AttachError;
 use culvert_model::{Attach, Host, IfName, Place, PortId, Section, UnderlayTx, api};
+use culvert_port::IDLE_FRAMES;
 use culvert_port::device::Device as NetDevice;
 use culvert_wire::format::VXLAN;
 
@@ -261,6 +262,9 @@ impl Controller {
             warnings.push(format!("packets to addresses that were ours are kept: {error}"));
         }
         warnings.extend(self.release_unwanted());
+        let open = self.attached.values().filter_map(Attached::open);
+        let sockets = open.map(|open| open.slots.len()).sum();
+        warnings.extend(too_few_frames(sockets, self.opener.arena.stats().capacity));
         (self.generation, warnings)
     }
 
@@ -308,6 +312,19 @@ impl Controller {
     }
 }
 
+/// What to say where idle sockets alone take most of the packet memory: tenants with traffic then
+/// find none, which only the counter `fill_starved` shows.
+fn too_few_frames(sockets: usize, chunks: usize) -> Option<String> {
+    let idle = sockets * IDLE_FRAMES;
+    let enough = (idle * 4 / 3).next_power_of_two();
+    (idle > chunks / 4 * 3).then(|| {
+        format!(
+            "{sockets} sockets keep {IDLE_FRAMES} frames each of the {chunks} that there are, so \
+             packets will be lost for want of frames: start the dataplane with --chunks {enough}"
+        )
+    })
+}
+
 fn our_addresses(host: &Host) -> Vec<std::net::IpAddr> {
     host.underlay().addresses.clone()
 }
@@ -349,4 +366,18 @@ fn plan(host: &Host, known: &Known) -> Plan {
         all.insert(port.attach.ifname().clone(), (wanted, place));
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_sockets_that_take_most_of_the_memory_are_warned_of_with_the_remedy() {
+        assert_eq!(too_few_frames(0, 1024), None);
+        assert_eq!(too_few_frames(192, 16_384), None);
+        let warning = too_few_frames(302, 16_384).unwrap();
+        assert!(warning.contains("302 sockets") && warning.ends_with("--chunks 32768"));
+        assert_eq!(too_few_frames(302, 32_768), None);
+    }
 }

@@ -1,7 +1,9 @@
 //! How many frames a socket keeps for receiving.
 
+use super::types::IDLE_FRAMES;
+
 /// What an idle port keeps.
-const START: usize = 64;
+const START: usize = IDLE_FRAMES;
 
 /// Fewer waiting frames than a superframe takes: the next one would be dropped.
 const DRY: usize = 20;

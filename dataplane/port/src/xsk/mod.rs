@@ -18,7 +18,7 @@ use self::fill::FillBudget;
 use self::open::Opened;
 pub use self::open::XskError;
 pub use self::types::{
-    BindMode, BoundMode, BusyPoll, CsumRequest, Health, Kick, XskConfig, XskStats,
+    BindMode, BoundMode, BusyPoll, CsumRequest, Health, IDLE_FRAMES, Kick, XskConfig, XskStats,
 };
 use crate::arena::Arena;
 use crate::frame::TX_META_LEN;

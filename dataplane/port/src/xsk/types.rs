@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Releasing a queue takes the kernel some milliseconds, on a loaded machine longer.
 const BUSY_WAIT: Duration = Duration::from_secs(2);
 
+/// Frames that a socket without traffic keeps for receiving.
+pub const IDLE_FRAMES: usize = 64;
+
 /// How frames pass between the driver and the arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BindMode {
