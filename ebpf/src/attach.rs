@@ -3,7 +3,7 @@
 //! A pinned link outlives the process: the device keeps running the program, whose socket map is
 //! then empty, so that frames meant for the overlay are dropped and never reach the host's stack.
 //! The next process replaces the program in the link, which leaves no gap. A link cannot change its
-//! mode: see [`guard`](crate::guard).
+//! mode: see [`guard`].
 
 use std::{
     collections::BTreeSet,

@@ -1,7 +1,7 @@
 //! The control thread: desired state in, tables and devices out.
 //!
 //! A state is applied as a whole or not at all: everything that can fail is done first, beside what
-//! runs, and taken back if any of it does ([`change`]); then the tables are swapped, then devices
+//! runs, and taken back if any of it does (`change`); then the tables are swapped, then devices
 //! that nobody wants are closed. Between two states every packet sees one of them.
 
 pub mod attach;
