@@ -128,22 +128,25 @@ fn an_attached_device_that_lacks_the_mode_asked_for_keeps_the_one_it_has() {
     zero_copy_is_refused(&topology, &port, "t0");
 }
 
-/// A macvlan device has neither zero-copy nor native XDP, and is none of the devices that begin with generic mode.
+/// A tunnel device has neither zero-copy nor native XDP, and is none of the virtual devices that begin with generic mode.
 #[test]
 fn a_device_without_native_xdp_is_carried_in_generic_mode_and_the_refusals_are_shown() {
-    let spec = TopologySpec::pair(Combo::SIMPLE).with_peers(Peer::Bare, Peer::Culvert);
-    let mut topology = spec.build();
-    let host = &topology.hosts[0];
-    host.ns.run(&format!("ip addr flush dev {WIRE}"));
-    host.ns.run(&format!("ip link set {WIRE} down"));
-    host.ns.run(&format!("ip link set {WIRE} name lower address 02:cc:00:00:00:aa up"));
-    host.ns.run(&format!(
-        "ip link add link lower name {WIRE} address {} type macvlan mode bridge",
-        host.wire_mac
-    ));
-    host.ns.run(&format!("ip link set {WIRE} up"));
-    host.ns.run(&format!("ip addr add {}/24 dev {WIRE}", host.vtep));
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).with_peers(Peer::Bare, Peer::Bare).build();
+    for (host, [own, other]) in topology.hosts.iter().zip([[1, 2], [2, 1]]) {
+        let run = |line: &str| host.ns.run(line);
+        run(&format!("ip addr flush dev {WIRE}"));
+        run(&format!("ip link set {WIRE} down"));
+        run(&format!("ip link set {WIRE} name lower mtu 1700 up"));
+        run(&format!("ip addr add 192.0.2.{own}/24 dev lower"));
+        run(&format!(
+            "ip link add {WIRE} mtu {} type vxlan id 7 dstport 8472 local 192.0.2.{own} remote 192.0.2.{other}",
+            Combo::SIMPLE.underlay_mtu()
+        ));
+        run(&format!("ip link set {WIRE} up"));
+        run(&format!("ip addr add {}/24 dev {WIRE}", host.vtep));
+    }
     topology.start_culvert(0);
+    topology.start_culvert(1);
     let info = shown(&topology, 0, "info");
     let underlay = &info["underlay"][0];
     assert_eq!(underlay["mode"], "generic", "{info}");

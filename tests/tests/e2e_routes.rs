@@ -191,7 +191,10 @@ impl Bench {
                 assert_eq!(trap["frame_len"], frame.len(), "{what}");
                 let head: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
                 assert_eq!(trap["head"], head, "{what}");
+                let counted = || self.topology.stats(0).port("t0")["trapped"].as_u64().unwrap();
+                let before = counted();
                 assert!(!self.arrives_within(SHORT, frame), "{what}: a trapped frame goes on, too");
+                assert!(wait_until(PATIENCE, || counted() == before + 1), "{what}: not counted");
             }
         }
     }
@@ -352,5 +355,6 @@ fn an_ingress_rule_traps_drops_or_takes_what_comes_from_a_vtep() {
     with(rule("any", 1, "trap"));
     let trap = bench.trapped(|| bench.wire.send(&mapped).unwrap());
     assert!(trap["port"].is_null(), "{trap}");
+    assert!(topology.stats(0).value()["underlay_trapped"].as_u64() > Some(0));
     assert!(stays_away(&mapped));
 }
