@@ -32,7 +32,8 @@ fn scripts() -> Result {
             scripts.push(path.display().to_string());
         }
     }
-    run(command("shellcheck").args(scripts))
+    run(command("shellcheck").args(scripts))?;
+    run(command("shellcheck").args(["--shell", "sh", "tests/lab/init", "tests/lab/start"]))
 }
 
 /// The end-to-end tests alone.
