@@ -17,6 +17,7 @@ pub mod combo;
 pub mod craft;
 pub mod culvert;
 pub mod kernel;
+pub mod lab;
 pub mod link;
 pub mod middle;
 pub mod netns;

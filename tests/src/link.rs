@@ -1,7 +1,10 @@
 //! Devices between namespaces, by `ip` and `ethtool`.
 
+use std::process::Command;
+
 use crate::combo::Offloads;
 use crate::netns::Netns;
+use crate::process::run_command;
 
 /// Largest MTU that a veth takes.
 pub const MAX_MTU: u32 = 65_535;
@@ -18,6 +21,32 @@ pub fn veth_of(a: &Netns, a_name: &str, b: &Netns, b_name: &str, mtu: u32, queue
         "ip link add {a_name} mtu {mtu} {queues} type veth peer name {b_name} mtu {mtu} {queues} netns {}",
         b.name()
     ));
+}
+
+/// Moves a network card of this machine into a namespace as `name`; it is down, with the MTU set. A card comes back under
+/// the name that it has there when its namespace is gone.
+///
+/// # Panics
+/// If there is no such card, or it refuses the MTU.
+pub fn take_card(ns: &Netns, card: &str, name: &str, mtu: u32) {
+    let mut command = Command::new("ip");
+    command.args(["link", "set", card, "down", "netns", ns.name()]);
+    if let Err(e) = run_command(&mut command) {
+        panic!("{e}");
+    }
+    ns.run(&format!("ip link set {card} name {name} mtu {mtu}"));
+}
+
+/// Turns one feature of a network card of this machine off, by the name that `ethtool -k` gives it.
+///
+/// # Panics
+/// If the card or the feature does not exist, or is fixed.
+pub fn turn_off(card: &str, feature: &str) {
+    let mut command = Command::new("ethtool");
+    command.args(["-K", card, feature, "off"]);
+    if let Err(e) = run_command(&mut command) {
+        panic!("{e}");
+    }
 }
 
 /// Packets that `device` has received, as its driver counts them: before any XDP program.

@@ -87,6 +87,8 @@ pub struct TopologySpec {
     pub shape: Shape,
     /// Queues of each host's end of the wire.
     pub wire_queues: u32,
+    /// Network cards of this machine that are the ends of the one wire, joined outside, instead of a veth pair.
+    pub cards: Option<[&'static str; 2]>,
 }
 
 impl TopologySpec {
@@ -106,6 +108,7 @@ impl TopologySpec {
             middle: false,
             shape: Shape::OneWire,
             wire_queues: 1,
+            cards: None,
         }
     }
 

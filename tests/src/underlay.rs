@@ -93,6 +93,11 @@ fn one_wire(spec: &TopologySpec, hosts: &[Host; 2]) -> Option<Middle> {
     let [a, b] = [&hosts[0].ns, &hosts[1].ns];
     let middle = if spec.middle {
         Some(Middle::between(a, b, WIRE, combo.underlay_mtu()))
+    } else if let Some(cards) = spec.cards {
+        for (ns, card) in [a, b].into_iter().zip(cards) {
+            link::take_card(ns, card, WIRE, combo.underlay_mtu());
+        }
+        None
     } else {
         link::veth_of(a, WIRE, b, WIRE, combo.underlay_mtu(), spec.wire_queues);
         None

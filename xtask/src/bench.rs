@@ -1,14 +1,12 @@
 //! Measurements.
 
 use crate::Overlay;
-use crate::run::{Result, cargo, command, root, run};
+use crate::run::{Result, cargo, command, run, target_folder};
 
 /// Builds in release and compares Culvert with its peers.
 pub(crate) fn overlay(options: &Overlay) -> Result {
     run(cargo().args(["build", "--release", "--workspace"]))?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
-    let program = target.join("release/culvert-bench");
+    let program = target_folder().join("release/culvert-bench");
     let mut bench = command(&program.display().to_string());
     bench.args(["overlay", "--secs", &options.secs.to_string()]);
     bench.args(["--rounds", &options.rounds.to_string()]);

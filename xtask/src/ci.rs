@@ -1,35 +1,23 @@
 //! Checks and tests.
 
-use crate::run::{Result, cargo, command, is_there, root, run};
+use crate::run::{Result, cargo, command, root, run};
+use crate::{Fuzz, fuzz};
 
-/// Tools that a machine may lack, and why CI goes on without them.
-const MAY_BE_ABSENT: [(&str, &str); 1] = [(
-    "cargo-deny",
-    "licences and sources change only with Cargo.lock; the tool takes minutes to build where it is not packaged",
-)];
+/// How long CI runs each fuzz target: enough to replay the corpus and to meet what a parser cannot bear at all.
+const FUZZ_SECS: u64 = 3;
 
 /// Everything that must pass.
 pub(crate) fn ci() -> Result {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     scripts()?;
-    if is_there("cargo-deny", &["--version"]) {
-        run(cargo().args(["deny", "check", "licenses", "bans", "sources"]))?;
-    } else {
-        skipped("cargo-deny")?;
-    }
+    run(cargo().args(["deny", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]))?;
     run(cargo()
         .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
-    tests()
-}
-
-fn skipped(tool: &str) -> Result {
-    let listed = MAY_BE_ABSENT.iter().find(|(name, _)| *name == tool);
-    let (_, reason) =
-        listed.ok_or_else(|| format!("{tool} is not installed: run scripts/setup"))?;
-    eprintln!("SKIPPED: {tool}: {reason}");
-    Ok(())
+    fuzz::fuzz(&Fuzz { target: None, secs: FUZZ_SECS, keep: false })?;
+    // Installs what is missing, builds, runs all tests, and lists at the end what was skipped.
+    run(command("scripts/test").args(["--profile", "ci"]))
 }
 
 /// Shell scripts have no compiler; shellcheck is theirs.
@@ -44,15 +32,8 @@ fn scripts() -> Result {
             scripts.push(path.display().to_string());
         }
     }
-    run(command("shellcheck").args(scripts))
-}
-
-/// All tests; the end-to-end tests look for the programs, so those are built first.
-pub(crate) fn tests() -> Result {
-    run(cargo().args(["build", "--workspace"]))?;
-    run(cargo().args(["nextest", "run", "--workspace", "--profile", "ci"]))?;
-    // nextest does not run examples in documentation.
-    run(cargo().args(["test", "--workspace", "--doc"]))
+    run(command("shellcheck").args(scripts))?;
+    run(command("shellcheck").args(["--shell", "sh", "tests/lab/init", "tests/lab/start"]))
 }
 
 /// The end-to-end tests alone.

@@ -1,47 +1,105 @@
-//! Fuzzing by cargo-fuzz, for every crate that has a `fuzz` folder.
+//! Fuzzing by libFuzzer, for every crate that has a `fuzz` folder.
+//!
+//! The compiler's coverage instrumentation is an LLVM pass that the stable toolchain can be told to run; only the
+//! sanitizers need nightly, and the crates that are fuzzed have no `unsafe` for them to watch. So this works with the
+//! toolchain that builds everything else, without cargo-fuzz.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use crate::run::{Result, cargo, is_there, root, run};
+use crate::Fuzz;
+use crate::run::{Result, cargo, command, run, target_folder};
 
 /// Folders with fuzz targets.
 const CRATES: [&str; 1] = ["dataplane/wire"];
 
-/// Runs `target`, or every target, for `secs` seconds each.
-pub(crate) fn fuzz(target: Option<&str>, secs: u64) -> Result {
-    if !is_there("cargo-fuzz", &["--version"]) {
-        return Err(
-            "cargo-fuzz is not installed: `cargo install cargo-fuzz`; it needs a nightly toolchain"
-                .to_owned(),
-        );
-    }
+/// What libFuzzer wants to know of a running program: counters per edge, where they are, and what is compared.
+const INSTRUMENTED: &str = "--cfg fuzzing -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares";
+
+/// A target that is named explicitly keeps build scripts and macros free of the flags.
+const TRIPLE: &str = if cfg!(target_arch = "aarch64") {
+    "aarch64-unknown-linux-gnu"
+} else {
+    "x86_64-unknown-linux-gnu"
+};
+
+/// Runs one target, or each in turn.
+pub(crate) fn fuzz(options: &Fuzz) -> Result {
     let mut found = false;
-    for (folder, name) in targets()? {
-        if target.is_none_or(|wanted| wanted == name) {
-            found = true;
-            run(cargo()
-                .current_dir(folder)
-                .args(["+nightly", "fuzz", "run", &name, "--"])
-                .arg(format!("-max_total_time={secs}")))?;
+    for name in CRATES {
+        let folder = crate::run::root().join(name).join("fuzz");
+        let targets = targets(&folder)?;
+        let wanted: Vec<_> =
+            targets.iter().filter(|t| options.target.as_ref().is_none_or(|w| w == *t)).collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        found = true;
+        let built = build(&folder, name)?;
+        for target in wanted {
+            run_target(&folder, &built, target, options)?;
         }
     }
-    if found { Ok(()) } else { Err(format!("no fuzz target {}", target.unwrap_or("at all"))) }
+    if found {
+        Ok(())
+    } else {
+        Err(format!("no fuzz target {}", options.target.as_deref().unwrap_or("at all")))
+    }
 }
 
-fn targets() -> Result<Vec<(PathBuf, String)>> {
+/// Builds the targets of a crate; returns the folder of the programs.
+fn build(folder: &Path, name: &str) -> Result<PathBuf> {
+    let out = target_folder().join("fuzz").join(name.replace('/', "-"));
+    run(cargo()
+        .args(["build", "--release", "--bins", "--locked", "--target", TRIPLE, "--target-dir"])
+        .arg(&out)
+        .current_dir(folder)
+        .env("RUSTFLAGS", INSTRUMENTED))?;
+    Ok(out.join(TRIPLE).join("release"))
+}
+
+/// Runs a target over the kept corpus and what former runs found; new inputs stay in the target folder.
+fn run_target(folder: &Path, built: &Path, target: &str, options: &Fuzz) -> Result {
+    let kept = folder.join("corpus").join(target);
+    let found = target_folder().join("fuzz/corpus").join(target);
+    let artifacts = folder.join("artifacts").join(target);
+    for folder in [&kept, &found, &artifacts] {
+        fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    }
+    let program = built.join(target).display().to_string();
+    run(command(&program)
+        .arg(format!("-max_total_time={}", options.secs))
+        .arg(format!("-artifact_prefix={}/", artifacts.display()))
+        .args(["-timeout=300", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"])
+        .args([&found, &kept]))
+    .map_err(|e| {
+        format!(
+            "{e}\nthe input is in {}; once the fault is mended, keep it in {} so that tests repeat it",
+            artifacts.display(),
+            kept.display()
+        )
+    })?;
+    if options.keep {
+        // Adds to the first folder what reaches code that it does not reach yet.
+        run(command(&program).args(["-merge=1", "-verbosity=0"]).args([&kept, &found]))?;
+    }
+    Ok(())
+}
+
+fn targets(folder: &Path) -> Result<Vec<String>> {
+    let sources = folder.join("fuzz_targets");
+    let entries = fs::read_dir(&sources).map_err(|e| format!("{}: {e}", sources.display()))?;
     let mut targets = Vec::new();
-    for name in CRATES {
-        let folder = root().join(name);
-        let sources = folder.join("fuzz/fuzz_targets");
-        let entries =
-            std::fs::read_dir(&sources).map_err(|e| format!("{}: {e}", sources.display()))?;
-        for entry in entries {
-            let path = entry.map_err(|e| e.to_string())?.path();
-            if path.extension().is_some_and(|e| e == "rs")
-                && let Some(stem) = path.file_stem()
-            {
-                targets.push((folder.clone(), stem.to_string_lossy().into_owned()));
-            }
+    for entry in entries {
+        let path = entry.map_err(|e| e.to_string())?.path();
+        if path.extension().is_some_and(|e| e == "rs")
+            && let Some(stem) = path.file_stem()
+        {
+            targets.push(stem.to_string_lossy().into_owned());
         }
     }
     targets.sort();

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 mod bench;
 mod ci;
 mod fuzz;
+mod lab;
 mod run;
 
 /// Work on Culvert.
@@ -35,20 +36,32 @@ enum Verb {
         #[command(subcommand)]
         what: Bench,
     },
-    /// Fuzz one parser, or each in turn.
-    Fuzz {
-        /// Name of the target; by default all.
-        target: Option<String>,
-        /// Seconds for each target.
-        #[arg(long, default_value_t = 60)]
-        secs: u64,
+    /// Tests in a guest with another kernel, for what this machine's kernel lacks.
+    Lab {
+        /// Only tests whose name contains this.
+        filter: Option<String>,
     },
+    /// Fuzz one parser, or each in turn.
+    Fuzz(Fuzz),
 }
 
 #[derive(Subcommand)]
 enum Bench {
     /// Culvert beside its peers in one run; prints Markdown.
     Overlay(Overlay),
+}
+
+/// Options of `fuzz`.
+#[derive(Args)]
+struct Fuzz {
+    /// Name of the target; by default all.
+    target: Option<String>,
+    /// Seconds for each target.
+    #[arg(long, default_value_t = 60)]
+    secs: u64,
+    /// Add inputs that reach new code to the corpus in the repository.
+    #[arg(long)]
+    keep: bool,
 }
 
 /// Options of `bench overlay`.
@@ -73,7 +86,8 @@ fn main() -> ExitCode {
         Verb::Ci => ci::ci(),
         Verb::E2e { full, filter } => ci::e2e(full, filter.as_deref()),
         Verb::Bench { what: Bench::Overlay(options) } => bench::overlay(&options),
-        Verb::Fuzz { target, secs } => fuzz::fuzz(target.as_deref(), secs),
+        Verb::Lab { filter } => lab::lab(filter.as_deref()),
+        Verb::Fuzz(options) => fuzz::fuzz(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

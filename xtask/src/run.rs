@@ -1,7 +1,7 @@
 //! Commands, run from the root of the workspace.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// Why a verb failed, in words.
 pub(crate) type Result<T = ()> = std::result::Result<T, String>;
@@ -9,6 +9,11 @@ pub(crate) type Result<T = ()> = std::result::Result<T, String>;
 /// The root of the workspace.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned)
+}
+
+/// Where cargo builds.
+pub(crate) fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into)
 }
 
 /// `cargo`, the one that runs us.
@@ -33,15 +38,4 @@ pub(crate) fn run(command: &mut Command) -> Result {
     eprintln!("$ {line}");
     let status = command.status().map_err(|e| format!("cannot start `{line}`: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("`{line}` ended with {status}")) }
-}
-
-/// Whether `program args...` can be run here.
-pub(crate) fn is_there(program: &str, args: &[&str]) -> bool {
-    command(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
 }

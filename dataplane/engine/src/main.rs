@@ -11,7 +11,8 @@ use culvert_dataplane::server;
 use culvert_dataplane::shared::Shared;
 use culvert_dataplane::worker::{Worker, WorkerConfig};
 use culvert_ebpf::{LoadOptions, Programs};
-use culvert_port::{Arena, FrameCache, LinkBell};
+use culvert_port::xsk::{KernelSupport, Missing};
+use culvert_port::{Arena, FrameCache, LinkBell, XskError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -131,6 +132,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let available = core_affinity::get_core_ids().unwrap_or_default();
     let cpus = choose_cpus(options, &available)?;
+    check_kernel()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // The socket first: a second dataplane must not touch the devices of the first.
     let listener = runtime.block_on(server::listen(&options.socket))?;
@@ -184,6 +186,19 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let _ = std::fs::remove_file(&options.socket);
+    Ok(())
+}
+
+/// Refuses a kernel that cannot carry packets at all, and says what a lesser one will do without.
+fn check_kernel() -> Result<(), XskError> {
+    let support = match KernelSupport::probe() {
+        // Loading the programs names all the privileges that are missing.
+        Err(XskError::Permission { .. }) => return Ok(()),
+        support => support?,
+    };
+    for Missing { feature, since, instead } in support.missing() {
+        tracing::warn!("this kernel lacks {feature} (Linux {since}): {instead}");
+    }
     Ok(())
 }
 

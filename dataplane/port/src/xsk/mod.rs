@@ -7,6 +7,7 @@
 
 mod fill;
 mod open;
+mod probe;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use self::fill::FillBudget;
 use self::open::Opened;
 pub use self::open::XskError;
+pub use self::probe::{KernelSupport, Missing};
 pub use self::types::{
     BindMode, BoundMode, BusyPoll, CsumRequest, Health, IDLE_FRAMES, Kick, XskConfig, XskStats,
 };

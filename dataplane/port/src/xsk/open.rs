@@ -15,7 +15,7 @@ use crate::sys::{self, Mapping, errno};
 use crate::xsk::{BindMode, BoundMode, XskConfig};
 
 /// `XDP_MAX_TX_SKB_BUDGET` of `linux/if_xdp.h`, since Linux 6.17.
-const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
+pub(super) const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
 
 /// Legal ring sizes; the kernel allows more, but no port needs it.
 const RING_SIZE_MAX: u32 = 1 << 15;
@@ -26,6 +26,15 @@ pub enum XskError {
     /// The kernel has no AF_XDP: use one built with `CONFIG_XDP_SOCKETS`.
     #[error("this kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS)")]
     NoXdpSockets,
+    /// The kernel is older than Linux 6.6: boot a newer one.
+    #[error(
+        "this kernel has no AF_XDP sockets for packets of several buffers (XDP_USE_SG): Linux 6.6 or later is \
+         needed, this is Linux {release}"
+    )]
+    NoMultiBuffer {
+        /// The kernel's release.
+        release: String,
+    },
     /// Run with the capability named.
     #[error("no permission to {step}: {capability} is missing")]
     Permission {
@@ -127,13 +136,7 @@ pub(super) fn open(arena: &'static Arena, cfg: &XskConfig) -> Result<Opened, Xsk
             return Err(XskError::RingSize { ring, size });
         }
     }
-    let socket = sys::socket(libc::AF_XDP, libc::SOCK_RAW).map_err(|e| match errno(&e) {
-        libc::EAFNOSUPPORT => XskError::NoXdpSockets,
-        libc::EPERM => {
-            XskError::Permission { step: "open an AF_XDP socket", capability: "CAP_NET_RAW" }
-        }
-        _ => XskError::Os { step: "open an AF_XDP socket", source: e },
-    })?;
+    let socket = new_socket()?;
     let fd = socket.as_fd();
     let tx_meta_registered = register_arena(fd, arena)?;
     for (name, size) in [
@@ -162,6 +165,17 @@ pub(super) fn open(arena: &'static Arena, cfg: &XskConfig) -> Result<Opened, Xsk
         busy_poll,
     };
     Ok(Opened { rx, tx, fill, comp, fd: socket, bound })
+}
+
+/// A socket with neither memory nor rings.
+pub(super) fn new_socket() -> Result<OwnedFd, XskError> {
+    sys::socket(libc::AF_XDP, libc::SOCK_RAW).map_err(|e| match errno(&e) {
+        libc::EAFNOSUPPORT => XskError::NoXdpSockets,
+        libc::EPERM => {
+            XskError::Permission { step: "open an AF_XDP socket", capability: "CAP_NET_RAW" }
+        }
+        _ => XskError::Os { step: "open an AF_XDP socket", source: e },
+    })
 }
 
 /// Registers the whole arena as UMEM, with room for transmit metadata where the kernel has that.
