@@ -41,6 +41,9 @@ fn a_kernel_before_6_17_carries_traffic_without_the_larger_transmit_budget() {
         for word in ["XDP_MAX_TX_SKB_BUDGET", "Linux 6.17", "32 frames a system call"] {
             assert!(log.contains(word), "host {host}: no \"{word}\" in: {log}");
         }
+        let host_ns = &topology.hosts[host].ns;
+        let info = topology.dataplane(host).cli(host_ns, &["show", "info"]).unwrap();
+        assert!(info.contains("XDP_MAX_TX_SKB_BUDGET"), "{info}");
         // Transmit metadata came with 6.8 and its flag with 6.11: this kernel has them.
         assert!(!log.contains("XDP_UMEM_TX_METADATA_LEN"), "{log}");
     }

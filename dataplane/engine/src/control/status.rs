@@ -2,6 +2,7 @@
 
 use culvert_model::{Host, api};
 use culvert_port::device::OperState;
+use culvert_port::xsk::{KernelSupport, Missing};
 use culvert_port::{Arena, Links, XskStats};
 use tokio::sync::oneshot;
 
@@ -17,7 +18,7 @@ impl Controller {
     /// Who answers, and what its kernel and devices can do.
     pub fn info(&self) -> api::Info {
         let metadata = self.opener.programs.metadata_available();
-        let features = vec![
+        let mut features = vec![
             feature("xdp", &Ok(()), ""),
             feature(
                 "frame-metadata",
@@ -25,6 +26,11 @@ impl Controller {
                 "superframes of tenants are not told apart; only plain TCP ones are cut",
             ),
         ];
+        // Some system calls: too few to be worth keeping the answer.
+        let missing = KernelSupport::probe().map(KernelSupport::missing).unwrap_or_default();
+        features.extend(missing.into_iter().map(|Missing { feature: name, since, instead }| {
+            feature(name, &Err(format!("it came with Linux {since}")), instead)
+        }));
         let (mut underlay, links) = (Vec::new(), links());
         for (name, attached) in &self.attached {
             if matches!(attached.wanted.role, Role::Underlay(_)) {

@@ -24,6 +24,13 @@ const SLEEP_MS: u16 = 1000;
 /// Sleep while a transmit ring is unfinished.
 const UNFINISHED_SLEEP_MS: u16 = 1;
 
+/// A yield that takes longer has met somebody who computes: the worker would wait for its turn behind
+/// them again and again, where one that sleeps is woken by the next packet and goes before them.
+const LONG_YIELD: Duration = Duration::from_micros(500);
+
+/// So long nothing is spun for after that.
+const NO_SPIN: Duration = Duration::from_millis(100);
+
 /// The mark of the inbox's bell in the poll set.
 const BELL: u64 = u64::MAX;
 
@@ -35,9 +42,12 @@ pub struct Polling {
     idle_rounds: Vec<u16>,
     now: Instant,
     last_work: Instant,
+    /// There was work since `last_work`.
+    worked: bool,
     rounds: u32,
     busy_poll: bool,
     spin: Duration,
+    no_spin_until: Instant,
 }
 
 impl Polling {
@@ -56,9 +66,11 @@ impl Polling {
             idle_rounds: Vec::new(),
             now,
             last_work: now,
+            worked: false,
             rounds: 0,
             busy_poll: config.busy_poll,
             spin: config.spin,
+            no_spin_until: now,
         })
     }
 
@@ -121,6 +133,20 @@ impl Polling {
         }
     }
 
+    fn may_spin(&self, idle: Duration) -> bool {
+        self.busy_poll || (idle < self.spin && self.now >= self.no_spin_until)
+    }
+
+    /// Lets whoever else wants this CPU go first: the program that will send next, for one.
+    fn spin(&mut self) {
+        std::thread::yield_now();
+        let back = Instant::now();
+        if back.duration_since(self.now) > LONG_YIELD {
+            self.no_spin_until = back + NO_SPIN;
+        }
+        self.now = back;
+    }
+
     fn retire(&mut self) {
         let idle = &self.idle_rounds;
         self.active.retain(|slot| idle.get(*slot).is_none_or(|rounds| *rounds < QUIET_ROUNDS));
@@ -141,16 +167,19 @@ impl Worker {
             self.publish_held();
         }
         if work > 0 {
-            self.polling.last_work = self.polling.now;
+            self.polling.worked = true;
             return;
+        }
+        // The clock is not read while there is work; the first round without some ends it.
+        if std::mem::take(&mut self.polling.worked) {
+            self.polling.last_work = self.polling.now;
         }
         let idle = self.polling.now.duration_since(self.polling.last_work);
         if look {
             self.retry_unfinished();
         }
-        if self.polling.busy_poll || idle < self.polling.spin {
-            // Whoever else wants this CPU, the program that will send next for one, goes first.
-            std::thread::yield_now();
+        if self.polling.may_spin(idle) {
+            self.polling.spin();
             return;
         }
         let timeout = if self.finish_unfinished() { UNFINISHED_SLEEP_MS } else { SLEEP_MS };
