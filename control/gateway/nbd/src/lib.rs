@@ -6,6 +6,8 @@
 //! | [`buffer`] | aligned, pooled payload buffers |
 //! | [`connections`] | who is connected; sessions, and fencing their old connections |
 //! | [`errno`] | error values |
+//! | [`proto`] | the messages: bytes in, values out |
+//! | [`handshake`], [`check`] | the handshake of both ends, and what a request may do; no I/O |
 //!
 //! The protocol is the NBD project's `doc/proto.md`: fixed newstyle with structured replies and
 //! extended headers, without TLS.
@@ -13,9 +15,12 @@
 mod gate;
 
 pub mod buffer;
+pub mod check;
 pub mod connections;
 pub mod errno;
 pub mod export;
+pub mod handshake;
+pub mod proto;
 
 pub use buffer::{Buffer, BufferPool};
 pub use connections::{Connection, Connections, Fence, Peer, Session, SessionKey};
