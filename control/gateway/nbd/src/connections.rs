@@ -104,7 +104,7 @@ struct Shared {
     since: Instant,
     gate: Arc<Gate>,
     phase: watch::Sender<Phase>,
-    export_name: OnceLock<String>,
+    export_name: Mutex<Option<Arc<str>>>,
     session: OnceLock<Session>,
 }
 
@@ -133,9 +133,9 @@ impl Connection {
         self.shared.since
     }
 
-    /// The export it uses, by the name the client gave; `None` during the handshake.
-    pub fn export_name(&self) -> Option<&str> {
-        self.shared.export_name.get().map(String::as_str)
+    /// The export that it uses or is opening, by the name the client gave; `None` before that.
+    pub fn export_name(&self) -> Option<Arc<str>> {
+        self.shared.export_name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The session it belongs to.
@@ -189,8 +189,9 @@ impl Connection {
         let _ = watch.wait_for(|now| *now >= phase).await;
     }
 
-    pub(crate) fn settle(&self, export_name: String) {
-        let _ = self.shared.export_name.set(export_name);
+    pub(crate) fn set_export_name(&self, name: Option<&str>) {
+        *self.shared.export_name.lock().unwrap_or_else(PoisonError::into_inner) =
+            name.map(Arc::from);
     }
 }
 
@@ -227,9 +228,9 @@ impl Connections {
         self.chosen(|c| c.session().is_some_and(|s| s.key == *session))
     }
 
-    /// Those that use an export, by the name the client gave.
+    /// Those that use or are opening an export, by the name the client gave.
     pub fn of_export(&self, name: &str) -> Vec<Connection> {
-        self.chosen(|c| c.export_name() == Some(name))
+        self.chosen(|c| c.export_name().as_deref() == Some(name))
     }
 
     /// Makes a connection part of a session and ends those of lower generations. Returns when none
@@ -289,7 +290,7 @@ impl Connections {
             since: Instant::now(),
             gate: Arc::default(),
             phase: watch::Sender::new(Phase::Serving),
-            export_name: OnceLock::new(),
+            export_name: Mutex::default(),
             session: OnceLock::new(),
         };
         let connection = Connection { shared: Arc::new(shared) };
@@ -301,10 +302,6 @@ impl Connections {
     pub(crate) fn remove(&self, connection: &Connection) {
         connection.advance(Phase::Ended);
         self.lock().live.remove(&connection.id());
-    }
-
-    pub(crate) fn lock_len(&self) -> usize {
-        self.lock().live.len()
     }
 
     fn chosen(&self, wanted: impl Fn(&Connection) -> bool) -> Vec<Connection> {

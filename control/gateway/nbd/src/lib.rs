@@ -6,6 +6,10 @@
 //! | [`buffer`] | aligned, pooled payload buffers |
 //! | [`connections`] | who is connected; sessions, and fencing their old connections |
 //! | [`errno`] | error values |
+//! | [`server`] | sockets, connections, requests; limits on all of them |
+//! | [`observe`] | what a server tells of its work |
+//! | [`client`] | a small client that keeps many requests in flight |
+//! | [`memory`] | exports that live in memory |
 //! | [`proto`] | the messages: bytes in, values out |
 //! | [`handshake`], [`check`] | the handshake of both ends, and what a request may do; no I/O |
 //!
@@ -16,13 +20,19 @@ mod gate;
 
 pub mod buffer;
 pub mod check;
+pub mod client;
 pub mod connections;
 pub mod errno;
 pub mod export;
 pub mod handshake;
+pub mod memory;
+pub mod observe;
 pub mod proto;
+pub mod server;
 
 pub use buffer::{Buffer, BufferPool};
 pub use connections::{Connection, Connections, Fence, Peer, Session, SessionKey};
 pub use errno::Errno;
 pub use export::{Export, ExportError, ExportInfo, Exports};
+pub use server::listen::{Listener, Stream};
+pub use server::{Limits, Server, Shutdown};
