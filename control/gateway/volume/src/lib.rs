@@ -11,11 +11,19 @@
 //! The rules that every change must keep are in the cache module's documentation.
 
 mod bits;
+mod cache;
 pub mod disk;
+mod error;
 pub mod format;
+pub mod remote;
 mod volume_name;
 
 pub use bits::BlockSet;
+pub use cache::{
+    BlockStatus, Cache, CacheStatus, Config, Counters, QuarantinedRange, ScrubReport, Segment,
+    StatusExtent, Volume, VolumeOptions, VolumeStatus,
+};
+pub use error::{Error, Result};
 pub use volume_name::{NameError, VolumeName};
 
 /// Bytes of a block, the unit of caching, checksums and uploads.
@@ -35,4 +43,12 @@ pub type SlotId = u32;
 /// Whole blocks in `bytes`.
 pub(crate) const fn log_blocks_of(bytes: u64) -> u64 {
     bytes / BLOCK_BYTES
+}
+
+/// A random number from the system, by way of the standard library's hash keys.
+pub(crate) fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u64(std::process::id().into());
+    hasher.finish()
 }

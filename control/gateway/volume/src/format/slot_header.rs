@@ -19,6 +19,7 @@ pub const SLOT_BYTES: u64 = 2 * HEADER_BYTES as u64 + CHUNK_BYTES;
 const VALID_AT: usize = 128;
 const DIRTY_AT: usize = VALID_AT + BLOCK_SET_BYTES;
 const ZERO_AT: usize = DIRTY_AT + BLOCK_SET_BYTES;
+const LOST_AT: usize = ZERO_AT + BLOCK_SET_BYTES;
 const CRCS_AT: usize = 1024;
 
 /// A slot's header.
@@ -44,6 +45,8 @@ pub struct SlotHeader {
     pub dirty: BlockSet,
     /// Valid blocks that are zeros, whatever the slot's data say.
     pub zero: BlockSet,
+    /// Blocks whose newest value was here only and is damaged. None is valid.
+    pub lost: BlockSet,
     /// CRC32C of each block; meaningless where it is not valid.
     pub crcs: Box<[u32; CHUNK_BLOCKS as usize]>,
 }
@@ -63,6 +66,7 @@ impl SlotHeader {
             valid: BlockSet::EMPTY,
             dirty: BlockSet::EMPTY,
             zero: BlockSet::EMPTY,
+            lost: BlockSet::EMPTY,
             crcs: Box::new([0; CHUNK_BLOCKS as usize]),
         }
     }
@@ -87,6 +91,7 @@ impl SlotHeader {
         put(&mut out, VALID_AT, &self.valid.to_bytes());
         put(&mut out, DIRTY_AT, &self.dirty.to_bytes());
         put(&mut out, ZERO_AT, &self.zero.to_bytes());
+        put(&mut out, LOST_AT, &self.lost.to_bytes());
         for (i, crc) in self.crcs.iter().enumerate() {
             put(&mut out, CRCS_AT + 4 * i, &crc.to_le_bytes());
         }
@@ -118,6 +123,7 @@ impl SlotHeader {
             valid: set(VALID_AT),
             dirty: set(DIRTY_AT),
             zero: set(ZERO_AT),
+            lost: set(LOST_AT),
             crcs,
         };
         require(header.chunk <= MAX_CHUNK, WHAT, "chunk", header.chunk.into(), "below 2^24")?;

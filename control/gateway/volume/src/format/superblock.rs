@@ -106,6 +106,8 @@ pub struct Superblock {
     pub checkpoint_bytes: u64,
     /// CRC32C of the checkpoint.
     pub checkpoint_crc: u32,
+    /// Whether the cache was closed in order: every slot header is as the directory says.
+    pub clean: bool,
 }
 
 impl Superblock {
@@ -132,6 +134,7 @@ impl Superblock {
             u64::from(self.checkpoint_area),
             self.checkpoint_bytes,
             u64::from(self.checkpoint_crc),
+            u64::from(self.clean),
         ];
         for (i, field) in fields.iter().enumerate() {
             put(&mut out, 16 + 8 * i, &field.to_le_bytes());
@@ -187,7 +190,9 @@ impl Superblock {
             checkpoint_area: field(14) as u8,
             checkpoint_bytes: field(15),
             checkpoint_crc: field(16) as u32,
+            clean: field(17) == 1,
         };
+        require(field(17) <= 1, WHAT, "clean", field(17), "0 or 1")?;
         require(field(14) <= 1, WHAT, "checkpoint area", field(14), "0 or 1")?;
         require(
             sb.checkpoint_bytes <= layout.checkpoint_len,

@@ -42,6 +42,7 @@ fn superblock() -> impl Strategy<Value = Superblock> {
                 checkpoint_area: (generation % 2) as u8,
                 checkpoint_bytes: layout.checkpoint_len - scan,
                 checkpoint_crc,
+                clean: generation % 3 == 0,
             }
         },
     )
