@@ -92,5 +92,9 @@ impl<'a> Cursor<'a> {
 
 /// The longest start of `text` that fits a string of the protocol, cut between characters.
 pub(crate) fn fit(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_STRING_LEN)]
+    let mut end = text.len().min(MAX_STRING_LEN);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }

@@ -252,13 +252,12 @@ impl<'a> Chunk<'a> {
             ChunkKind::Status => {
                 let context = cursor.u32()?;
                 let count = cursor.left().div_ceil(8);
-                let wide = |cursor: &mut Cursor<'_>| cursor.u32().map(u64::from);
-                Self::Status { context, extents: extents(&mut cursor, count, wide)? }
+                Self::Status { context, extents: extents(&mut cursor, count, false)? }
             }
             ChunkKind::StatusExtended => {
                 let context = cursor.u32()?;
                 let count = cursor.u32()? as usize;
-                Self::Status { context, extents: extents(&mut cursor, count, |c| c.u64())? }
+                Self::Status { context, extents: extents(&mut cursor, count, true)? }
             }
             ChunkKind::Error | ChunkKind::ErrorOffset => {
                 let error = cursor.u32()?;
@@ -342,20 +341,22 @@ impl<'a> Chunk<'a> {
     }
 }
 
+/// Takes `count` extents, of 64 bits if they are `wide`.
 fn extents(
     cursor: &mut Cursor<'_>,
     count: usize,
-    number: impl Fn(&mut Cursor<'_>) -> Result<u64, ParseError>,
+    wide: bool,
 ) -> Result<Vec<StatusExtent>, ParseError> {
     let what = "extents of a block status";
     if count == 0 {
         return Err(ParseError::Value { what, found: 0 });
     }
-    // An extent takes eight bytes at least; a count that lies makes no room.
-    if count > cursor.left().div_ceil(8) {
-        let (need, have) = (count.saturating_mul(16), cursor.left());
+    let each = if wide { 16 } else { 8 };
+    // A count that lies makes no room.
+    if count > cursor.left().div_ceil(each) {
+        let (need, have) = (count.saturating_mul(each), cursor.left());
         return Err(ParseError::Truncated { what, need, have });
     }
-    let extent = |_| Ok(StatusExtent { length: number(cursor)?, flags: number(cursor)? });
-    (0..count).map(extent).collect()
+    let mut number = || if wide { cursor.u64() } else { cursor.u32().map(u64::from) };
+    (0..count).map(|_| Ok(StatusExtent { length: number()?, flags: number()? })).collect()
 }

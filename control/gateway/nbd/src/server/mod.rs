@@ -43,7 +43,7 @@ use crate::observe::Observer;
 use listen::{Listener, Stream};
 
 /// What clients may cost a server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections that use an export; further ones are refused with a sentence. Default 1024.
     pub max_connections: usize,

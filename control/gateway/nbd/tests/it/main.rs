@@ -1,0 +1,14 @@
+//! What the crate promises, proved message by message, against itself, against hostile peers, and
+//! against stock programs at the other end.
+
+mod abuse;
+mod checks;
+mod fencing;
+mod golden;
+mod handshakes;
+mod hostile;
+mod roundtrips;
+mod serving;
+mod stock;
+mod stock_errors;
+mod support;
