@@ -28,9 +28,9 @@ pub enum Error {
         /// The disk.
         disk: String,
         /// What is wrong with the first copy.
-        first: FormatError,
+        first: Box<FormatError>,
         /// What is wrong with the second copy.
-        second: FormatError,
+        second: Box<FormatError>,
     },
     /// There is a cache already. Open it, or name another file.
     #[error("{disk}: holds a cache already")]
@@ -68,7 +68,7 @@ pub enum Error {
         /// The disk.
         disk: String,
         /// What is damaged.
-        cause: FormatError,
+        cause: Box<FormatError>,
     },
     /// Blocks that only this cache had are damaged. Write them anew or trim them; other blocks are not
     /// affected. Until then no cut of the volume can be published.

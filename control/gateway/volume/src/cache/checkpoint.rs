@@ -45,7 +45,7 @@ impl Inner {
             let log = &state.log;
             // Records of the frame that is being written have no place yet, so the scan must find them.
             // Only the last frame can be under way, and places are set before the mark moves.
-            let written = self.marks.borrow().written;
+            let written = self.marks.get().written;
             let (scan_at, scan_seq) = match log.frames.back() {
                 Some(frame) if frame.last_seq > written => (frame.pos, frame.first_seq),
                 _ => (log.head, log.unframed_seq),

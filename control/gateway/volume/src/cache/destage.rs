@@ -119,10 +119,10 @@ impl Inner {
                     return Ok(Some(slot));
                 }
             }
-            if self.check_free().await? {
-                if let Some(slot) = self.take_free(&mut self.state(), key, false) {
-                    return Ok(Some(slot));
-                }
+            if self.check_free().await?
+                && let Some(slot) = self.take_free(&mut self.state(), key, false)
+            {
+                return Ok(Some(slot));
             }
             if attempt == 0 && self.evict(1).await? == 0 {
                 break;
@@ -224,14 +224,14 @@ fn apply(state: &mut State, key: Key, slot: SlotId, runs: &[&Run], seq: u64) -> 
                 *crc = if run.record.is_zero() { ZERO_BLOCK_CRC } else { run.crc(block) };
             }
             if run.record.is_zero() {
-                header.zero.insert(block)
+                header.zero.insert(block);
             } else {
-                header.zero.remove(block)
+                header.zero.remove(block);
             }
             if dirty {
-                header.dirty.insert(block)
+                header.dirty.insert(block);
             } else {
-                header.dirty.remove(block)
+                header.dirty.remove(block);
             }
             if let Some(cut) = &mut volume.cut
                 && run.seq() > cut.seq

@@ -106,7 +106,7 @@ impl Inner {
                 let missing = self.missing_of(key, frame).await?;
                 let fetched = Arc::new(self.fetch_blocks(key, &missing).await?);
                 if fetched.iter().any(|fetched| fetched.data.is_some()) {
-                    self.fills.send_modify(|fills| *fills += 1);
+                    self.fills.change(|fills| *fills += 1);
                     let fill =
                         Arc::clone(&self.this()?).fill(key, guard.generation, Arc::clone(&fetched));
                     tokio::spawn(fill);
@@ -208,7 +208,7 @@ impl Inner {
         if let Err(error) = self.try_fill(key, generation, &fetched).await {
             tracing::debug!(%error, "fetched blocks were not kept");
         }
-        self.fills.send_modify(|fills| *fills = fills.saturating_sub(1));
+        self.fills.change(|fills| *fills = fills.saturating_sub(1));
     }
 
     async fn try_fill(&self, key: Key, generation: u32, fetched: &[Fetched]) -> Result<()> {

@@ -106,7 +106,9 @@ impl Inner {
         if entry.occupant != Some(key) || entry.header.is_some() {
             return;
         }
-        if !entry.validated {
+        // Later the slot knows better which copy is durable: what is read may not be.
+        let first = !entry.validated;
+        if first {
             entry.validated = true;
             state.unvalidated = state.unvalidated.saturating_sub(1);
             state.counters.validated += 1;
@@ -114,8 +116,9 @@ impl Inner {
         let listed = entry.entry;
         match copies.best {
             Some((copy, header)) if header.version >= listed.version => {
-                entry.durable_copy = copy;
-                entry.written_copy = None;
+                if first {
+                    entry.durable_copy = copy;
+                }
                 if header.volume != key.volume || header.chunk != key.chunk {
                     // The slot was given up, and the chunk was clean then; the directory is behind.
                     entry.entry.version = header.version;
@@ -160,7 +163,7 @@ impl Inner {
                     "slot header is damaged"
                 );
                 state.counters.damaged_headers += 1;
-                if let Some((copy, _)) = best {
+                if let Some((copy, _)) = best.filter(|_| first) {
                     entry.durable_copy = copy;
                 }
                 entry.header = Some(Box::new(header));
@@ -175,7 +178,7 @@ impl Inner {
     /// writes headers.
     pub(crate) async fn write_header(&self, slot: SlotId) -> Result<()> {
         let Some((copy, bytes)) = ({
-            let syncs = self.marks.borrow().syncs;
+            let syncs = self.marks.get().syncs;
             let mut state = self.state();
             state.slot(slot).and_then(|entry| {
                 let copy = next_copy(entry, syncs);
@@ -200,7 +203,7 @@ impl Inner {
     /// Writes a header that says the slot is free.
     pub(crate) async fn write_free_header(&self, slot: SlotId) -> Result<()> {
         let Some((copy, bytes)) = ({
-            let syncs = self.marks.borrow().syncs;
+            let syncs = self.marks.get().syncs;
             let mut state = self.state();
             state.slot(slot).map(|entry| {
                 entry.entry.version += 1;

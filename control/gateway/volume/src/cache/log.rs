@@ -45,7 +45,7 @@ struct NextFrame {
 impl Inner {
     /// Largest frame in bytes, header included. Two fit into the smallest log many times.
     pub(crate) fn max_frame(&self) -> u64 {
-        (self.layout.log_len / 8).min(2 << 20).max(32 * BLOCK_BYTES) / BLOCK_BYTES * BLOCK_BYTES
+        (self.layout.log_len / 8).clamp(32 * BLOCK_BYTES, 2 << 20) / BLOCK_BYTES * BLOCK_BYTES
     }
 
     /// Bytes of log that writers may fill. The rest is for the gap at the end of the ring.
@@ -77,12 +77,8 @@ impl Inner {
 
     /// Waits until all records up to `seq` are written.
     pub(crate) async fn written(&self, seq: u64) -> Result<()> {
-        let mut marks = self.marks.subscribe();
-        let reached = marks.wait_for(|marks| marks.failed || marks.written >= seq).await;
-        match reached {
-            Ok(marks) if !marks.failed => Ok(()),
-            _ => Err(self.stopped()),
-        }
+        let marks = self.marks.wait(|marks| marks.failed || marks.written >= seq).await;
+        if marks.failed { Err(self.stopped()) } else { Ok(()) }
     }
 
     /// Waits for a sync that begins now or later.
@@ -93,17 +89,14 @@ impl Inner {
             state.syncs_wanted
         };
         self.sync_wake.notify_one();
-        let mut marks = self.marks.subscribe();
-        match marks.wait_for(|marks| marks.failed || marks.syncs >= ticket).await {
-            Ok(marks) if !marks.failed => Ok(()),
-            _ => Err(self.stopped()),
-        }
+        let marks = self.marks.wait(|marks| marks.failed || marks.syncs >= ticket).await;
+        if marks.failed { Err(self.stopped()) } else { Ok(()) }
     }
 
     /// Makes everything up to `seq` durable.
     pub(crate) async fn make_durable(&self, seq: u64) -> Result<()> {
         self.written(seq).await?;
-        if self.marks.borrow().durable >= seq {
+        if self.marks.get().durable >= seq {
             return Ok(());
         }
         self.barrier().await
@@ -127,13 +120,13 @@ impl Inner {
         if self.failure.set(cause.to_string()).is_ok() {
             tracing::error!(%cause, "the cache stops");
         }
-        self.marks.send_modify(|marks| marks.failed = true);
+        self.marks.change(|marks| marks.failed = true);
         self.space.notify_waiters();
         self.maintenance_wake.notify_one();
     }
 
     pub(crate) fn check_running(&self) -> Result<()> {
-        if self.marks.borrow().failed { Err(self.stopped()) } else { Ok(()) }
+        if self.marks.get().failed { Err(self.stopped()) } else { Ok(()) }
     }
 
     /// The task that appends.
@@ -141,7 +134,7 @@ impl Inner {
         loop {
             self.append_wake.notified().await;
             while let Some(frame) = self.next_frame() {
-                if self.marks.borrow().failed {
+                if self.marks.get().failed {
                     return;
                 }
                 let at = self.layout.log_at + frame.pos % self.layout.log_len;
@@ -153,14 +146,14 @@ impl Inner {
                         record.set_place(Place::Log { frame: frame.pos, data });
                     }
                 }
-                self.marks.send_modify(|marks| marks.written = marks.written.max(frame.last));
+                self.marks.change(|marks| marks.written = marks.written.max(frame.last));
             }
         }
     }
 
     /// Takes what waits, as much as fits into one frame, and says where to write it.
     fn next_frame(&self) -> Option<NextFrame> {
-        let durable_seq = self.marks.borrow().durable;
+        let durable_seq = self.marks.get().durable;
         let mut state = self.state();
         let log = &mut state.log;
         let ring = self.layout.log_len;
@@ -230,7 +223,7 @@ impl Inner {
             self.sync_wake.notified().await;
             loop {
                 let wanted = self.state().syncs_wanted;
-                let before = *self.marks.borrow();
+                let before = self.marks.get();
                 if before.failed {
                     return;
                 }
@@ -242,7 +235,7 @@ impl Inner {
                 {
                     return self.fail(&e);
                 }
-                self.marks.send_modify(|marks| {
+                self.marks.change(|marks| {
                     marks.syncs = wanted;
                     marks.durable = marks.durable.max(before.written);
                 });
@@ -254,7 +247,7 @@ impl Inner {
     pub(crate) async fn run_ticker(self: Arc<Inner>) {
         loop {
             tokio::time::sleep(self.config.sync_interval / 2).await;
-            let marks = *self.marks.borrow();
+            let marks = self.marks.get();
             if marks.failed {
                 return;
             }

@@ -14,7 +14,7 @@ impl Inner {
             let idle =
                 tokio::time::timeout(self.config.idle_destage, self.maintenance_wake.notified());
             let idle = idle.await.is_err();
-            if self.marks.borrow().failed {
+            if self.marks.get().failed {
                 return;
             }
             let result = {
@@ -108,7 +108,7 @@ impl Inner {
                 continue;
             };
             from = key;
-            if self.load(key).await.is_err() || self.marks.borrow().failed {
+            if self.load(key).await.is_err() || self.marks.get().failed {
                 return;
             }
             tokio::time::sleep(self.config.validation_pause).await;

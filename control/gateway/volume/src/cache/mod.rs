@@ -35,13 +35,14 @@ mod state;
 mod tests;
 mod upload;
 mod volume;
+mod watched;
 mod write;
 
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::disk::Disk;
@@ -57,6 +58,7 @@ pub use volume::{BlockStatus, StatusExtent, Volume, VolumeOptions, VolumeStatus}
 
 use log::Marks;
 use state::State;
+use watched::Watched;
 
 /// How the cache behaves. The defaults are for production.
 #[derive(Clone, Debug)]
@@ -191,9 +193,9 @@ pub(crate) struct Inner {
     objects: AtomicU32,
     state: Mutex<State>,
     rng: Mutex<Rng>,
-    marks: watch::Sender<Marks>,
+    marks: Watched<Marks>,
     /// Fills under way.
-    fills: watch::Sender<u64>,
+    fills: Watched<u64>,
     failure: OnceLock<String>,
     append_wake: Notify,
     sync_wake: Notify,
@@ -297,10 +299,9 @@ impl Cache {
         for entry in self.inner.state().volumes.values_mut() {
             entry.refusing.get_or_insert("the cache is closed");
         }
-        let mut fills = self.inner.fills.subscribe();
-        let _ = fills.wait_for(|fills| *fills == 0).await;
+        self.inner.fills.wait(|fills| *fills == 0).await;
         self.inner.settle_all().await?;
-        self.inner.marks.send_modify(|marks| marks.failed = true);
+        self.inner.marks.change(|marks| marks.failed = true);
         Ok(())
     }
 }
@@ -310,7 +311,7 @@ impl Drop for Cache {
         for task in &self.tasks {
             task.abort();
         }
-        self.inner.marks.send_modify(|marks| marks.failed = true);
+        self.inner.marks.change(|marks| marks.failed = true);
         self.inner.space.notify_waiters();
     }
 }

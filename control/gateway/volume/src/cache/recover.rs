@@ -9,11 +9,12 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::log::Marks;
 use super::runmap::{LogRecord, Place, Run};
 use super::state::{Frame, Key, Log, Slot, State, VolumeEntry};
+use super::watched::Watched;
 use super::{Cache, Config, Inner, Plant, planted};
 use crate::disk::Disk;
 use crate::disk::sim::Rng;
@@ -142,8 +143,8 @@ impl Cache {
             objects: AtomicU32::new(0),
             state: Mutex::new(state),
             rng: Mutex::new(rng),
-            marks: watch::Sender::new(Marks { written, durable: written, syncs: 0, failed: false }),
-            fills: watch::Sender::new(0),
+            marks: Watched::new(Marks { written, durable: written, syncs: 0, failed: false }),
+            fills: Watched::new(0),
             failure: OnceLock::new(),
             append_wake: Notify::new(),
             sync_wake: Notify::new(),
@@ -189,9 +190,11 @@ async fn read_superblock(disk: &dyn Disk) -> Result<Superblock> {
     }
     let mut errors = errors.into_iter();
     match (errors.next(), errors.next()) {
-        (Some(first), Some(second)) => {
-            Err(Error::NoSuperblock { disk: disk.name(), first, second })
-        }
+        (Some(first), Some(second)) => Err(Error::NoSuperblock {
+            disk: disk.name(),
+            first: Box::new(first),
+            second: Box::new(second),
+        }),
         _ => Err(Error::TooSmall { disk: disk.name(), len: disk.len(), log_len: 0 }),
     }
 }

@@ -483,7 +483,7 @@ impl Inner {
         loop {
             let wake = self.upload_wake.notified();
             let _ = tokio::time::timeout(self.config.upload_interval, wake).await;
-            if self.marks.borrow().failed {
+            if self.marks.get().failed {
                 return;
             }
             let due: Vec<u64> = {

@@ -47,7 +47,7 @@ impl Rng {
 /// What of the un-synced sectors is on the medium after a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survivors {
-    /// Everything: the process died and the kernel lived.
+    /// Everything.
     All,
     /// Nothing: the disk kept only what was synced.
     None,
@@ -219,6 +219,16 @@ impl SimDisk {
         self.died.send_replace(false);
     }
 
+    /// Gives the disk back after the death of a process: what was not synced still is not.
+    pub fn reopen(&self) {
+        let mut state = self.state();
+        state.dead = false;
+        state.die_at = None;
+        state.steps = 0;
+        drop(state);
+        self.died.send_replace(false);
+    }
+
     /// Every sync from now on fails, and what was to be synced is lost from the medium, though reads
     /// still show it: as Linux does it.
     pub fn fail_syncs(&self, fail: bool) {
@@ -381,7 +391,6 @@ impl Disk for SimDisk {
 
     fn sync(&self) -> Io<'_, ()> {
         Box::pin(async move {
-            let covered = self.state().volatile.len();
             let before = self.state().writes;
             self.step().await;
             let failed = {
@@ -391,8 +400,6 @@ impl Disk for SimDisk {
                 if state.fail_sync {
                     true
                 } else {
-                    // Another sync may have run meanwhile, so the mark is the number of the write.
-                    let _ = covered;
                     let mut rest = Vec::new();
                     for (write, sector, data) in std::mem::take(&mut state.volatile) {
                         if write <= before {
