@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::gate::Gate;
+use crate::proto::Style;
 
 /// Names a session; chosen by the caller, equal for all connections of one session.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +107,7 @@ struct Shared {
     phase: watch::Sender<Phase>,
     export_name: Mutex<Option<Arc<str>>>,
     session: OnceLock<Session>,
+    style: OnceLock<Style>,
 }
 
 /// A connection's place in a session.
@@ -141,6 +143,11 @@ impl Connection {
     /// The session it belongs to.
     pub fn session(&self) -> Option<&Session> {
         self.shared.session.get()
+    }
+
+    /// How its requests and replies are framed; `None` during the handshake.
+    pub fn style(&self) -> Option<Style> {
+        self.shared.style.get().copied()
     }
 
     /// Number of its requests that are inside the export now.
@@ -187,6 +194,10 @@ impl Connection {
         let mut watch = self.shared.phase.subscribe();
         // The sender lives as long as `self`.
         let _ = watch.wait_for(|now| *now >= phase).await;
+    }
+
+    pub(crate) fn set_style(&self, style: Style) {
+        let _ = self.shared.style.set(style);
     }
 
     pub(crate) fn set_export_name(&self, name: Option<&str>) {
@@ -292,6 +303,7 @@ impl Connections {
             phase: watch::Sender::new(Phase::Serving),
             export_name: Mutex::default(),
             session: OnceLock::new(),
+            style: OnceLock::new(),
         };
         let connection = Connection { shared: Arc::new(shared) };
         registry.live.insert(id, connection.clone());

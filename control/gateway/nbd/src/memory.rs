@@ -79,6 +79,23 @@ impl Memory {
 }
 
 impl State {
+    /// Copies from pages that are there.
+    fn copy_out(&self, offset: u64, out: &mut [u8]) {
+        let mut at = offset;
+        let mut rest = out;
+        while !rest.is_empty() {
+            let start = (at % PAGE) as usize;
+            let n = (PAGE as usize - start).min(rest.len());
+            let (now, later) = rest.split_at_mut(n);
+            match self.pages.get(&(at / PAGE)) {
+                Some(page) => now.copy_from_slice(&page[start..start + n]),
+                None => now.fill(0),
+            }
+            at += n as u64;
+            rest = later;
+        }
+    }
+
     /// Makes a range zero and gives back whole pages.
     fn zero(&mut self, offset: u64, length: u64) {
         let end = offset + length;
@@ -127,15 +144,20 @@ impl Export for Memory {
         let mut data = ReadData::new();
         let mut at = offset;
         while at < end {
-            let (page, start) = (at / PAGE, at % PAGE);
-            let n = (PAGE - start).min(end - at);
-            match state.pages.get(&page) {
-                Some(bytes) => {
-                    let mut buffer = pool.take(n as usize);
-                    buffer.copy_from_slice(&bytes[start as usize..(start + n) as usize]);
-                    data.push(buffer);
-                }
-                None => data.push(Segment::Hole(n as u32)),
+            // A run of pages that are all there, or none of which is.
+            let is_there = |at: u64| state.pages.contains_key(&(at / PAGE));
+            let next_page = |at: u64| (at / PAGE + 1) * PAGE;
+            let mut to = next_page(at);
+            while to < end && is_there(to) == is_there(at) {
+                to += PAGE;
+            }
+            let n = to.min(end) - at;
+            if is_there(at) {
+                let mut buffer = pool.take(n as usize);
+                state.copy_out(at, &mut buffer);
+                data.push(buffer);
+            } else {
+                data.push(Segment::Hole(n as u32));
             }
             at += n;
         }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, oneshot};
+use tokio::task::AbortHandle;
 
 use crate::errno::Errno;
 use crate::export::ZeroMode;
@@ -64,8 +65,16 @@ pub struct Client {
 struct Inner {
     agreed: Agreed,
     writer: AsyncMutex<Box<dyn AsyncWrite + Send + Unpin>>,
-    in_flight: Arc<Semaphore>,
+    in_flight: Semaphore,
     waiting: Arc<Mutex<Waiting>>,
+    receiver: AbortHandle,
+}
+
+/// Without its last user the connection is closed: both halves of the stream go.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.receiver.abort();
+    }
 }
 
 /// Requests without an answer, by cookie; or why there will be no more.
@@ -114,12 +123,13 @@ impl Client {
         let (reader, writer) = tokio::io::split(stream);
         let waiting = Waiting { next_cookie: 1, requests: HashMap::new(), over: None };
         let waiting = Arc::new(Mutex::new(waiting));
-        tokio::spawn(receive(reader, agreed.style, Arc::clone(&waiting)));
+        let receiver = tokio::spawn(receive(reader, agreed.style, Arc::clone(&waiting)));
         let inner = Inner {
             agreed,
             writer: AsyncMutex::new(Box::new(writer)),
-            in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            in_flight: Semaphore::new(MAX_IN_FLIGHT),
             waiting,
+            receiver: receiver.abort_handle(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -48,6 +48,7 @@ pub(super) async fn run<X, R, W>(
         }
     };
     let Entered { export, rules, contexts, lease, place } = entered;
+    connection.set_style(rules.style);
     let name = connection.export_name().unwrap_or_default();
     info!(connection = %id, %peer, export = &*name, style = ?rules.style, "using an export");
     transmit(shared, inlet, writer, connection, export, rules, contexts).await;

@@ -9,6 +9,9 @@ mod handshakes;
 mod hostile;
 mod roundtrips;
 mod serving;
+#[expect(unreachable_pub, reason = "the file is shared with the end-to-end tests")]
+#[path = "../../../../../tests/src/skip.rs"]
+mod skip;
 mod stock;
 mod stock_errors;
 mod support;
