@@ -106,17 +106,9 @@ impl Rules {
     /// Holds a request against the rules; `size` is the export's, in bytes, now.
     ///
     /// # Errors
-    /// When the connection must be closed, since it is not known where the next request begins or
-    /// it is too far away.
+    /// When the connection must be closed, since the next request begins too far away.
     pub fn check(&self, request: &Request, size: u64) -> Result<Verdict, ParseError> {
         let payload = request.payload_len(self.style);
-        let lacks_payload = self.style == Style::Extended
-            && request.command == Command::Write
-            && !request.flags.has(CommandFlags::PAYLOAD_LEN);
-        if lacks_payload && request.length > 0 {
-            let found = request.flags.0.into();
-            return Err(ParseError::Flags { what: "write without PAYLOAD_LEN", found });
-        }
         if payload > MAX_SKIPPED_PAYLOAD {
             let (found, limit) = (payload, MAX_SKIPPED_PAYLOAD);
             return Err(ParseError::TooLong { what: "payload", found, limit });

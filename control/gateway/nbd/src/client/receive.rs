@@ -103,7 +103,11 @@ impl Waiter {
         let result = match self.error {
             Some(e) => Err(e),
             None if is_whole => Ok(self.reply),
-            None => return Err(ParseError::Value { what: "bytes that a read told", found: told }),
+            None => {
+                let e = ParseError::Value { what: "bytes that a read told", found: told };
+                let _ = self.sender.send(Err(e.clone().into()));
+                return Err(e);
+            }
         };
         // Whoever asked may have gone.
         let _ = self.sender.send(result);

@@ -158,11 +158,11 @@ impl Request {
     }
 
     /// Bytes of payload that follow this header.
+    ///
+    /// A WRITE always has one. An extended one should say so by [`CommandFlags::PAYLOAD_LEN`];
+    /// QEMU's client (as of 10.0) does not.
     pub fn payload_len(&self, style: Style) -> u64 {
-        let follows = match style {
-            Style::Simple | Style::Structured => self.command == Command::Write,
-            Style::Extended => self.flags.has(CommandFlags::PAYLOAD_LEN),
-        };
-        if follows { self.length } else { 0 }
+        let is_said = style == Style::Extended && self.flags.has(CommandFlags::PAYLOAD_LEN);
+        if is_said || self.command == Command::Write { self.length } else { 0 }
     }
 }

@@ -50,9 +50,9 @@ async fn nbdinfo_sees_what_the_export_says() {
             "\"can_multi_conn\": true",
             "\"can_trim\": true",
             "\"can_zero\": true",
-            "\"block_minimum\": 1",
-            "\"block_preferred\": 4096",
-            "\"block_maximum\": 33554432",
+            "\"block_size_minimum\": 1",
+            "\"block_size_preferred\": 4096",
+            "\"block_size_maximum\": 33554432",
         ] {
             assert!(out.contains(expected), "{expected} is not in\n{out}");
         }
@@ -62,7 +62,7 @@ async fn nbdinfo_sees_what_the_export_says() {
     let out = run("nbdinfo", &["--list", &served.unix_uri("")]).await;
     assert!(out.contains("export=\"vol\""), "{out}");
     let (ok, _, err) = run_any("nbdinfo", &[&served.unix_uri("nothing")]).await;
-    assert!(!ok && err.contains("no export is called"), "{err}");
+    assert!(!ok && err.contains("No such file or directory"), "{err}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,14 +114,16 @@ async fn nbdcopy_brings_an_image_in_and_out_unchanged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn qemu_img_converts_compares_and_maps() {
-    let served = serve(device(), Limits::default());
-    let (image, copy) = (served.scratch.path("image"), served.scratch.path("copy"));
-    let (image, copy) = (image.to_str().unwrap(), copy.to_str().unwrap());
-    let mut data = pattern(0, 16 * MIB as usize);
-    data[2 * MIB as usize..12 * MIB as usize].fill(0);
-    std::fs::write(image, &data).unwrap();
-    for uri in [served.unix_uri("vol"), served.tcp_uri("vol")] {
-        run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", image, &uri]).await;
+    for is_unix in [true, false] {
+        let served = serve(device(), Limits::default());
+        let uri = if is_unix { served.unix_uri("vol") } else { served.tcp_uri("vol") };
+        let (image, copy) = (served.scratch.path("image"), served.scratch.path("copy"));
+        let (image, copy) = (image.to_str().unwrap(), copy.to_str().unwrap());
+        let mut data = pattern(0, 16 * MIB as usize);
+        data[2 * MIB as usize..12 * MIB as usize].fill(0);
+        std::fs::write(image, &data).unwrap();
+        let convert = ["convert", "-n", "--target-is-zero", "-f", "raw", "-O", "raw", image, &uri];
+        run("qemu-img", &convert).await;
         run("qemu-img", &["compare", "-f", "raw", "-F", "raw", image, &uri]).await;
         run("qemu-img", &["convert", "-f", "raw", "-O", "raw", &uri, copy]).await;
         run("cmp", &[image, copy]).await;
@@ -154,7 +156,7 @@ async fn qemu_io_writes_zeroes_and_discards_as_it_was_told() {
             "read -P 0 512k 128k",
             "read -P 0x11 640k 384k",
         ];
-        let mut args = vec!["-f", "raw"];
+        let mut args = vec!["-d", "unmap", "-f", "raw"];
         args.extend(commands.iter().flat_map(|command| ["-c", command]));
         args.push(&uri);
         let out = run("qemu-io", &args).await;
@@ -174,7 +176,8 @@ async fn qemu_speaks_extended_headers_with_the_server() {
     let served = serve(device(), Limits::default());
     let uri = served.unix_uri("vol");
     let mut qemu = Command::new("qemu-io")
-        .args(["-f", "raw", "-c", "write -P 7 0 1M", "-c", "write -z 0 16M", "-c", "sleep 60000"])
+        .args(["-d", "unmap", "-f", "raw"])
+        .args(["-c", "write -P 7 0 1M", "-c", "write -z -u 0 16M", "-c", "sleep 60000"])
         .arg(&uri)
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)

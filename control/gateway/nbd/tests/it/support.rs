@@ -86,11 +86,11 @@ impl Gated {
 }
 
 /// A read at this offset makes the export panic.
-pub(crate) const PANICS_AT: u64 = 13 * 4096;
+pub(crate) const PANICS_AT: u64 = 13 * 4096 + 1;
 /// A read at this offset brings too little.
-pub(crate) const SHORT_AT: u64 = 14 * 4096;
+pub(crate) const SHORT_AT: u64 = 14 * 4096 + 1;
 /// A read at this offset fails with a sentence.
-pub(crate) const FAILS_AT: u64 = 15 * 4096;
+pub(crate) const FAILS_AT: u64 = 15 * 4096 + 1;
 
 impl Export for Gated {
     fn info(&self) -> ExportInfo {
@@ -284,6 +284,8 @@ pub(crate) async fn run(program: &str, args: &[&str]) -> String {
 pub(crate) async fn run_any(program: &str, args: &[&str]) -> (bool, String, String) {
     let mut command = tokio::process::Command::new(program);
     command.args(args).stdin(std::process::Stdio::null()).kill_on_drop(true);
+    // The python that has libnbd is the distribution's, whatever else comes first here.
+    command.env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
     let output = tokio::time::timeout(Duration::from_secs(60), command.output())
         .await
         .unwrap_or_else(|_| panic!("{program} {args:?} does not end"))
