@@ -82,10 +82,7 @@ impl Inner {
         let Some(slot) = self.slot_for(key).await? else {
             return Ok(false);
         };
-        // Validation may have shown that some records are in the slot already.
-        let slot_seq = self.state().header(key).map_or(0, |(_, header)| header.seq);
-        let runs: Vec<&Run> = job.runs.iter().filter(|run| run.seq() > slot_seq).collect();
-        for run in &runs {
+        for run in &job.runs {
             let at = self.block_at(slot, run.first);
             if run.record.is_zero() {
                 self.disk.punch(at, u64::from(run.count) * BLOCK_BYTES).await?;
@@ -96,7 +93,7 @@ impl Inner {
         }
         {
             let mut state = self.state();
-            if !apply(&mut state, key, slot, &runs, job.seq) {
+            if !apply(&mut state, key, slot, &job.runs, job.seq) {
                 return Ok(false);
             }
         }
@@ -203,7 +200,7 @@ fn choose(state: &mut State, everything: bool) -> Vec<Job> {
 }
 
 /// Puts what was written to the slot into its header in memory.
-fn apply(state: &mut State, key: Key, slot: SlotId, runs: &[&Run], seq: u64) -> bool {
+fn apply(state: &mut State, key: Key, slot: SlotId, runs: &[Run], seq: u64) -> bool {
     let Some(volume) = state.volumes.get_mut(&key.volume) else {
         return false;
     };

@@ -128,7 +128,9 @@ impl Inner {
                 }
                 entry.header_written = true;
                 entry.entry.version = header.version;
-                let (seq, dirty) = (header.seq, u64::from(header.dirty.len()));
+                // Records that the header has are not dropped from the log's map: a power cut may have
+                // kept the header and not the data. Only the directory is written after both.
+                let dirty = u64::from(header.dirty.len());
                 entry.header = Some(Box::new(header));
                 entry.summarize();
                 state.headers_in_memory += 1;
@@ -136,7 +138,6 @@ impl Inner {
                     volume.dirty_slots =
                         (volume.dirty_slots + dirty).saturating_sub(listed.dirty_blocks.into());
                 }
-                state.drop_destaged(key, seq);
                 state.clean_published(key);
             }
             best => {

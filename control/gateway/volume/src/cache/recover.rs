@@ -4,7 +4,7 @@
 //! last checkpoint; slot headers only where a directory page is damaged. What it read is made durable, and
 //! the new incarnation too, before anything is written; so a crash while opening changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -103,6 +103,7 @@ impl Cache {
             disk: disk.as_ref(),
             superblock,
             state: State::default(),
+            rebuilt: BTreeSet::new(),
             accept_loss: config.accept_loss,
         };
         recovery.volumes().await?;
@@ -203,6 +204,8 @@ struct Recovery<'a> {
     disk: &'a dyn Disk,
     superblock: Superblock,
     state: State,
+    /// Slots whose entries were made of their headers.
+    rebuilt: BTreeSet<SlotId>,
     accept_loss: bool,
 }
 
@@ -298,6 +301,7 @@ impl Recovery<'_> {
                 Err(_) => broken = true,
             }
         }
+        self.rebuilt.insert(slot);
         let mut entry = Slot { unlisted: true, ..Slot::default() };
         if broken {
             // Headers are durable before the directory is written, so a power cut does not do this.
@@ -435,7 +439,9 @@ impl Recovery<'_> {
             return;
         }
         let slot = self.state.chunks.get(&key).and_then(|chunk| chunk.slot);
+        // A header may be there although its data are not; the directory is written after both.
         let in_slot = slot
+            .filter(|slot| !self.rebuilt.contains(slot))
             .and_then(|slot| self.state.slots.get(slot as usize))
             .is_some_and(|slot| record.seq <= slot.entry.seq);
         if !in_slot {

@@ -131,6 +131,10 @@ impl World {
         }
         let cache = Cache::open(disk, store, config).await?;
         let volume = cache.volume(&name())?;
+        if volume.size() < CHUNKS * CHUNK_BYTES {
+            // It died between shrinking and growing again.
+            volume.resize(CHUNKS * CHUNK_BYTES).await?;
+        }
         Ok((cache, volume))
     }
 
@@ -377,6 +381,7 @@ impl World {
         self.observed = false;
         let disk = self.disk.clone();
         let mut inner = None;
+        let mut seen = Seen::default();
         let end = run(async {
             let body = async {
                 let (cache, volume) = self.open().await?;
@@ -393,11 +398,18 @@ impl World {
                 }
                 Ok::<(), Fault>(())
             };
-            tokio::select! {
+            let end = tokio::select! {
                 biased;
                 () = disk.died() => Ok(End::Crashed),
                 done = body => done.map(|()| End::Finished),
+            };
+            if let Some(inner) = &inner {
+                let inner: &Arc<super::super::Inner> = inner;
+                let state = inner.state();
+                seen.in_cut += u64::from(state.volumes.values().any(|v| v.cut.is_some()));
+                seen.in_maintenance += u64::from(inner.maintenance.try_lock().is_err());
             }
+            end
         })?;
         match inner {
             Some(inner) => {
@@ -407,9 +419,8 @@ impl World {
                 self.seen.cuts += counters.cuts;
                 self.seen.checkpoints += counters.checkpoints;
                 if end == End::Crashed {
-                    let cutting = state.volumes.values().any(|volume| volume.cut.is_some());
-                    self.seen.in_cut += u64::from(cutting);
-                    self.seen.in_maintenance += u64::from(inner.maintenance.try_lock().is_err());
+                    self.seen.in_cut += seen.in_cut;
+                    self.seen.in_maintenance += seen.in_maintenance;
                 }
             }
             None if end == End::Crashed => self.seen.in_recovery += 1,
