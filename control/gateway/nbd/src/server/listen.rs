@@ -209,3 +209,41 @@ fn unix_peer(stream: &UnixStream) -> Peer {
         Err(_) => Peer::Anonymous,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_nothing_else_is() {
+        let folder =
+            std::env::temp_dir().join(format!("culvert-nbd-listen-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("sock");
+        let listener = Listener::unix(&path).unwrap();
+        assert_eq!(listener.to_string(), format!("unix:{}", path.display()));
+        let used = Listener::unix(&path).unwrap_err();
+        assert_eq!(used.kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        assert!(!path.exists(), "the file goes with the listener");
+        // What a process leaves that was killed.
+        drop(std_unix::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        drop(Listener::unix(&path).unwrap());
+        fs::write(&path, "precious").unwrap();
+        let other = Listener::unix(&path).unwrap_err();
+        assert_eq!(other.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        assert!(Listener::unix(&folder.join("missing/sock")).is_err());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_refused() {
+        let one = Listener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = one.tcp_address().unwrap();
+        assert_eq!(one.to_string(), format!("tcp:{address}"));
+        let used = Listener::tcp(address).unwrap_err();
+        assert_eq!(used.kind(), io::ErrorKind::AddrInUse);
+    }
+}
