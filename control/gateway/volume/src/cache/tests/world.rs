@@ -57,11 +57,24 @@ pub(super) struct World {
     pub(super) history: History,
     pub(super) rng: Rng,
     pub(super) seen: Seen,
-    created: bool,
+    pub(super) created: bool,
     next_tag: u64,
     lazy: bool,
     /// Whether everything was read since the last crash.
     observed: bool,
+}
+
+impl Clone for World {
+    /// The same world from here on, sharing nothing with this one.
+    fn clone(&self) -> World {
+        World {
+            disk: self.disk.copy(7),
+            store: self.store.copy(),
+            history: self.history.clone(),
+            rng: self.rng.clone(),
+            ..*self
+        }
+    }
 }
 
 /// What ended a session with the cache.
@@ -100,9 +113,13 @@ impl World {
     pub(super) fn new(seed: u64) -> World {
         let mut rng = Rng::new(seed);
         let slots = 2 + rng.below(3);
+        let store = SimStore::new(seed);
+        if rng.one_in(3) {
+            store.fail_one_in(5);
+        }
         World {
             disk: SimDisk::new(disk_len(slots), seed),
-            store: SimStore::new(seed),
+            store,
             history: History::default(),
             seen: Seen::default(),
             created: false,
