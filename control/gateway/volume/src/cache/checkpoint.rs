@@ -68,12 +68,8 @@ impl Inner {
         }
         // Whatever displaced a record that is not in the map must be durable, and so must be the headers
         // that the directory repeats.
-        if planted(Plant::CheckpointBeforeSync) {
-            self.written(through).await?;
-        } else {
-            self.written(through).await?;
-            self.barrier().await?;
-        }
+        self.written(through).await?;
+        self.barrier().await?;
 
         let pages = self.directory_pages();
         for (at, page) in pages {

@@ -59,9 +59,7 @@ impl Inner {
         if done.is_empty() {
             return Ok(0);
         }
-        if !planted(Plant::FreeBeforeSync) {
-            self.barrier().await?;
-        }
+        self.barrier().await?;
         let mut state = self.state();
         for (key, seq) in &done {
             state.drop_destaged(*key, *seq);

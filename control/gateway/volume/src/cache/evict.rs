@@ -42,9 +42,7 @@ impl Inner {
         if evicted.is_empty() {
             return Ok(0);
         }
-        if !planted(Plant::ReuseBeforeSync) {
-            self.barrier().await?;
-        }
+        self.barrier().await?;
         let mut state = self.state();
         state.free.extend(&evicted);
         Ok(evicted.len())

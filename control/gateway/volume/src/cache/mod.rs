@@ -333,26 +333,16 @@ pub(crate) enum Plant {
     NoSync,
     /// Slots are overwritten before their records are durable.
     DestageBeforeSync,
-    /// Records leave the map before data and header are durable.
-    FreeBeforeSync,
     /// The superblock moves on before directory and map are durable.
     SuperblockBeforeDirectory,
-    /// The map leaves out displaced records before what displaced them is durable.
-    CheckpointBeforeSync,
     /// Both versions of a header go to the same place.
     HeaderInPlace,
-    /// A slot is used again before its free header is durable.
-    ReuseBeforeSync,
     /// Blocks are clean once they are in a slot.
     CleanTooEarly,
-    /// Blocks turn clean before their root is published.
-    CleanBeforePublish,
     /// Blocks that were overwritten after the cut turn clean with it.
     CleanOverwritten,
     /// Dirty chunks are evicted.
     EvictDirty,
-    /// What was fetched is put in although the chunk left its slot meanwhile.
-    StaleFill,
     /// A cut holds whatever is newest when it is read.
     CutTakesNewest,
     /// Slots are overwritten although a cut needs what is there.
@@ -363,8 +353,6 @@ pub(crate) enum Plant {
     NoEpochCheck,
     /// A root is put without a condition.
     PutWithoutCondition,
-    /// Recovery takes frames of any incarnation.
-    AnyIncarnation,
     /// Recovery does not check the data of records.
     NoDataCheck,
 }

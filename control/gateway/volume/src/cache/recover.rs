@@ -521,7 +521,7 @@ impl Recovery<'_> {
             header.incarnation == sb.incarnation
         } else {
             header.incarnation >= incarnation && header.incarnation <= sb.incarnation
-        } || planted(Plant::AnyIncarnation);
+        };
         if header.cache_id != sb.cache_id
             || header.pos != pos
             || !right_incarnation

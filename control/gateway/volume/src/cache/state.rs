@@ -386,9 +386,7 @@ impl State {
                 && chunk.slot == Some(slot)
             {
                 chunk.slot = None;
-                if !super::planted(super::Plant::StaleFill) {
-                    chunk.generation = generation;
-                }
+                chunk.generation = generation;
             }
             self.forget_if_empty(key);
         }

@@ -360,12 +360,6 @@ impl Inner {
             published_at_ms: super::unix_ms(),
             nodes,
         };
-        if planted(Plant::CleanBeforePublish) {
-            self.published_root(
-                volume,
-                &RemoteRoot { root: Arc::new(root.clone()), version: old.version.clone() },
-            );
-        }
         let published = self.put_root(volume, &name, root, old).await?;
         let left = self.published_root(volume, &published);
         let mut change = |page: &mut crate::format::volume_page::VolumePage| {

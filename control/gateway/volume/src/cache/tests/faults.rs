@@ -8,6 +8,7 @@ use super::super::{Cache, Config, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{Rng, SimDisk, Survivors};
 use crate::error::Error;
+use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES};
 use crate::format::superblock::{COPIES, Layout};
 use crate::remote::sim::SimStore;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
@@ -18,6 +19,15 @@ fn block(tag: u8) -> Bytes {
 
 fn layout() -> Layout {
     Layout::for_len(disk_len(4), LOG).unwrap()
+}
+
+/// Where the slot begins whose chunk begins with a block of `tag`.
+fn slot_of(disk: &SimDisk, tag: u8) -> u64 {
+    let layout = layout();
+    (0..u64::from(layout.slots))
+        .map(|slot| layout.slots_at + slot * SLOT_BYTES)
+        .find(|at| disk.peek(at + 2 * HEADER_BYTES as u64, 1) == [tag])
+        .unwrap()
 }
 
 /// A closed cache with one clean chunk (0) and one dirty chunk (1), both in slots.
@@ -63,9 +73,9 @@ fn a_planned_stop_leaves_nothing_to_validate() {
 fn one_damaged_superblock_is_survived_and_two_are_an_error() {
     run(async {
         let (disk, store) = closed().await;
+        // Each opening writes both anew.
         disk.flip(COPIES[0] + 40, 1);
         drop(open(&disk, &store).await.unwrap());
-        disk.flip(COPIES[0] + 40, 1);
         disk.flip(COPIES[1] + 40, 1);
         drop(open(&disk, &store).await.unwrap());
         disk.flip(COPIES[0] + 40, 1);
@@ -87,12 +97,12 @@ fn one_damaged_superblock_is_survived_and_two_are_an_error() {
 fn flipped_metadata_never_give_wrong_data() {
     let (disk, store) = run(closed());
     let layout = layout();
-    let slot = |i: u64| layout.slots_at + i * crate::format::slot_header::SLOT_BYTES;
+    let (clean, dirty) = (slot_of(&disk, 1), slot_of(&disk, 2));
     let mut rng = Rng::new(9);
     let (mut right, mut errors) = (0, 0);
     for round in 0..400_u64 {
-        let disk = disk.copy(round);
-        let headers = [slot(0), slot(0) + 8192, slot(1), slot(1) + 8192];
+        let (disk, store) = (disk.copy(round), store.copy());
+        let headers = [clean, clean + 8192, dirty, dirty + 8192];
         let places = [
             &[layout.directory_at][..],
             &headers[..1],
@@ -139,14 +149,8 @@ fn flipped_metadata_never_give_wrong_data() {
 fn a_damaged_clean_block_is_fetched_again_and_a_dirty_one_is_named() {
     run(async {
         let (disk, store) = closed().await;
-        let layout = layout();
-        let data =
-            |slot: u64| layout.slots_at + slot * crate::format::slot_header::SLOT_BYTES + 16384;
-        let first = disk.peek(data(0), 1)[0];
-        assert!(first == 1 || first == 2);
-        let (clean, dirty) = if first == 1 { (0, 1) } else { (1, 0) };
-        disk.flip(data(clean) + 77, 4);
-        disk.flip(data(dirty) + 78, 4);
+        disk.flip(slot_of(&disk, 1) + 2 * HEADER_BYTES as u64 + 77, 4);
+        disk.flip(slot_of(&disk, 2) + 2 * HEADER_BYTES as u64 + 78, 4);
         let cache = open(&disk, &store).await.unwrap();
         let volume = cache.volume(&name()).unwrap();
         let report = cache.scrub(false, |_, _| {}).await.unwrap();
@@ -240,9 +244,9 @@ fn a_full_disk_stops_the_cache_and_loses_nothing() {
 fn unreadable_sectors_are_errors_of_their_range_only() {
     run(async {
         let (disk, store) = closed().await;
-        let layout = layout();
-        // All headers and data of both slots.
-        disk.make_unreadable(layout.slots_at, 2 * crate::format::slot_header::SLOT_BYTES);
+        for tag in [1, 2] {
+            disk.make_unreadable(slot_of(&disk, tag), SLOT_BYTES);
+        }
         let cache = open(&disk, &store).await.unwrap();
         let volume = cache.volume(&name()).unwrap();
         assert_eq!(volume.read_vec(0, 4096).await.unwrap(), block(1));

@@ -20,11 +20,20 @@ fn random(seed: u64) -> Result<(), String> {
     long_run(seed, 3, 70).map(|_| ()).map_err(|fault| fault.to_string())
 }
 
+/// Short sequences: the seed is their length.
+fn short(seed: u64) -> Result<(), String> {
+    if seed > 3 {
+        return Ok(());
+    }
+    let (depth, stride) = [(1, 1), (2, 1), (3, 4)][seed as usize - 1];
+    super::enumerate::short_sequences(depth, stride).map(|_| ())
+}
+
 macro_rules! plants {
     ($($test:ident: $plant:ident by $run:ident;)*) => {$(
         #[test]
         fn $test() {
-            let found = is_found(Plant::$plant, 600, $run);
+            let found = is_found(Plant::$plant, 400, $run);
             println!("{:?}: {found:?}", Plant::$plant);
             assert!(found.is_some(), "{:?} was not found", Plant::$plant);
         }
@@ -32,18 +41,17 @@ macro_rules! plants {
 }
 
 plants! {
-    a_flush_without_a_sync_is_found: FlushSkipsSync by random;
-    no_sync_at_all_is_found: NoSync by random;
-    a_slot_written_before_its_records_are_durable_is_found: DestageBeforeSync by random;
-    records_forgotten_before_their_slot_is_durable_are_found: FreeBeforeSync by random;
-    a_superblock_ahead_of_the_directory_is_found: SuperblockBeforeDirectory by random;
-    headers_written_in_place_are_found: HeaderInPlace by random;
+    a_flush_without_a_sync_is_found: FlushSkipsSync by short;
+    no_sync_at_all_is_found: NoSync by short;
+    a_slot_written_before_its_records_are_durable_is_found: DestageBeforeSync by short;
+    a_superblock_ahead_of_the_directory_is_found: SuperblockBeforeDirectory by short;
+    headers_written_in_place_are_found: HeaderInPlace by short;
     blocks_clean_too_early_are_found: CleanTooEarly by random;
     blocks_clean_although_overwritten_are_found: CleanOverwritten by random;
     eviction_of_dirty_chunks_is_found: EvictDirty by random;
     a_cut_of_whatever_is_newest_is_found: CutTakesNewest by random;
     slots_overwritten_under_a_cut_are_found: DestageOverCut by random;
-    a_cut_that_is_not_durable_here_is_found: CutBeforeFlush by random;
+    a_cut_that_is_not_durable_here_is_found: CutBeforeFlush by short;
     data_of_records_not_checked_is_found: NoDataCheck by random;
     a_root_put_without_looking_at_the_epoch_is_found: NoEpochCheck by two_owners;
     a_root_put_without_condition_is_found: PutWithoutCondition by two_owners;
