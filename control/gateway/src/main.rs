@@ -1,6 +1,7 @@
 //! `culvert-gateway`: serves cached volumes over NBD.
 
 use std::error::Error;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -41,7 +42,11 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let settings = Settings::gather(options)?;
     let filter = tracing_subscriber::EnvFilter::try_new(&settings.log)?;
     // Standard output may be the client's.
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(&settings))?;
     Ok(())

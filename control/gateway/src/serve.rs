@@ -77,6 +77,8 @@ pub enum ServeError {
 /// # Errors
 /// See [`ServeError`].
 pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
+    // First, so that nothing is made for clients that cannot come, and those that come early wait.
+    let listeners = if settings.stdio { Vec::new() } else { listeners(settings)? };
     let cache = Arc::new(open_cache(settings).await?);
     for wanted in &settings.volumes {
         provide(&cache, wanted, settings.take_over).await?;
@@ -94,7 +96,7 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
         let stream = Stream::stdio().map_err(ServeError::Stdio)?;
         until_stopped(&cache, server.serve_stream(stream)).await
     } else {
-        for listener in listeners(settings)? {
+        for listener in listeners {
             info!(%listener, "listening");
             let server = server.clone();
             tokio::spawn(async move { server.serve(listener).await });
