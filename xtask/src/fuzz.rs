@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::run::{Result, cargo, is_there, root, run};
 
 /// Folders with fuzz targets.
-const CRATES: [&str; 2] = ["dataplane/wire", "control/gateway/nbd"];
+const CRATES: [&str; 3] = ["dataplane/wire", "control/gateway/nbd", "control/gateway/volume"];
 
 /// Runs `target`, or every target, for `secs` seconds each.
 pub(crate) fn fuzz(target: Option<&str>, secs: u64) -> Result {

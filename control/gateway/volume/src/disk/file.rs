@@ -210,3 +210,55 @@ impl Disk for FileDisk {
         self.inner.path.display().to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct TempFile(PathBuf);
+
+    impl TempFile {
+        fn new() -> TempFile {
+            let name = format!("culvert-disk-{:016x}", crate::random());
+            TempFile(std::env::temp_dir().join(name))
+        }
+    }
+
+    impl Drop for TempFile {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_reads_back_what_was_written_and_holes_are_zeros() {
+        let file = TempFile::new();
+        let disk = FileDisk::create(&file.0, 1 << 20).unwrap();
+        assert_eq!(disk.len(), 1 << 20);
+        // More parts than one system call takes.
+        let parts: Vec<Bytes> = (0..3000_u32).map(|i| Bytes::from(vec![i as u8; 64])).collect();
+        disk.write(4096, parts.clone()).await.unwrap();
+        disk.sync().await.unwrap();
+        assert_eq!(disk.read(4096, 3000 * 64).await.unwrap(), parts.concat());
+        disk.punch(8192, 4096).await.unwrap();
+        assert_eq!(disk.read(8192, 4096).await.unwrap(), vec![0; 4096]);
+        assert!(matches!(disk.read((1 << 20) - 10, 20).await, Err(DiskError::Io { .. })));
+        drop(disk);
+        let disk = FileDisk::open(&file.0).unwrap();
+        assert_eq!(disk.read(4096, 64).await.unwrap(), parts[0]);
+    }
+
+    #[test]
+    fn a_cache_is_opened_once_at_a_time_and_made_once() {
+        let file = TempFile::new();
+        let disk = FileDisk::create(&file.0, 1 << 20).unwrap();
+        assert!(matches!(FileDisk::open(&file.0), Err(DiskError::InUse { .. })));
+        assert!(matches!(FileDisk::create(&file.0, 1 << 20), Err(DiskError::Open { .. })));
+        drop(disk);
+        drop(FileDisk::open(&file.0).unwrap());
+        assert!(matches!(FileDisk::open(Path::new("/dev/null")), Err(DiskError::Open { .. })));
+        let too_big = TempFile::new();
+        assert!(FileDisk::create(&too_big.0, 1 << 60).is_err());
+        assert!(!too_big.0.exists());
+    }
+}

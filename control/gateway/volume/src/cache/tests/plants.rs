@@ -2,7 +2,7 @@
 
 use super::super::{PLANTED, Plant};
 use super::volumes::two_owners;
-use super::world::long_run;
+use super::world::{busy_run, long_run};
 
 /// Whether one of `seeds` runs finds the planted fault.
 fn is_found(
@@ -18,6 +18,10 @@ fn is_found(
 
 fn random(seed: u64) -> Result<(), String> {
     long_run(seed, 3, 70).map(|_| ()).map_err(|fault| fault.to_string())
+}
+
+fn busy(seed: u64) -> Result<(), String> {
+    busy_run(seed).map_err(|fault| fault.to_string())
 }
 
 /// Short sequences: the seed is their length.
@@ -47,10 +51,10 @@ plants! {
     a_superblock_ahead_of_the_directory_is_found: SuperblockBeforeDirectory by short;
     headers_written_in_place_are_found: HeaderInPlace by short;
     blocks_clean_too_early_are_found: CleanTooEarly by random;
-    blocks_clean_although_overwritten_are_found: CleanOverwritten by random;
+    blocks_clean_although_overwritten_are_found: CleanOverwritten by busy;
     eviction_of_dirty_chunks_is_found: EvictDirty by random;
-    a_cut_of_whatever_is_newest_is_found: CutTakesNewest by random;
-    slots_overwritten_under_a_cut_are_found: DestageOverCut by random;
+    a_cut_of_whatever_is_newest_is_found: CutTakesNewest by busy;
+    slots_overwritten_under_a_cut_are_found: DestageOverCut by busy;
     a_cut_that_is_not_durable_here_is_found: CutBeforeFlush by short;
     data_of_records_not_checked_is_found: NoDataCheck by random;
     a_root_put_without_looking_at_the_epoch_is_found: NoEpochCheck by two_owners;

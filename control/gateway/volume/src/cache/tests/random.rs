@@ -1,6 +1,6 @@
 //! Long random runs. A failing seed is printed and fails again.
 
-use super::world::{Seen, long_run};
+use super::world::{Seen, busy_run, long_run};
 
 /// Runs `CULVERT_SEEDS` seeds (default 200) from `CULVERT_SEED` on.
 #[test]
@@ -27,6 +27,15 @@ fn random_operations_and_crashes_lose_nothing_that_was_promised() {
             ("cuts", seen.cuts),
         ] {
             assert!(times >= count / 20, "too few {what}: {seen:?}");
+        }
+    }
+}
+
+#[test]
+fn a_cut_beside_writes_is_a_cut() {
+    for seed in 1..=100 {
+        if let Err(fault) = busy_run(seed) {
+            panic!("seed {seed}: {fault}");
         }
     }
 }

@@ -519,3 +519,49 @@ pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<Seen,
     world.seen.torn = world.disk.counts().torn;
     Ok(world.seen)
 }
+
+/// Uploads with writes and destaging beside them, and a look at the store after each.
+pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
+    let mut world = World::new(seed);
+    for round in 0..4 {
+        run(async {
+            let (cache, volume) = world.open().await?;
+            if round > 0 {
+                world.observe(&volume, false).await?;
+            }
+            for _ in 0..3 {
+                for _ in 0..6 {
+                    let (offset, len) = world.range();
+                    world.write(&volume, offset, len, false).await?;
+                }
+                world.flush(&volume).await?;
+                if world.rng.one_in(2) {
+                    cache.destage().await?;
+                }
+                let waits = world.rng.below(30);
+                let writes = async {
+                    for _ in 0..waits {
+                        tokio::task::yield_now().await;
+                    }
+                    for _ in 0..5 {
+                        let (offset, len) = world.range();
+                        world.write(&volume, offset, len, false).await?;
+                        if world.rng.one_in(3) {
+                            cache.destage().await?;
+                        }
+                    }
+                    Ok::<(), Error>(())
+                };
+                let (uploaded, written) = tokio::join!(volume.upload(), writes);
+                uploaded?;
+                written?;
+                cache.evict(2).await?;
+            }
+            world.flush(&volume).await?;
+            Ok::<_, Fault>(())
+        })?;
+        world.compare_remote()?;
+        world.disk.restart(Survivors::Random(seed));
+    }
+    Ok(())
+}
