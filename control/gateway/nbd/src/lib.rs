@@ -15,6 +15,28 @@
 //!
 //! The protocol is the NBD project's `doc/proto.md`: fixed newstyle with structured replies and
 //! extended headers, without TLS.
+//!
+//! A server takes an implementation of [`Exports`], which finds one of [`Export`] by name:
+//!
+//! ```no_run
+//! use culvert_nbd::memory::{Memory, MemoryExports};
+//! use culvert_nbd::{Limits, Listener, Server, Shutdown};
+//!
+//! # async fn example() -> std::io::Result<()> {
+//! let exports = MemoryExports::default();
+//! exports.insert("vol", Memory::new(1 << 30));
+//! let server = Server::new(exports, Limits::default(), ());
+//! let listener = Listener::unix("/run/culvert/nbd.sock".as_ref())?;
+//! let serving = tokio::spawn({
+//!     let server = server.clone();
+//!     async move { server.serve(listener).await }
+//! });
+//! // Some time later:
+//! server.shutdown(Shutdown::default()).await;
+//! # serving.await.unwrap();
+//! # Ok(())
+//! # }
+//! ```
 
 mod gate;
 

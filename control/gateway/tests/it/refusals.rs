@@ -4,8 +4,16 @@ use crate::support::{GATEWAY, Gateway, Scratch, output};
 
 /// What it says when it refuses to start.
 fn refused(scratch: &Scratch, more: &[&str]) -> String {
+    refused_with(scratch, "", "", more)
+}
+
+/// The same with `new` in place of the argument `old`.
+fn refused_with(scratch: &Scratch, old: &str, new: &str, more: &[&str]) -> String {
     let arguments = scratch.arguments();
     let mut all: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let Some(argument) = all.iter_mut().find(|argument| **argument == old) {
+        *argument = new;
+    }
     all.extend(more);
     let output = output(GATEWAY, &all);
     assert!(!output.status.success(), "it served");
@@ -16,8 +24,8 @@ fn refused(scratch: &Scratch, more: &[&str]) -> String {
 fn a_cache_in_use_is_refused_and_the_user_goes_on() {
     let scratch = Scratch::new();
     let gateway = Gateway::start(&scratch, &["--volume", "vol=8M"]);
-    let other = scratch.path("other.sock").display().to_string();
-    let said = refused(&scratch, &["--listen", &other]);
+    let sockets = ["nbd.sock", "other.sock"].map(|name| scratch.path(name).display().to_string());
+    let said = refused_with(&scratch, &sockets[0], &sockets[1], &[]);
     assert!(said.contains("in use"), "{said}");
     let io = ["-f", "raw", "-c", "write 0 4k", &gateway.uri("vol")];
     assert!(output("qemu-io", &io).status.success());
@@ -38,13 +46,7 @@ fn a_file_that_is_no_cache_is_refused_and_left_as_it_is() {
 fn a_cache_too_small_or_too_large_leaves_no_file() {
     for (size, expected) in [("8M", "needs a log"), ("900T", "allocate")] {
         let scratch = Scratch::new();
-        let arguments = scratch.arguments();
-        let with_size = |part: &String| if part == "96M" { size.to_owned() } else { part.clone() };
-        let arguments: Vec<String> = arguments.iter().map(with_size).collect();
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let output = output(GATEWAY, &arguments);
-        assert!(!output.status.success(), "it served");
-        let said = String::from_utf8_lossy(&output.stderr);
+        let said = refused_with(&scratch, "96M", size, &[]);
         assert!(said.contains(expected), "{size}: {said}");
         assert!(!scratch.path("cache").exists());
     }

@@ -1,6 +1,8 @@
 //! A gateway in a folder of its own, and stock clients.
 
+use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -58,7 +60,7 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Starts it with further arguments and waits until it listens.
+    /// Starts it with further arguments and waits until it serves.
     pub(crate) fn start(scratch: &Scratch, more: &[&str]) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(scratch.path("log"));
         let child = Command::new(GATEWAY)
@@ -70,11 +72,11 @@ impl Gateway {
             .unwrap();
         let mut gateway = Self { child, socket: scratch.path("nbd.sock") };
         let begun = Instant::now();
-        while std::os::unix::net::UnixStream::connect(&gateway.socket).is_err() {
+        while !greets(&gateway.socket) {
             let ended = gateway.child.try_wait().unwrap();
             let log = || std::fs::read_to_string(scratch.path("log")).unwrap();
             assert!(ended.is_none(), "it ended with {ended:?}:\n{}", log());
-            assert!(begun.elapsed() < Duration::from_secs(30), "it does not listen:\n{}", log());
+            assert!(begun.elapsed() < Duration::from_secs(30), "it does not serve:\n{}", log());
             std::thread::sleep(Duration::from_millis(10));
         }
         gateway
@@ -97,6 +99,13 @@ impl Gateway {
         assert!(status.success(), "{status}");
         assert!(!self.socket.exists(), "its socket is still there");
     }
+}
+
+/// Whether a server greets its clients; one that listens already may not yet.
+fn greets(socket: &Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.read_exact(&mut [0; 18]).is_ok()
 }
 
 impl Drop for Gateway {
