@@ -106,10 +106,11 @@ impl Inner {
                 let missing = self.missing_of(key, frame).await?;
                 let fetched = Arc::new(self.fetch_blocks(key, &missing).await?);
                 if fetched.iter().any(|fetched| fetched.data.is_some()) {
+                    let this = self.this()?;
+                    // The fill keeps the chunk's entry and generation too.
+                    self.state().chunk(key).fetching += 1;
                     self.fills.change(|fills| *fills += 1);
-                    let fill =
-                        Arc::clone(&self.this()?).fill(key, guard.generation, Arc::clone(&fetched));
-                    tokio::spawn(fill);
+                    tokio::spawn(this.fill(key, guard.generation, Arc::clone(&fetched)));
                 }
                 Ok::<_, Error>(fetched)
             })
@@ -208,6 +209,7 @@ impl Inner {
         if let Err(error) = self.try_fill(key, generation, &fetched).await {
             tracing::debug!(%error, "fetched blocks were not kept");
         }
+        drop(Fetching { inner: &self, key, generation });
         self.fills.change(|fills| *fills = fills.saturating_sub(1));
     }
 

@@ -215,7 +215,7 @@ impl Inner {
 
     fn random(&self) -> u64 {
         let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
-        rng.next() << 32 ^ rng.next()
+        rng.draw() << 32 ^ rng.draw()
     }
 
     /// A random number from 0 to 1.

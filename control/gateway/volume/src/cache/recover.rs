@@ -54,7 +54,7 @@ impl Cache {
         }
         let seed = config.seed.unwrap_or_else(crate::random);
         remote::probe(store.as_ref(), seed).await?;
-        let cache_id = Rng::new(seed ^ 0x0063_6163_6865).next().max(1);
+        let cache_id = Rng::new(seed ^ 0x0063_6163_6865).draw().max(1);
         // The log is written ahead, so that a later sync has no metadata to commit.
         let zeros = Bytes::from(vec![0; WINDOW as usize]);
         let (mut at, end) = (layout.log_at, layout.log_at + layout.log_len);
@@ -140,7 +140,7 @@ impl Cache {
             layout: superblock.layout,
             cache_id: superblock.cache_id,
             incarnation_at,
-            nonce: rng.next() << 32 ^ rng.next(),
+            nonce: rng.draw() << 32 ^ rng.draw(),
             objects: AtomicU32::new(0),
             state: Mutex::new(state),
             rng: Mutex::new(rng),
@@ -446,7 +446,7 @@ impl Recovery<'_> {
             .is_some_and(|slot| record.seq <= slot.entry.seq);
         if !in_slot {
             let (first, count) = (record.record.first, record.record.count);
-            self.state.map_run(Run { first, count, record: Arc::clone(record), skip: 0 });
+            self.state.map_run(&Run { first, count, record: Arc::clone(record), skip: 0 });
         }
     }
 

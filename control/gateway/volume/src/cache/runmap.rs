@@ -155,10 +155,11 @@ impl RunMap {
         let mut removed = Vec::new();
         for first in touched {
             if let Some(run) = self.0.remove(&first) {
-                for kept in [run.cut(&(0..blocks.start)), run.cut(&(blocks.end..u16::MAX))] {
-                    if let Some(kept) = kept {
-                        self.0.insert(kept.first, kept);
-                    }
+                for kept in [run.cut(&(0..blocks.start)), run.cut(&(blocks.end..u16::MAX))]
+                    .into_iter()
+                    .flatten()
+                {
+                    self.0.insert(kept.first, kept);
                 }
                 removed.extend(run.cut(&blocks));
             }

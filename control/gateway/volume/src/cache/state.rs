@@ -257,10 +257,10 @@ impl State {
     pub(crate) fn map_record(&mut self, record: &Arc<LogRecord>) {
         let (first, count) = (record.record.first, record.record.count);
         let run = super::runmap::Run { first, count, record: Arc::clone(record), skip: 0 };
-        self.map_run(run);
+        self.map_run(&run);
     }
 
-    pub(crate) fn map_run(&mut self, run: super::runmap::Run) {
+    pub(crate) fn map_run(&mut self, run: &super::runmap::Run) {
         let key = Key { volume: run.record.record.volume, chunk: run.record.record.chunk };
         let blocks = run.first..run.end();
         let displaced = self.chunk(key).log.insert(run.clone());

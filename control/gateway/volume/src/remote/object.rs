@@ -26,7 +26,7 @@ impl ObjectStoreRemote {
     }
 
     fn at(&self, path: &str) -> Path {
-        path.split('/').fold(self.prefix.clone(), |at, part| at.join(part))
+        path.split('/').fold(self.prefix.clone(), Path::join)
     }
 
     async fn put(

@@ -56,7 +56,7 @@ plants! {
     a_cut_of_whatever_is_newest_is_found: CutTakesNewest by busy;
     slots_overwritten_under_a_cut_are_found: DestageOverCut by busy;
     a_cut_that_is_not_durable_here_is_found: CutBeforeFlush by short;
-    data_of_records_not_checked_is_found: NoDataCheck by random;
+    data_of_records_not_checked_is_found: NoDataCheck by short;
     a_root_put_without_looking_at_the_epoch_is_found: NoEpochCheck by two_owners;
     a_root_put_without_condition_is_found: PutWithoutCondition by two_owners;
 }

@@ -29,10 +29,10 @@ pub(super) fn two_owners(seed: u64) -> Result<(), String> {
     run(async {
         let mut rng = Rng::new(seed);
         let store = SimStore::new(seed);
+        let (first, second) = (cache(&store, seed * 2).await, cache(&store, seed * 2 + 1).await);
         if rng.one_in(2) {
             store.fail_one_in(6);
         }
-        let (first, second) = (cache(&store, seed * 2).await, cache(&store, seed * 2 + 1).await);
         let old = first.create_volume(&name(), 4 * CHUNK_BYTES, VolumeOptions::default()).await;
         let old = old.map_err(|e| e.to_string())?;
         old.write(0, block(1), false).await.map_err(|e| e.to_string())?;

@@ -133,7 +133,7 @@ impl World {
     /// Opens the cache and the volume, or makes them.
     pub(super) async fn open(&mut self) -> Result<(Cache, Volume), Error> {
         let (disk, store) = (Arc::new(self.disk.clone()), Arc::new(self.store.clone()));
-        let mut config = config(self.rng.next());
+        let mut config = config(self.rng.draw());
         config.eager_validation = !self.lazy;
         if self.rng.one_in(2) {
             config.validation_pause = Duration::from_millis(self.rng.below(500));
@@ -504,14 +504,14 @@ pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<Seen,
                 0 => Survivors::None,
                 1 => Survivors::Prefix(world.rng.below(unsynced + 1) as usize),
                 2 => Survivors::AllBut(world.rng.below(unsynced) as usize),
-                _ => Survivors::Random(world.rng.next()),
+                _ => Survivors::Random(world.rng.draw()),
             };
             world.disk.restart(survivors);
         }
         if !world.created {
             // It died while it was being made: nothing is promised, and it is made anew.
-            world.disk = SimDisk::new(crate::disk::Disk::len(&world.disk), world.rng.next());
-            world.store = SimStore::new(world.rng.next());
+            world.disk = SimDisk::new(crate::disk::Disk::len(&world.disk), world.rng.draw());
+            world.store = SimStore::new(world.rng.draw());
         }
         // What a kill kept and nobody looked at yet, a power cut may still take.
         killed = Some(was_killed && (world.observed || killed == Some(true)));
