@@ -10,7 +10,7 @@ use culvert_nbd::{Limits, Listener, Server, Shutdown, Stream};
 use culvert_volume::disk::{DiskError, FileDisk};
 use culvert_volume::remote::{FolderStore, Store, StoreError};
 use culvert_volume::{Cache, Config, Error, VolumeName, VolumeOptions};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::exports::VolumeExports;
@@ -77,6 +77,8 @@ pub enum ServeError {
 /// # Errors
 /// See [`ServeError`].
 pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
+    // From now on a signal to stop is heard, and heeded once the cache is open.
+    let mut signals = Signals::new().map_err(ServeError::Signal)?;
     // First, so that nothing is made for clients that cannot come, and those that come early wait.
     let listeners = if settings.stdio { Vec::new() } else { listeners(settings)? };
     let cache = Arc::new(open_cache(settings).await?);
@@ -94,14 +96,14 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     }
     let served = if settings.stdio {
         let stream = Stream::stdio().map_err(ServeError::Stdio)?;
-        until_stopped(&cache, server.serve_stream(stream)).await
+        until_stopped(&cache, &mut signals, server.serve_stream(stream)).await
     } else {
         for listener in listeners {
             info!(%listener, "listening");
             let server = server.clone();
             tokio::spawn(async move { server.serve(listener).await });
         }
-        until_stopped(&cache, std::future::pending()).await
+        until_stopped(&cache, &mut signals, std::future::pending()).await
     };
     info!("stopping");
     tell_manager(STOPPING);
@@ -178,10 +180,25 @@ fn listeners(settings: &Settings) -> Result<Vec<Listener>, ServeError> {
     Ok(listeners)
 }
 
+/// Signals that say stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
 /// Waits for the end of `work`, a signal to stop, or the failure of the cache.
-async fn until_stopped(cache: &Cache, work: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signal)?;
+async fn until_stopped(
+    cache: &Cache,
+    signals: &mut Signals,
+    work: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     tell_manager(READY);
     let failure = async {
         loop {
@@ -193,8 +210,8 @@ async fn until_stopped(cache: &Cache, work: impl Future<Output = ()>) -> Result<
     };
     tokio::select! {
         () = work => Ok(()),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        _ = signals.terminate.recv() => Ok(()),
+        _ = signals.interrupt.recv() => Ok(()),
         cause = failure => {
             error!("the cache stopped: {cause}");
             Err(ServeError::Stopped { cause })
