@@ -101,6 +101,7 @@ struct State {
     fail_sync: bool,
     fail_writes: bool,
     bad: BTreeMap<u64, u64>,
+    slow_reads: bool,
 }
 
 impl SimDisk {
@@ -121,6 +122,7 @@ impl SimDisk {
             fail_sync: false,
             fail_writes: false,
             bad: BTreeMap::new(),
+            slow_reads: false,
         };
         SimDisk { state: Arc::new(Mutex::new(state)), died: Arc::new(watch::Sender::new(false)) }
     }
@@ -240,6 +242,11 @@ impl SimDisk {
         self.state().fail_writes = fail;
     }
 
+    /// Some reads take so long that much happens meanwhile.
+    pub fn slow_reads(&self, slow: bool) {
+        self.state().slow_reads = slow;
+    }
+
     /// Reads that touch these bytes fail from now on.
     pub fn make_unreadable(&self, offset: u64, len: u64) {
         self.state().bad.insert(offset, len);
@@ -333,7 +340,11 @@ impl Disk for SimDisk {
 
     fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
         Box::pin(async move {
-            let turns = self.state().rng.below(4);
+            let turns = {
+                let mut state = self.state();
+                let slow = state.slow_reads && state.rng.one_in(3);
+                state.rng.below(if slow { 300 } else { 4 })
+            };
             for _ in 0..turns {
                 tokio::task::yield_now().await;
             }

@@ -37,7 +37,7 @@ macro_rules! plants {
     ($($test:ident: $plant:ident by $run:ident;)*) => {$(
         #[test]
         fn $test() {
-            let found = is_found(Plant::$plant, 400, $run);
+            let found = is_found(Plant::$plant, 200, $run);
             println!("{:?}: {found:?}", Plant::$plant);
             assert!(found.is_some(), "{:?} was not found", Plant::$plant);
         }

@@ -2,13 +2,13 @@
 
 use super::world::{Seen, busy_run, long_run};
 
-/// Runs `CULVERT_SEEDS` seeds (default 200) from `CULVERT_SEED` on.
+/// Runs `CULVERT_SEEDS` seeds (default 100) from `CULVERT_SEED` on.
 #[test]
 fn random_operations_and_crashes_lose_nothing_that_was_promised() {
     let number = |name: &str, default: u64| {
         std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
     };
-    let (first, count) = (number("CULVERT_SEED", 1), number("CULVERT_SEEDS", 200));
+    let (first, count) = (number("CULVERT_SEED", 1), number("CULVERT_SEEDS", 100));
     let mut seen = Seen::default();
     for seed in first..first + count {
         match long_run(seed, 3, 70) {
@@ -33,7 +33,7 @@ fn random_operations_and_crashes_lose_nothing_that_was_promised() {
 
 #[test]
 fn a_cut_beside_writes_is_a_cut() {
-    for seed in 1..=100 {
+    for seed in 1..=30 {
         if let Err(fault) = busy_run(seed) {
             panic!("seed {seed}: {fault}");
         }

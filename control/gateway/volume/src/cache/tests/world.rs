@@ -530,6 +530,7 @@ pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
                 world.observe(&volume, false).await?;
             }
             for _ in 0..3 {
+                world.disk.slow_reads(false);
                 for _ in 0..6 {
                     let (offset, len) = world.range();
                     world.write(&volume, offset, len, false).await?;
@@ -538,7 +539,8 @@ pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
                 if world.rng.one_in(2) {
                     cache.destage().await?;
                 }
-                let waits = world.rng.below(30);
+                world.disk.slow_reads(true);
+                let waits = world.rng.below(60);
                 let writes = async {
                     for _ in 0..waits {
                         tokio::task::yield_now().await;
@@ -557,6 +559,7 @@ pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
                 written?;
                 cache.evict(2).await?;
             }
+            world.disk.slow_reads(false);
             world.flush(&volume).await?;
             Ok::<_, Fault>(())
         })?;
