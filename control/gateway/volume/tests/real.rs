@@ -74,8 +74,8 @@ async fn many_writers_lose_nothing_when_the_cache_is_dropped_or_gone() {
     cache.volume(&name).unwrap().upload().await.unwrap();
     drop(cache);
 
-    // The cache's file is lost: the volume opens at its last cut.
-    let disk = FileDisk::create(&folder.0.join("other"), 160 << 20).unwrap();
+    // The cache's file is lost: the volume opens at its last cut, in a cache smaller than its data.
+    let disk = FileDisk::create(&folder.0.join("other"), 60 << 20).unwrap();
     let cache = Cache::create(Arc::new(disk), store(), 16 << 20, Config::default()).await.unwrap();
     assert!(cache.attach_volume(&name, options, false).await.is_err());
     let volume = cache.attach_volume(&name, options, true).await.unwrap();

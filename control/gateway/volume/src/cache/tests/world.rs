@@ -59,6 +59,8 @@ pub(super) struct World {
     pub(super) seen: Seen,
     pub(super) created: bool,
     next_tag: u64,
+    /// Whether the store fails now and then.
+    faulty: bool,
     lazy: bool,
     /// Whether everything was read since the last crash.
     observed: bool,
@@ -114,15 +116,14 @@ impl World {
         let mut rng = Rng::new(seed);
         let slots = 2 + rng.below(3);
         let store = SimStore::new(seed);
-        if rng.one_in(3) {
-            store.fail_one_in(5);
-        }
+        let faulty = rng.one_in(3);
         World {
             disk: SimDisk::new(disk_len(slots), seed),
             store,
             history: History::default(),
             seen: Seen::default(),
             created: false,
+            faulty,
             next_tag: 0,
             lazy: rng.one_in(2),
             observed: false,
@@ -144,6 +145,9 @@ impl World {
                 .create_volume(&name(), CHUNKS * CHUNK_BYTES, VolumeOptions::default())
                 .await?;
             self.created = true;
+            if self.faulty {
+                self.store.fail_one_in(5);
+            }
             return Ok((cache, volume));
         }
         let cache = Cache::open(disk, store, config).await?;
