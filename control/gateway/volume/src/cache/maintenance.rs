@@ -49,7 +49,8 @@ impl Inner {
             }
             let destage = fill > self.config.destage_above || idle && fill > 0.0;
             let destaged = if destage { self.destage(false).await? } else { 0 };
-            if destaged > 0 || scan > 0.5 || fill > 0.5 {
+            // A checkpoint that frees nothing would only wake those who wait for room, and they this task.
+            if destaged > 0 || scan > 0.5 || (fill > 0.5 && self.state().tail_may_move()) {
                 self.checkpoint(false).await?;
             }
             self.make_room_for_headers();

@@ -316,6 +316,13 @@ impl State {
         }
     }
 
+    /// Whether a checkpoint now would free space of the log.
+    pub(crate) fn tail_may_move(&self) -> bool {
+        let live = |frame: &&Frame| frame.records.iter().any(|r| Weak::strong_count(r) > 0);
+        let oldest = self.log.frames.iter().find(live).map_or(self.log.head, |frame| frame.pos);
+        oldest > self.log.tail
+    }
+
     /// Forgets the chunk's records up to `seq`, which are in its slot.
     pub(crate) fn drop_destaged(&mut self, key: Key, seq: u64) {
         let Some(chunk) = self.chunks.get_mut(&key) else {
