@@ -118,9 +118,10 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Free slots below which eviction begins, and at which it ends.
+    /// Free slots below which eviction begins, and at which it ends. Fills must not stop before it begins: in
+    /// a cache that is only read nothing else would take a slot, and it would keep what it has for ever.
     fn watermarks(&self, slots: usize) -> (usize, usize) {
-        let low = (slots / 20).max(1);
+        let low = (slots / 20).max(self.slots_kept_for_writes(slots) + 1);
         (low, (slots / 12).max(low + 1))
     }
 
