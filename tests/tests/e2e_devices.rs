@@ -513,3 +513,56 @@ fn hundreds_of_ports_come_change_their_names_and_go_while_traffic_goes_on() {
     assert_eq!(attached, 2, "t0 and the wire: {links}");
     checks::arena_at_rest(&topology, 0, 4096);
 }
+
+/// Starts to apply `toml` on host A and kills the client after `delay_ms`.
+fn apply_and_die(topology: &Topology, toml: &str, delay_ms: u64) {
+    let culvert = topology.dataplane(0);
+    culvert.write_config(toml);
+    let file = topology.scratch.file("dying.toml");
+    std::fs::write(&file, toml).unwrap();
+    let args = ["apply", "-f", &file.display().to_string()];
+    let mut client = culvert.spawn_cli(&topology.hosts[0].ns, &topology.scratch, &args);
+    std::thread::sleep(Duration::from_millis(delay_ms));
+    client.kill();
+}
+
+/// A mapping behind a VTEP that never answers, so that an apply waits for it.
+fn silent_vtep(number: u64) -> String {
+    let (octet, number) = (100 + number, 60 + number);
+    format!(
+        "\n\n[[mapping]]\nvnet = \"blue\"\nip = \"10.77.1.{number}\"\n\
+         mac = \"02:00:00:00:01:{number:02x}\"\nvtep = \"198.18.0.{octet}\"\n"
+    )
+}
+
+#[test]
+fn a_client_that_goes_away_in_the_middle_of_an_apply_leaves_nothing_half_done() {
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    let delays = [5, 10, 15, 20, 30, 60, 120, 200, 300];
+    // The first apply of a dataplane.
+    for (n, delay) in delays.into_iter().enumerate() {
+        topology.culvert[0].as_mut().unwrap().process().kill();
+        let ns = &topology.hosts[0].ns;
+        topology.culvert[0].as_mut().unwrap().start(ns, &topology.scratch, &[]);
+        apply_and_die(&topology, &(good.clone() + &silent_vtep(n as u64)), delay);
+        apply(&topology, &good);
+        topology.wait_connected(0, 1);
+    }
+    carries(&topology, 1, 0);
+    // One that gives a running device another port.
+    for (n, delay) in delays.into_iter().enumerate() {
+        let other = with_id(&good, "t0", "other") + &silent_vtep(n as u64);
+        apply_and_die(&topology, &other, delay);
+        let [old, new] = ["t0", "other"].map(|id| port(&topology, id)["state"] == "active");
+        assert!(old != new, "after {delay} ms: {}", show(&topology, "ports"));
+        topology.wait_connected(0, 1);
+        apply(&topology, &good);
+        assert_eq!(port(&topology, "t0")["state"], "active");
+        topology.wait_connected(0, 1);
+    }
+    carries(&topology, 0, 1);
+    carries(&topology, 1, 0);
+    checks::arena_at_rest(&topology, 0, 4096);
+}
