@@ -318,6 +318,8 @@ fn devices_that_go_down_vanish_and_come_back_carry_again_by_themselves() {
     }
     let stats = topology.dataplane(0).stats(host);
     assert!(stats.value().to_string().contains("device_lost"), "{:?}", stats.value());
+    // Nothing is left of the devices that were deleted.
+    assert_eq!(std::fs::read_dir(topology.dataplane(0).bpffs()).unwrap().count(), 2);
 }
 
 #[test]
@@ -565,4 +567,42 @@ fn a_client_that_goes_away_in_the_middle_of_an_apply_leaves_nothing_half_done() 
     carries(&topology, 0, 1);
     carries(&topology, 1, 0);
     checks::arena_at_rest(&topology, 0, 4096);
+}
+
+#[test]
+fn a_device_that_is_renamed_stays_closed_and_carries_again_under_its_name() {
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    let reached = reached_the_host(&mut topology, |topology| {
+        for _ in 0..2 {
+            topology.hosts[0].ns.run("ip link set t0 name elsewhere");
+            wait_state(topology, "t0", "gone");
+            std::thread::sleep(Duration::from_millis(300));
+            // A state that still wants it does not open it either.
+            apply(topology, &good);
+            assert!(topology.hosts[0].ns.run("ip -o link show elsewhere").contains("xdp"));
+            topology.hosts[0].ns.run("ip link set elsewhere name t0");
+            wait_state(topology, "t0", "active");
+        }
+    });
+    assert_eq!(reached, 0, "datagrams reached the host's stack");
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+    // In another namespace it keeps its program, too.
+    let elsewhere = Netns::new("elsewhere");
+    let host = &topology.hosts[0].ns;
+    host.run(&format!("ip link set t0 netns {}", elsewhere.name()));
+    wait_state(&topology, "t0", "gone");
+    assert!(elsewhere.run("ip -o link show t0").contains("xdp"));
+    elsewhere.run(&format!("ip link set t0 netns {}", host.name()));
+    host.run("ip link set t0 up");
+    wait_state(&topology, "t0", "active");
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+    // Whoever does not want it any more releases it.
+    host.run("ip link set t0 name elsewhere");
+    wait_state(&topology, "t0", "gone");
+    apply(&topology, &topology.host_toml_without(0, 0));
+    assert!(!host.run("ip -o link show elsewhere").contains("xdp"));
 }

@@ -268,11 +268,11 @@ impl Controller {
         (self.generation, warnings)
     }
 
-    /// Detaches from devices that a former run closed and that this state does not name. One that is
-    /// of the state and cannot be opened at present stays closed.
+    /// Detaches from devices that were closed before and that this state does not name. One that is
+    /// of the state stays closed while it cannot be opened, also under another name.
     fn release_unwanted(&mut self) -> Vec<String> {
         let faults = self.attached.values().filter_map(|attached| attached.state.as_ref().err());
-        let wanted: BTreeSet<u32> = faults.filter_map(Fault::ifindex).collect();
+        let wanted: BTreeSet<u32> = faults.flat_map(Fault::closed).collect();
         let mut warnings = Vec::new();
         for ifindex in self.opener.programs.pinned_links() {
             if wanted.contains(&ifindex) {
