@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use culvert_ebpf::AttachError;
 use culvert_model::{Attach, Host, IfName, Place, PortId, Section, UnderlayTx, api};
 use culvert_port::IDLE_FRAMES;
-use culvert_port::device::Device as NetDevice;
 use culvert_wire::format::VXLAN;
 
 use super::attach::{self, Opened, Wanted};
@@ -148,9 +147,14 @@ impl Controller {
                 change.moved.extend(moved);
             }
         }
-        for (name, (wanted, place)) in plan {
-            self.turn(name, wanted.role, change)
-                .map_err(|error| vec![api::Fault::new(place, error)])?;
+        // A tenant's device that turns into one of the underlay is open to the host from then on, so
+        // nothing that can fail may follow but its like.
+        let opens = |wanted: &Wanted| matches!(wanted.role, Role::Underlay(_));
+        for last in [false, true] {
+            for (name, (wanted, place)) in plan.iter().filter(|(_, (w, _))| opens(w) == last) {
+                self.turn(name, wanted.role, change)
+                    .map_err(|error| vec![api::Fault::new(place, error)])?;
+            }
         }
         Ok(())
     }
@@ -187,7 +191,9 @@ impl Controller {
         if change.widened {
             let addresses = self.host.as_ref().map_or_else(Vec::new, our_addresses);
             if let Err(error) = self.opener.programs.set_vteps(&addresses) {
-                tracing::warn!(%error, "addresses of a refused state stay in the programs");
+                let place = Place::section(Section::Underlay, "addresses");
+                let error = format!("packets to addresses of the refused state are kept: {error}");
+                faults.push(api::Fault::new(&place, error));
             }
         }
         if let Some(Some(following)) = change.following {
@@ -298,8 +304,7 @@ impl Controller {
         attached.wanted = wanted.clone();
         let Some(open) = attached.open() else { return };
         let queues = open.workers.len();
-        let features = NetDevice::by_name(name.as_str()).and_then(|net| net.features());
-        let facts = attach::facts(wanted, open.mode, open.facts.mtu, &features.unwrap_or_default());
+        let facts = attach::present_facts(wanted, open.mode, open.facts.mtu);
         if turns {
             let workers = self.place(wanted.role, queues);
             if let Some(open) = self.attached.get_mut(name).and_then(Attached::open_mut) {
