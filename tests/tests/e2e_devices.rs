@@ -606,3 +606,33 @@ fn a_device_that_is_renamed_stays_closed_and_carries_again_under_its_name() {
     apply(&topology, &topology.host_toml_without(0, 0));
     assert!(!host.run("ip -o link show elsewhere").contains("xdp"));
 }
+
+#[test]
+fn an_underlay_device_too_small_for_its_tenants_is_refused_and_a_tight_one_warned_of() {
+    let topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let host = &topology.hosts[0].ns;
+    // Without explicit MTUs: the devices' are what there is.
+    let line = format!("mtu = {}\n", topology.spec.combo.tenant_mtu);
+    let good = topology.host_toml(0).replace(&line, "");
+    assert!(!good.contains("mtu"), "{good}");
+    let culvert = topology.dataplane(0);
+    culvert.write_config(&good);
+    let file = topology.scratch.file("a.toml").display().to_string();
+    let warnings = || {
+        let out = culvert.cli(host, &["-o", "json", "apply", "-f", &file]).unwrap();
+        serde_json::from_str::<Value>(&out).unwrap()["warnings"].clone()
+    };
+    assert_eq!(warnings(), serde_json::json!([]), "a device that fits");
+    host.run(&format!("ip link set {WIRE} mtu 1400"));
+    let followed = wait_until(PATIENCE, || show(&topology, "info")["underlay"][0]["mtu"] == 1400);
+    assert!(followed);
+    let out = warnings().to_string();
+    for word in ["t0", "1500", "1350"] {
+        assert!(out.contains(word), "the warning lacks {word}: {out}");
+    }
+    host.run(&format!("ip link set {WIRE} mtu 1329"));
+    refuse(&topology, &good, &["underlay: interfaces[0]", WIRE, "1329", "1330 or more"]);
+    host.run(&format!("ip link set {WIRE} mtu 1330"));
+    apply(&topology, &good);
+}

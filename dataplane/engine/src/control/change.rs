@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use culvert_ebpf::AttachError;
 use culvert_model::{Attach, Host, IfName, Place, PortId, Section, UnderlayTx, api};
 use culvert_port::IDLE_FRAMES;
+use culvert_port::device::Device as NetDevice;
 use culvert_wire::format::VXLAN;
 
 use super::attach::{self, Opened, Wanted};
@@ -24,6 +25,9 @@ use crate::worker::device::{Device, Role};
 /// Devices that cannot be opened and are named in one refusal. To find out about each may take the
 /// time that a busy queue is waited for.
 const FAULTS_MAX: usize = 16;
+
+/// Ports that are named for their MTU in the warnings of one state.
+const MTU_WARNINGS_MAX: usize = 8;
 
 /// The devices that a state needs, with the place that names each.
 type Plan = BTreeMap<IfName, (Wanted, Place)>;
@@ -121,6 +125,7 @@ impl Controller {
                 break;
             }
         }
+        faults.extend(underlay_mtu_faults(host));
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -268,6 +273,7 @@ impl Controller {
             warnings.push(format!("packets to addresses that were ours are kept: {error}"));
         }
         warnings.extend(self.release_unwanted());
+        warnings.extend(self.mtu_warnings());
         let open = self.attached.values().filter_map(Attached::open);
         let sockets = open.map(|open| open.slots.len()).sum();
         warnings.extend(too_few_frames(sockets, self.opener.arena.stats().capacity));
@@ -292,6 +298,21 @@ impl Controller {
             }
         }
         warnings
+    }
+
+    /// Names ports whose devices take larger packets than fit the underlay.
+    fn mtu_warnings(&self) -> Vec<String> {
+        let Some(host) = &self.host else { return Vec::new() };
+        let mtu = |name: &IfName| Some(self.attached.get(name)?.open()?.facts.mtu);
+        let Some(least) = host.underlay().interfaces.iter().filter_map(mtu).min() else {
+            return Vec::new();
+        };
+        let all = host.device_warnings(least, |port| mtu(port.attach.ifname()));
+        let mut some: Vec<_> = all.iter().take(MTU_WARNINGS_MAX).map(ToString::to_string).collect();
+        if all.len() > some.len() {
+            some.push(format!("so it is of {} more ports", all.len() - some.len()));
+        }
+        some
     }
 
     /// Enters what is wanted of a device by now.
@@ -328,6 +349,18 @@ fn too_few_frames(sockets: usize, chunks: usize) -> Option<String> {
              packets will be lost for want of frames: start the dataplane with --chunks {enough}"
         )
     })
+}
+
+/// Names the underlay devices whose MTU, as it is now, is too small for the tenants.
+fn underlay_mtu_faults(host: &Host) -> Vec<api::Fault> {
+    let fault = |(i, name): (usize, &IfName)| {
+        // One that does not exist now is somebody else's fault to name.
+        let mtu = NetDevice::by_name(name.as_str()).and_then(|net| net.mtu()).ok()?;
+        let fault = host.underlay_mtu_fault(mtu)?;
+        let place = Place::section(Section::Underlay, "interfaces").at(i);
+        Some(api::Fault::new(&place, format!("{name}: MTU {fault}")))
+    };
+    host.underlay().interfaces.iter().enumerate().filter_map(fault).collect()
 }
 
 fn our_addresses(host: &Host) -> Vec<std::net::IpAddr> {
