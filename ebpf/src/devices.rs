@@ -55,7 +55,11 @@ impl Programs {
                 self.unclaimed.remove(&ifindex);
                 let link = Some(link);
                 self.devices.insert(ifindex, Device { link, kind, slots, mode, was_closed });
-                self.remove_guard(ifindex)
+                // Without the device's entry of this process nobody could try again.
+                self.remove_guard(ifindex).or_else(|error| {
+                    self.abandon(ifindex)?;
+                    Err(error)
+                })
             }
             Err(error) => {
                 self.withdraw(ifindex)?;

@@ -35,7 +35,7 @@ pub enum TableError {
         /// The kernel's answer.
         reason: String,
     },
-    /// Too many entries (1,024 devices and addresses per family, 64 ports), or no kernel memory.
+    /// Too many entries (8,192 devices, 1,024 addresses per family, 64 ports), or no kernel memory.
     #[error("table {table}: {reason}")]
     Kernel {
         /// The map's name.

@@ -448,3 +448,23 @@ fn limits_of_the_options_are_named() {
     let error = Programs::load(&LoadOptions { pin_dir, max_slots: 1 }).err().unwrap();
     assert!(error.to_string().contains("/tmp/pins is not on a bpf file system"), "{error}");
 }
+
+#[test]
+fn a_guard_that_does_not_go_does_not_keep_the_device_from_the_next_attempt() {
+    let (near, _far) = linked_pair();
+    let ifindex = near.ifindex("n0");
+    let pins = Pins::new("stuck");
+    let mut programs = pins.load();
+    // Not a pin: it cannot be removed like one.
+    let stuck = pins.0.join(format!("guard-{ifindex}"));
+    fs::create_dir(&stuck).unwrap();
+    near.run(|| {
+        let tenant = ProgramKind::Tenant;
+        programs.attach(tenant, ifindex, XdpMode::Generic, 0..1).unwrap_err();
+        assert_eq!(shown_mode(&near, "n0"), None, "it was open before");
+        fs::remove_dir(&stuck).unwrap();
+        programs.attach(tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
+    });
+    assert_eq!(shown_mode(&near, "n0"), Some(XdpMode::Generic));
+    near.run(|| programs.detach(ifindex).unwrap());
+}

@@ -318,6 +318,8 @@ fn devices_that_go_down_vanish_and_come_back_carry_again_by_themselves() {
     }
     let stats = topology.dataplane(0).stats(host);
     assert!(stats.value().to_string().contains("device_lost"), "{:?}", stats.value());
+    // Nothing is left of the devices that were deleted.
+    assert_eq!(std::fs::read_dir(topology.dataplane(0).bpffs()).unwrap().count(), 2);
 }
 
 #[test]
@@ -512,4 +514,125 @@ fn hundreds_of_ports_come_change_their_names_and_go_while_traffic_goes_on() {
     let attached = links.lines().filter(|line| line.contains("xdp")).count();
     assert_eq!(attached, 2, "t0 and the wire: {links}");
     checks::arena_at_rest(&topology, 0, 4096);
+}
+
+/// Starts to apply `toml` on host A and kills the client after `delay_ms`.
+fn apply_and_die(topology: &Topology, toml: &str, delay_ms: u64) {
+    let culvert = topology.dataplane(0);
+    culvert.write_config(toml);
+    let file = topology.scratch.file("dying.toml");
+    std::fs::write(&file, toml).unwrap();
+    let args = ["apply", "-f", &file.display().to_string()];
+    let mut client = culvert.spawn_cli(&topology.hosts[0].ns, &topology.scratch, &args);
+    std::thread::sleep(Duration::from_millis(delay_ms));
+    client.kill();
+}
+
+/// A mapping behind a VTEP that never answers, so that an apply waits for it.
+fn silent_vtep(number: u64) -> String {
+    let (octet, number) = (100 + number, 60 + number);
+    format!(
+        "\n\n[[mapping]]\nvnet = \"blue\"\nip = \"10.77.1.{number}\"\n\
+         mac = \"02:00:00:00:01:{number:02x}\"\nvtep = \"198.18.0.{octet}\"\n"
+    )
+}
+
+#[test]
+fn a_client_that_goes_away_in_the_middle_of_an_apply_leaves_nothing_half_done() {
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    let delays = [5, 10, 15, 20, 30, 60, 120, 200, 300];
+    // The first apply of a dataplane.
+    for (n, delay) in delays.into_iter().enumerate() {
+        topology.culvert[0].as_mut().unwrap().process().kill();
+        let ns = &topology.hosts[0].ns;
+        topology.culvert[0].as_mut().unwrap().start(ns, &topology.scratch, &[]);
+        apply_and_die(&topology, &(good.clone() + &silent_vtep(n as u64)), delay);
+        apply(&topology, &good);
+        topology.wait_connected(0, 1);
+    }
+    carries(&topology, 1, 0);
+    // One that gives a running device another port.
+    for (n, delay) in delays.into_iter().enumerate() {
+        let other = with_id(&good, "t0", "other") + &silent_vtep(n as u64);
+        apply_and_die(&topology, &other, delay);
+        let [old, new] = ["t0", "other"].map(|id| port(&topology, id)["state"] == "active");
+        assert!(old != new, "after {delay} ms: {}", show(&topology, "ports"));
+        topology.wait_connected(0, 1);
+        apply(&topology, &good);
+        assert_eq!(port(&topology, "t0")["state"], "active");
+        topology.wait_connected(0, 1);
+    }
+    carries(&topology, 0, 1);
+    carries(&topology, 1, 0);
+    checks::arena_at_rest(&topology, 0, 4096);
+}
+
+#[test]
+fn a_device_that_is_renamed_stays_closed_and_carries_again_under_its_name() {
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let good = topology.host_toml(0);
+    let reached = reached_the_host(&mut topology, |topology| {
+        for _ in 0..2 {
+            topology.hosts[0].ns.run("ip link set t0 name elsewhere");
+            wait_state(topology, "t0", "gone");
+            std::thread::sleep(Duration::from_millis(300));
+            // A state that still wants it does not open it either.
+            apply(topology, &good);
+            assert!(topology.hosts[0].ns.run("ip -o link show elsewhere").contains("xdp"));
+            topology.hosts[0].ns.run("ip link set elsewhere name t0");
+            wait_state(topology, "t0", "active");
+        }
+    });
+    assert_eq!(reached, 0, "datagrams reached the host's stack");
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+    // In another namespace it keeps its program, too.
+    let elsewhere = Netns::new("elsewhere");
+    let host = &topology.hosts[0].ns;
+    host.run(&format!("ip link set t0 netns {}", elsewhere.name()));
+    wait_state(&topology, "t0", "gone");
+    assert!(elsewhere.run("ip -o link show t0").contains("xdp"));
+    elsewhere.run(&format!("ip link set t0 netns {}", host.name()));
+    host.run("ip link set t0 up");
+    wait_state(&topology, "t0", "active");
+    topology.wait_connected(0, 1);
+    carries(&topology, 1, 0);
+    // Whoever does not want it any more releases it.
+    host.run("ip link set t0 name elsewhere");
+    wait_state(&topology, "t0", "gone");
+    apply(&topology, &topology.host_toml_without(0, 0));
+    assert!(!host.run("ip -o link show elsewhere").contains("xdp"));
+}
+
+#[test]
+fn an_underlay_device_too_small_for_its_tenants_is_refused_and_a_tight_one_warned_of() {
+    let topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let host = &topology.hosts[0].ns;
+    // Without explicit MTUs: the devices' are what there is.
+    let line = format!("mtu = {}\n", topology.spec.combo.tenant_mtu);
+    let good = topology.host_toml(0).replace(&line, "");
+    assert!(!good.contains("mtu"), "{good}");
+    let culvert = topology.dataplane(0);
+    culvert.write_config(&good);
+    let file = topology.scratch.file("a.toml").display().to_string();
+    let warnings = || {
+        let out = culvert.cli(host, &["-o", "json", "apply", "-f", &file]).unwrap();
+        serde_json::from_str::<Value>(&out).unwrap()["warnings"].clone()
+    };
+    assert_eq!(warnings(), serde_json::json!([]), "a device that fits");
+    host.run(&format!("ip link set {WIRE} mtu 1400"));
+    let followed = wait_until(PATIENCE, || show(&topology, "info")["underlay"][0]["mtu"] == 1400);
+    assert!(followed);
+    let out = warnings().to_string();
+    for word in ["t0", "1500", "1350"] {
+        assert!(out.contains(word), "the warning lacks {word}: {out}");
+    }
+    host.run(&format!("ip link set {WIRE} mtu 1329"));
+    refuse(&topology, &good, &["underlay: interfaces[0]", WIRE, "1329", "1330 or more"]);
+    host.run(&format!("ip link set {WIRE} mtu 1330"));
+    apply(&topology, &good);
 }

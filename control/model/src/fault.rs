@@ -10,7 +10,7 @@ use culvert_wire::eth::MacAddr;
 use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
-use crate::ids::{Mtu, PortId, VnetId};
+use crate::ids::{IfName, Mtu, PortId, VnetId};
 
 /// A part of the state, named as in `host.toml`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -368,5 +368,19 @@ pub enum Warning {
         mtu: Mtu,
         /// Bytes of an IP packet that fit.
         room: u16,
+    },
+    /// Lower the MTU of the port or its device to what fits, or raise that of the underlay's devices.
+    #[error(
+        "{place} {ifname}: MTU {mtu} is above the {room} bytes that fit the underlay's devices; larger packets will be cut, or answered with \"packet too big\""
+    )]
+    DeviceMtuAboveRoom {
+        /// Where.
+        place: Place,
+        /// The port's device.
+        ifname: IfName,
+        /// Of the port, or of its device.
+        mtu: u32,
+        /// Bytes of an IP packet that fit.
+        room: u32,
     },
 }

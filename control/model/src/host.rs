@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 use culvert_wire::vni::Vni;
 
-use crate::IPV6_OUTER_OVERHEAD;
-use crate::fault::{ModelError, Place, Section, Warning};
+use crate::fault::{Fault, ModelError, Place, Section, Warning};
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressRule, Mapping, RouteScope};
 use crate::underlay::Underlay;
 use crate::validate::{Draft, validate};
 use crate::vnet::Vnet;
+use crate::{IPV4_MTU_MIN, IPV6_MTU_MIN, IPV6_OUTER_OVERHEAD};
 
 /// The state of one host. A value of this type has passed every check in [`Host::new`], and cannot be
 /// changed but by making a new one.
@@ -122,6 +122,40 @@ impl Host {
         })
     }
 
+    /// What is wrong with an underlay device of this MTU, in bytes, if it is too small for the tenants
+    /// of this state: the same that is asked of `underlay.mtu`, which need not be given.
+    pub fn underlay_mtu_fault(&self, mtu: u32) -> Option<Fault> {
+        let gateways = self.parts.vnets.iter().flat_map(|vnet| &vnet.gateways);
+        let ipv6 = gateways.map(|gateway| gateway.ip.addr()).any(|ip| ip.is_ipv6())
+            || self.parts.ports.iter().flat_map(|port| &port.ips).any(IpAddr::is_ipv6);
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        underlay_mtu_fault(mtu, &self.parts.underlay.addresses, ipv6)
+    }
+
+    /// Ports whose packets do not fit underlay devices of this MTU, in bytes. `device_mtu` is that of a
+    /// port's device, which holds where the port has none. What [`Host::warnings`] says is left out.
+    pub fn device_warnings(
+        &self,
+        underlay_mtu: u32,
+        device_mtu: impl Fn(&Port) -> Option<u32>,
+    ) -> Vec<Warning> {
+        let underlay = &self.parts.underlay;
+        let underlay_mtu = underlay.mtu.map_or(u32::MAX, |mtu| mtu.get().into()).min(underlay_mtu);
+        let room = underlay_mtu.saturating_sub(outer_overhead(&underlay.addresses).into());
+        let ports = self.parts.ports.iter().enumerate();
+        ports
+            .filter(|(_, port)| port.mtu.is_none() || underlay.mtu.is_none())
+            .filter_map(|(index, port)| {
+                let field = if port.mtu.is_some() { "mtu" } else { "attach" };
+                let given = port.mtu.map(|mtu| u32::from(mtu.get()));
+                let mtu = given.or_else(|| device_mtu(port)).filter(|mtu| *mtu > room)?;
+                let place = Place::object(Section::Port, index, field).named(port.id.as_str());
+                let ifname = port.attach.ifname().clone();
+                Some(Warning::DeviceMtuAboveRoom { place, ifname, mtu, room })
+            })
+            .collect()
+    }
+
     /// What is legal, but hardly meant.
     pub fn warnings(&self) -> Vec<Warning> {
         let Some(underlay_mtu) = self.parts.underlay.mtu else { return Vec::new() };
@@ -141,6 +175,18 @@ impl Host {
     pub fn into_parts(self) -> HostParts {
         self.parts
     }
+}
+
+/// What is wrong with an underlay of this MTU for tenants with or without IPv6.
+pub(crate) fn underlay_mtu_fault(mtu: u16, addresses: &[IpAddr], ipv6: bool) -> Option<Fault> {
+    let (family, needed) = if ipv6 { (6, IPV6_MTU_MIN) } else { (4, IPV4_MTU_MIN) };
+    let overhead = outer_overhead(addresses);
+    (mtu.saturating_sub(overhead) < needed).then_some(Fault::UnderlayMtuTooSmall {
+        mtu,
+        overhead,
+        needed,
+        family,
+    })
 }
 
 /// Bytes that the encapsulation takes of the underlay's MTU, for the largest outer header in use.

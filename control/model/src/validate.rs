@@ -11,7 +11,7 @@ use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
 use crate::fault::{Fault, ModelError, Place, Section};
-use crate::host::{HostParts, outer_overhead};
+use crate::host::{HostParts, underlay_mtu_fault};
 use crate::ids::{IfName, PortId, VnetId};
 use crate::port::Port;
 use crate::rules::{
@@ -19,7 +19,7 @@ use crate::rules::{
 };
 use crate::underlay::Underlay;
 use crate::vnet::Vnet;
-use crate::{IPV4_MTU_MIN, IPV6_MTU_MIN, limits};
+use crate::{IPV6_MTU_MIN, limits};
 
 /// The parts of a host of which some may have been unreadable: those are `None`, so that the others keep
 /// their positions.
@@ -233,11 +233,8 @@ impl<'a> Check<'a> {
             present(&self.draft.ports).any(|(_, port)| port.ips.iter().any(IpAddr::is_ipv6));
         let gateways_v6 = present(&self.draft.vnets)
             .any(|(_, vnet)| vnet.gateways.iter().any(|gateway| gateway.ip.addr().is_ipv6()));
-        let (family, needed) =
-            if ports_v6 || gateways_v6 { (6, IPV6_MTU_MIN) } else { (4, IPV4_MTU_MIN) };
-        let (mtu, overhead) = (mtu.get(), outer_overhead(&underlay.addresses));
-        if mtu.saturating_sub(overhead) < needed {
-            let fault = Fault::UnderlayMtuTooSmall { mtu, overhead, needed, family };
+        let ipv6 = ports_v6 || gateways_v6;
+        if let Some(fault) = underlay_mtu_fault(mtu.get(), &underlay.addresses, ipv6) {
             self.fault(Place::section(Section::Underlay, "mtu"), fault);
         }
     }

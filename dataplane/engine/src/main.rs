@@ -176,8 +176,10 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         let follower = tokio::spawn(follow(Arc::clone(&controller), Arc::clone(&shared)));
         tracing::info!(socket = %options.socket.display(), workers = options.workers, "ready");
         let served = server::serve(listener, Arc::clone(&controller), stop_signal()).await;
+        // The lock first: whoever changes something has it, and comes to its end.
+        let mut controller = controller.lock().await;
         follower.abort();
-        controller.lock().await.stop(options.release_on_stop);
+        controller.stop(options.release_on_stop);
         served
     })?;
     for thread in threads {

@@ -106,7 +106,13 @@ impl Dataplane for Api {
         let state = request.state.unwrap_or_default();
         let host = Host::try_from(state)
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
-        let applied = self.controller.lock().await.replace(host, request.if_generation).await;
+        // A client that goes away takes this future with it, wherever it waits. What has begun comes
+        // to its end in a task that nobody drops, and that has the lock before it starts: whoever
+        // gets the lock after it finds all of the change or none.
+        let mut controller = Arc::clone(&self.controller).lock_owned().await;
+        let change =
+            tokio::spawn(async move { controller.replace(host, request.if_generation).await });
+        let applied = change.await.map_err(|error| Status::internal(error.to_string()))?;
         match applied {
             Ok((generation, warnings)) => Ok(Response::new(api::Applied { generation, warnings })),
             Err(ApplyError::Generation(now)) => {

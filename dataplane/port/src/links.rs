@@ -69,6 +69,12 @@ impl Links {
         self.by_name.get(name).copied()
     }
 
+    /// Whether there is a device of this index, under whatever name.
+    #[must_use]
+    pub fn has_index(&self, ifindex: u32) -> bool {
+        self.by_name.values().any(|link| link.ifindex == ifindex)
+    }
+
     /// Takes the messages of one datagram. True at the end of the dump.
     fn take(&mut self, mut datagram: &[u8]) -> io::Result<bool> {
         while let (Some(len), Some(kind)) = (read_u32(datagram, 0), read_u16(datagram, 4)) {
@@ -207,6 +213,7 @@ mod tests {
         assert_eq!((link.ifindex, link.mtu), (known.ifindex(), known.mtu().unwrap()));
         assert_eq!(link.state, known.state().unwrap());
         assert_eq!(links.get("no-such-dev"), None);
+        assert!(links.has_index(link.ifindex) && !links.has_index(u32::MAX));
     }
 
     #[test]

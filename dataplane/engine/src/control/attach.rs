@@ -194,8 +194,8 @@ pub(super) fn modes(preference: ModePreference, driver: &str) -> &'static [Mode]
 /// to, that value, one in 65,536: completing it would hide the damage. In generic mode a frame may
 /// have been merged by GRO, which leaves a bare sum on any device; there the metadata tells, and
 /// only a kernel without it leaves us to guess.
-pub(super) fn unmarked(driver: &str, mode: Mode) -> Offload {
-    let complete = !is_virtual(driver) && mode != Mode::Generic;
+fn unmarked(driver: &str, mode: Mode) -> Offload {
+    let complete = !is_virtual(driver) && matches!(mode, Mode::Native | Mode::ZeroCopy);
     Offload { known: complete, ..Offload::default() }
 }
 
@@ -246,7 +246,8 @@ impl Opener {
             failed(TapError::Os { step: "watch the existence", name: name.to_owned(), source })
         })?;
         let net = NetDevice::by_name(name)?;
-        let facts = Facts { mtu: net.mtu()?, sends_trains: false, packet_only: false };
+        let unmarked = Offload::default();
+        let facts = Facts { mtu: net.mtu()?, sends_trains: false, packet_only: false, unmarked };
         let id = self.new_id();
         let mut device = Device::new(role, Io::Tap(Box::new(tap)), facts.mtu);
         device.attachment = id;
@@ -274,7 +275,7 @@ impl Opener {
         // A driver that does not say its name gets the order of a real one.
         let driver = net.driver().unwrap_or_default();
         let features = net.features().unwrap_or_default();
-        let facts_in = |mode| facts(wanted, mode, mtu, &features);
+        let facts_in = |mode| facts(wanted, &driver, mode, mtu, &features);
         let no_slots = || OpenError::NoSlots { name: name.to_owned(), queues };
         let slots = self.slots.take(queues).ok_or_else(no_slots)?;
         let mut sockets = Sockets {
@@ -283,7 +284,6 @@ impl Opener {
             ifindex,
             slots: slots.clone(),
             facts: facts_in(Mode::Generic),
-            driver: driver.clone(),
             busy_wait,
         };
         let mut refusals = Vec::new();
@@ -345,7 +345,6 @@ impl Opener {
         let io = Io::Xdp { xsk: Box::new(xsk), packet: Box::new(packet) };
         let mut device = Device::new(sockets.role, io, sockets.facts.mtu);
         device.attachment = sockets.id;
-        device.unmarked = unmarked(&sockets.driver, mode);
         device.update(sockets.facts);
         Ok(device)
     }
@@ -386,7 +385,6 @@ pub(super) struct Sockets {
     pub(super) ifindex: u32,
     pub(super) slots: Range<u32>,
     pub(super) facts: Facts,
-    pub(super) driver: String,
     pub(super) busy_wait: Duration,
 }
 
@@ -404,12 +402,27 @@ pub(super) fn queues(net: &NetDevice, role: Role, name: &str) -> Result<u32, Ope
 }
 
 /// What workers need to know of a device.
-pub(super) fn facts(wanted: &Wanted, mode: Mode, mtu: u32, features: &Features) -> Facts {
+pub(super) fn facts(
+    wanted: &Wanted,
+    driver: &str,
+    mode: Mode,
+    mtu: u32,
+    features: &Features,
+) -> Facts {
     Facts {
         mtu,
         sends_trains: sends_trains(wanted, mode, features),
         packet_only: is_underlay(wanted.role) && wanted.tx == UnderlayTx::Packet,
+        unmarked: unmarked(driver, mode),
     }
+}
+
+/// The same, as the device is at present.
+pub(super) fn present_facts(wanted: &Wanted, mode: Mode, mtu: u32) -> Facts {
+    let net = NetDevice::by_name(wanted.attach.ifname().as_str());
+    let features = net.as_ref().ok().and_then(|net| net.features().ok()).unwrap_or_default();
+    let driver = net.ok().and_then(|net| net.driver().ok()).unwrap_or_default();
+    facts(wanted, &driver, mode, mtu, &features)
 }
 
 const fn is_underlay(role: Role) -> bool {
@@ -443,6 +456,21 @@ mod tests {
             }
         }
         assert!(!unmarked("ice", Mode::Generic).known, "GRO may have merged it");
+    }
+
+    #[test]
+    fn a_card_that_moves_to_native_mode_is_guessed_about_no_more() {
+        let wanted = Wanted {
+            role: Role::Underlay(0),
+            attach: Attach::Xdp { ifname: "eth0".parse().unwrap() },
+            mode: ModePreference::Auto,
+            tx: UnderlayTx::Auto,
+        };
+        let features = Features::default();
+        let generic = facts(&wanted, "igb", Mode::Generic, 1500, &features);
+        let native = facts(&wanted, "igb", Mode::Native, 1500, &features);
+        assert!(!generic.unmarked.known && native.unmarked.known);
+        assert_ne!(generic, native, "the workers are told");
     }
 
     #[test]

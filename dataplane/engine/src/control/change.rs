@@ -26,6 +26,9 @@ use crate::worker::device::{Device, Role};
 /// time that a busy queue is waited for.
 const FAULTS_MAX: usize = 16;
 
+/// Ports that are named for their MTU in the warnings of one state.
+const MTU_WARNINGS_MAX: usize = 8;
+
 /// The devices that a state needs, with the place that names each.
 type Plan = BTreeMap<IfName, (Wanted, Place)>;
 
@@ -122,6 +125,7 @@ impl Controller {
                 break;
             }
         }
+        faults.extend(underlay_mtu_faults(host));
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -148,9 +152,14 @@ impl Controller {
                 change.moved.extend(moved);
             }
         }
-        for (name, (wanted, place)) in plan {
-            self.turn(name, wanted.role, change)
-                .map_err(|error| vec![api::Fault::new(place, error)])?;
+        // A tenant's device that turns into one of the underlay is open to the host from then on, so
+        // nothing that can fail may follow but its like.
+        let opens = |wanted: &Wanted| matches!(wanted.role, Role::Underlay(_));
+        for last in [false, true] {
+            for (name, (wanted, place)) in plan.iter().filter(|(_, (w, _))| opens(w) == last) {
+                self.turn(name, wanted.role, change)
+                    .map_err(|error| vec![api::Fault::new(place, error)])?;
+            }
         }
         Ok(())
     }
@@ -187,7 +196,9 @@ impl Controller {
         if change.widened {
             let addresses = self.host.as_ref().map_or_else(Vec::new, our_addresses);
             if let Err(error) = self.opener.programs.set_vteps(&addresses) {
-                tracing::warn!(%error, "addresses of a refused state stay in the programs");
+                let place = Place::section(Section::Underlay, "addresses");
+                let error = format!("packets to addresses of the refused state are kept: {error}");
+                faults.push(api::Fault::new(&place, error));
             }
         }
         if let Some(Some(following)) = change.following {
@@ -262,17 +273,18 @@ impl Controller {
             warnings.push(format!("packets to addresses that were ours are kept: {error}"));
         }
         warnings.extend(self.release_unwanted());
+        warnings.extend(self.mtu_warnings());
         let open = self.attached.values().filter_map(Attached::open);
         let sockets = open.map(|open| open.slots.len()).sum();
         warnings.extend(too_few_frames(sockets, self.opener.arena.stats().capacity));
         (self.generation, warnings)
     }
 
-    /// Detaches from devices that a former run closed and that this state does not name. One that is
-    /// of the state and cannot be opened at present stays closed.
+    /// Detaches from devices that were closed before and that this state does not name. One that is
+    /// of the state stays closed while it cannot be opened, also under another name.
     fn release_unwanted(&mut self) -> Vec<String> {
         let faults = self.attached.values().filter_map(|attached| attached.state.as_ref().err());
-        let wanted: BTreeSet<u32> = faults.filter_map(Fault::ifindex).collect();
+        let wanted: BTreeSet<u32> = faults.flat_map(Fault::closed).collect();
         let mut warnings = Vec::new();
         for ifindex in self.opener.programs.pinned_links() {
             if wanted.contains(&ifindex) {
@@ -288,6 +300,21 @@ impl Controller {
         warnings
     }
 
+    /// Names ports whose devices take larger packets than fit the underlay.
+    fn mtu_warnings(&self) -> Vec<String> {
+        let Some(host) = &self.host else { return Vec::new() };
+        let mtu = |name: &IfName| Some(self.attached.get(name)?.open()?.facts.mtu);
+        let Some(least) = host.underlay().interfaces.iter().filter_map(mtu).min() else {
+            return Vec::new();
+        };
+        let all = host.device_warnings(least, |port| mtu(port.attach.ifname()));
+        let mut some: Vec<_> = all.iter().take(MTU_WARNINGS_MAX).map(ToString::to_string).collect();
+        if all.len() > some.len() {
+            some.push(format!("so it is of {} more ports", all.len() - some.len()));
+        }
+        some
+    }
+
     /// Enters what is wanted of a device by now.
     fn rewant(&mut self, name: &IfName, wanted: &Wanted) {
         let Some(attached) = self.attached.get_mut(name) else { return };
@@ -298,8 +325,7 @@ impl Controller {
         attached.wanted = wanted.clone();
         let Some(open) = attached.open() else { return };
         let queues = open.workers.len();
-        let features = NetDevice::by_name(name.as_str()).and_then(|net| net.features());
-        let facts = attach::facts(wanted, open.mode, open.facts.mtu, &features.unwrap_or_default());
+        let facts = attach::present_facts(wanted, open.mode, open.facts.mtu);
         if turns {
             let workers = self.place(wanted.role, queues);
             if let Some(open) = self.attached.get_mut(name).and_then(Attached::open_mut) {
@@ -323,6 +349,18 @@ fn too_few_frames(sockets: usize, chunks: usize) -> Option<String> {
              packets will be lost for want of frames: start the dataplane with --chunks {enough}"
         )
     })
+}
+
+/// Names the underlay devices whose MTU, as it is now, is too small for the tenants.
+fn underlay_mtu_faults(host: &Host) -> Vec<api::Fault> {
+    let fault = |(i, name): (usize, &IfName)| {
+        // One that does not exist now is somebody else's fault to name.
+        let mtu = NetDevice::by_name(name.as_str()).and_then(|net| net.mtu()).ok()?;
+        let fault = host.underlay_mtu_fault(mtu)?;
+        let place = Place::section(Section::Underlay, "interfaces").at(i);
+        Some(api::Fault::new(&place, format!("{name}: MTU {fault}")))
+    };
+    host.underlay().interfaces.iter().enumerate().filter_map(fault).collect()
 }
 
 fn our_addresses(host: &Host) -> Vec<std::net::IpAddr> {

@@ -58,6 +58,8 @@ pub(super) struct Fault {
     retry: Retry,
     /// The device of that name when it was tried last.
     seen: Option<u32>,
+    /// The device that was open, and is kept closed wherever it went.
+    kept: Option<u32>,
 }
 
 impl Attached {
@@ -220,8 +222,11 @@ impl Controller {
                     let is_underlay = matches!(attached.wanted.role, Role::Underlay(_));
                     let link = links.get(name.as_str());
                     let changed = match &attached.state {
-                        Ok(_) => self.look_at(&name, link).await,
-                        Err(fault) if fault.is_due(link, now) => self.try_again(&name, link, now),
+                        Ok(_) => self.look_at(&name, &links).await,
+                        Err(fault) if fault.is_due(link, now) => {
+                            self.let_go(&name, &links);
+                            self.try_again(&name, link, now)
+                        }
                         Err(_) => false,
                     };
                     publish |= changed;
@@ -239,7 +244,8 @@ impl Controller {
     }
 
     /// Looks at a device that is open. True when something changed that the tables depend on.
-    async fn look_at(&mut self, name: &IfName, link: Option<Link>) -> bool {
+    async fn look_at(&mut self, name: &IfName, links: &Links) -> bool {
+        let link = links.get(name.as_str());
         let Some(attached) = self.attached.get(name) else { return false };
         let Some(open) = attached.open() else { return false };
         let lost = match (&open.tap, link) {
@@ -255,6 +261,7 @@ impl Controller {
             let now = Instant::now();
             // A TAP is ours to make again; another device of the name is there already.
             if link.is_some() || self.is_tap_wanted(name) {
+                self.let_go(name, links);
                 self.try_again(name, link, now);
             }
             return true;
@@ -295,16 +302,37 @@ impl Controller {
         mtu_changed
     }
 
-    /// Gives up a device that does not exist any more.
+    /// Gives up a device that does not exist any more under its name. It may exist under another, or
+    /// in another namespace, so it stays closed: its tenant is the same.
     async fn lose(&mut self, name: &IfName, reason: String) {
         tracing::warn!(device = %name, reason, "device is gone");
         let devices = self.take_back(name).await;
         self.close_sockets(devices).await;
         let Some(attached) = self.attached.get_mut(name) else { return };
         attached.lost += 1;
-        let fault = Fault::new(reason, true, None);
-        if let Ok(open) = std::mem::replace(&mut attached.state, Err(fault)) {
-            self.detach(name, &open);
+        let Some(open) = attached.open() else { return };
+        let (slots, kept) = (open.slots.clone(), (!open.is_tap()).then_some(open.ifindex));
+        attached.state = Err(Fault::new(reason, true, kept));
+        self.opener.free_slots(slots);
+        if let Some(ifindex) = kept
+            && let Err(error) = self.opener.programs.park(ifindex)
+        {
+            tracing::warn!(device = %name, %error, "the program cannot be parked");
+        }
+    }
+
+    /// Lets a device go that was kept closed, once another has its name and it is itself not in this
+    /// namespace any more: most often it was deleted.
+    fn let_go(&mut self, name: &IfName, links: &Links) {
+        let Some(link) = links.get(name.as_str()) else { return };
+        let Some(Err(fault)) = self.attached.get_mut(name).map(|a| a.state.as_mut()) else {
+            return;
+        };
+        let gone = |ifindex: &mut u32| *ifindex != link.ifindex && !links.has_index(*ifindex);
+        if let Some(ifindex) = fault.kept.take_if(gone)
+            && let Err(error) = self.opener.programs.detach(ifindex)
+        {
+            tracing::warn!(device = %name, %error, "the pin of a former device stays");
         }
     }
 
@@ -334,13 +362,16 @@ impl Controller {
 }
 
 impl Fault {
-    pub(super) fn new(reason: String, gone: bool, seen: Option<u32>) -> Self {
-        Fault { reason, gone, retry: Retry::after(Instant::now()), seen }
+    /// Of a device that was open: `kept` stays closed.
+    pub(super) fn new(reason: String, gone: bool, kept: Option<u32>) -> Self {
+        let seen = kept.filter(|_| !gone);
+        Fault { reason, gone, retry: Retry::after(Instant::now()), seen, kept }
     }
 
-    /// The device, if it existed when it was tried last.
-    pub(super) fn ifindex(&self) -> Option<u32> {
-        self.seen
+    /// The devices that are not to be opened to the host: the one that had the name, and the one
+    /// that has it.
+    pub(super) fn closed(&self) -> impl Iterator<Item = u32> {
+        self.seen.into_iter().chain(self.kept)
     }
 
     /// At its time, or at once when a device of the name appears that was not there before.

@@ -9,7 +9,7 @@ use culvert_port::device::Device as NetDevice;
 use super::Controller;
 use super::attach::{self, Mode, OpenError, Refusal, Sockets, TryError, Wanted};
 use super::devices::{Attached, Fault, Open};
-use crate::worker::device::Device;
+use crate::worker::device::{Device, Facts};
 
 /// How long a queue is waited for that its previous socket has not released yet.
 pub(super) const BUSY_WAIT: Duration = Duration::from_secs(2);
@@ -49,7 +49,9 @@ impl Controller {
                 Ok(()) => {
                     if let Some(open) = self.attached.get_mut(name).and_then(Attached::open_mut) {
                         (open.mode, open.refusals) = (*mode, refusals);
-                        tracing::info!(device = %name, mode = mode.name(), "changed its mode");
+                        if *mode != from {
+                            tracing::info!(device = %name, mode = mode.name(), "changed its mode");
+                        }
                     }
                     return Ok(Some(Moved { name: name.clone(), from, refusals: before }));
                 }
@@ -83,35 +85,55 @@ impl Controller {
         let (ifindex, from) = (open.ifindex, open.mode);
         if mode.binds_like(from) {
             let moved = self.opener.programs.set_mode(ifindex, mode.xdp());
-            if let Err(error @ AttachError::Closed { .. }) = &moved {
-                self.fault(name, error.to_string()).await;
+            match &moved {
+                Ok(()) => {
+                    if let Some(facts) = self.facts_in(name, mode) {
+                        self.update(name, facts);
+                    }
+                }
+                Err(error @ AttachError::Closed { .. }) => {
+                    self.fault(name, error.to_string()).await;
+                }
+                Err(_) => {}
             }
             return moved.map_err(TryError::from);
         }
         // The kernel has one socket per queue, so the old ones go before the new ones can be had.
-        let sockets = Sockets {
+        let mut sockets = Sockets {
             id: open.id,
             role: attached.wanted.role,
             ifindex,
             slots: open.slots.clone(),
             facts: open.facts,
-            driver: NetDevice::by_name(name.as_str()).and_then(|n| n.driver()).unwrap_or_default(),
             busy_wait: BUSY_WAIT,
         };
         let old = self.take_back(name).await;
         self.close_sockets(old).await;
+        let before = sockets.facts;
+        sockets.facts = self.facts_in(name, mode).unwrap_or(before);
         let error = match self.rebind(&sockets, mode) {
             Ok(devices) => {
+                if let Some(open) = self.attached.get_mut(name).and_then(Attached::open_mut) {
+                    open.facts = sockets.facts;
+                }
                 self.hand_out(name, devices);
                 return Ok(());
             }
             Err(error) => error,
         };
+        sockets.facts = before;
         match self.rebind(&sockets, from) {
             Ok(devices) => self.hand_out(name, devices),
             Err(second) => self.fault(name, format!("{error}; {second}")).await,
         }
         Err(error)
+    }
+
+    /// What is to be known of an open device in another mode.
+    fn facts_in(&self, name: &IfName, mode: Mode) -> Option<Facts> {
+        let attached = self.attached.get(name)?;
+        let mtu = attached.open()?.facts.mtu;
+        Some(attach::present_facts(&attached.wanted, mode, mtu))
     }
 
     fn rebind(&mut self, sockets: &Sockets, mode: Mode) -> Result<Vec<Device>, TryError> {

@@ -46,6 +46,8 @@ pub struct Facts {
     pub sends_trains: bool,
     /// Whether single frames go by the packet socket, too.
     pub packet_only: bool,
+    /// What a frame without metadata is taken for.
+    pub unmarked: Offload,
 }
 
 /// The kernel objects behind a device.
@@ -68,7 +70,7 @@ pub struct Device {
     /// The open device that this is a queue of.
     pub attachment: AttachmentId,
     /// What a frame without metadata is taken for.
-    pub unmarked: Offload,
+    unmarked: Offload,
     /// The kernel objects.
     io: Io,
     /// The largest IP packet that the device takes, in bytes.
@@ -129,6 +131,7 @@ impl Device {
         self.mtu = facts.mtu;
         self.sends_trains = facts.sends_trains;
         self.packet_only = facts.packet_only;
+        self.unmarked = facts.unmarked;
     }
 
     /// The descriptor that is readable when packets wait.
