@@ -109,7 +109,7 @@ pub(crate) fn run_classifier(program: BorrowedFd<'_>, frame: &[u8]) -> io::Resul
 }
 
 /// Whether the kernel runs a classifier on such a frame: it refuses one of nothing but an Ethernet
-/// header, or whose EtherType promises an IP header that is not whole.
+/// header, or whose `EtherType` promises an IP header that is not whole.
 pub(crate) fn classifier_takes(frame: &[u8]) -> bool {
     let needed = match frame.get(12..14) {
         Some([0x08, 0x00]) => 14 + 20,
