@@ -1,0 +1,19 @@
+//! The storage gateway: cached volumes, served over NBD.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`settings`] | command line and configuration file, checked |
+//! | [`serve`] | opens the cache, serves until told to stop, closes in order |
+//! | [`export`] | a volume as an NBD export |
+//! | [`exports`] | the cache's volumes by export name, with sessions |
+//! | [`metrics`] | Prometheus' text, and the socket that it is got from |
+//! | [`notify`] | what the service manager is told |
+//!
+//! Storage is in `culvert-volume`, the protocol in `culvert-nbd`; what lives here joins them.
+
+pub mod export;
+pub mod exports;
+pub mod metrics;
+pub mod notify;
+pub mod serve;
+pub mod settings;

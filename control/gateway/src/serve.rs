@@ -1,0 +1,244 @@
+//! Opens the cache, serves until told to stop, closes in order.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_nbd::observe::Statistics;
+use culvert_nbd::{Limits, Listener, Server, Shutdown, Stream};
+use culvert_volume::disk::{DiskError, FileDisk};
+use culvert_volume::remote::{FolderStore, Store, StoreError};
+use culvert_volume::{Cache, Config, Error, VolumeName, VolumeOptions};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::exports::VolumeExports;
+use crate::metrics::{self, Sources};
+use crate::notify::{READY, STOPPING, notify};
+use crate::settings::{Place, Settings, WantedVolume};
+
+/// NBD's port, on this host only.
+const DEFAULT_PLACE: ([u8; 4], u16) = ([127, 0, 0, 1], 10_809);
+
+/// Why the gateway does not serve, or served to a bad end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The cache's disk cannot be used. The cause says why.
+    #[error("cache {}: {source}", path.display())]
+    Disk {
+        /// The cache's path.
+        path: PathBuf,
+        /// Why.
+        source: DiskError,
+    },
+    /// The store cannot be used. The cause says why.
+    #[error("store {}: {source}", path.display())]
+    Store {
+        /// The store's path.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+    /// The cache or a volume cannot be used. The cause says why and what to do.
+    #[error(transparent)]
+    Volume(#[from] Error),
+    /// A volume is neither in the cache nor in the store. Give its size to make it.
+    #[error("volume {name}: not there; to make it, say --volume {name}=SIZE")]
+    NoVolume {
+        /// Its name.
+        name: VolumeName,
+    },
+    /// A socket cannot be listened on. Another server may be there.
+    #[error("{place}: cannot listen: {source}")]
+    Listen {
+        /// Where.
+        place: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Standard input and output are no client.
+    #[error("--stdio: {0}")]
+    Stdio(io::Error),
+    /// Signals cannot be waited for.
+    #[error("cannot wait for signals: {0}")]
+    Signal(io::Error),
+    /// The cache's disk failed while it was in use. What was flushed is kept; repair the disk and
+    /// start again.
+    #[error("the cache stopped: {cause}")]
+    Stopped {
+        /// The failure.
+        cause: String,
+    },
+}
+
+/// Serves until a signal says stop, or the one client on standard input has left.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
+    // From now on a signal to stop is heard, and heeded once the cache is open.
+    let mut signals = Signals::new().map_err(ServeError::Signal)?;
+    // First, so that nothing is made for clients that cannot come, and those that come early wait.
+    let listeners = if settings.stdio { Vec::new() } else { listeners(settings)? };
+    let cache = Arc::new(open_cache(settings).await?);
+    for wanted in &settings.volumes {
+        provide(&cache, wanted, settings.take_over).await?;
+    }
+    let statistics = Arc::new(Statistics::default());
+    let exports = VolumeExports::new(&cache);
+    let server = Server::new(exports, Limits::default(), Arc::clone(&statistics));
+    if let Some(address) = settings.metrics {
+        let sources = Sources { cache: Arc::downgrade(&cache), server: server.clone(), statistics };
+        metrics::listen(address, sources)
+            .await
+            .map_err(|source| ServeError::Listen { place: address.to_string(), source })?;
+    }
+    let served = if settings.stdio {
+        let stream = Stream::stdio().map_err(ServeError::Stdio)?;
+        until_stopped(&cache, &mut signals, server.serve_stream(stream)).await
+    } else {
+        for listener in listeners {
+            info!(%listener, "listening");
+            let server = server.clone();
+            tokio::spawn(async move { server.serve(listener).await });
+        }
+        until_stopped(&cache, &mut signals, std::future::pending()).await
+    };
+    info!("stopping");
+    tell_manager(STOPPING);
+    server.shutdown(Shutdown::default()).await;
+    served?;
+    close(cache).await
+}
+
+async fn open_cache(settings: &Settings) -> Result<Cache, ServeError> {
+    let store: Arc<dyn Store> = Arc::new(
+        FolderStore::open(&settings.store)
+            .map_err(|source| ServeError::Store { path: settings.store.clone(), source })?,
+    );
+    let config = Config {
+        eager_validation: settings.eager,
+        accept_loss: settings.accept_loss,
+        ..Config::default()
+    };
+    let path = &settings.cache;
+    let broken = |source| ServeError::Disk { path: path.clone(), source };
+    if path.exists() {
+        let disk = Arc::new(FileDisk::open(path).map_err(broken)?);
+        return Ok(Cache::open(disk, store, config).await?);
+    }
+    info!(cache = %path.display(), bytes = settings.cache_size, "making a cache");
+    let disk = FileDisk::create(path, settings.cache_size).map_err(broken)?;
+    match Cache::create(Arc::new(disk), store, settings.log_size, config).await {
+        Ok(cache) => Ok(cache),
+        Err(e) => {
+            // Nothing half made stays behind.
+            let _ = std::fs::remove_file(path);
+            Err(e.into())
+        }
+    }
+}
+
+/// Makes sure that a volume is served: it is here, or in the store, or made.
+async fn provide(cache: &Cache, wanted: &WantedVolume, take_over: bool) -> Result<(), ServeError> {
+    let WantedVolume { name, size } = wanted;
+    if cache.volume(name).is_ok() {
+        return Ok(());
+    }
+    let options = VolumeOptions::default();
+    match (cache.attach_volume(name, options, take_over).await, size) {
+        (Ok(volume), _) => {
+            info!(volume = %name, bytes = volume.size(), "taken from the store");
+            Ok(())
+        }
+        (Err(Error::NoVolume { .. }), Some(size)) => {
+            cache.create_volume(name, *size, options).await?;
+            info!(volume = %name, bytes = size, "made");
+            Ok(())
+        }
+        (Err(Error::NoVolume { .. }), None) => Err(ServeError::NoVolume { name: name.clone() }),
+        (Err(e), _) => Err(e.into()),
+    }
+}
+
+fn listeners(settings: &Settings) -> Result<Vec<Listener>, ServeError> {
+    let failed = |place: String| |source| ServeError::Listen { place, source };
+    let mut listeners = Listener::from_activation().map_err(failed("passed socket".to_owned()))?;
+    let default = [Place::Tcp(DEFAULT_PLACE.into())];
+    let places = match settings.listen.as_slice() {
+        [] if listeners.is_empty() => &default[..],
+        places => places,
+    };
+    for place in places {
+        let listener = match place {
+            Place::Tcp(address) => Listener::tcp(*address),
+            Place::Unix(path) => Listener::unix(path),
+        };
+        listeners.push(listener.map_err(failed(place.to_string()))?);
+    }
+    Ok(listeners)
+}
+
+/// Signals that say stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
+/// Waits for the end of `work`, a signal to stop, or the failure of the cache.
+async fn until_stopped(
+    cache: &Cache,
+    signals: &mut Signals,
+    work: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    tell_manager(READY);
+    let failure = async {
+        loop {
+            if let Some(cause) = cache.status().stopped {
+                return cause;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        () = work => Ok(()),
+        _ = signals.terminate.recv() => Ok(()),
+        _ = signals.interrupt.recv() => Ok(()),
+        cause = failure => {
+            error!("the cache stopped: {cause}");
+            Err(ServeError::Stopped { cause })
+        }
+    }
+}
+
+/// Closes the cache in order, so that the next start has nothing to validate.
+async fn close(mut cache: Arc<Cache>) -> Result<(), ServeError> {
+    for _ in 0..100 {
+        match Arc::try_unwrap(cache) {
+            Ok(cache) => {
+                cache.close().await?;
+                info!("closed in order");
+                return Ok(());
+            }
+            // A look at the metrics holds on to it for a moment.
+            Err(held) => cache = held,
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    warn!("the cache is still in use: it is not closed, and the next start validates it");
+    Ok(())
+}
+
+fn tell_manager(state: &str) {
+    if let Err(e) = notify(state) {
+        warn!("cannot tell the service manager {state}: {e}");
+    }
+}

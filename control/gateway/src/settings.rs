@@ -1,0 +1,344 @@
+//! Command line and configuration file. The command line wins.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::Args;
+use culvert_volume::{NameError, VolumeName};
+use serde::Deserialize;
+
+/// Length in bytes of a cache that is made without a word about it.
+const DEFAULT_CACHE_SIZE: u64 = 8 << 30;
+/// Length in bytes of its log.
+const DEFAULT_LOG_SIZE: u64 = 1 << 30;
+
+/// The options of `serve`; the configuration file has the same, by the same names.
+#[derive(Args, Deserialize, Debug, Default)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Options {
+    /// Configuration file (TOML) with any of these options; the command line wins.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// The cache: a file or block device. A file that does not exist is made.
+    #[arg(long, value_name = "FILE")]
+    pub cache: Option<PathBuf>,
+
+    /// Size of a cache that is made: 8G if not given.
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<Size>,
+
+    /// Size of the log in a cache that is made: 1G if not given.
+    #[arg(long, value_name = "SIZE")]
+    pub log_size: Option<Size>,
+
+    /// The store: a folder, made if need be.
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<String>,
+
+    /// Where clients connect: ADDRESS:PORT, or the path of a Unix socket. May be given several
+    /// times; 127.0.0.1:10809 if it is not, nor sockets are passed by a service manager.
+    #[arg(long, value_name = "PLACE")]
+    pub listen: Vec<Place>,
+
+    /// Serve one client on standard input and output, then stop.
+    #[arg(long)]
+    pub stdio: bool,
+
+    /// A volume to serve. It is taken from the store if it is there and free, else made if a size is
+    /// given. May be given several times; volumes that the cache has are served in any case.
+    #[arg(long, value_name = "NAME[=SIZE]")]
+    pub volume: Vec<WantedVolume>,
+
+    /// Take volumes over although another gateway owns them. You assert that it is dead.
+    #[arg(long)]
+    pub take_over: bool,
+
+    /// Validate the whole cache before serving, instead of each chunk at its first access.
+    #[arg(long)]
+    pub eager: bool,
+
+    /// Open a cache whose log is damaged, and lose what comes after the damage.
+    #[arg(long)]
+    pub accept_loss: bool,
+
+    /// Where metrics are got from, over HTTP.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter by module. info if not given.
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+}
+
+/// What to do, complete and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The cache's file or block device.
+    pub cache: PathBuf,
+    /// Its length in bytes, if it is made.
+    pub cache_size: u64,
+    /// Its log's length in bytes, if it is made.
+    pub log_size: u64,
+    /// The store's folder.
+    pub store: PathBuf,
+    /// Where clients connect; empty for the default.
+    pub listen: Vec<Place>,
+    /// Serve one client on standard input and output.
+    pub stdio: bool,
+    /// Volumes to serve beside those of the cache.
+    pub volumes: Vec<WantedVolume>,
+    /// Take volumes over.
+    pub take_over: bool,
+    /// Validate before serving.
+    pub eager: bool,
+    /// Open although the log is damaged.
+    pub accept_loss: bool,
+    /// Where metrics are got from.
+    pub metrics: Option<SocketAddr>,
+    /// What is logged.
+    pub log: String,
+}
+
+/// What is wrong with the command line or the configuration file.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// An option is missing. Give it on the command line or in the configuration file.
+    #[error("--{0} is missing")]
+    Missing(&'static str),
+    /// The configuration file cannot be read. Check the path.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The configuration file is wrong; the cause says where.
+    #[error("{}: {source}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<toml::de::Error>,
+    },
+    /// The store is of a kind that this gateway cannot use. Name a folder.
+    #[error("--store {0}: only folders can be stores")]
+    Store(String),
+}
+
+impl Settings {
+    /// Reads the configuration file that the options name, and joins both.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn gather(options: Options) -> Result<Self, SettingsError> {
+        let file = match &options.config {
+            None => Options::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| SettingsError::Unreadable { path: path.clone(), source })?;
+                parse(&text, path)?
+            }
+        };
+        Self::join(options, file)
+    }
+
+    fn join(options: Options, file: Options) -> Result<Self, SettingsError> {
+        let store = options.store.or(file.store).ok_or(SettingsError::Missing("store"))?;
+        let store = match store.split_once("://") {
+            None => PathBuf::from(store),
+            Some(("file", path)) => PathBuf::from(path),
+            Some(_) => return Err(SettingsError::Store(store)),
+        };
+        let either = |ours: Vec<_>, theirs| if ours.is_empty() { theirs } else { ours };
+        let bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
+        Ok(Self {
+            cache: options.cache.or(file.cache).ok_or(SettingsError::Missing("cache"))?,
+            cache_size: bytes(options.cache_size.or(file.cache_size), DEFAULT_CACHE_SIZE),
+            log_size: bytes(options.log_size.or(file.log_size), DEFAULT_LOG_SIZE),
+            store,
+            listen: either(options.listen, file.listen),
+            stdio: options.stdio || file.stdio,
+            volumes: if options.volume.is_empty() { file.volume } else { options.volume },
+            take_over: options.take_over || file.take_over,
+            eager: options.eager || file.eager,
+            accept_loss: options.accept_loss || file.accept_loss,
+            metrics: options.metrics.or(file.metrics),
+            log: options.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+}
+
+fn parse(text: &str, path: &Path) -> Result<Options, SettingsError> {
+    toml::from_str(text)
+        .map_err(|e| SettingsError::Wrong { path: path.to_owned(), source: Box::new(e) })
+}
+
+/// A number of bytes: `4096`, `64K`, `10G`. Suffixes are powers of 1024.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("size {text:?}: legal is a number, or one with K, M, G or T");
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, suffix) = text.split_at(end);
+        let shift = match suffix {
+            "" => 0,
+            "K" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// Where clients connect.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Place {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Tcp(address));
+        }
+        if text.contains('/') {
+            return Ok(Self::Unix(text.into()));
+        }
+        Err(format!("place {text:?}: legal is ADDRESS:PORT, or a path with a slash in it"))
+    }
+}
+
+impl TryFrom<String> for Place {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// A volume that is to be served.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct WantedVolume {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size in bytes if it is made.
+    pub size: Option<u64>,
+}
+
+impl FromStr for WantedVolume {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, size) = match text.split_once('=') {
+            Some((name, size)) => (name, Some(size.parse::<Size>()?.0)),
+            None => (text, None),
+        };
+        let name = VolumeName::new(name).map_err(|e: NameError| e.to_string())?;
+        Ok(Self { name, size })
+    }
+}
+
+impl TryFrom<String> for WantedVolume {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_suffixes_and_limits() {
+        assert_eq!("4096".parse(), Ok(Size(4096)));
+        assert_eq!("64K".parse(), Ok(Size(65_536)));
+        assert_eq!("2T".parse(), Ok(Size(2 << 40)));
+        for wrong in ["", "K", "1k", "1.5G", "-1", "99999999T", "1GG", "1 G"] {
+            let e = wrong.parse::<Size>().unwrap_err();
+            assert!(e.contains("legal is"), "{e}");
+        }
+    }
+
+    #[test]
+    fn places_are_addresses_or_paths() {
+        assert_eq!("[::1]:10809".parse(), Ok(Place::Tcp("[::1]:10809".parse().unwrap())));
+        assert_eq!("./sock".parse(), Ok(Place::Unix("./sock".into())));
+        assert!("localhost".parse::<Place>().is_err());
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let file = r#"
+            cache = "/file/cache"
+            store = "file:///file/store"
+            cache-size = "2G"
+            listen = ["/run/nbd.sock", "127.0.0.1:1"]
+            volume = ["a=1G"]
+            eager = true
+        "#;
+        let file = parse(file, Path::new("f")).unwrap();
+        let options = Options {
+            cache: Some("/cli/cache".into()),
+            volume: vec!["b".parse().unwrap()],
+            ..Options::default()
+        };
+        let settings = Settings::join(options, file).unwrap();
+        assert_eq!(settings.cache, Path::new("/cli/cache"));
+        assert_eq!(settings.store, Path::new("/file/store"));
+        assert_eq!((settings.cache_size, settings.log_size), (2 << 30, 1 << 30));
+        assert_eq!(settings.listen.len(), 2);
+        assert_eq!(settings.volumes, ["b".parse().unwrap()]);
+        assert!(settings.eager);
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_named() {
+        let missing = Settings::join(Options::default(), Options::default()).unwrap_err();
+        assert_eq!(missing.to_string(), "--store is missing");
+        let unknown = parse("cash = '/x'", Path::new("gateway.toml")).unwrap_err().to_string();
+        assert!(unknown.contains("gateway.toml") && unknown.contains("cash"), "{unknown}");
+        let options = Options { store: Some("s3://bucket".into()), ..Options::default() };
+        let store = Settings::join(options, Options::default()).unwrap_err();
+        assert!(store.to_string().contains("s3://bucket"));
+        assert!("A".parse::<WantedVolume>().unwrap_err().contains("legal are"));
+    }
+}

@@ -1,0 +1,5 @@
+//! The gateway as a process: stock clients use it, it is killed and stopped, and bad input is told.
+
+mod lifecycle;
+mod refusals;
+mod support;

@@ -1,0 +1,147 @@
+//! A gateway in a folder of its own, and stock clients.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The program.
+pub(crate) const GATEWAY: &str = env!("CARGO_BIN_EXE_culvert-gateway");
+
+/// A folder of its own, gone with the value.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path =
+            std::env::temp_dir().join(format!("culvert-gateway-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The arguments of a small gateway in this folder.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let path = |name| self.path(name).display().to_string();
+        let pairs = [
+            ("--cache", path("cache")),
+            ("--cache-size", "96M".to_owned()),
+            ("--log-size", "16M".to_owned()),
+            ("--store", path("store")),
+            ("--listen", path("nbd.sock")),
+        ];
+        let mut arguments = vec!["serve".to_owned()];
+        arguments.extend(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+        arguments
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A gateway that runs; killed with the value.
+pub(crate) struct Gateway {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Gateway {
+    /// Starts it with further arguments and waits until it serves.
+    pub(crate) fn start(scratch: &Scratch, more: &[&str]) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(scratch.path("log"));
+        let child = Command::new(GATEWAY)
+            .args(scratch.arguments())
+            .args(more)
+            .stdin(Stdio::null())
+            .stderr(log.unwrap())
+            .spawn()
+            .unwrap();
+        let mut gateway = Self { child, socket: scratch.path("nbd.sock") };
+        let begun = Instant::now();
+        while !greets(&gateway.socket) {
+            let ended = gateway.child.try_wait().unwrap();
+            let log = || std::fs::read_to_string(scratch.path("log")).unwrap();
+            assert!(ended.is_none(), "it ended with {ended:?}:\n{}", log());
+            assert!(begun.elapsed() < Duration::from_secs(30), "it does not serve:\n{}", log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        gateway
+    }
+
+    pub(crate) fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket.display())
+    }
+
+    /// Kills it as nothing else does.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to stop, and waits; it must say that all went well.
+    pub(crate) fn stop(mut self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+        assert!(!self.socket.exists(), "its socket is still there");
+    }
+}
+
+/// Whether a server greets its clients; one that listens already may not yet.
+fn greets(socket: &Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.read_exact(&mut [0; 18]).is_ok()
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a stock program, which must succeed; gives what it printed.
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let output = output(program, arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?} failed:\n{text}\n{errors}");
+    text
+}
+
+/// Runs a program to its end.
+pub(crate) fn output(program: &str, arguments: &[&str]) -> Output {
+    Command::new(program)
+        .args(arguments)
+        // The python that has libnbd is the distribution's, whatever else comes first here.
+        .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}; scripts/setup installs it"))
+}
+
+/// Writes a file of `len` bytes that tell where they belong.
+pub(crate) fn image(path: &Path, len: usize) {
+    let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8 ^ (at >> 12) as u8).collect();
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// An address that nobody uses now.
+pub(crate) fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}

@@ -1,0 +1,334 @@
+//! Fetching blocks from the store, and putting them into slots.
+//!
+//! The unit is a frame of 16 blocks: a miss of one block fetches what is missing of its frame. Readers
+//! that miss the same frame wait for one fetch. What was fetched enters the cache only if the chunk did
+//! not leave its slot meanwhile, and only where nothing newer is.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::read::Piece;
+use super::state::Key;
+use super::{Inner, index};
+use crate::bits::BlockSet;
+use crate::error::{Error, Result};
+use crate::format::crc32c;
+use crate::remote::{Answer, StoreError};
+use crate::volume_name::VolumeName;
+use crate::{BLOCK_BYTES, CHUNK_BYTES};
+
+/// Blocks of a frame.
+const FRAME_BLOCKS: u16 = 16;
+
+/// A block from the store.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetched {
+    pub(crate) block: u16,
+    /// `None`: a hole.
+    pub(crate) data: Option<Bytes>,
+}
+
+/// Keeps the chunk's entry, and with it its generation, while a fetch runs.
+struct Fetching<'a> {
+    inner: &'a Inner,
+    key: Key,
+    generation: u32,
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inner.state();
+        if let Some(chunk) = state.chunks.get_mut(&self.key) {
+            chunk.fetching = chunk.fetching.saturating_sub(1);
+            if chunk.fetching == 0 {
+                state.fetches.retain(|(key, _, _), _| *key != self.key);
+            }
+        }
+        state.forget_if_empty(self.key);
+    }
+}
+
+impl Inner {
+    /// Gets missing blocks of a chunk. `None` if the cache changed such that the read must look again.
+    pub(crate) async fn fetch(&self, key: Key, missing: &BlockSet) -> Result<Option<Vec<Piece>>> {
+        self.serving(key.volume)?;
+        let unknown = self.state().unknown_slots;
+        if unknown > 0
+            && let Some(block) = missing.iter().next()
+        {
+            let offset = u64::from(key.chunk) * CHUNK_BYTES + u64::from(block) * BLOCK_BYTES;
+            let volume = self.name(key.volume)?;
+            let end = offset + BLOCK_BYTES;
+            return Err(Error::UnknownLoss { volume, slots: unknown, offset, end });
+        }
+        let mut pieces: Vec<Piece> = Vec::new();
+        let frames = missing.summary();
+        let frames = (0..64_u16).filter(|frame| frames >> frame & 1 == 1);
+        let fetches = frames.map(|frame| async move {
+            self.fetch_frame(key, frame).await.map(|fetched| (frame, fetched))
+        });
+        for (frame, fetched) in futures_util::future::try_join_all(fetches).await? {
+            for block in (frame * FRAME_BLOCKS..(frame + 1) * FRAME_BLOCKS)
+                .filter(|block| missing.contains(*block))
+            {
+                let Some(found) = fetched.iter().find(|fetched| fetched.block == block) else {
+                    return Ok(None);
+                };
+                match pieces.last_mut() {
+                    Some(piece)
+                        if piece.data.is_none()
+                            && found.data.is_none()
+                            && piece.first + piece.count == block =>
+                    {
+                        piece.count += 1;
+                    }
+                    _ => pieces.push(Piece { first: block, count: 1, data: found.data.clone() }),
+                }
+            }
+        }
+        Ok(Some(pieces))
+    }
+
+    async fn fetch_frame(&self, key: Key, frame: u16) -> Result<Arc<Vec<Fetched>>> {
+        let (guard, cell) = {
+            let mut state = self.state();
+            let chunk = state.chunk(key);
+            chunk.fetching += 1;
+            let generation = chunk.generation;
+            let guard = Fetching { inner: self, key, generation };
+            let cell = Arc::clone(state.fetches.entry((key, frame, generation)).or_default());
+            (guard, cell)
+        };
+        let fetched = cell
+            .get_or_try_init(|| async {
+                let missing = self.missing_of(key, frame).await?;
+                let fetched = Arc::new(self.fetch_blocks(key, &missing).await?);
+                if fetched.iter().any(|fetched| fetched.data.is_some()) {
+                    let this = self.this()?;
+                    // The fill keeps the chunk's entry and generation too.
+                    self.state().chunk(key).fetching += 1;
+                    self.fills.change(|fills| *fills += 1);
+                    tokio::spawn(this.fill(key, guard.generation, Arc::clone(&fetched)));
+                }
+                Ok::<_, Error>(fetched)
+            })
+            .await
+            .map(Arc::clone);
+        // The next miss of this frame asks anew: the fill may have been dropped.
+        self.state().fetches.remove(&(key, frame, guard.generation));
+        drop(guard);
+        fetched
+    }
+
+    /// The blocks of a frame that are neither in the log nor in the slot.
+    async fn missing_of(&self, key: Key, frame: u16) -> Result<BlockSet> {
+        loop {
+            self.load(key).await?;
+            let state = self.state();
+            if state.needs_header(key) {
+                continue;
+            }
+            let range = frame * FRAME_BLOCKS..(frame + 1) * FRAME_BLOCKS;
+            let mut missing = BlockSet::EMPTY;
+            missing.insert_range(range.clone());
+            if let Some(chunk) = state.chunks.get(&key) {
+                for run in chunk.log.lookup(range) {
+                    missing.remove_range(run.first..run.end());
+                }
+            }
+            if let Some((_, header)) = state.header(key) {
+                missing.subtract(&header.valid);
+                missing.subtract(&header.lost);
+            }
+            return Ok(missing);
+        }
+    }
+
+    /// Gets blocks from the store by the newest root.
+    async fn fetch_blocks(&self, key: Key, missing: &BlockSet) -> Result<Vec<Fetched>> {
+        let name = self.name(key.volume)?;
+        let root = self.root(key.volume).await?.root;
+        let (Some(first), Some(last)) = (missing.iter().next(), missing.iter().last()) else {
+            return Ok(Vec::new());
+        };
+        let mut fetched: Vec<Fetched> =
+            missing.iter().map(|block| Fetched { block, data: None }).collect();
+        for extent in self.locate(&name, &root, key.chunk, first..last + 1).await? {
+            let mut wanted = BlockSet::EMPTY;
+            wanted.insert_range(extent.first..extent.end());
+            for run in wanted.runs(FRAME_BLOCKS) {
+                if !missing.intersects(run.clone()) {
+                    continue;
+                }
+                let path = format!("{name}/pack/{}", extent.pack);
+                let from = u64::from(extent.at + (run.start - extent.first)) * BLOCK_BYTES;
+                let len = u64::from(run.end - run.start) * BLOCK_BYTES;
+                let mut data = Bytes::new();
+                // A wrong answer may be the way's fault, not the object's: ask twice.
+                for attempt in 0..2 {
+                    data = self
+                        .patiently(&name, || self.store.get_range(&path, from..from + len))
+                        .await?;
+                    let whole = data.len() as u64 == len
+                        && data.chunks(BLOCK_BYTES as usize).zip(run.clone()).all(
+                            |(data, block)| {
+                                let at = usize::from(block - extent.first);
+                                extent.crcs.get(at).is_some_and(|crc| *crc == crc32c(data))
+                            },
+                        );
+                    if whole {
+                        break;
+                    }
+                    if attempt == 1 {
+                        return Err(index::damaged(
+                            &name,
+                            &path,
+                            &format!(
+                                "bytes {from} to {} have a wrong length or checksum",
+                                from + len
+                            ),
+                        ));
+                    }
+                }
+                for entry in &mut fetched {
+                    if run.contains(&entry.block) {
+                        let at = usize::from(entry.block - run.start) * BLOCK_BYTES as usize;
+                        entry.data = Some(data.slice(at..at + BLOCK_BYTES as usize));
+                    }
+                }
+                self.state().counters.fetched_bytes += len;
+            }
+        }
+        Ok(fetched)
+    }
+
+    /// Puts fetched blocks into the chunk's slot, or into a free one.
+    async fn fill(self: Arc<Inner>, key: Key, generation: u32, fetched: Arc<Vec<Fetched>>) {
+        if let Err(error) = self.try_fill(key, generation, &fetched).await {
+            tracing::debug!(%error, "fetched blocks were not kept");
+        }
+        drop(Fetching { inner: &self, key, generation });
+        self.fills.change(|fills| *fills = fills.saturating_sub(1));
+    }
+
+    async fn try_fill(&self, key: Key, generation: u32, fetched: &[Fetched]) -> Result<()> {
+        let Some(io) = ({
+            let state = self.state();
+            let chunk = state.chunks.get(&key).filter(|chunk| chunk.generation == generation);
+            chunk.map(|chunk| Arc::clone(&chunk.io))
+        }) else {
+            return Ok(());
+        };
+        let guard = io.write_owned().await;
+        self.load_locked(key, &guard).await?;
+        let Some((slot, wanted)) = ({
+            let mut state = self.state();
+            let current = state.chunks.get(&key).map(|chunk| chunk.generation);
+            if current == Some(generation) {
+                self.room_for_fill(&mut state, key, fetched)
+            } else {
+                None
+            }
+        }) else {
+            self.maintenance_wake.notify_one();
+            return Ok(());
+        };
+        for run in wanted.runs(FRAME_BLOCKS) {
+            let parts = fetched
+                .iter()
+                .filter(|fetched| run.contains(&fetched.block))
+                .filter_map(|fetched| fetched.data.clone())
+                .collect();
+            if let Err(e) = self.disk.write(self.block_at(slot, run.start), parts).await {
+                self.fail(&e);
+                return Err(e.into());
+            }
+        }
+        let mut state = self.state();
+        if let Some(entry) = state.slot(slot)
+            && entry.occupant == Some(key)
+            && let Some(header) = &mut entry.header
+        {
+            for block in wanted.iter() {
+                let data = fetched.iter().find(|fetched| fetched.block == block);
+                if let Some(data) = data.and_then(|fetched| fetched.data.as_ref()) {
+                    header.valid.insert(block);
+                    if let Some(crc) = header.crcs.get_mut(usize::from(block)) {
+                        *crc = crc32c(data);
+                    }
+                }
+            }
+            entry.stale = true;
+            entry.visited = true;
+            entry.summarize();
+            state.counters.filled_blocks += u64::from(wanted.len());
+        }
+        Ok(())
+    }
+
+    /// The chunk's slot, or a free one that becomes its, and which of the blocks to put there.
+    fn room_for_fill(
+        &self,
+        state: &mut super::state::State,
+        key: Key,
+        fetched: &[Fetched],
+    ) -> Option<(crate::SlotId, BlockSet)> {
+        if state.needs_header(key) || state.volumes.get(&key.volume)?.refusing.is_some() {
+            return None;
+        }
+        let mut wanted = BlockSet::EMPTY;
+        for fetched in fetched.iter().filter(|fetched| fetched.data.is_some()) {
+            wanted.insert(fetched.block);
+        }
+        let chunk = state.chunks.get(&key)?;
+        for run in chunk.log.iter() {
+            wanted.remove_range(run.first..run.end());
+        }
+        let slot = match chunk.slot {
+            Some(slot) => slot,
+            None => self.take_free(state, key, true)?,
+        };
+        let (_, header) = state.header(key)?;
+        wanted.subtract(&header.valid);
+        wanted.subtract(&header.lost);
+        (!wanted.is_empty()).then_some((slot, wanted))
+    }
+
+    /// Tries a store operation again, with growing pauses, until it succeeds or the time is over.
+    pub(crate) async fn patiently<'a, T>(
+        &'a self,
+        name: &VolumeName,
+        operation: impl Fn() -> Answer<'a, T>,
+    ) -> Result<T> {
+        let deadline = tokio::time::Instant::now() + self.config.fetch_timeout;
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let answer = tokio::time::timeout_at(deadline, operation()).await;
+            let cause = match answer {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error @ (StoreError::NotFound { .. } | StoreError::Conflict { .. }))) => {
+                    return Err(error.into());
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer".to_owned(),
+            };
+            let jitter = 0.5 + (self.random() % 1000) as f64 / 1000.0;
+            let wait = pause.mul_f64(jitter);
+            self.state().counters.store_failures += 1;
+            if tokio::time::Instant::now() + wait >= deadline {
+                let seconds = self.config.fetch_timeout.as_secs();
+                return Err(Error::StoreTimeout { volume: name.clone(), seconds, cause });
+            }
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    /// The cache's own reference, for tasks.
+    pub(crate) fn this(&self) -> Result<Arc<Inner>> {
+        let this = self.this.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        this.ok_or_else(|| self.stopped())
+    }
+}

@@ -1,0 +1,305 @@
+//! Slot headers: reading and checking them at first access, and writing them so that a torn write takes
+//! nothing.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::OwnedRwLockWriteGuard;
+
+use super::state::{Key, Slot};
+use super::{Inner, Plant, planted};
+use crate::SlotId;
+use crate::bits::BlockSet;
+use crate::error::{Error, Result};
+use crate::format::FormatError;
+use crate::format::directory::Entry;
+use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES, SlotHeader};
+use crate::{BLOCK_BYTES, CHUNK_BYTES};
+
+/// What the two copies of a slot's header say.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    /// The newest one that is whole, and which copy it is.
+    pub(crate) best: Option<(u8, SlotHeader)>,
+    /// Whether a copy is there that is not whole.
+    pub(crate) broken: bool,
+}
+
+impl Inner {
+    pub(crate) fn slot_at(&self, slot: SlotId) -> u64 {
+        self.layout.slots_at + u64::from(slot) * SLOT_BYTES
+    }
+
+    /// Where a block of the chunk in `slot` lies.
+    pub(crate) fn block_at(&self, slot: SlotId, block: u16) -> u64 {
+        self.slot_at(slot) + 2 * HEADER_BYTES as u64 + u64::from(block) * BLOCK_BYTES
+    }
+
+    /// Reads both copies of a slot's header.
+    pub(crate) async fn read_headers(&self, slot: SlotId) -> Result<Copies> {
+        let mut copies = Copies { best: None, broken: false };
+        let both = match self.disk.read(self.slot_at(slot), 2 * HEADER_BYTES).await {
+            Ok(both) => both,
+            Err(error) => {
+                tracing::warn!(slot, %error, "slot header cannot be read");
+                copies.broken = true;
+                return Ok(copies);
+            }
+        };
+        for (i, bytes) in both.chunks(HEADER_BYTES).enumerate() {
+            match SlotHeader::parse(bytes, self.cache_id, slot) {
+                Ok(header) => {
+                    if copies.best.as_ref().is_none_or(|(_, best)| best.version < header.version) {
+                        copies.best = Some((i as u8, header));
+                    }
+                }
+                // Never written, or written by another cache that this disk once held.
+                Err(
+                    FormatError::Magic { found: 0, .. } | FormatError::Field { field: "cache", .. },
+                ) => {}
+                Err(_) => copies.broken = true,
+            }
+        }
+        Ok(copies)
+    }
+
+    /// Sees to it that the header of the chunk's slot, if it has one, is in memory. At the first access
+    /// since the start this is the validation of the chunk: what lies beside the data decides.
+    pub(crate) async fn load(&self, key: Key) -> Result<()> {
+        let Some(io) = ({
+            let state = self.state();
+            let needed = state.needs_header(key);
+            needed.then(|| state.chunks.get(&key).map(|chunk| Arc::clone(&chunk.io))).flatten()
+        }) else {
+            return Ok(());
+        };
+        let guard = io.write_owned().await;
+        self.load_locked(key, &guard).await
+    }
+
+    /// [`load`](Self::load) for who holds the chunk's lock.
+    pub(crate) async fn load_locked(
+        &self,
+        key: Key,
+        _guard: &OwnedRwLockWriteGuard<()>,
+    ) -> Result<()> {
+        let Some(slot) = ({
+            let state = self.state();
+            let needed = state.needs_header(key);
+            needed.then(|| state.chunks.get(&key).and_then(|chunk| chunk.slot)).flatten()
+        }) else {
+            return Ok(());
+        };
+        let copies = self.read_headers(slot).await?;
+        self.adopt(slot, key, copies);
+        self.make_room_for_headers();
+        Ok(())
+    }
+
+    /// Joins what the directory says of a slot with its headers.
+    fn adopt(&self, slot: SlotId, key: Key, copies: Copies) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(entry) = state.slots.get_mut(slot as usize) else {
+            return;
+        };
+        if entry.occupant != Some(key) || entry.header.is_some() {
+            return;
+        }
+        // Later the slot knows better which copy is durable: what is read may not be.
+        let first = !entry.validated;
+        if first {
+            entry.validated = true;
+            state.unvalidated = state.unvalidated.saturating_sub(1);
+            state.counters.validated += 1;
+        }
+        let listed = entry.entry;
+        match copies.best {
+            Some((copy, header)) if header.version >= listed.version => {
+                if first {
+                    entry.durable_copy = copy;
+                }
+                if header.volume != key.volume || header.chunk != key.chunk {
+                    // The slot was given up, and the chunk was clean then; the directory is behind.
+                    entry.entry.version = header.version;
+                    state.vacate(slot);
+                    state.free.push(slot);
+                    return;
+                }
+                entry.header_written = true;
+                entry.entry.version = header.version;
+                // Records that the header has are not dropped from the log's map: a power cut may have
+                // kept the header and not the data. Only the directory is written after both.
+                let dirty = u64::from(header.dirty.len());
+                entry.header = Some(Box::new(header));
+                entry.summarize();
+                state.headers_in_memory += 1;
+                if let Some(volume) = state.volumes.get_mut(&key.volume) {
+                    volume.dirty_slots =
+                        (volume.dirty_slots + dirty).saturating_sub(listed.dirty_blocks.into());
+                }
+                state.clean_published(key);
+            }
+            best => {
+                // The newest header is damaged. What was clean is fetched again; what was dirty is lost,
+                // and the new header says so.
+                let version = listed.version.max(best.as_ref().map_or(0, |(_, h)| h.version));
+                let mut header = SlotHeader::empty(self.cache_id, slot, version);
+                (header.volume, header.chunk) = (key.volume, key.chunk);
+                (header.generation, header.seq) = (listed.generation, listed.seq);
+                header.lost = lost_blocks(&listed);
+                if let Some(chunk) = state.chunks.get_mut(&key) {
+                    for run in chunk.log.iter() {
+                        header.lost.remove_range(run.first..run.end());
+                    }
+                }
+                if let Some(volume) = state.volumes.get_mut(&key.volume) {
+                    volume.dirty_slots =
+                        volume.dirty_slots.saturating_sub(listed.dirty_blocks.into());
+                }
+                tracing::error!(
+                    slot,
+                    chunk = key.chunk,
+                    lost = header.lost.len(),
+                    "slot header is damaged"
+                );
+                state.counters.damaged_headers += 1;
+                if let Some((copy, _)) = best.filter(|_| first) {
+                    entry.durable_copy = copy;
+                }
+                entry.header = Some(Box::new(header));
+                entry.stale = true;
+                entry.summarize();
+                state.headers_in_memory += 1;
+            }
+        }
+    }
+
+    /// Writes the header that is in memory, beside the last durable one. The caller is the only one who
+    /// writes headers.
+    pub(crate) async fn write_header(&self, slot: SlotId) -> Result<()> {
+        let Some((copy, bytes)) = ({
+            let syncs = self.marks.get().syncs;
+            let mut state = self.state();
+            state.slot(slot).and_then(|entry| {
+                let copy = next_copy(entry, syncs);
+                let header = entry.header.as_mut()?;
+                header.version = header.version.max(entry.entry.version) + 1;
+                let bytes = header.emit();
+                entry.entry.version = header.version;
+                entry.stale = false;
+                entry.summarize();
+                Some((copy, bytes))
+            })
+        }) else {
+            return Ok(());
+        };
+        self.write_copy(slot, copy, bytes).await?;
+        if let Some(entry) = self.state().slot(slot) {
+            entry.header_written = entry.occupant.is_some();
+        }
+        Ok(())
+    }
+
+    /// Writes a header that says the slot is free.
+    pub(crate) async fn write_free_header(&self, slot: SlotId) -> Result<()> {
+        let Some((copy, bytes)) = ({
+            let syncs = self.marks.get().syncs;
+            let mut state = self.state();
+            state.slot(slot).map(|entry| {
+                entry.entry.version += 1;
+                let header = SlotHeader::empty(self.cache_id, slot, entry.entry.version);
+                (next_copy(entry, syncs), header.emit())
+            })
+        }) else {
+            return Ok(());
+        };
+        self.write_copy(slot, copy, bytes).await
+    }
+
+    async fn write_copy(&self, slot: SlotId, copy: u8, bytes: Vec<u8>) -> Result<()> {
+        let at = self.slot_at(slot) + u64::from(copy) * HEADER_BYTES as u64;
+        self.disk.write(at, vec![Bytes::from(bytes)]).await?;
+        let mut state = self.state();
+        let next_sync = state.syncs_wanted + 1;
+        if let Some(entry) = state.slot(slot) {
+            entry.written_copy = Some((copy, next_sync));
+        }
+        Ok(())
+    }
+
+    /// Reads the header of a free slot of which only the directory is known, so that it can be used.
+    pub(crate) async fn check_free(&self) -> Result<bool> {
+        let Some(slot) = self.state().unchecked.pop() else {
+            return Ok(false);
+        };
+        let copies = self.read_headers(slot).await?;
+        let mut state = self.state();
+        if let Some(entry) = state.slot(slot) {
+            entry.validated = true;
+            if let Some((copy, header)) = copies.best {
+                entry.durable_copy = copy;
+                entry.entry.version = entry.entry.version.max(header.version);
+            }
+            state.free.push(slot);
+        }
+        Ok(true)
+    }
+
+    /// Drops headers from memory that are on disk too, beyond the configured number.
+    pub(crate) fn make_room_for_headers(&self) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let slots = state.slots.len();
+        let mut looked = 0;
+        while state.headers_in_memory > self.config.headers_in_memory && looked < slots {
+            looked += 1;
+            let at = state.counters.header_hand as usize % slots.max(1);
+            state.counters.header_hand = at as u64 + 1;
+            if let Some(slot) = state.slots.get_mut(at)
+                && slot.header.is_some()
+                && !slot.stale
+                && slot.header_written
+                && slot
+                    .occupant
+                    .and_then(|key| state.chunks.get(&key))
+                    .is_some_and(|chunk| chunk.io.try_write().is_ok())
+            {
+                slot.header = None;
+                state.headers_in_memory -= 1;
+            }
+        }
+    }
+
+    /// The error for a block whose only copy is damaged.
+    pub(crate) fn lost(&self, key: Key, block: u16) -> Error {
+        let offset = u64::from(key.chunk) * CHUNK_BYTES + u64::from(block) * BLOCK_BYTES;
+        let state = self.state();
+        match state.volumes.get(&key.volume) {
+            Some(volume) => {
+                Error::Lost { volume: volume.page.name.clone(), offset, end: offset + BLOCK_BYTES }
+            }
+            None => self.stopped(),
+        }
+    }
+}
+
+/// The copy to write next: never the only durable one.
+fn next_copy(slot: &mut Slot, syncs: u64) -> u8 {
+    if let Some((copy, sync)) = slot.written_copy
+        && sync <= syncs
+    {
+        slot.durable_copy = copy;
+        slot.written_copy = None;
+    }
+    if planted(Plant::HeaderInPlace) { 0 } else { 1 - slot.durable_copy.min(1) }
+}
+
+/// Blocks that may have been dirty by what the directory says.
+fn lost_blocks(entry: &Entry) -> BlockSet {
+    let mut lost = BlockSet::EMPTY;
+    for group in (0..64_u16).filter(|group| entry.dirty >> group & 1 == 1) {
+        lost.insert_range(group * 16..group * 16 + 16);
+    }
+    lost
+}

@@ -1,0 +1,119 @@
+//! The task that destages, evicts and writes checkpoints, and the one that validates in the background.
+//! All slot headers are written by the first, so they are never written twice at once.
+
+use std::sync::Arc;
+
+use super::Inner;
+use super::state::Key;
+use crate::error::Result;
+
+impl Inner {
+    /// The maintenance task.
+    pub(crate) async fn run_maintenance(self: Arc<Inner>) {
+        loop {
+            let idle =
+                tokio::time::timeout(self.config.idle_destage, self.maintenance_wake.notified());
+            let idle = idle.await.is_err();
+            if self.marks.get().failed {
+                return;
+            }
+            let result = {
+                let _turn = self.maintenance.lock().await;
+                self.maintain(idle).await
+            };
+            if let Err(error) = result {
+                return self.fail(&error);
+            }
+        }
+    }
+
+    /// Does what is due; with `idle`, also what could wait.
+    async fn maintain(&self, idle: bool) -> Result<()> {
+        loop {
+            let (fill, scan, free, slots) = {
+                let state = self.state();
+                let log = &state.log;
+                let used = (log.head - log.tail + log.reserved) as f64;
+                let (bytes, records) = self.scan_limits();
+                let scan = ((log.head - log.scan_at + log.reserved) as f64 / bytes as f64)
+                    .max((log.next_seq - log.scan_seq) as f64 / records as f64);
+                (used / self.log_capacity() as f64, scan, state.free.len(), state.slots.len())
+            };
+            let (low, high) = self.config.watermarks(slots);
+            let mut free = free;
+            while free < high && self.check_free().await? {
+                free += 1;
+            }
+            if free < low {
+                self.evict(high - free).await?;
+            }
+            let destage = fill > self.config.destage_above || idle && fill > 0.0;
+            let destaged = if destage { self.destage(false).await? } else { 0 };
+            // A checkpoint that frees nothing would only wake those who wait for room, and they this task.
+            if destaged > 0 || scan > 0.5 || (fill > 0.5 && self.state().tail_may_move()) {
+                self.checkpoint(false).await?;
+            }
+            self.make_room_for_headers();
+            if destaged == 0 {
+                if fill > self.config.destage_above {
+                    // Slots are short or a cut is in the way: an upload helps.
+                    self.upload_wake.notify_waiters();
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// Destages everything, for a planned stop.
+    pub(crate) async fn settle_all(&self) -> Result<()> {
+        let _turn = self.maintenance.lock().await;
+        while self.destage(true).await? > 0 {
+            self.checkpoint(false).await?;
+        }
+        self.checkpoint(true).await
+    }
+
+    /// One round of destaging and a checkpoint, whatever the fill.
+    pub(crate) async fn destage_now(&self) -> Result<()> {
+        let _turn = self.maintenance.lock().await;
+        self.destage(false).await?;
+        self.checkpoint(false).await
+    }
+
+    /// Evicts, for tests and operators.
+    pub(crate) async fn evict_now(&self, wanted: usize) -> Result<usize> {
+        let _turn = self.maintenance.lock().await;
+        self.evict(wanted).await
+    }
+
+    /// The task that validates what nobody accessed yet. It pauses after each chunk.
+    pub(crate) async fn run_validation(self: Arc<Inner>) {
+        let mut from = Key { volume: 0, chunk: 0 };
+        loop {
+            let next = {
+                let state = self.state();
+                if state.unvalidated == 0 {
+                    break;
+                }
+                let found = state.chunks.range(from..).find(|(_, chunk)| {
+                    let slot = chunk.slot.and_then(|slot| state.slots.get(slot as usize));
+                    slot.is_some_and(|slot| !slot.validated)
+                });
+                found.map(|(key, _)| *key)
+            };
+            let Some(key) = next else {
+                if from == (Key { volume: 0, chunk: 0 }) {
+                    break;
+                }
+                from = Key { volume: 0, chunk: 0 };
+                continue;
+            };
+            from = key;
+            if self.load(key).await.is_err() || self.marks.get().failed {
+                return;
+            }
+            tokio::time::sleep(self.config.validation_pause).await;
+        }
+        self.upload_wake.notify_waiters();
+    }
+}

@@ -1,0 +1,374 @@
+//! The cache: log, slots, directory, and what moves data between them and the store.
+//!
+//! Rules that everything here keeps:
+//!
+//! 1. Sequence decides which value of a block is newer, never position.
+//! 2. A write is answered once its record is written; FLUSH and FUA once everything answered before is
+//!    durable. One sync answers all who asked before it began.
+//! 3. A record is durable before its slot is touched; data and header are durable before the record leaves
+//!    the map; the directory is durable before the record's space in the log is used again.
+//! 4. What lies beside the data (slot header, log record) is the truth; directory and checkpoint are behind
+//!    it and are checked against it at first access.
+//! 5. A slot is used again only after a header that calls it free is durable.
+//! 6. A root is published only when everything it names is in the store and durable here; blocks turn clean
+//!    after that, never before.
+//! 7. After a failed write or sync of the disk nothing is tried again and nothing more is promised.
+//!
+//! The state in memory has one lock ([`state`]), never held across I/O. A chunk's own lock is held for
+//! reading while its slot is read and for writing while its slot changes.
+
+mod checkpoint;
+mod destage;
+mod evict;
+mod fetch;
+mod headers;
+mod index;
+mod log;
+mod maintenance;
+mod ownership;
+mod read;
+mod recover;
+mod runmap;
+mod scrub;
+mod state;
+#[cfg(test)]
+mod tests;
+mod upload;
+mod volume;
+mod watched;
+mod write;
+
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::disk::Disk;
+use crate::disk::sim::Rng;
+use crate::error::{Error, Result};
+use crate::format::superblock::Layout;
+use crate::remote::Store;
+use crate::volume_name::VolumeName;
+
+pub use read::Segment;
+pub use scrub::{QuarantinedRange, ScrubReport};
+pub use volume::{BlockStatus, StatusExtent, Volume, VolumeOptions, VolumeStatus};
+
+use log::Marks;
+use state::State;
+use watched::Watched;
+
+/// How the cache behaves. The defaults are for production.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Nothing answered stays un-synced for longer.
+    pub sync_interval: Duration,
+    /// Bytes of log between two checkpoints.
+    pub scan_bytes: u64,
+    /// Records between two checkpoints.
+    pub scan_records: u64,
+    /// Fill of the log, 0 to 1, above which records move to slots.
+    pub destage_above: f64,
+    /// Quiet time after which records move to slots anyway.
+    pub idle_destage: Duration,
+    /// Fill of the log, 0 to 1, above which writers pause.
+    pub slow_above: f64,
+    /// The pause of a writer when the log is full.
+    pub longest_pause: Duration,
+    /// Slot headers kept in memory; one takes 5 KiB.
+    pub headers_in_memory: usize,
+    /// How long a read of something that is not cached may wait for the store.
+    pub fetch_timeout: Duration,
+    /// Time between two uploads.
+    pub upload_interval: Duration,
+    /// Pause after an upload that failed.
+    pub upload_retry: Duration,
+    /// Pause of the background validation after each chunk.
+    pub validation_pause: Duration,
+    /// Whether everything is validated before the cache opens.
+    pub eager_validation: bool,
+    /// Whether to open although a durable part of the log is damaged, and to lose it.
+    pub accept_loss: bool,
+    /// Seed of everything random; `None`: the system's. For tests.
+    pub seed: Option<u64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            sync_interval: Duration::from_secs(1),
+            scan_bytes: 64 << 20,
+            scan_records: 16_384,
+            destage_above: 0.25,
+            idle_destage: Duration::from_secs(1),
+            slow_above: 0.75,
+            longest_pause: Duration::from_millis(20),
+            headers_in_memory: 16_384,
+            fetch_timeout: Duration::from_secs(30),
+            upload_interval: Duration::from_secs(5),
+            upload_retry: Duration::from_secs(5),
+            validation_pause: Duration::from_millis(1),
+            eager_validation: false,
+            accept_loss: false,
+            seed: None,
+        }
+    }
+}
+
+impl Config {
+    /// Free slots below which eviction begins, and at which it ends.
+    fn watermarks(&self, slots: usize) -> (usize, usize) {
+        let low = (slots / 20).max(1);
+        (low, (slots / 12).max(low + 1))
+    }
+
+    /// Free slots that fills leave alone.
+    fn slots_kept_for_writes(&self, slots: usize) -> usize {
+        (slots / 50).max(1)
+    }
+}
+
+/// Counts since the cache was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Chunks whose headers were checked for the first time.
+    pub validated: u64,
+    /// Slot headers found damaged.
+    pub damaged_headers: u64,
+    /// Clean blocks found damaged, to be fetched again.
+    pub damaged_blocks: u64,
+    /// Chunks written from the log to their slots.
+    pub destaged_chunks: u64,
+    /// Checkpoints.
+    pub checkpoints: u64,
+    /// Chunks evicted.
+    pub evicted: u64,
+    /// Bytes got from the store.
+    pub fetched_bytes: u64,
+    /// Blocks of those that were kept.
+    pub filled_blocks: u64,
+    /// Bytes put into the store.
+    pub uploaded_bytes: u64,
+    /// Roots published.
+    pub cuts: u64,
+    /// Operations of the store that failed and were tried again or given up.
+    pub store_failures: u64,
+    /// Where the search for headers to drop from memory goes on.
+    pub(crate) header_hand: u64,
+}
+
+/// How a cache is.
+#[derive(Clone, Debug)]
+pub struct CacheStatus {
+    /// The cache's identity.
+    pub cache_id: u64,
+    /// Bytes of the log, and how many of them are in use.
+    pub log: (u64, u64),
+    /// Slots, and how many are free.
+    pub slots: (u32, u32),
+    /// Chunks whose headers were not checked yet since the start.
+    pub unvalidated: u32,
+    /// Slots of which nobody knows what they held.
+    pub unknown_slots: u32,
+    /// Why the cache stopped, if it did.
+    pub stopped: Option<String>,
+    /// Counts since the start.
+    pub counters: Counters,
+}
+
+/// What one cache consists of.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    this: Mutex<Weak<Inner>>,
+    disk: Arc<dyn Disk>,
+    store: Arc<dyn Store>,
+    config: Config,
+    layout: Layout,
+    cache_id: u64,
+    incarnation_at: u64,
+    /// Makes names of objects of this run unique.
+    nonce: u64,
+    objects: AtomicU32,
+    state: Mutex<State>,
+    rng: Mutex<Rng>,
+    marks: Watched<Marks>,
+    /// Fills under way.
+    fills: Watched<u64>,
+    failure: OnceLock<String>,
+    append_wake: Notify,
+    sync_wake: Notify,
+    maintenance_wake: Notify,
+    upload_wake: Notify,
+    space: Notify,
+    rmw_done: Notify,
+    cut_published: Notify,
+    maintenance: tokio::sync::Mutex<()>,
+    pages: tokio::sync::Mutex<()>,
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn random(&self) -> u64 {
+        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
+        rng.draw() << 32 ^ rng.draw()
+    }
+
+    /// A random number from 0 to 1.
+    fn random_unit(&self) -> f64 {
+        (self.random() % 1_000_000) as f64 / 1e6
+    }
+
+    fn name(&self, volume: u64) -> Result<VolumeName> {
+        let state = self.state();
+        let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+        Ok(entry.page.name.clone())
+    }
+
+    /// The epoch under which the volume is served, or why it is not.
+    fn serving(&self, volume: u64) -> Result<u64> {
+        self.check_running()?;
+        let state = self.state();
+        let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+        let volume = || entry.page.name.clone();
+        match (entry.superseded_by, entry.refusing) {
+            (Some(epoch), _) => {
+                Err(Error::Superseded { volume: volume(), epoch, ours: entry.page.epoch })
+            }
+            (None, Some(state)) => Err(Error::NotServed { volume: volume(), state }),
+            (None, None) => Ok(entry.page.epoch),
+        }
+    }
+}
+
+/// An open cache. Dropping it stops its tasks as a crash would; [`close`](Cache::close) leaves nothing to
+/// recover.
+#[derive(Debug)]
+pub struct Cache {
+    inner: Arc<Inner>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Cache {
+    fn start(inner: Arc<Inner>) -> Cache {
+        *inner.this.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&inner);
+        let tasks = vec![
+            tokio::spawn(Arc::clone(&inner).run_appender()),
+            tokio::spawn(Arc::clone(&inner).run_syncer()),
+            tokio::spawn(Arc::clone(&inner).run_ticker()),
+            tokio::spawn(Arc::clone(&inner).run_maintenance()),
+            tokio::spawn(Arc::clone(&inner).run_uploads()),
+            tokio::spawn(Arc::clone(&inner).run_validation()),
+        ];
+        Cache { inner, tasks }
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn status(&self) -> CacheStatus {
+        let state = self.inner.state();
+        let free = state.free.len() + state.unchecked.len();
+        CacheStatus {
+            cache_id: self.inner.cache_id,
+            log: (self.inner.layout.log_len, state.log.head - state.log.tail),
+            slots: (state.slots.len() as u32, free as u32),
+            unvalidated: state.unvalidated,
+            unknown_slots: state.unknown_slots,
+            stopped: self.inner.failure.get().cloned(),
+            counters: state.counters,
+        }
+    }
+
+    /// Moves what is due from the log to slots and writes a checkpoint, now.
+    pub async fn destage(&self) -> Result<()> {
+        self.inner.destage_now().await
+    }
+
+    /// Evicts up to `chunks` clean chunks, now. Returns how many.
+    pub async fn evict(&self, chunks: usize) -> Result<usize> {
+        self.inner.evict_now(chunks).await
+    }
+
+    /// Stops in order: everything is in its slot and durable, and nothing is left to validate. Requests
+    /// that come later fail.
+    pub async fn close(self) -> Result<()> {
+        for entry in self.inner.state().volumes.values_mut() {
+            entry.refusing.get_or_insert("the cache is closed");
+        }
+        self.inner.fills.wait(|fills| *fills == 0).await;
+        self.inner.settle_all().await?;
+        self.inner.marks.change(|marks| marks.failed = true);
+        Ok(())
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.inner.marks.change(|marks| marks.failed = true);
+        self.inner.space.notify_waiters();
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+fn unix_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Faults that tests put in to see that they are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) enum Plant {
+    /// A FLUSH is answered without a sync.
+    FlushSkipsSync,
+    /// No sync at all.
+    NoSync,
+    /// Slots are overwritten before their records are durable.
+    DestageBeforeSync,
+    /// The superblock moves on before directory and map are durable.
+    SuperblockBeforeDirectory,
+    /// Both versions of a header go to the same place.
+    HeaderInPlace,
+    /// Blocks are clean once they are in a slot.
+    CleanTooEarly,
+    /// Blocks that were overwritten after the cut turn clean with it.
+    CleanOverwritten,
+    /// Dirty chunks are evicted.
+    EvictDirty,
+    /// A cut holds whatever is newest when it is read.
+    CutTakesNewest,
+    /// Slots are overwritten although a cut needs what is there.
+    DestageOverCut,
+    /// A cut is uploaded before it is durable here.
+    CutBeforeFlush,
+    /// A root is put whatever epoch is there.
+    NoEpochCheck,
+    /// A root is put without a condition.
+    PutWithoutCondition,
+    /// Recovery does not check the data of records.
+    NoDataCheck,
+}
+
+#[cfg(test)]
+thread_local! {
+    pub(crate) static PLANTED: std::cell::Cell<Option<Plant>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+pub(crate) fn planted(plant: Plant) -> bool {
+    PLANTED.get() == Some(plant)
+}
+
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) const fn planted(_: Plant) -> bool {
+    false
+}

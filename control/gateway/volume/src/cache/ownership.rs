@@ -1,0 +1,418 @@
+//! Who owns a volume: creating, taking, giving up, and finding out that somebody else took it.
+//!
+//! The root's epoch decides. It grows with every change of owner, and a root is only ever replaced under
+//! the condition that nobody else replaced it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::state::{Key, RemoteRoot, VolumeEntry};
+use super::volume::VolumeOptions;
+use super::{Cache, Inner, Volume, index, unix_ms};
+use crate::error::{Error, Result};
+use crate::format::root::Root;
+use crate::format::superblock::{MAX_VOLUMES, VOLUME_PAGES};
+use crate::format::volume_page::{Durability, VolumePage, VolumeState};
+use crate::remote::{ObjectVersion, StoreError};
+use crate::volume_name::VolumeName;
+use crate::{BLOCK_BYTES, MAX_VOLUME_BYTES, SlotId};
+
+impl Cache {
+    /// Makes a new volume of `size` bytes, all zeros, in the store and here.
+    pub async fn create_volume(
+        &self,
+        name: &VolumeName,
+        size: u64,
+        options: VolumeOptions,
+    ) -> Result<Volume> {
+        check_size(size)?;
+        let inner = &self.inner;
+        inner.check_free_name(name)?;
+        let root = Root {
+            uuid: u128::from(inner.random()) << 64 | u128::from(inner.random()),
+            size,
+            epoch: 1,
+            seq: inner.state().log.next_seq.saturating_sub(1),
+            nonce: inner.random(),
+            owner: inner.cache_id,
+            released: false,
+            published_at_ms: unix_ms(),
+            nodes: Vec::new(),
+        };
+        let path = format!("{name}/root");
+        let bytes = Bytes::from(root.emit());
+        let remote = match inner.patiently(name, || inner.store.create(&path, bytes.clone())).await
+        {
+            Ok(version) => RemoteRoot { root: Arc::new(root), version },
+            Err(Error::Store(StoreError::Conflict { .. })) => {
+                // An attempt that seemed to fail may have made it after all.
+                let (found, version) = inner.get_root(name).await?;
+                if found.nonce != root.nonce {
+                    return Err(Error::VolumeExists { volume: name.clone() });
+                }
+                RemoteRoot { root: Arc::new(root), version }
+            }
+            Err(error) => return Err(error),
+        };
+        inner.add_volume(name, remote, options).await
+    }
+
+    /// Takes a volume that is in the store: one that its owner released, one of this cache whose page was
+    /// lost, or, with `take_over`, any. Taking over asserts that the former owner is dead: what it did not
+    /// upload stays behind in its quarantine.
+    pub async fn attach_volume(
+        &self,
+        name: &VolumeName,
+        options: VolumeOptions,
+        take_over: bool,
+    ) -> Result<Volume> {
+        let inner = &self.inner;
+        inner.check_free_name(name)?;
+        loop {
+            let (found, version) = inner.get_root(name).await?;
+            if !found.released && found.owner != inner.cache_id && !take_over {
+                return Err(Error::Owned { volume: name.clone(), owner: found.owner });
+            }
+            let root = Root {
+                epoch: found.epoch + 1,
+                seq: inner.state().log.next_seq.saturating_sub(1),
+                nonce: inner.random(),
+                owner: inner.cache_id,
+                released: false,
+                ..found
+            };
+            let path = format!("{name}/root");
+            let bytes = Bytes::from(root.emit());
+            let version = match inner.store.replace(&path, bytes, &version).await {
+                Ok(version) => version,
+                Err(StoreError::Conflict { .. } | StoreError::Unavailable { .. }) => {
+                    let (found, version) = inner.get_root(name).await?;
+                    if found.nonce != root.nonce {
+                        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                        continue;
+                    }
+                    version
+                }
+                Err(error) => return Err(error.into()),
+            };
+            return inner
+                .add_volume(name, RemoteRoot { root: Arc::new(root), version }, options)
+                .await;
+        }
+    }
+
+    /// The volumes in this cache.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<Volume> {
+        let state = self.inner.state();
+        state.volumes.keys().map(|id| Volume::new(Arc::clone(&self.inner), *id)).collect()
+    }
+
+    /// A volume by its name.
+    pub fn volume(&self, name: &VolumeName) -> Result<Volume> {
+        let state = self.inner.state();
+        let found = state.volumes.iter().find(|(_, entry)| entry.page.name == *name);
+        let (id, _) = found.ok_or_else(|| Error::NoVolume { volume: name.clone() })?;
+        Ok(Volume::new(Arc::clone(&self.inner), *id))
+    }
+
+    /// Uploads everything and gives the volume up, so that another gateway may take it. Requests that
+    /// come meanwhile are refused.
+    pub async fn release_volume(&self, name: &VolumeName) -> Result<()> {
+        let volume = self.volume(name)?.id();
+        self.inner.serving(volume)?;
+        let refuse = |why| {
+            if let Some(entry) = self.inner.state().volumes.get_mut(&volume) {
+                entry.refusing = why;
+            }
+        };
+        refuse(Some("being released"));
+        match self.inner.cut(volume, true).await {
+            Ok(_) => {
+                refuse(Some("released"));
+                self.inner.discard(volume).await
+            }
+            Err(error) => {
+                if self
+                    .inner
+                    .state()
+                    .volumes
+                    .get(&volume)
+                    .is_some_and(|v| v.superseded_by.is_none())
+                {
+                    refuse(None);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Deletes the volume's root in the store, and forgets it here. Its packs and index pages stay until
+    /// somebody collects them.
+    pub async fn delete_volume(&self, name: &VolumeName) -> Result<()> {
+        let volume = self.volume(name)?.id();
+        self.inner.root(volume).await?;
+        if let Some(entry) = self.inner.state().volumes.get_mut(&volume) {
+            entry.refusing = Some("deleted");
+        }
+        let path = format!("{name}/root");
+        self.inner.patiently(name, || self.inner.store.delete(&path)).await?;
+        self.inner.discard(volume).await
+    }
+
+    /// Forgets a volume that is released or in quarantine, with whatever this cache has of it.
+    pub async fn forget_volume(&self, name: &VolumeName) -> Result<()> {
+        let volume = self.volume(name)?.id();
+        match self.inner.serving(volume) {
+            Ok(_) => Err(Error::VolumeExists { volume: name.clone() }),
+            Err(_) => self.inner.discard(volume).await,
+        }
+    }
+}
+
+pub(crate) fn check_size(size: u64) -> Result<()> {
+    let legal = size > 0 && size <= MAX_VOLUME_BYTES && size.is_multiple_of(BLOCK_BYTES);
+    if legal { Ok(()) } else { Err(Error::Size { size }) }
+}
+
+impl Inner {
+    fn check_free_name(&self, name: &VolumeName) -> Result<()> {
+        self.check_running()?;
+        let state = self.state();
+        if state.volumes.values().any(|entry| entry.page.name == *name) {
+            return Err(Error::VolumeExists { volume: name.clone() });
+        }
+        if state.volumes.len() >= MAX_VOLUMES as usize {
+            return Err(Error::TooManyVolumes { limit: MAX_VOLUMES });
+        }
+        Ok(())
+    }
+
+    async fn add_volume(
+        self: &Arc<Inner>,
+        name: &VolumeName,
+        remote: RemoteRoot,
+        options: VolumeOptions,
+    ) -> Result<Volume> {
+        let id = {
+            let mut state = self.state();
+            let used: Vec<u32> = state.volumes.values().map(|entry| entry.page_index).collect();
+            let page_index = (0..MAX_VOLUMES).find(|index| !used.contains(index));
+            let page_index = page_index.ok_or(Error::TooManyVolumes { limit: MAX_VOLUMES })?;
+            // Numbers are not used again while records of them may be in the log.
+            let id = state.next_volume.max(state.log.next_seq);
+            state.next_volume = id + 1;
+            let page = VolumePage {
+                cache_id: self.cache_id,
+                generation: 0,
+                id,
+                uuid: remote.root.uuid,
+                name: name.clone(),
+                size: remote.root.size,
+                epoch: remote.root.epoch,
+                published: remote.root.seq,
+                root_nonce: remote.root.nonce,
+                state: VolumeState::Active,
+                durability: options.durability,
+                dirty_quota: options.dirty_quota,
+                published_at_ms: remote.root.published_at_ms,
+            };
+            let mut entry = VolumeEntry::new(page_index, page, Some("being made"));
+            entry.remote = Some(remote);
+            state.volumes.insert(id, entry);
+            id
+        };
+        self.write_page(id, &mut |_| {}).await?;
+        if let Some(entry) = self.state().volumes.get_mut(&id) {
+            entry.refusing = None;
+        }
+        Ok(Volume::new(Arc::clone(self), id))
+    }
+
+    /// Changes a volume's page and writes it, durably, beside the copy before.
+    pub(crate) async fn write_page(
+        &self,
+        volume: u64,
+        change: &mut (dyn FnMut(&mut VolumePage) + Send),
+    ) -> Result<()> {
+        let _turn = self.pages.lock().await;
+        let Some((at, copy, bytes)) = ({
+            let mut state = self.state();
+            let state = &mut *state;
+            state.volumes.get_mut(&volume).map(|entry| {
+                change(&mut entry.page);
+                state.page_generation += 1;
+                entry.page.generation = state.page_generation;
+                let newest = state.page_copies.get(&entry.page_index).copied().unwrap_or(1);
+                let copy = 1 - newest.min(1);
+                let block = u64::from(entry.page_index) * 2 + u64::from(copy);
+                (VOLUME_PAGES + block * BLOCK_BYTES, (entry.page_index, copy), entry.page.emit())
+            })
+        }) else {
+            return Ok(());
+        };
+        if let Err(error) = self.disk.write(at, vec![Bytes::from(bytes)]).await {
+            self.fail(&error);
+            return Err(error.into());
+        }
+        self.barrier().await?;
+        let (index, copy) = copy;
+        self.state().page_copies.insert(index, copy);
+        Ok(())
+    }
+
+    /// Reads a volume's root.
+    pub(crate) async fn get_root(&self, name: &VolumeName) -> Result<(Root, ObjectVersion)> {
+        let path = format!("{name}/root");
+        let (bytes, version) = match self.patiently(name, || self.store.get(&path)).await {
+            Err(Error::Store(StoreError::NotFound { .. })) => {
+                return Err(Error::NoVolume { volume: name.clone() });
+            }
+            other => other?,
+        };
+        let root = Root::parse(&bytes).map_err(|e| index::damaged(name, &path, &e))?;
+        Ok((root, version))
+    }
+
+    /// Forgets that the root was read, so that the next use reads it again. What was read is kept for
+    /// those who read by it.
+    pub(crate) fn forget_root(&self, volume: u64) {
+        if let Some(entry) = self.state().volumes.get_mut(&volume) {
+            entry.root_unsure = true;
+        }
+    }
+
+    /// The newest root of a volume of ours. Read at first use; from then on only we replace it, or lose
+    /// the volume.
+    pub(crate) async fn root(&self, volume: u64) -> Result<RemoteRoot> {
+        let (known, name) = {
+            let state = self.state();
+            let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+            let known = entry.remote.clone().filter(|_| !entry.root_unsure);
+            (known, entry.page.name.clone())
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let (root, version) = self.get_root(&name).await?;
+        let (epoch, uuid, published, next) = {
+            let state = self.state();
+            let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+            (entry.page.epoch, entry.page.uuid, entry.page.published, state.log.next_seq)
+        };
+        let path = format!("{name}/root");
+        if root.uuid != uuid {
+            return Err(index::damaged(&name, &path, &"it is another volume of the same name"));
+        }
+        if root.epoch > epoch || root.owner != self.cache_id {
+            return Err(self.superseded(volume, root.epoch).await);
+        }
+        if root.epoch < epoch || root.seq < published || root.seq >= next {
+            return Err(index::damaged(
+                &name,
+                &path,
+                &format!(
+                    "epoch {} and sequence {} are not those published last (epoch {epoch}, sequence {published})",
+                    root.epoch, root.seq
+                ),
+            ));
+        }
+        let remote = RemoteRoot { root: Arc::new(root), version };
+        let mut state = self.state();
+        if let Some(entry) = state.volumes.get_mut(&volume) {
+            let newer = entry.remote.as_ref().is_none_or(|r| r.root.seq <= remote.root.seq);
+            entry.root_unsure = false;
+            if newer {
+                entry.page.published = remote.root.seq;
+                entry.page.root_nonce = remote.root.nonce;
+                entry.remote = Some(remote.clone());
+                if remote.root.seq != published {
+                    state.recount_log(volume);
+                }
+            }
+        }
+        Ok(remote)
+    }
+
+    /// Another gateway has the volume: from here on nothing is served or uploaded, and what is dirty is
+    /// kept for export.
+    pub(crate) async fn superseded(&self, volume: u64, epoch: u64) -> Error {
+        let (name, ours, first) = {
+            let mut state = self.state();
+            let Some(entry) = state.volumes.get_mut(&volume) else {
+                return self.stopped();
+            };
+            let first = entry.superseded_by.replace(epoch).is_none();
+            entry.refusing = Some("in quarantine");
+            (entry.page.name.clone(), entry.page.epoch, first)
+        };
+        if first {
+            tracing::error!(volume = %name, epoch, ours, "another gateway took the volume over");
+            let mut change = |page: &mut VolumePage| page.state = VolumeState::Quarantined;
+            if let Err(error) = self.write_page(volume, &mut change).await {
+                return error;
+            }
+        }
+        Error::Superseded { volume: name, epoch, ours }
+    }
+
+    /// Changes what FLUSH promises and how much may be dirty.
+    pub(crate) async fn set_options(&self, volume: u64, options: VolumeOptions) -> Result<()> {
+        self.serving(volume)?;
+        let VolumeOptions { durability, dirty_quota } = options;
+        let durability: Durability = durability;
+        let mut change = |page: &mut VolumePage| {
+            page.durability = durability;
+            page.dirty_quota = dirty_quota;
+        };
+        self.write_page(volume, &mut change).await
+    }
+
+    /// Drops everything that the cache has of a volume, and its page.
+    async fn discard(&self, volume: u64) -> Result<()> {
+        // The page first: records and slots of a volume that is gone mean nothing to recovery.
+        self.write_page(volume, &mut |page| page.state = VolumeState::Gone).await?;
+        let _turn = self.maintenance.lock().await;
+        let keys: Vec<Key> = {
+            let state = self.state();
+            let range = Key { volume, chunk: 0 }..=Key { volume, chunk: u32::MAX };
+            state.chunks.range(range).map(|(key, _)| *key).collect()
+        };
+        let mut slots: Vec<SlotId> = Vec::new();
+        for key in keys {
+            let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
+                continue;
+            };
+            let guard = io.write_owned().await;
+            // The header's version must be known before a free one can be written.
+            self.load_locked(key, &guard).await?;
+            let slot = {
+                let mut state = self.state();
+                if let Some(chunk) = state.chunks.get_mut(&key) {
+                    chunk.log.clear();
+                    chunk.frozen.clear();
+                }
+                let slot = state.chunks.get(&key).and_then(|chunk| chunk.slot);
+                match slot {
+                    Some(slot) => {
+                        state.vacate(slot);
+                    }
+                    None => state.forget_if_empty(key),
+                }
+                slot
+            };
+            if let Some(slot) = slot {
+                self.write_free_header(slot).await?;
+                slots.push(slot);
+            }
+        }
+        self.barrier().await?;
+        let mut state = self.state();
+        state.free.extend(slots);
+        state.volumes.remove(&volume);
+        drop(state);
+        self.maintenance_wake.notify_one();
+        Ok(())
+    }
+}

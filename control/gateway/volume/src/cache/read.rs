@@ -1,0 +1,286 @@
+//! Reads: the log's map first, then the slot, else the store.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Inner;
+use super::runmap::Run;
+use super::state::Key;
+use crate::bits::BlockSet;
+use crate::error::Result;
+use crate::format::crc32c;
+use crate::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES, SlotId};
+
+/// Neighbouring blocks of a chunk and their content.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) first: u16,
+    pub(crate) count: u16,
+    /// `None`: zeros.
+    pub(crate) data: Option<Bytes>,
+}
+
+/// A part of an answer to a read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// Bytes.
+    Data(Bytes),
+    /// So many zeros.
+    Zeroes(u64),
+}
+
+impl Segment {
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Segment::Data(data) => data.len() as u64,
+            Segment::Zeroes(len) => *len,
+        }
+    }
+
+    /// Whether it has no byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where a run of blocks is to be had.
+enum Source {
+    Log(Run),
+    Zeroes,
+    Slot { slot: SlotId, crcs: Vec<u32>, dirty: bool },
+    Missing,
+    Lost,
+}
+
+impl Inner {
+    /// Reads a range of bytes that lies within the volume.
+    pub(crate) async fn read(&self, volume: u64, offset: u64, len: u64) -> Result<Vec<Segment>> {
+        let end = offset + len;
+        let mut segments = Vec::new();
+        let mut at = offset;
+        while at < end {
+            let chunk = (at / CHUNK_BYTES) as u32;
+            let start = u64::from(chunk) * CHUNK_BYTES;
+            let stop = end.min(start + CHUNK_BYTES);
+            let first = ((at - start) / BLOCK_BYTES) as u16;
+            let last = (stop - start).div_ceil(BLOCK_BYTES) as u16;
+            for piece in self.read_chunk(Key { volume, chunk }, first..last).await? {
+                let piece_at = start + u64::from(piece.first) * BLOCK_BYTES;
+                let piece_end = piece_at + u64::from(piece.count) * BLOCK_BYTES;
+                let (from, to) = (piece_at.max(at), piece_end.min(stop));
+                match piece.data {
+                    Some(data) => segments.push(Segment::Data(
+                        data.slice((from - piece_at) as usize..(to - piece_at) as usize),
+                    )),
+                    None => match segments.last_mut() {
+                        Some(Segment::Zeroes(len)) => *len += to - from,
+                        _ => segments.push(Segment::Zeroes(to - from)),
+                    },
+                }
+            }
+            at = stop;
+        }
+        Ok(segments)
+    }
+
+    /// Reads blocks of a chunk: pieces in rising order, without a gap.
+    pub(crate) async fn read_chunk(&self, key: Key, blocks: Range<u16>) -> Result<Vec<Piece>> {
+        loop {
+            self.check_running()?;
+            self.load(key).await?;
+            let io = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io));
+            let guard = match &io {
+                Some(io) => Some(io.read().await),
+                None => None,
+            };
+            let Some(plan) = self.plan(key, blocks.clone(), u64::MAX) else {
+                continue;
+            };
+            let mut pieces = Vec::new();
+            let mut missing = BlockSet::EMPTY;
+            let mut bad = BlockSet::EMPTY;
+            for (range, source) in plan {
+                let (first, count) = (range.start, range.end - range.start);
+                match source {
+                    Source::Log(run) => {
+                        let data = self.read_run(&run).await?;
+                        pieces.push(Piece { first, count, data: Some(data) });
+                    }
+                    Source::Zeroes => pieces.push(Piece { first, count, data: None }),
+                    Source::Missing => missing.insert_range(range),
+                    Source::Lost => return Err(self.lost(key, first)),
+                    Source::Slot { slot, crcs, dirty } => {
+                        match self.read_slot(slot, first, &crcs).await {
+                            Ok(data) => pieces.push(Piece { first, count, data: Some(data) }),
+                            Err(block) if dirty => return Err(self.lost(key, block)),
+                            Err(_) => bad.insert_range(range),
+                        }
+                    }
+                }
+            }
+            drop(guard);
+            if !bad.is_empty() {
+                // Clean blocks that are damaged here are whole in the store.
+                self.forget_clean(key, &bad);
+                continue;
+            }
+            if !missing.is_empty() {
+                match self.fetch(key, &missing).await? {
+                    Some(fetched) => pieces.extend(fetched),
+                    None => continue,
+                }
+                pieces.sort_by_key(|piece| piece.first);
+            }
+            return Ok(pieces);
+        }
+    }
+
+    /// Where `blocks` are to be had as of sequence `up_to`, in rising order. `None` if the slot's header
+    /// is not in memory any more.
+    fn plan(&self, key: Key, blocks: Range<u16>, up_to: u64) -> Option<Vec<(Range<u16>, Source)>> {
+        let mut state = self.state();
+        if state.needs_header(key) {
+            return None;
+        }
+        let mut plan: Vec<(Range<u16>, Source)> = Vec::new();
+        let mut rest = BlockSet::EMPTY;
+        rest.insert_range(blocks.clone());
+        if let Some(chunk) = state.chunks.get(&key) {
+            let newest = chunk.log.lookup(blocks.clone());
+            let frozen = chunk.frozen.lookup(blocks.clone());
+            let frozen = if up_to == u64::MAX { Vec::new() } else { frozen };
+            for run in newest.into_iter().filter(|run| run.seq() <= up_to).chain(frozen) {
+                let range = run.first..run.end();
+                rest.remove_range(range.clone());
+                let zero = run.record.is_zero();
+                plan.push((range, if zero { Source::Zeroes } else { Source::Log(run) }));
+            }
+        }
+        match state.header(key) {
+            Some((slot, header)) => {
+                for run in rest.runs(CHUNK_BLOCKS) {
+                    plan_slot(&mut plan, slot, header, run);
+                }
+                if let Some(slot) = state.slot(slot) {
+                    slot.visited = true;
+                }
+            }
+            None => plan.extend(rest.runs(CHUNK_BLOCKS).into_iter().map(|r| (r, Source::Missing))),
+        }
+        plan.sort_by_key(|(range, _)| range.start);
+        Some(plan)
+    }
+
+    /// Reads neighbouring blocks of a slot. Fails with the first block that is not as it should be.
+    async fn read_slot(&self, slot: SlotId, first: u16, crcs: &[u32]) -> Result<Bytes, u16> {
+        let at = self.block_at(slot, first);
+        let data = match self.disk.read(at, crcs.len() * BLOCK_BYTES as usize).await {
+            Ok(data) => data,
+            Err(error) => {
+                tracing::warn!(slot, first, %error, "blocks of a slot cannot be read");
+                return Err(first);
+            }
+        };
+        for (i, (block, crc)) in data.chunks(BLOCK_BYTES as usize).zip(crcs).enumerate() {
+            if crc32c(block) != *crc {
+                tracing::warn!(slot, block = first + i as u16, "checksum of a block is wrong");
+                return Err(first + i as u16);
+            }
+        }
+        Ok(data)
+    }
+
+    /// Clean blocks that turned out damaged are missing from now on.
+    fn forget_clean(&self, key: Key, bad: &BlockSet) {
+        let mut state = self.state();
+        let Some(slot) = state.chunks.get(&key).and_then(|chunk| chunk.slot) else {
+            return;
+        };
+        if let Some(entry) = state.slot(slot)
+            && let Some(header) = &mut entry.header
+        {
+            let mut bad = *bad;
+            bad.subtract(&header.dirty);
+            header.valid.subtract(&bad);
+            header.zero.subtract(&bad);
+            entry.stale = true;
+        }
+        state.counters.damaged_blocks += u64::from(bad.len());
+    }
+
+    /// Reads blocks as they were at sequence `up_to`, for an upload. All are in the cache.
+    pub(crate) async fn read_as_of(
+        &self,
+        key: Key,
+        blocks: Range<u16>,
+        up_to: u64,
+    ) -> Result<Vec<Piece>> {
+        loop {
+            self.check_running()?;
+            self.load(key).await?;
+            let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
+                return Err(self.lost(key, blocks.start));
+            };
+            let guard = io.read().await;
+            let Some(plan) = self.plan(key, blocks.clone(), up_to) else {
+                continue;
+            };
+            let mut pieces = Vec::new();
+            for (range, source) in plan {
+                let (first, count) = (range.start, range.end - range.start);
+                let data = match source {
+                    Source::Log(run) => Some(self.read_run(&run).await?),
+                    Source::Zeroes => None,
+                    Source::Slot { slot, crcs, .. } => Some(
+                        self.read_slot(slot, first, &crcs).await.map_err(|b| self.lost(key, b))?,
+                    ),
+                    Source::Missing | Source::Lost => return Err(self.lost(key, first)),
+                };
+                pieces.push(Piece { first, count, data });
+            }
+            drop(guard);
+            return Ok(pieces);
+        }
+    }
+}
+
+fn plan_slot(
+    plan: &mut Vec<(Range<u16>, Source)>,
+    slot: SlotId,
+    header: &crate::format::slot_header::SlotHeader,
+    blocks: Range<u16>,
+) {
+    for block in blocks {
+        let (dirty, next) = (header.dirty.contains(block), block + 1);
+        let source = if header.lost.contains(block) {
+            Source::Lost
+        } else if header.zero.contains(block) {
+            Source::Zeroes
+        } else if header.valid.contains(block) {
+            Source::Slot { slot, crcs: vec![header.crc(block)], dirty }
+        } else {
+            Source::Missing
+        };
+        match (plan.last_mut(), source) {
+            (
+                Some((range, Source::Slot { slot: s, crcs, dirty: d })),
+                Source::Slot { slot: s2, crcs: more, dirty: d2 },
+            ) if range.end == block && *s == s2 && *d == d2 => {
+                crcs.extend(more);
+                range.end = next;
+            }
+            (Some((range, Source::Zeroes)), Source::Zeroes)
+            | (Some((range, Source::Missing)), Source::Missing)
+                if range.end == block =>
+            {
+                range.end = next;
+            }
+            (_, source) => plan.push((block..next, source)),
+        }
+    }
+}

@@ -1,0 +1,645 @@
+//! Making a cache, and opening one after whatever happened to it.
+//!
+//! Opening reads the superblocks, the volume pages, the directory, the map of the log, and the log since the
+//! last checkpoint; slot headers only where a directory page is damaged. What it read is made durable, and
+//! the new incarnation too, before anything is written; so a crash while opening changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::log::Marks;
+use super::runmap::{LogRecord, Place, Run};
+use super::state::{Frame, Key, Log, Slot, State, VolumeEntry};
+use super::watched::Watched;
+use super::{Cache, Config, Inner, Plant, planted};
+use crate::disk::Disk;
+use crate::disk::sim::Rng;
+use crate::error::{Error, Result};
+use crate::format::checkpoint::{self, MappedRun};
+use crate::format::crc32c;
+use crate::format::directory::{DirectoryPage, ENTRIES, Entry, pages};
+use crate::format::log_frame::{Content, FrameHeader, Record};
+use crate::format::superblock::{COPIES, Layout, MAX_VOLUMES, Superblock, VOLUME_PAGES};
+use crate::format::volume_page::{VolumePage, VolumeState};
+use crate::remote::{self, Store};
+use crate::{BLOCK_BYTES, SlotId};
+
+/// How much of the log is read at once.
+const WINDOW: u64 = 1 << 20;
+/// How far beyond a gap to look for frames that prove it damage.
+const LOOK_AHEAD: u64 = 4 << 20;
+
+impl Cache {
+    /// Makes a cache on a disk that holds none, with a log of `log_len` bytes, and opens it.
+    pub async fn create(
+        disk: Arc<dyn Disk>,
+        store: Arc<dyn Store>,
+        log_len: u64,
+        config: Config,
+    ) -> Result<Cache> {
+        let layout = Layout::for_len(disk.len(), log_len).ok_or_else(|| Error::TooSmall {
+            disk: disk.name(),
+            len: disk.len(),
+            log_len,
+        })?;
+        for at in COPIES {
+            let there = disk.read(at, BLOCK_BYTES as usize).await?;
+            if Superblock::parse(&there, disk.len()).is_ok() {
+                return Err(Error::Exists { disk: disk.name() });
+            }
+        }
+        let seed = config.seed.unwrap_or_else(crate::random);
+        remote::probe(store.as_ref(), seed).await?;
+        let cache_id = Rng::new(seed ^ 0x0063_6163_6865).draw().max(1);
+        // The log is written ahead, so that a later sync has no metadata to commit.
+        let zeros = Bytes::from(vec![0; WINDOW as usize]);
+        let (mut at, end) = (layout.log_at, layout.log_at + layout.log_len);
+        while at < end {
+            let len = WINDOW.min(end - at);
+            disk.write(at, vec![zeros.slice(..len as usize)]).await?;
+            at += len;
+        }
+        for number in 0..pages(layout.slots) {
+            let first = number as SlotId * ENTRIES;
+            let entries = vec![Entry::default(); ENTRIES.min(layout.slots - first) as usize];
+            let page = DirectoryPage { cache_id, first, entries }.emit();
+            disk.write(layout.directory_at + number * BLOCK_BYTES, vec![page.into()]).await?;
+        }
+        let map = checkpoint::emit(&[]);
+        let superblock = Superblock {
+            cache_id,
+            generation: 1,
+            layout,
+            incarnation: 1,
+            incarnation_at: 0,
+            tail: 0,
+            scan_at: 0,
+            scan_seq: 1,
+            checkpoint_area: 0,
+            checkpoint_bytes: map.len() as u64,
+            checkpoint_crc: crc32c(&map),
+            clean: true,
+        };
+        let mut area = map;
+        area.resize(BLOCK_BYTES as usize, 0);
+        disk.write(layout.checkpoint_at, vec![area.into()]).await?;
+        disk.sync().await?;
+        for at in COPIES {
+            disk.write(at, vec![superblock.emit().into()]).await?;
+            disk.sync().await?;
+        }
+        Cache::open(disk, store, config).await
+    }
+
+    /// Opens a cache. Volumes are served at once; chunks are validated at their first access, or all
+    /// before this returns if the configuration says so.
+    pub async fn open(disk: Arc<dyn Disk>, store: Arc<dyn Store>, config: Config) -> Result<Cache> {
+        let superblock = read_superblock(disk.as_ref()).await?;
+        let mut recovery = Recovery {
+            disk: disk.as_ref(),
+            superblock,
+            state: State::default(),
+            rebuilt: BTreeSet::new(),
+            accept_loss: config.accept_loss,
+        };
+        recovery.volumes().await?;
+        recovery.directory().await?;
+        recovery.log().await?;
+        let mut state = recovery.state;
+        if superblock.clean {
+            for slot in state.slots.iter_mut().filter(|slot| slot.occupant.is_some()) {
+                slot.validated = true;
+            }
+            state.unvalidated = 0;
+        }
+
+        // What was read may be in the page cache only. It must not vanish after something was built on it.
+        disk.sync().await?;
+        let incarnation_at = state.log.head;
+        state.log.incarnation = superblock.incarnation + 1;
+        state.superblock_generation = superblock.generation + 1;
+        let opened = Superblock {
+            generation: superblock.generation + 1,
+            incarnation: superblock.incarnation + 1,
+            incarnation_at,
+            clean: false,
+            ..superblock
+        };
+        for at in COPIES {
+            disk.write(at, vec![opened.emit().into()]).await?;
+            disk.sync().await?;
+        }
+        let written = state.log.next_seq - 1;
+        let mut rng = Rng::new(config.seed.unwrap_or_else(crate::random) ^ opened.incarnation);
+        let inner = Inner {
+            this: Mutex::new(Weak::new()),
+            layout: superblock.layout,
+            cache_id: superblock.cache_id,
+            incarnation_at,
+            nonce: rng.draw() << 32 ^ rng.draw(),
+            objects: AtomicU32::new(0),
+            state: Mutex::new(state),
+            rng: Mutex::new(rng),
+            marks: Watched::new(Marks { written, durable: written, syncs: 0, failed: false }),
+            fills: Watched::new(0),
+            failure: OnceLock::new(),
+            append_wake: Notify::new(),
+            sync_wake: Notify::new(),
+            maintenance_wake: Notify::new(),
+            upload_wake: Notify::new(),
+            space: Notify::new(),
+            rmw_done: Notify::new(),
+            cut_published: Notify::new(),
+            maintenance: tokio::sync::Mutex::new(()),
+            pages: tokio::sync::Mutex::new(()),
+            disk,
+            store,
+            config,
+        };
+        if inner.config.eager_validation {
+            inner.validate_all().await?;
+        }
+        let cache = Cache::start(Arc::new(inner));
+        cache.inner.maintenance_wake.notify_one();
+        Ok(cache)
+    }
+}
+
+/// The newest superblock that is whole.
+async fn read_superblock(disk: &dyn Disk) -> Result<Superblock> {
+    let mut found = Vec::new();
+    let mut errors = Vec::new();
+    for at in COPIES {
+        if at + BLOCK_BYTES > disk.len() {
+            let len = disk.len();
+            return Err(Error::TooSmall { disk: disk.name(), len, log_len: 0 });
+        }
+        match Superblock::parse(&disk.read(at, BLOCK_BYTES as usize).await?, disk.len()) {
+            Ok(superblock) => found.push(superblock),
+            Err(error) => errors.push(error),
+        }
+    }
+    if let Some(newest) = found.into_iter().max_by_key(|sb| sb.generation) {
+        for error in errors {
+            tracing::warn!(disk = disk.name(), %error, "one superblock is damaged; the other is used");
+        }
+        return Ok(newest);
+    }
+    let mut errors = errors.into_iter();
+    match (errors.next(), errors.next()) {
+        (Some(first), Some(second)) => Err(Error::NoSuperblock {
+            disk: disk.name(),
+            first: Box::new(first),
+            second: Box::new(second),
+        }),
+        _ => Err(Error::TooSmall { disk: disk.name(), len: disk.len(), log_len: 0 }),
+    }
+}
+
+struct Recovery<'a> {
+    disk: &'a dyn Disk,
+    superblock: Superblock,
+    state: State,
+    /// Slots whose entries were made of their headers.
+    rebuilt: BTreeSet<SlotId>,
+    accept_loss: bool,
+}
+
+impl Recovery<'_> {
+    async fn volumes(&mut self) -> Result<()> {
+        let len = u64::from(MAX_VOLUMES) * 2 * BLOCK_BYTES;
+        let pages = self.disk.read(VOLUME_PAGES, len as usize).await?;
+        self.state.next_volume = 1;
+        for (index, copies) in pages.chunks(2 * BLOCK_BYTES as usize).enumerate() {
+            let mut newest: Option<(u8, VolumePage)> = None;
+            for (copy, page) in copies.chunks(BLOCK_BYTES as usize).enumerate() {
+                if let Ok(page) = VolumePage::parse(page)
+                    && page.cache_id == self.superblock.cache_id
+                    && newest.as_ref().is_none_or(|(_, other)| other.generation < page.generation)
+                {
+                    newest = Some((copy as u8, page));
+                }
+            }
+            let Some((page_copy, page)) = newest else {
+                continue;
+            };
+            self.state.page_copies.insert(index as u32, page_copy);
+            self.state.page_generation = self.state.page_generation.max(page.generation);
+            self.state.next_volume = self.state.next_volume.max(page.id + 1);
+            let refusing = match page.state {
+                VolumeState::Active => None,
+                VolumeState::Released => Some("released"),
+                VolumeState::Quarantined => Some("in quarantine"),
+                VolumeState::Gone => continue,
+            };
+            let entry = VolumeEntry::new(index as u32, page, refusing);
+            self.state.volumes.insert(entry.page.id, entry);
+        }
+        Ok(())
+    }
+
+    async fn directory(&mut self) -> Result<()> {
+        let layout = self.superblock.layout;
+        let mut slots: Vec<Slot> = Vec::with_capacity(layout.slots as usize);
+        let bytes = pages(layout.slots) * BLOCK_BYTES;
+        let mut at = 0;
+        while at < bytes {
+            let len = (4 << 20).min(bytes - at);
+            let part = self.disk.read(layout.directory_at + at, len as usize).await?;
+            for page in part.chunks(BLOCK_BYTES as usize) {
+                let first = slots.len() as SlotId;
+                let count = ENTRIES.min(layout.slots - first) as usize;
+                match DirectoryPage::parse(page, self.superblock.cache_id, first) {
+                    Ok(page) if page.entries.len() == count => {
+                        slots.extend(page.entries.iter().map(|entry| Slot {
+                            entry: *entry,
+                            header_written: entry.volume != 0,
+                            ..Slot::default()
+                        }));
+                    }
+                    other => {
+                        let error = other.err();
+                        tracing::warn!(
+                            first,
+                            ?error,
+                            "a directory page is rebuilt from slot headers"
+                        );
+                        for slot in first..first + count as SlotId {
+                            slots.push(self.rebuild(slot).await?);
+                        }
+                    }
+                }
+            }
+            at += len;
+        }
+        self.occupy(slots);
+        Ok(())
+    }
+
+    /// Makes a directory entry from the slot's headers.
+    async fn rebuild(&mut self, slot: SlotId) -> Result<Slot> {
+        use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES, SlotHeader};
+        let at = self.superblock.layout.slots_at + u64::from(slot) * SLOT_BYTES;
+        let mut best: Option<(u8, SlotHeader)> = None;
+        let mut broken = false;
+        let both = self.disk.read(at, 2 * HEADER_BYTES).await.unwrap_or_default();
+        broken |= both.is_empty();
+        for (i, bytes) in both.chunks(HEADER_BYTES).enumerate() {
+            match SlotHeader::parse(bytes, self.superblock.cache_id, slot) {
+                Ok(h) if best.as_ref().is_none_or(|(_, b)| b.version < h.version) => {
+                    best = Some((i as u8, h));
+                }
+                Ok(_) => {}
+                Err(
+                    crate::format::FormatError::Magic { found: 0, .. }
+                    | crate::format::FormatError::Field { field: "cache", .. },
+                ) => {}
+                Err(_) => broken = true,
+            }
+        }
+        self.rebuilt.insert(slot);
+        let mut entry = Slot { unlisted: true, ..Slot::default() };
+        if broken {
+            // Headers are durable before the directory is written, so a power cut does not do this.
+            tracing::error!(slot, "directory and header of a slot are damaged");
+            self.state.unknown_slots += 1;
+        }
+        if let Some((copy, header)) = best {
+            entry.durable_copy = copy;
+            entry.entry.version = header.version;
+            if header.volume != 0 {
+                entry.entry.volume = header.volume;
+                entry.entry.chunk = header.chunk;
+                entry.header_written = true;
+                entry.header = Some(Box::new(header));
+                entry.summarize();
+                entry.header = None;
+            }
+        }
+        Ok(entry)
+    }
+
+    /// Says which chunk is in which slot.
+    fn occupy(&mut self, slots: Vec<Slot>) {
+        let state = &mut self.state;
+        let mut places: BTreeMap<Key, SlotId> = BTreeMap::new();
+        for (i, slot) in slots.iter().enumerate() {
+            let key = Key { volume: slot.entry.volume, chunk: slot.entry.chunk };
+            if state.volumes.contains_key(&key.volume) {
+                // A chunk that moved may be in an older page still; the higher sequence is newer.
+                let other = places.get(&key).and_then(|other| slots.get(*other as usize));
+                if other.is_none_or(|other| other.entry.seq < slot.entry.seq) {
+                    places.insert(key, i as SlotId);
+                }
+            }
+        }
+        state.slots = slots;
+        for (i, slot) in state.slots.iter_mut().enumerate() {
+            let key = Key { volume: slot.entry.volume, chunk: slot.entry.chunk };
+            if places.get(&key) == Some(&(i as SlotId)) {
+                slot.occupant = Some(key);
+                state.unvalidated += 1;
+                if let Some(volume) = state.volumes.get_mut(&key.volume) {
+                    volume.dirty_slots += u64::from(slot.entry.dirty_blocks);
+                }
+            } else {
+                slot.entry = Entry { version: slot.entry.version, ..Entry::default() };
+                slot.header_written = false;
+                state.unchecked.push(i as SlotId);
+            }
+        }
+        // The lowest first, so that a new cache fills from its beginning.
+        state.unchecked.reverse();
+        for (key, slot) in places {
+            state.chunk(key).slot = Some(slot);
+        }
+    }
+
+    async fn log(&mut self) -> Result<()> {
+        let sb = self.superblock;
+        self.state.log = Log {
+            next_seq: sb.scan_seq,
+            unframed_seq: sb.scan_seq,
+            head: sb.scan_at,
+            tail: sb.tail,
+            scan_at: sb.scan_at,
+            scan_seq: sb.scan_seq,
+            ..Log::default()
+        };
+        self.state.checkpoint_area = sb.checkpoint_area;
+        match self.read_map().await? {
+            Some(runs) => self.map(runs),
+            None => {
+                // The log itself is still there from its tail on.
+                tracing::warn!("the map of the log is damaged; reading the log from its tail");
+                self.state.log.head = sb.tail;
+                self.state.log.next_seq = 0;
+            }
+        }
+        self.scan().await
+    }
+
+    async fn read_map(&self) -> Result<Option<Vec<MappedRun>>> {
+        let sb = &self.superblock;
+        let at = sb.layout.checkpoint_at + u64::from(sb.checkpoint_area) * sb.layout.checkpoint_len;
+        let len = sb.checkpoint_bytes.next_multiple_of(BLOCK_BYTES);
+        let map = match self.disk.read(at, len as usize).await {
+            Ok(map) => map.slice(..sb.checkpoint_bytes as usize),
+            Err(error) => {
+                tracing::warn!(%error, "the map of the log cannot be read");
+                return Ok(None);
+            }
+        };
+        if crc32c(&map) != sb.checkpoint_crc {
+            return Ok(None);
+        }
+        Ok(checkpoint::parse(&map, sb.tail, sb.scan_at).ok())
+    }
+
+    fn map(&mut self, runs: Vec<MappedRun>) {
+        let mut frames: BTreeMap<u64, Frame> = BTreeMap::new();
+        for run in runs {
+            let content = match &run.data {
+                Some(data) => Content::Data(data.crcs.clone()),
+                None => Content::Zeroes,
+            };
+            let record = Record {
+                volume: run.volume,
+                epoch: 0,
+                chunk: run.chunk,
+                first: run.first,
+                count: run.count,
+                content,
+            };
+            let data = run.data.as_ref().map_or(run.frame, |data| data.pos);
+            let place = Place::Log { frame: run.frame, data };
+            let record = Arc::new(LogRecord::new(run.seq, record, place));
+            let frame = frames.entry(run.frame).or_insert_with(|| Frame {
+                pos: run.frame,
+                first_seq: run.seq,
+                last_seq: run.seq,
+                records: Vec::new(),
+            });
+            frame.first_seq = frame.first_seq.min(run.seq);
+            frame.last_seq = frame.last_seq.max(run.seq);
+            frame.records.push(Arc::downgrade(&record));
+            self.keep(&record);
+        }
+        self.state.log.frames = frames.into_values().collect();
+    }
+
+    /// Maps a record, unless its slot has it.
+    fn keep(&mut self, record: &Arc<LogRecord>) {
+        let key = Key { volume: record.record.volume, chunk: record.record.chunk };
+        if !self.state.volumes.contains_key(&key.volume) {
+            return;
+        }
+        let slot = self.state.chunks.get(&key).and_then(|chunk| chunk.slot);
+        // A header may be there although its data are not; the directory is written after both.
+        let in_slot = slot
+            .filter(|slot| !self.rebuilt.contains(slot))
+            .and_then(|slot| self.state.slots.get(slot as usize))
+            .is_some_and(|slot| record.seq <= slot.entry.seq);
+        if !in_slot {
+            let (first, count) = (record.record.first, record.record.count);
+            self.state.map_run(&Run { first, count, record: Arc::clone(record), skip: 0 });
+        }
+    }
+
+    /// Reads the log from its head on, until the first gap.
+    async fn scan(&mut self) -> Result<()> {
+        let sb = self.superblock;
+        let limit = sb.tail + sb.layout.log_len;
+        let mut window = Window { start: 0, data: Bytes::new() };
+        let mut incarnation = 0;
+        loop {
+            let pos = self.state.log.head;
+            let Some(header) = self.frame(&mut window, pos, limit, incarnation).await? else {
+                break;
+            };
+            incarnation = header.incarnation;
+            let mut data = pos + BLOCK_BYTES;
+            let mut seq = header.first_seq;
+            let mut records = Vec::new();
+            let first_seq = if header.records.is_empty() { 0 } else { seq };
+            for record in header.records {
+                let blocks = u64::from(record.data_blocks());
+                let place = Place::Log { frame: pos, data };
+                let record = Arc::new(LogRecord::new(seq, record, place));
+                records.push(Arc::downgrade(&record));
+                self.keep(&record);
+                data += blocks * BLOCK_BYTES;
+                seq += 1;
+            }
+            let last_seq = if first_seq == 0 { 0 } else { seq - 1 };
+            let log = &mut self.state.log;
+            log.frames.push_back(Frame { pos, first_seq, last_seq, records });
+            log.head += u64::from(header.blocks) * BLOCK_BYTES;
+            log.next_seq = seq;
+            log.unframed_seq = seq;
+        }
+        let log = &mut self.state.log;
+        if log.head < sb.scan_at || log.next_seq < sb.scan_seq {
+            // The log could not be read from its tail to where the map ended.
+            if !self.accept_loss {
+                let (pos, seq) = (log.head, log.next_seq);
+                return Err(Error::LogDamaged { disk: self.disk.name(), pos, seq });
+            }
+            log.head = log.head.max(sb.scan_at);
+            log.next_seq = log.next_seq.max(sb.scan_seq);
+            log.unframed_seq = log.next_seq;
+        }
+        if !self.accept_loss {
+            self.look_beyond(&mut window, limit).await?;
+        }
+        Ok(())
+    }
+
+    /// The frame at `pos`, with its data checked, if it continues the log.
+    async fn frame(
+        &self,
+        window: &mut Window,
+        pos: u64,
+        limit: u64,
+        incarnation: u64,
+    ) -> Result<Option<FrameHeader>> {
+        let sb = &self.superblock;
+        let ring = sb.layout.log_len;
+        if pos + BLOCK_BYTES > limit {
+            return Ok(None);
+        }
+        let Ok(header) = FrameHeader::parse(&window.read(self, pos, 1).await?) else {
+            return Ok(None);
+        };
+        let expected = self.state.log.next_seq;
+        let len = u64::from(header.blocks) * BLOCK_BYTES;
+        let right_incarnation = if pos >= sb.incarnation_at {
+            header.incarnation == sb.incarnation
+        } else {
+            header.incarnation >= incarnation && header.incarnation <= sb.incarnation
+        };
+        if header.cache_id != sb.cache_id
+            || header.pos != pos
+            || !right_incarnation
+            || (header.first_seq != expected && expected != 0)
+            || len > ring - pos % ring
+            || pos + len > limit
+        {
+            return Ok(None);
+        }
+        if header.records.is_empty() {
+            return Ok(Some(header));
+        }
+        let data = window.read(self, pos + BLOCK_BYTES, u64::from(header.blocks) - 1).await?;
+        let mut blocks = data.chunks(BLOCK_BYTES as usize);
+        for record in &header.records {
+            if let Content::Data(crcs) = &record.content {
+                for crc in crcs {
+                    let whole = blocks.next().is_some_and(|block| crc32c(block) == *crc);
+                    if !whole && !planted(Plant::NoDataCheck) {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+        Ok(Some(header))
+    }
+
+    /// A gap is the end of the log, unless a later frame says that what is missing was durable.
+    async fn look_beyond(&self, window: &mut Window, limit: u64) -> Result<()> {
+        let sb = &self.superblock;
+        let (gap, seq) = (self.state.log.head, self.state.log.next_seq);
+        let mut pos = gap;
+        let end = limit.min(gap + LOOK_AHEAD);
+        while pos + BLOCK_BYTES <= end {
+            if let Ok(header) = FrameHeader::parse(&window.read(self, pos, 1).await?)
+                && header.cache_id == sb.cache_id
+                && header.pos == pos
+                && header.first_seq >= seq
+                && header.durable_seq >= seq
+                && (pos < sb.incarnation_at || header.incarnation == sb.incarnation)
+            {
+                return Err(Error::LogDamaged { disk: self.disk.name(), pos: gap, seq });
+            }
+            pos += BLOCK_BYTES;
+        }
+        Ok(())
+    }
+}
+
+/// A part of the log in memory.
+struct Window {
+    start: u64,
+    data: Bytes,
+}
+
+impl Window {
+    /// `blocks` blocks at log position `pos`, which do not cross the end of the ring. What the disk cannot
+    /// read is zeros: a gap.
+    async fn read(&mut self, recovery: &Recovery<'_>, pos: u64, blocks: u64) -> Result<Bytes> {
+        let layout = &recovery.superblock.layout;
+        let len = blocks * BLOCK_BYTES;
+        let inside = pos >= self.start && pos + len <= self.start + self.data.len() as u64;
+        if !inside {
+            let ring = layout.log_len;
+            let rest = ring - pos % ring;
+            let take = WINDOW.max(len).min(rest);
+            let at = layout.log_at + pos % ring;
+            self.start = pos;
+            self.data = match recovery.disk.read(at, take as usize).await {
+                Ok(data) => data,
+                // One bad spot must not hide what lies around it.
+                Err(_) => match recovery.disk.read(at, len as usize).await {
+                    Ok(data) => data,
+                    Err(error) => {
+                        tracing::warn!(pos, %error, "the log cannot be read");
+                        Bytes::from(vec![0; len as usize])
+                    }
+                },
+            };
+        }
+        let from = (pos - self.start) as usize;
+        Ok(self.data.slice(from..from + len as usize))
+    }
+}
+
+impl VolumeEntry {
+    pub(crate) fn new(
+        page_index: u32,
+        page: VolumePage,
+        refusing: Option<&'static str>,
+    ) -> VolumeEntry {
+        VolumeEntry {
+            page_index,
+            page,
+            remote: None,
+            root_unsure: false,
+            cut: None,
+            dirty_slots: 0,
+            dirty_log: 0,
+            superseded_by: None,
+            refusing,
+            uploading: Arc::default(),
+        }
+    }
+}
+
+impl Inner {
+    /// Reads and checks every slot header that is not checked yet, several at a time.
+    async fn validate_all(&self) -> Result<()> {
+        let keys: Vec<Key> = {
+            let state = self.state();
+            let chunks = state.chunks.iter().filter(|(_, chunk)| chunk.slot.is_some());
+            chunks.map(|(key, _)| *key).collect()
+        };
+        for group in keys.chunks(32) {
+            let loads = group.iter().map(|key| self.load(*key));
+            futures_util::future::try_join_all(loads).await?;
+        }
+        Ok(())
+    }
+}

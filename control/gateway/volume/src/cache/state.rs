@@ -1,0 +1,402 @@
+//! What the cache knows in memory. One lock guards it; nobody holds that lock across I/O.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+
+use tokio::sync::{OnceCell, RwLock};
+
+use super::runmap::{LogRecord, RunMap};
+use crate::SlotId;
+use crate::bits::BlockSet;
+use crate::format::directory::Entry;
+use crate::format::index::{Leaf, Node};
+use crate::format::pack::ObjectId;
+use crate::format::root::Root;
+use crate::format::slot_header::SlotHeader;
+use crate::format::volume_page::VolumePage;
+use crate::remote::ObjectVersion;
+
+/// A chunk of a volume of this cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) volume: u64,
+    pub(crate) chunk: u32,
+}
+
+/// A chunk of which the cache has something, or which somebody is fetching.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) slot: Option<SlotId>,
+    /// Newest values in the log.
+    pub(crate) log: RunMap,
+    /// Values that a cut still needs and that newer ones displaced from `log`.
+    pub(crate) frozen: RunMap,
+    /// Changes whenever the chunk leaves its slot, so that what was fetched before is not put in after.
+    pub(crate) generation: u32,
+    /// Held for reading while the slot is read, for writing while slot or header change.
+    pub(crate) io: Arc<RwLock<()>>,
+    /// Number of fetches under way.
+    pub(crate) fetching: u32,
+}
+
+/// A slot. Its directory entry is made of this.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) occupant: Option<Key>,
+    /// What the directory says, or would if it were written now.
+    pub(crate) entry: Entry,
+    /// Whether a header that names the occupant was written.
+    pub(crate) header_written: bool,
+    /// Whether the header on disk was read and checked since the start.
+    pub(crate) validated: bool,
+    /// Copy of the header that is durable: 0 or 1.
+    pub(crate) durable_copy: u8,
+    /// Copy written since, and the number of the sync that makes it durable.
+    pub(crate) written_copy: Option<(u8, u64)>,
+    /// The header, if it is in memory.
+    pub(crate) header: Option<Box<SlotHeader>>,
+    /// Whether the header in memory is newer than the one on disk.
+    pub(crate) stale: bool,
+    /// Whether it was used since the eviction's hand came by.
+    pub(crate) visited: bool,
+    /// Whether the directory page must be written.
+    pub(crate) unlisted: bool,
+}
+
+impl Slot {
+    /// Brings the entry up to date with the header.
+    pub(crate) fn summarize(&mut self) {
+        if let Some(header) = &self.header {
+            let mut dirty = header.dirty;
+            dirty.add(&header.lost);
+            let mut valid = header.valid;
+            valid.add(&header.lost);
+            self.entry.dirty = dirty.summary();
+            self.entry.dirty_blocks = dirty.len() as u16;
+            self.entry.valid_blocks = valid.len() as u16;
+            self.entry.generation = header.generation;
+            self.entry.seq = header.seq;
+            self.unlisted = true;
+        }
+    }
+}
+
+/// A frame of the log.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) pos: u64,
+    pub(crate) first_seq: u64,
+    /// Sequence of its last record; 0 if it has none.
+    pub(crate) last_seq: u64,
+    pub(crate) records: Vec<Weak<LogRecord>>,
+}
+
+/// The log.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    pub(crate) incarnation: u64,
+    /// Records that wait to be written, in order of sequence.
+    pub(crate) queue: VecDeque<Arc<LogRecord>>,
+    pub(crate) next_seq: u64,
+    /// First sequence that is in no frame yet.
+    pub(crate) unframed_seq: u64,
+    /// Position of the next frame.
+    pub(crate) head: u64,
+    /// What is below may be overwritten.
+    pub(crate) tail: u64,
+    /// Where a scan would begin.
+    pub(crate) scan_at: u64,
+    pub(crate) scan_seq: u64,
+    /// Bytes promised to records that are not in a frame yet.
+    pub(crate) reserved: u64,
+    pub(crate) frames: VecDeque<Frame>,
+}
+
+/// A cut under way: see `upload.rs`.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    /// What is in it: everything up to this sequence.
+    pub(crate) seq: u64,
+    /// Blocks that are not uploaded yet.
+    pub(crate) pending: BTreeMap<u32, BlockSet>,
+    /// Blocks of slots that turn clean with publication.
+    pub(crate) uploaded: BTreeMap<u32, BlockSet>,
+    /// Chunks that the log waits for.
+    pub(crate) urgent: BTreeSet<u32>,
+}
+
+/// The remote side of a volume.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteRoot {
+    pub(crate) root: Arc<Root>,
+    pub(crate) version: ObjectVersion,
+}
+
+/// A volume.
+#[derive(Debug)]
+pub(crate) struct VolumeEntry {
+    /// Which of the volume pages.
+    pub(crate) page_index: u32,
+    pub(crate) page: VolumePage,
+    pub(crate) remote: Option<RemoteRoot>,
+    /// Whether the root must be read again before the next cut.
+    pub(crate) root_unsure: bool,
+    pub(crate) cut: Option<Cut>,
+    /// Dirty blocks in slots.
+    pub(crate) dirty_slots: u64,
+    /// Blocks in the log that are not published.
+    pub(crate) dirty_log: u64,
+    /// Epoch of whoever superseded us.
+    pub(crate) superseded_by: Option<u64>,
+    /// Why requests are refused, if they are.
+    pub(crate) refusing: Option<&'static str>,
+    /// Held by the cut under way.
+    pub(crate) uploading: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl VolumeEntry {
+    pub(crate) fn dirty_bytes(&self) -> u64 {
+        (self.dirty_slots + self.dirty_log) * crate::BLOCK_BYTES
+    }
+}
+
+/// Blocks that somebody reads, changes and writes back.
+#[derive(Debug)]
+pub(crate) struct Rmw {
+    pub(crate) id: u64,
+    pub(crate) key: Key,
+    pub(crate) block: u16,
+}
+
+/// One fetch that several readers may wait for.
+pub(crate) type Fetch = Arc<OnceCell<Arc<Vec<super::fetch::Fetched>>>>;
+
+/// Everything.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) volumes: BTreeMap<u64, VolumeEntry>,
+    pub(crate) next_volume: u64,
+    /// For each volume page the copy that is newest, also where the volume is gone.
+    pub(crate) page_copies: BTreeMap<u32, u8>,
+    /// Highest generation of any volume page.
+    pub(crate) page_generation: u64,
+    pub(crate) chunks: BTreeMap<Key, Chunk>,
+    pub(crate) slots: Vec<Slot>,
+    /// Free slots whose headers are known.
+    pub(crate) free: Vec<SlotId>,
+    /// Free slots whose headers must be read before they are used.
+    pub(crate) unchecked: Vec<SlotId>,
+    /// Blocks that were published while the header was not in memory.
+    pub(crate) cleaned: BTreeMap<Key, BlockSet>,
+    pub(crate) hand: SlotId,
+    pub(crate) headers_in_memory: usize,
+    pub(crate) next_generation: u32,
+    pub(crate) log: Log,
+    pub(crate) syncs_wanted: u64,
+    pub(crate) superblock_generation: u64,
+    pub(crate) checkpoint_area: u8,
+    pub(crate) rmw: Vec<Rmw>,
+    pub(crate) next_rmw: u64,
+    pub(crate) fetches: BTreeMap<(Key, u16, u32), Fetch>,
+    pub(crate) leaves: HashMap<ObjectId, Arc<Leaf>>,
+    pub(crate) nodes: HashMap<ObjectId, Arc<Node>>,
+    pub(crate) unknown_slots: u32,
+    pub(crate) unvalidated: u32,
+    pub(crate) counters: super::Counters,
+}
+
+impl State {
+    /// The chunk's entry, made if there is none.
+    pub(crate) fn chunk(&mut self, key: Key) -> &mut Chunk {
+        let next = &mut self.next_generation;
+        self.chunks.entry(key).or_insert_with(|| {
+            *next = next.wrapping_add(1);
+            Chunk {
+                slot: None,
+                log: RunMap::default(),
+                frozen: RunMap::default(),
+                generation: *next,
+                io: Arc::new(RwLock::new(())),
+                fetching: 0,
+            }
+        })
+    }
+
+    /// Forgets the chunk's entry if it says nothing.
+    pub(crate) fn forget_if_empty(&mut self, key: Key) {
+        if let Some(chunk) = self.chunks.get(&key)
+            && chunk.slot.is_none()
+            && chunk.log.is_empty()
+            && chunk.frozen.is_empty()
+            && chunk.fetching == 0
+        {
+            self.chunks.remove(&key);
+        }
+    }
+
+    pub(crate) fn slot(&mut self, slot: SlotId) -> Option<&mut Slot> {
+        self.slots.get_mut(slot as usize)
+    }
+
+    /// The chunk's slot and header, if it has a slot whose header is in memory.
+    pub(crate) fn header(&self, key: Key) -> Option<(SlotId, &SlotHeader)> {
+        let slot = self.chunks.get(&key)?.slot?;
+        Some((slot, self.slots.get(slot as usize)?.header.as_deref()?))
+    }
+
+    /// Whether the chunk has a slot whose header must be read first.
+    pub(crate) fn needs_header(&self, key: Key) -> bool {
+        self.chunks
+            .get(&key)
+            .and_then(|chunk| chunk.slot)
+            .and_then(|slot| self.slots.get(slot as usize))
+            .is_some_and(|slot| slot.header.is_none())
+    }
+
+    /// Puts records of sequence `record.seq` into the map. Records come in order of sequence.
+    pub(crate) fn map_record(&mut self, record: &Arc<LogRecord>) {
+        let (first, count) = (record.record.first, record.record.count);
+        let run = super::runmap::Run { first, count, record: Arc::clone(record), skip: 0 };
+        self.map_run(&run);
+    }
+
+    pub(crate) fn map_run(&mut self, run: &super::runmap::Run) {
+        let key = Key { volume: run.record.record.volume, chunk: run.record.record.chunk };
+        let blocks = run.first..run.end();
+        let displaced = self.chunk(key).log.insert(run.clone());
+        let slot = self.chunks.get(&key).and_then(|chunk| chunk.slot);
+        if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot as usize))
+            && let Some(header) = &mut slot.header
+            && header.lost.intersects(blocks.clone())
+        {
+            header.lost.remove_range(blocks);
+            slot.stale = true;
+        }
+        let Some(volume) = self.volumes.get_mut(&key.volume) else {
+            return;
+        };
+        let published = volume.page.published;
+        if run.seq() > published {
+            volume.dirty_log += u64::from(run.count);
+        }
+        let mut frozen = Vec::new();
+        for old in displaced {
+            if old.seq() > published {
+                volume.dirty_log = volume.dirty_log.saturating_sub(u64::from(old.count));
+            }
+            if let Some(cut) = &volume.cut
+                && old.seq() <= cut.seq
+                && let Some(pending) = cut.pending.get(&key.chunk)
+                && pending.intersects(old.first..old.end())
+            {
+                frozen.push(old);
+            }
+        }
+        if !frozen.is_empty() && !super::planted(super::Plant::CutTakesNewest) {
+            let chunk = self.chunk(key);
+            for run in frozen {
+                chunk.frozen.insert(run);
+            }
+        }
+    }
+
+    /// Counts the blocks in the log that are not published, after `published` changed.
+    pub(crate) fn recount_log(&mut self, volume: u64) {
+        let Some(published) = self.volumes.get(&volume).map(|v| v.page.published) else {
+            return;
+        };
+        let mut dirty = 0;
+        for (_, chunk) in self.chunks.iter().filter(|(key, _)| key.volume == volume) {
+            for run in chunk.log.iter().filter(|run| run.seq() > published) {
+                dirty += u64::from(run.count);
+            }
+        }
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.dirty_log = dirty;
+        }
+    }
+
+    /// Whether a checkpoint now would free space of the log.
+    pub(crate) fn tail_may_move(&self) -> bool {
+        let live = |frame: &&Frame| frame.records.iter().any(|r| Weak::strong_count(r) > 0);
+        let oldest = self.log.frames.iter().find(live).map_or(self.log.head, |frame| frame.pos);
+        oldest > self.log.tail
+    }
+
+    /// Forgets the chunk's records up to `seq`, which are in its slot.
+    pub(crate) fn drop_destaged(&mut self, key: Key, seq: u64) {
+        let Some(chunk) = self.chunks.get_mut(&key) else {
+            return;
+        };
+        let volume = self.volumes.get_mut(&key.volume);
+        let published = volume.as_ref().map_or(u64::MAX, |volume| volume.page.published);
+        let dirty = |chunk: &Chunk| -> u64 {
+            let dirty = chunk.log.iter().filter(|run| run.seq() > published);
+            dirty.map(|run| u64::from(run.count)).sum()
+        };
+        let before = dirty(chunk);
+        chunk.log.remove_up_to(seq);
+        chunk.frozen.remove_up_to(seq);
+        let after = dirty(chunk);
+        if let Some(volume) = volume {
+            volume.dirty_log = (volume.dirty_log + after).saturating_sub(before);
+        }
+    }
+
+    /// Turns blocks clean that were published, if the header is in memory; else remembers them.
+    pub(crate) fn clean(&mut self, key: Key, blocks: &BlockSet) {
+        self.cleaned.entry(key).or_insert(BlockSet::EMPTY).add(blocks);
+        self.clean_published(key);
+    }
+
+    /// Applies what [`clean`](Self::clean) remembered.
+    pub(crate) fn clean_published(&mut self, key: Key) {
+        let Some(slot) = self.chunks.get(&key).and_then(|chunk| chunk.slot) else {
+            self.cleaned.remove(&key);
+            return;
+        };
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        let Some(header) = &mut entry.header else {
+            return;
+        };
+        if let Some(blocks) = self.cleaned.remove(&key) {
+            let before = u64::from(header.dirty.len());
+            header.dirty.subtract(&blocks);
+            let after = u64::from(header.dirty.len());
+            entry.stale = true;
+            entry.summarize();
+            if let Some(volume) = self.volumes.get_mut(&key.volume) {
+                volume.dirty_slots = (volume.dirty_slots + after).saturating_sub(before);
+            }
+        }
+    }
+
+    /// Makes `slot` a free one, whose free header may still have to become durable.
+    pub(crate) fn vacate(&mut self, slot: SlotId) -> Option<Key> {
+        let entry = self.slots.get_mut(slot as usize)?;
+        let key = entry.occupant.take();
+        if entry.header.take().is_some() {
+            self.headers_in_memory = self.headers_in_memory.saturating_sub(1);
+        }
+        entry.entry = Entry { version: entry.entry.version, ..Entry::default() };
+        entry.header_written = false;
+        entry.stale = false;
+        entry.visited = false;
+        entry.unlisted = true;
+        if let Some(key) = key {
+            self.cleaned.remove(&key);
+            self.next_generation = self.next_generation.wrapping_add(1);
+            let generation = self.next_generation;
+            if let Some(chunk) = self.chunks.get_mut(&key)
+                && chunk.slot == Some(slot)
+            {
+                chunk.slot = None;
+                chunk.generation = generation;
+            }
+            self.forget_if_empty(key);
+        }
+        key
+    }
+}

@@ -1,0 +1,282 @@
+//! Damage and failures: what can be got elsewhere is, what cannot is named, and nothing is silent.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::{Cache, Config, VolumeOptions};
+use super::world::{LOG, config, disk_len, name, run};
+use crate::disk::sim::{Rng, SimDisk, Survivors};
+use crate::error::Error;
+use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES};
+use crate::format::superblock::{COPIES, Layout};
+use crate::remote::sim::SimStore;
+use crate::{BLOCK_BYTES, CHUNK_BYTES};
+
+fn block(tag: u8) -> Bytes {
+    Bytes::from(vec![tag; BLOCK_BYTES as usize])
+}
+
+fn layout() -> Layout {
+    Layout::for_len(disk_len(4), LOG).unwrap()
+}
+
+/// Where the slot begins whose chunk begins with a block of `tag`.
+fn slot_of(disk: &SimDisk, tag: u8) -> u64 {
+    let layout = layout();
+    (0..u64::from(layout.slots))
+        .map(|slot| layout.slots_at + slot * SLOT_BYTES)
+        .find(|at| disk.peek(at + 2 * HEADER_BYTES as u64, 1) == [tag])
+        .unwrap()
+}
+
+/// A closed cache with one clean chunk (0) and one dirty chunk (1), both in slots.
+async fn closed() -> (SimDisk, SimStore) {
+    let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+    let cache = open_new(&disk, &store).await;
+    let volume =
+        cache.create_volume(&name(), 4 * CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
+    volume.write(0, block(1), false).await.unwrap();
+    cache.destage().await.unwrap();
+    volume.upload().await.unwrap();
+    volume.write(CHUNK_BYTES, block(2), false).await.unwrap();
+    cache.close().await.unwrap();
+    disk.restart(Survivors::None);
+    (disk, store)
+}
+
+async fn open_new(disk: &SimDisk, store: &SimStore) -> Cache {
+    Cache::create(Arc::new(disk.clone()), Arc::new(store.clone()), LOG, config(1)).await.unwrap()
+}
+
+async fn open(disk: &SimDisk, store: &SimStore) -> Result<Cache, Error> {
+    Cache::open(Arc::new(disk.clone()), Arc::new(store.clone()), config(2)).await
+}
+
+#[test]
+fn a_planned_stop_leaves_nothing_to_validate() {
+    run(async {
+        let (disk, store) = closed().await;
+        let cache = open(&disk, &store).await.unwrap();
+        assert_eq!(cache.status().unvalidated, 0);
+        assert_eq!(cache.status().log.1, 0);
+        let volume = cache.volume(&name()).unwrap();
+        assert_eq!(volume.read_vec(CHUNK_BYTES, 4096).await.unwrap(), block(2));
+        drop(cache);
+        disk.restart(Survivors::None);
+        let cache = open(&disk, &store).await.unwrap();
+        assert_eq!(cache.status().unvalidated, 2);
+    });
+}
+
+#[test]
+fn one_damaged_superblock_is_survived_and_two_are_an_error() {
+    run(async {
+        let (disk, store) = closed().await;
+        // Each opening writes both anew.
+        disk.flip(COPIES[0] + 40, 1);
+        drop(open(&disk, &store).await.unwrap());
+        disk.flip(COPIES[1] + 40, 1);
+        drop(open(&disk, &store).await.unwrap());
+        disk.flip(COPIES[0] + 40, 1);
+        disk.flip(COPIES[1] + 40, 1);
+        let opened = open(&disk, &store).await;
+        assert!(matches!(opened, Err(Error::NoSuperblock { .. })), "{opened:?}");
+        let empty = SimDisk::new(disk_len(4), 1);
+        assert!(matches!(open(&empty, &store).await, Err(Error::NoSuperblock { .. })));
+        let cache = open_new(&empty, &store).await;
+        drop(cache);
+        let twice =
+            Cache::create(Arc::new(empty), Arc::new(store.clone()), LOG, Config::default()).await;
+        assert!(matches!(twice, Err(Error::Exists { .. })));
+    });
+}
+
+/// Each byte of either copy of the metadata, and of both: what is read is right, or an error.
+#[test]
+fn flipped_metadata_never_give_wrong_data() {
+    let (disk, store) = run(closed());
+    let layout = layout();
+    let (clean, dirty) = (slot_of(&disk, 1), slot_of(&disk, 2));
+    let mut rng = Rng::new(9);
+    let (mut right, mut errors) = (0, 0);
+    for round in 0..400_u64 {
+        let (disk, store) = (disk.copy(round), store.copy());
+        let headers = [clean, clean + 8192, dirty, dirty + 8192];
+        let places = [
+            &[layout.directory_at][..],
+            &headers[..1],
+            &headers[1..2],
+            &headers[2..3],
+            &headers[3..],
+            &headers[..2],
+            &headers[2..],
+            &[layout.directory_at, headers[(round % 4) as usize]],
+            &[layout.directory_at, headers[0], headers[1], headers[2], headers[3]],
+            &[layout.checkpoint_at, layout.checkpoint_at + layout.checkpoint_len],
+        ];
+        for at in places[(round % 10) as usize] {
+            let within = if rng.one_in(2) { rng.below(640) } else { rng.below(4096) };
+            disk.flip(at + within, 1 << rng.below(8));
+        }
+        let outcome = run(async {
+            let cache = open(&disk, &store).await?;
+            let volume = cache.volume(&name())?;
+            let clean = volume.read_vec(0, 4096).await;
+            let dirty = volume.read_vec(CHUNK_BYTES, 4096).await;
+            let hole = volume.read_vec(2 * CHUNK_BYTES, 4096).await;
+            for (found, expected) in [(clean, block(1)), (dirty, block(2)), (hole, block(0))] {
+                match found {
+                    Ok(found) => {
+                        right += 1;
+                        assert_eq!(found, expected, "round {round}");
+                    }
+                    Err(Error::Lost { .. } | Error::UnknownLoss { .. }) => errors += 1,
+                    Err(error) => panic!("round {round}: {error}"),
+                }
+            }
+            // Writing heals what was lost.
+            volume.write(CHUNK_BYTES, Bytes::from(vec![3; 1 << 16]), true).await?;
+            assert_eq!(volume.read_vec(CHUNK_BYTES, 4096).await?, block(3));
+            Ok::<_, Error>(())
+        });
+        outcome.unwrap();
+    }
+    assert!(right > 800 && errors > 50, "{right} right, {errors} errors");
+}
+
+#[test]
+fn a_damaged_clean_block_is_fetched_again_and_a_dirty_one_is_named() {
+    run(async {
+        let (disk, store) = closed().await;
+        disk.flip(slot_of(&disk, 1) + 2 * HEADER_BYTES as u64 + 77, 4);
+        disk.flip(slot_of(&disk, 2) + 2 * HEADER_BYTES as u64 + 78, 4);
+        let cache = open(&disk, &store).await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        let report = cache.scrub(false, |_, _| {}).await.unwrap();
+        assert_eq!((report.clean_damaged, report.lost.len()), (1, 1), "{report:?}");
+        assert_eq!(volume.read_vec(0, 4096).await.unwrap(), block(1));
+        assert_eq!(cache.status().counters.damaged_blocks, 1);
+        match volume.read_vec(CHUNK_BYTES, 4096).await {
+            Err(Error::Lost { offset, end, .. }) => {
+                assert_eq!((offset, end), (CHUNK_BYTES, CHUNK_BYTES + 4096));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(volume.upload().await, Err(Error::Lost { .. })));
+        volume.trim(CHUNK_BYTES, 4096, false).await.unwrap();
+        volume.upload().await.unwrap();
+    });
+}
+
+#[test]
+fn damage_in_the_durable_part_of_the_log_is_an_error_unless_accepted() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = open_new(&disk, &store).await;
+        let volume =
+            cache.create_volume(&name(), CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
+        for i in 0..3 {
+            volume.write(i * 4096, block(i as u8 + 1), true).await.unwrap();
+        }
+        drop(cache);
+        disk.restart(Survivors::All);
+        // The data of the first record: two more frames, written later, say that it was durable.
+        disk.flip(layout().log_at + 4096 + 5, 1);
+        match open(&disk, &store).await {
+            Err(Error::LogDamaged { pos: 0, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        let accept = Config { accept_loss: true, ..config(3) };
+        let cache =
+            Cache::open(Arc::new(disk.clone()), Arc::new(store.clone()), accept).await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        assert_eq!(volume.read_vec(0, 4096).await.unwrap(), block(0));
+    });
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_promised_until_the_cache_is_opened_again() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = open_new(&disk, &store).await;
+        let volume =
+            cache.create_volume(&name(), CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
+        volume.write(0, block(1), true).await.unwrap();
+        volume.write(0, block(2), false).await.unwrap();
+        disk.fail_syncs(true);
+        let syncs = disk.counts().syncs;
+        assert!(matches!(volume.flush().await, Err(Error::Stopped { .. })));
+        assert!(matches!(volume.flush().await, Err(Error::Stopped { .. })));
+        assert!(matches!(volume.write(0, block(3), false).await, Err(Error::Stopped { .. })));
+        assert!(volume.read(0, 4096).await.is_err());
+        assert_eq!(disk.counts().syncs, syncs + 1, "a failed sync was tried again");
+        assert!(cache.status().stopped.is_some());
+        drop(cache);
+        disk.fail_syncs(false);
+        disk.restart(Survivors::None);
+        let cache = open(&disk, &store).await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        assert_eq!(volume.read_vec(0, 4096).await.unwrap(), block(1));
+    });
+}
+
+#[test]
+fn a_full_disk_stops_the_cache_and_loses_nothing() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = open_new(&disk, &store).await;
+        let volume =
+            cache.create_volume(&name(), CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
+        volume.write(0, block(1), true).await.unwrap();
+        disk.fail_writes(true);
+        assert!(matches!(volume.write(0, block(2), false).await, Err(Error::Stopped { .. })));
+        drop(cache);
+        disk.fail_writes(false);
+        disk.restart(Survivors::All);
+        let cache = open(&disk, &store).await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        assert_eq!(volume.read_vec(0, 4096).await.unwrap(), block(1));
+    });
+}
+
+#[test]
+fn unreadable_sectors_are_errors_of_their_range_only() {
+    run(async {
+        let (disk, store) = closed().await;
+        for tag in [1, 2] {
+            disk.make_unreadable(slot_of(&disk, tag), SLOT_BYTES);
+        }
+        let cache = open(&disk, &store).await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        assert_eq!(volume.read_vec(0, 4096).await.unwrap(), block(1));
+        assert!(matches!(volume.read(CHUNK_BYTES, 4096).await, Err(Error::Lost { .. })));
+        // The same chunk, beyond the 16 blocks that the directory calls dirty.
+        assert_eq!(volume.read_vec(CHUNK_BYTES + (1 << 20), 4096).await.unwrap(), block(0));
+    });
+}
+
+#[test]
+fn damaged_objects_are_errors_that_name_them() {
+    run(async {
+        let (disk, store) = closed().await;
+        let paths = store.paths();
+        drop(disk);
+        for path in paths {
+            let store = store.copy();
+            // Beyond a pack's table, within its first block.
+            store.flip(&path, if path.contains("/pack/") { 4096 + 9 } else { 60 });
+            let fresh = SimDisk::new(disk_len(4), 5);
+            let cache = open_new(&fresh, &store).await;
+            let attached = cache.attach_volume(&name(), VolumeOptions::default(), true).await;
+            let read = match attached {
+                Ok(volume) => volume.read_vec(0, 4096).await,
+                Err(error) => Err(error),
+            };
+            match read {
+                Err(Error::RemoteDamaged { path: named, .. }) => assert_eq!(named, path),
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+    });
+}

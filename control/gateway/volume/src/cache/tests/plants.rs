@@ -1,0 +1,62 @@
+//! Faults put in on purpose, one at a time: each must be found, or the tests prove little.
+
+use super::super::{PLANTED, Plant};
+use super::volumes::two_owners;
+use super::world::{busy_run, long_run};
+
+/// Whether one of `seeds` runs finds the planted fault.
+fn is_found(
+    plant: Plant,
+    seeds: u64,
+    run: impl Fn(u64) -> Result<(), String>,
+) -> Option<(u64, String)> {
+    PLANTED.set(Some(plant));
+    let found = (1..=seeds).find_map(|seed| run(seed).err().map(|fault| (seed, fault)));
+    PLANTED.set(None);
+    found
+}
+
+fn random(seed: u64) -> Result<(), String> {
+    long_run(seed, 3, 70).map(|_| ()).map_err(|fault| fault.to_string())
+}
+
+fn busy(seed: u64) -> Result<(), String> {
+    busy_run(seed).map_err(|fault| fault.to_string())
+}
+
+/// Short sequences: the seed is their length.
+fn short(seed: u64) -> Result<(), String> {
+    if seed > 3 {
+        return Ok(());
+    }
+    let (depth, stride) = [(1, 1), (2, 1), (3, 4)][seed as usize - 1];
+    super::enumerate::short_sequences(depth, stride).map(|_| ())
+}
+
+macro_rules! plants {
+    ($($test:ident: $plant:ident by $run:ident;)*) => {$(
+        #[test]
+        fn $test() {
+            let found = is_found(Plant::$plant, 200, $run);
+            println!("{:?}: {found:?}", Plant::$plant);
+            assert!(found.is_some(), "{:?} was not found", Plant::$plant);
+        }
+    )*};
+}
+
+plants! {
+    a_flush_without_a_sync_is_found: FlushSkipsSync by short;
+    no_sync_at_all_is_found: NoSync by short;
+    a_slot_written_before_its_records_are_durable_is_found: DestageBeforeSync by short;
+    a_superblock_ahead_of_the_directory_is_found: SuperblockBeforeDirectory by short;
+    headers_written_in_place_are_found: HeaderInPlace by short;
+    blocks_clean_too_early_are_found: CleanTooEarly by random;
+    blocks_clean_although_overwritten_are_found: CleanOverwritten by busy;
+    eviction_of_dirty_chunks_is_found: EvictDirty by random;
+    a_cut_of_whatever_is_newest_is_found: CutTakesNewest by busy;
+    slots_overwritten_under_a_cut_are_found: DestageOverCut by busy;
+    a_cut_that_is_not_durable_here_is_found: CutBeforeFlush by short;
+    data_of_records_not_checked_is_found: NoDataCheck by short;
+    a_root_put_without_looking_at_the_epoch_is_found: NoEpochCheck by two_owners;
+    a_root_put_without_condition_is_found: PutWithoutCondition by two_owners;
+}

@@ -1,0 +1,289 @@
+//! Volumes and their owners.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::super::{Cache, VolumeOptions};
+use super::world::{LOG, config, disk_len, name, run};
+use crate::disk::sim::{Rng, SimDisk};
+use crate::error::Error;
+use crate::format::volume_page::Durability;
+use crate::remote::sim::SimStore;
+use crate::volume_name::VolumeName;
+use crate::{BLOCK_BYTES, CHUNK_BYTES};
+
+async fn cache(store: &SimStore, seed: u64) -> Cache {
+    let disk = Arc::new(SimDisk::new(disk_len(4), seed));
+    Cache::create(disk, Arc::new(store.clone()), LOG, config(seed)).await.unwrap()
+}
+
+fn block(tag: u8) -> Bytes {
+    Bytes::from(vec![tag; BLOCK_BYTES as usize])
+}
+
+/// One owner uploads while another takes over, as when the first was stopped and goes on later.
+pub(super) fn two_owners(seed: u64) -> Result<(), String> {
+    run(async {
+        let mut rng = Rng::new(seed);
+        let store = SimStore::new(seed);
+        let (first, second) = (cache(&store, seed * 2).await, cache(&store, seed * 2 + 1).await);
+        if rng.one_in(2) {
+            store.fail_one_in(6);
+        }
+        let old = first.create_volume(&name(), 4 * CHUNK_BYTES, VolumeOptions::default()).await;
+        let old = old.map_err(|e| e.to_string())?;
+        old.write(0, block(1), false).await.map_err(|e| e.to_string())?;
+        old.upload().await.map_err(|e| e.to_string())?;
+        old.write(0, block(2), false).await.map_err(|e| e.to_string())?;
+        old.write(CHUNK_BYTES, block(3), false).await.map_err(|e| e.to_string())?;
+        let refused = second.attach_volume(&name(), VolumeOptions::default(), false).await;
+        if !matches!(refused, Err(Error::Owned { .. })) {
+            return Err(format!("taken without asking: {refused:?}"));
+        }
+        let late = rng.below(40);
+        let take = async {
+            for _ in 0..late {
+                tokio::task::yield_now().await;
+            }
+            let new = second.attach_volume(&name(), VolumeOptions::default(), true).await?;
+            new.write(2 * CHUNK_BYTES, block(4), false).await?;
+            new.upload().await?;
+            Ok::<_, Error>(new)
+        };
+        let (uploaded, new) = tokio::join!(old.upload(), take);
+        let new = new.map_err(|e| e.to_string())?;
+        match &uploaded {
+            Ok(_) | Err(Error::Superseded { .. }) => {}
+            Err(error) => return Err(format!("the first owner's upload: {error}")),
+        }
+        // Whatever the first owner still tries, nothing of it becomes visible.
+        let _ = old.write(3 * CHUNK_BYTES, block(5), false).await;
+        let again = old.upload().await;
+        if !matches!(again, Err(Error::Superseded { .. })) {
+            return Err(format!("the first owner uploads after it lost the volume: {again:?}"));
+        }
+        if old.write(0, block(6), false).await.is_ok() || old.read(0, 1).await.is_ok() {
+            return Err("the first owner still serves".to_owned());
+        }
+        new.upload().await.map_err(|e| format!("the second owner cannot upload: {e}"))?;
+        drop(second);
+        let third = cache(&store.copy(), 99).await;
+        let now = third.attach_volume(&name(), VolumeOptions::default(), true).await;
+        let now = now.map_err(|e| e.to_string())?;
+        let mut tags = Vec::new();
+        for chunk in 0..4 {
+            let at = chunk * CHUNK_BYTES;
+            tags.push(now.read_vec(at, 1).await.map_err(|e| e.to_string())?[0]);
+        }
+        if tags != [1, 0, 4, 0] && tags != [2, 3, 4, 0] {
+            return Err(format!("the remote holds a mix: {tags:?}"));
+        }
+        let mut quarantine = BTreeMap::new();
+        first
+            .export_quarantine(&name(), |range| {
+                let data = range.data.as_ref().map_or(0, |data| data[0]);
+                quarantine.insert(range.offset / CHUNK_BYTES, data);
+                Ok(())
+            })
+            .await
+            .map_err(|e| e.to_string())?;
+        let (a, b) = (quarantine.get(&0).copied(), quarantine.get(&1).copied());
+        if tags[0] == 1 && (a, b) != (Some(2), Some(3)) {
+            return Err(format!("the quarantine lacks what was not uploaded: {quarantine:?}"));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_superseded_owner_uploads_nothing_and_keeps_its_data_for_export() {
+    for seed in 1..=150 {
+        if let Err(fault) = two_owners(seed) {
+            panic!("seed {seed}: {fault}");
+        }
+    }
+}
+
+#[test]
+fn a_released_volume_is_taken_with_everything_in_it() {
+    run(async {
+        let store = SimStore::new(1);
+        let (first, second) = (cache(&store, 1).await, cache(&store, 2).await);
+        let old =
+            first.create_volume(&name(), CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
+        old.write(8192, block(7), false).await.unwrap();
+        first.release_volume(&name()).await.unwrap();
+        assert!(matches!(first.volume(&name()), Err(Error::NoVolume { .. })));
+        assert!(old.read(0, 1).await.is_err());
+        let new = second.attach_volume(&name(), VolumeOptions::default(), false).await.unwrap();
+        assert_eq!(new.read_vec(8192, BLOCK_BYTES).await.unwrap(), block(7));
+        // And back again: nothing that the first had before is in the way.
+        new.write(8192, block(8), false).await.unwrap();
+        second.release_volume(&name()).await.unwrap();
+        let back = first.attach_volume(&name(), VolumeOptions::default(), false).await.unwrap();
+        assert_eq!(back.read_vec(8192, BLOCK_BYTES).await.unwrap(), block(8));
+        assert_eq!(back.status().unwrap().epoch, 3);
+    });
+}
+
+#[test]
+fn bad_names_sizes_and_ranges_are_refused_and_leave_nothing_behind() {
+    run(async {
+        let store = SimStore::new(1);
+        let cache = cache(&store, 1).await;
+        for size in [0, 1, 4095, 4097, (64 << 40) + 4096, u64::MAX] {
+            let made = cache.create_volume(&name(), size, VolumeOptions::default()).await;
+            assert!(matches!(made, Err(Error::Size { .. })), "{size}");
+        }
+        assert_eq!(store.paths(), Vec::<String>::new());
+        assert!(cache.volumes().is_empty());
+        let volume = cache.create_volume(&name(), 8192, VolumeOptions::default()).await.unwrap();
+        let again = cache.create_volume(&name(), 8192, VolumeOptions::default()).await;
+        assert!(matches!(again, Err(Error::VolumeExists { .. })));
+        for (offset, len) in [(0, 8193), (8192, 1), (u64::MAX, 2), (1, u64::MAX)] {
+            assert!(matches!(volume.read(offset, len).await, Err(Error::OutOfBounds { .. })));
+            assert!(matches!(
+                volume.trim(offset, len, false).await,
+                Err(Error::OutOfBounds { .. })
+            ));
+        }
+        assert!(volume.write(8000, block(1), false).await.is_err());
+        assert_eq!(volume.read_vec(0, 8192).await.unwrap(), vec![0; 8192]);
+        let other = VolumeName::new("other").unwrap();
+        assert!(matches!(cache.volume(&other), Err(Error::NoVolume { .. })));
+        let missing = cache.attach_volume(&other, VolumeOptions::default(), true).await;
+        assert!(matches!(missing, Err(Error::NoVolume { .. })));
+        cache.delete_volume(&name()).await.unwrap();
+        assert!(!store.paths().contains(&"v/root".to_owned()));
+        cache.create_volume(&name(), 4096, VolumeOptions::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn cached_data_are_served_in_an_outage_and_the_rest_fails_in_time() {
+    run(async {
+        let store = SimStore::new(1);
+        let cache = cache(&store, 1).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), 6 * CHUNK_BYTES, options).await.unwrap();
+        for chunk in 0..6 {
+            volume.write(chunk * CHUNK_BYTES, block(chunk as u8 + 1), false).await.unwrap();
+            cache.destage().await.unwrap();
+            volume.upload().await.unwrap();
+        }
+        store.set_down(true);
+        let before = tokio::time::Instant::now();
+        let mut failed = 0;
+        for chunk in 0..6 {
+            match volume.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await {
+                Ok(data) => assert_eq!(data, block(chunk as u8 + 1)),
+                Err(Error::StoreTimeout { .. }) => failed += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!((1..6).contains(&failed), "{failed}");
+        assert!(before.elapsed() <= Duration::from_secs(31 * failed));
+        volume.write(0, block(9), true).await.unwrap();
+        assert!(matches!(volume.upload().await, Err(Error::StoreTimeout { .. })));
+        store.set_down(false);
+        volume.upload().await.unwrap();
+        assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+        for chunk in 1..6 {
+            let data = volume.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap();
+            assert_eq!(data, block(chunk as u8 + 1));
+        }
+    });
+}
+
+#[test]
+fn a_miss_moves_one_frame_and_joined_misses_move_it_once() {
+    run(async {
+        let store = SimStore::new(1);
+        let options = VolumeOptions::default();
+        {
+            let cache = cache(&store, 1).await;
+            let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+            let data = Bytes::from(vec![5; 1 << 20]);
+            volume.write(0, data, false).await.unwrap();
+            cache.release_volume(&name()).await.unwrap();
+        }
+        let cache = cache(&store, 2).await;
+        let volume = cache.attach_volume(&name(), options, false).await.unwrap();
+        let reads: Vec<_> = (0..8).map(|i| volume.read_vec(65536 + i * 4096, 4096)).collect();
+        for data in futures_util::future::join_all(reads).await {
+            assert_eq!(data.unwrap(), block(5));
+        }
+        assert_eq!(cache.status().counters.fetched_bytes, 65536);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        store.set_down(true);
+        assert_eq!(volume.read_vec(65536, 65536).await.unwrap(), vec![5; 65536]);
+        // An aligned write of a part needs nothing from the store.
+        volume.write(8192, block(6), true).await.unwrap();
+    });
+}
+
+#[test]
+fn with_remote_durability_a_flush_is_in_the_store() {
+    run(async {
+        let store = SimStore::new(1);
+        let first = cache(&store, 1).await;
+        let options = VolumeOptions { durability: Durability::Remote, dirty_quota: 0 };
+        let volume = first.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        volume.write(0, block(1), false).await.unwrap();
+        volume.flush().await.unwrap();
+        volume.write(4096, block(2), true).await.unwrap();
+        let second = cache(&store.copy(), 2).await;
+        let copy = second.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
+        assert_eq!(copy.read_vec(0, 4096).await.unwrap(), block(1));
+        assert_eq!(copy.read_vec(4096, 4096).await.unwrap(), block(2));
+    });
+}
+
+#[test]
+fn a_full_quota_slows_writers_to_the_pace_of_uploads() {
+    run(async {
+        let store = SimStore::new(1);
+        let cache = cache(&store, 1).await;
+        let options = VolumeOptions { dirty_quota: 8 * BLOCK_BYTES, ..VolumeOptions::default() };
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        for i in 0..100 {
+            volume.write(i % 50 * BLOCK_BYTES, block(i as u8), false).await.unwrap();
+            assert!(volume.status().unwrap().dirty_bytes <= 9 * BLOCK_BYTES);
+        }
+        store.set_down(true);
+        let stuck = async {
+            for i in 0..50 {
+                volume.write(i * BLOCK_BYTES, block(1), false).await.unwrap();
+            }
+        };
+        let stuck = tokio::time::timeout(Duration::from_secs(60), stuck).await;
+        assert!(stuck.is_err(), "nothing held the writer back");
+    });
+}
+
+#[test]
+fn status_tells_what_is_where() {
+    run(async {
+        let store = SimStore::new(1);
+        let cache = cache(&store, 1).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        let status = volume.block_status(0, CHUNK_BYTES, 100).await.unwrap();
+        assert_eq!((status.len(), status[0].len, status[0].status.hole), (1, CHUNK_BYTES, true));
+        volume.write(4096, block(1), false).await.unwrap();
+        let status = volume.block_status(100, CHUNK_BYTES - 100, 100).await.unwrap();
+        let lens: Vec<u64> = status.iter().map(|extent| extent.len).collect();
+        assert_eq!(lens, [3996, 4096, CHUNK_BYTES - 8192]);
+        assert!(status[1].status.dirty && status[1].status.cached && !status[1].status.zero);
+        volume.upload().await.unwrap();
+        cache.destage().await.unwrap();
+        let status = volume.block_status(4096, 4096, 1).await.unwrap();
+        assert!(!status[0].status.dirty && status[0].status.cached);
+        volume.trim(0, CHUNK_BYTES, false).await.unwrap();
+        let status = volume.block_status(0, CHUNK_BYTES, 1).await.unwrap();
+        assert!(status[0].len == CHUNK_BYTES && status[0].status.zero);
+    });
+}

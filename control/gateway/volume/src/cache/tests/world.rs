@@ -1,0 +1,574 @@
+//! A cache on a simulated disk and store, driven by a seed through operations and crashes, and compared
+//! with the model throughout.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::super::{Cache, Config, Volume, VolumeOptions};
+use super::history::History;
+use crate::disk::sim::{Rng, SimDisk, Survivors};
+use crate::error::Error;
+use crate::format::BLOCK;
+use crate::remote::sim::SimStore;
+use crate::volume_name::VolumeName;
+use crate::{BLOCK_BYTES, CHUNK_BYTES};
+
+pub(super) const LOG: u64 = 256 << 10;
+/// Chunks of the volume, one more than slots.
+pub(super) const CHUNKS: u64 = 4;
+
+/// What a run did, to prove that it went where the danger is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) operations: u64,
+    pub(super) crashes: u64,
+    pub(super) torn: u64,
+    pub(super) in_maintenance: u64,
+    pub(super) in_cut: u64,
+    pub(super) in_recovery: u64,
+    pub(super) evicted: u64,
+    pub(super) cuts: u64,
+    pub(super) checkpoints: u64,
+    pub(super) cuts_compared: u64,
+}
+
+impl Seen {
+    pub(super) fn add(&mut self, other: &Seen) {
+        self.operations += other.operations;
+        self.crashes += other.crashes;
+        self.torn += other.torn;
+        self.in_maintenance += other.in_maintenance;
+        self.in_cut += other.in_cut;
+        self.in_recovery += other.in_recovery;
+        self.evicted += other.evicted;
+        self.cuts += other.cuts;
+        self.checkpoints += other.checkpoints;
+        self.cuts_compared += other.cuts_compared;
+    }
+}
+
+pub(super) struct World {
+    pub(super) disk: SimDisk,
+    pub(super) store: SimStore,
+    pub(super) history: History,
+    pub(super) rng: Rng,
+    pub(super) seen: Seen,
+    pub(super) created: bool,
+    next_tag: u64,
+    /// Whether the store fails now and then.
+    faulty: bool,
+    lazy: bool,
+    /// Whether everything was read since the last crash.
+    observed: bool,
+}
+
+impl Clone for World {
+    /// The same world from here on, sharing nothing with this one.
+    fn clone(&self) -> World {
+        World {
+            disk: self.disk.copy(7),
+            store: self.store.copy(),
+            history: self.history.clone(),
+            rng: self.rng.clone(),
+            ..*self
+        }
+    }
+}
+
+/// What ended a session with the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Crashed,
+    Finished,
+}
+
+pub(super) fn name() -> VolumeName {
+    VolumeName::new("v").unwrap()
+}
+
+pub(super) fn config(seed: u64) -> Config {
+    Config { headers_in_memory: 2, seed: Some(seed), ..Config::default() }
+}
+
+/// Length of a disk with `slots` slots.
+pub(super) fn disk_len(slots: u64) -> u64 {
+    let base = crate::format::superblock::Layout::for_len(1 << 30, LOG).unwrap();
+    base.directory_at + BLOCK_BYTES + LOG + slots * crate::format::slot_header::SLOT_BYTES
+}
+
+/// Runs a future on a runtime of one thread whose clock stands still unless everybody waits. Everything
+/// it spawned is gone afterwards.
+pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> World {
+        let mut rng = Rng::new(seed);
+        let slots = 2 + rng.below(3);
+        let store = SimStore::new(seed);
+        let faulty = rng.one_in(3);
+        World {
+            disk: SimDisk::new(disk_len(slots), seed),
+            store,
+            history: History::default(),
+            seen: Seen::default(),
+            created: false,
+            faulty,
+            next_tag: 0,
+            lazy: rng.one_in(2),
+            observed: false,
+            rng,
+        }
+    }
+
+    /// Opens the cache and the volume, or makes them.
+    pub(super) async fn open(&mut self) -> Result<(Cache, Volume), Error> {
+        let (disk, store) = (Arc::new(self.disk.clone()), Arc::new(self.store.clone()));
+        let mut config = config(self.rng.draw());
+        config.eager_validation = !self.lazy;
+        if self.rng.one_in(2) {
+            config.validation_pause = Duration::from_millis(self.rng.below(500));
+        }
+        if !self.created {
+            let cache = Cache::create(disk, store, LOG, config).await?;
+            let volume = cache
+                .create_volume(&name(), CHUNKS * CHUNK_BYTES, VolumeOptions::default())
+                .await?;
+            self.created = true;
+            if self.faulty {
+                self.store.fail_one_in(5);
+            }
+            return Ok((cache, volume));
+        }
+        let cache = Cache::open(disk, store, config).await?;
+        let volume = cache.volume(&name())?;
+        if volume.size() < CHUNKS * CHUNK_BYTES {
+            // It died between shrinking and growing again.
+            volume.resize(CHUNKS * CHUNK_BYTES).await?;
+        }
+        Ok((cache, volume))
+    }
+
+    /// A place that operations like: few blocks, so that they meet.
+    pub(super) fn place(&mut self) -> u64 {
+        let chunk = self.rng.below(CHUNKS);
+        let block = match self.rng.below(4) {
+            0 => self.rng.below(3),
+            1 => 1022 + self.rng.below(2),
+            _ => 14 + self.rng.below(20),
+        };
+        chunk * CHUNK_BYTES + block * BLOCK_BYTES
+    }
+
+    /// An offset and length within the volume: mostly few blocks, often not aligned.
+    pub(super) fn range(&mut self) -> (u64, u64) {
+        let size = CHUNKS * CHUNK_BYTES;
+        let mut offset = self.place();
+        let mut len = match self.rng.below(8) {
+            0..4 => BLOCK_BYTES,
+            4 => 2 * BLOCK_BYTES,
+            5 => (1 + self.rng.below(40)) * BLOCK_BYTES,
+            _ => 1 + self.rng.below(3 * BLOCK_BYTES),
+        };
+        if self.rng.one_in(4) {
+            offset += self.rng.below(8) * 512;
+        }
+        if self.rng.one_in(8) {
+            offset += self.rng.below(512);
+        }
+        offset = offset.min(size - 1);
+        len = len.min(size - offset);
+        (offset, len)
+    }
+
+    fn data(&mut self, len: u64) -> Bytes {
+        self.next_tag += 1;
+        let word = self.next_tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let bytes =
+            (0..len).map(|i| word.rotate_left((i / 512 % 64) as u32).to_le_bytes()[i as usize % 8]);
+        Bytes::from(bytes.collect::<Vec<u8>>())
+    }
+
+    pub(super) async fn write(
+        &mut self,
+        volume: &Volume,
+        offset: u64,
+        len: u64,
+        fua: bool,
+    ) -> Result<(), Error> {
+        let data = self.data(len);
+        let asked = self.history.ask(offset, &data);
+        volume.write(offset, data, fua).await?;
+        self.history.answer(&asked, fua);
+        Ok(())
+    }
+
+    pub(super) async fn empty(
+        &mut self,
+        volume: &Volume,
+        offset: u64,
+        len: u64,
+        fua: bool,
+        trim: bool,
+    ) -> Result<(), Error> {
+        let (mut from, mut to) = (offset, offset + len);
+        if trim {
+            from = from.next_multiple_of(BLOCK_BYTES);
+            to = (to / BLOCK_BYTES * BLOCK_BYTES).max(from);
+        }
+        let asked = self.history.ask(from, &vec![0; (to - from) as usize]);
+        if trim {
+            volume.trim(offset, len, fua).await?;
+        } else {
+            volume.write_zeroes(offset, len, fua).await?;
+        }
+        self.history.answer(&asked, fua);
+        Ok(())
+    }
+
+    pub(super) async fn flush(&mut self, volume: &Volume) -> Result<(), Error> {
+        let asked = self.history.tick();
+        volume.flush().await?;
+        self.history.flushed(asked);
+        Ok(())
+    }
+
+    pub(super) async fn check(
+        &mut self,
+        volume: &Volume,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), Fault> {
+        let found = volume.read_vec(offset, len).await?;
+        if found.len() as u64 != len {
+            return Err(Fault::Wrong(format!("{} bytes for a read of {len}", found.len())));
+        }
+        for (i, byte) in found.iter().enumerate() {
+            let at = offset + i as u64;
+            let newest = self.history.newest(at / BLOCK_BYTES);
+            let expected = newest[(at % BLOCK_BYTES) as usize];
+            if *byte != expected {
+                return Err(Fault::Wrong(format!(
+                    "byte {at} (block {}) reads {byte:#x}, not {expected:#x}",
+                    at / BLOCK_BYTES
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Two changes of one block at once, on parts that do not overlap: both must be there.
+    async fn write_both(&mut self, volume: &Volume) -> Result<(), Error> {
+        let offset = self.place();
+        let (a, b) = (self.data(700), self.data(1500));
+        let asked = self.history.ask_both((offset + 100, &a), (offset + 1000, &b));
+        let (first, second) = tokio::join!(
+            volume.write(offset + 100, a, false),
+            volume.write(offset + 1000, b, false)
+        );
+        first?;
+        second?;
+        self.history.answer(&asked, false);
+        Ok(())
+    }
+
+    /// One random operation.
+    pub(super) async fn step(&mut self, cache: &Cache, volume: &Volume) -> Result<(), Fault> {
+        self.seen.operations += 1;
+        let (offset, len) = self.range();
+        let fua = self.rng.one_in(6);
+        match self.rng.below(100) {
+            0..40 => self.write(volume, offset, len, fua).await?,
+            40..46 => self.empty(volume, offset, len, fua, true).await?,
+            46..52 => self.empty(volume, offset, len, fua, false).await?,
+            52..62 => self.flush(volume).await?,
+            62..76 => self.check(volume, offset, len).await?,
+            76..82 => {
+                cache.destage().await?;
+            }
+            82..86 => {
+                cache.evict(1 + self.rng.below(3) as usize).await?;
+            }
+            86..90 => {
+                volume.upload().await?;
+            }
+            90..93 => {
+                // An upload beside writes.
+                let writes = async {
+                    for _ in 0..4 {
+                        let (offset, len) = self.range();
+                        self.write(volume, offset, len, false).await?;
+                        tokio::task::yield_now().await;
+                    }
+                    cache.destage().await?;
+                    Ok::<(), Error>(())
+                };
+                let (uploaded, written) = tokio::join!(volume.upload(), writes);
+                uploaded?;
+                written?;
+            }
+            93..95 => {
+                let whole = self.rng.below(CHUNKS) * CHUNK_BYTES;
+                self.empty(volume, whole, CHUNK_BYTES, fua, true).await?;
+            }
+            95 => volume.cache(offset / CHUNK_BYTES * CHUNK_BYTES, CHUNK_BYTES).await?,
+            96 => {
+                let size = CHUNKS * CHUNK_BYTES;
+                let smaller =
+                    (CHUNKS - 1) * CHUNK_BYTES + self.rng.below(30) * BLOCK_BYTES + BLOCK_BYTES;
+                let touched: Vec<u64> = self
+                    .history
+                    .touched()
+                    .into_iter()
+                    .filter(|b| b * BLOCK_BYTES >= smaller)
+                    .collect();
+                let asked: Vec<_> = touched
+                    .iter()
+                    .map(|b| self.history.ask(b * BLOCK_BYTES, &[0; BLOCK]))
+                    .collect();
+                volume.resize(smaller).await?;
+                for asked in &asked {
+                    self.history.answer(asked, true);
+                }
+                volume.resize(size).await?;
+            }
+            97 => self.write_both(volume).await?,
+            _ => tokio::time::sleep(Duration::from_millis(self.rng.below(3000))).await,
+        }
+        Ok(())
+    }
+
+    /// Reads every block that was ever touched, after a crash.
+    pub(super) async fn observe(&mut self, volume: &Volume, killed: bool) -> Result<(), Fault> {
+        let mut touched = self.history.touched();
+        // Validation must not depend on the order.
+        if self.rng.one_in(2) {
+            touched.reverse();
+        }
+        for block in touched {
+            let found = volume.read_vec(block * BLOCK_BYTES, BLOCK_BYTES).await?;
+            self.history.observe(block, &found, killed).map_err(Fault::Wrong)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the volume from the store alone, as after the loss of the cache, and checks that it is a cut.
+    pub(super) fn compare_remote(&mut self) -> Result<(), Fault> {
+        if !self.created {
+            return Ok(());
+        }
+        self.seen.cuts_compared += 1;
+        let store = self.store.copy();
+        let image = run(async {
+            let disk = Arc::new(SimDisk::new(disk_len(2), 1));
+            let cache = Cache::create(disk, Arc::new(store), LOG, config(1)).await?;
+            let volume = cache.attach_volume(&name(), VolumeOptions::default(), true).await?;
+            let mut image = BTreeMap::new();
+            let size = volume.size();
+            for block in self.history.touched() {
+                let at = block * BLOCK_BYTES;
+                // The cut may have been made while the volume was smaller.
+                let content = if at < size {
+                    volume.read_vec(at, BLOCK_BYTES).await?
+                } else {
+                    vec![0; BLOCK]
+                };
+                image.insert(block, content);
+            }
+            Ok::<_, Error>(image)
+        })?;
+        self.history.is_cut(&image).map_err(Fault::Wrong)
+    }
+
+    /// Opens the cache, checks what survived the crash before, and runs operations until `steps` writes
+    /// and syncs are done, or `operations` operations.
+    pub(super) fn session(
+        &mut self,
+        die_after: Option<u64>,
+        operations: u64,
+        killed: Option<bool>,
+    ) -> Result<End, Fault> {
+        self.disk.die_at(die_after);
+        self.observed = false;
+        let disk = self.disk.clone();
+        let mut inner = None;
+        let mut seen = Seen::default();
+        let end = run(async {
+            let body = async {
+                let (cache, volume) = self.open().await?;
+                inner = Some(Arc::clone(&cache.inner));
+                if let Some(killed) = killed {
+                    self.observe(&volume, killed).await?;
+                }
+                self.observed = true;
+                for _ in 0..operations {
+                    self.step(&cache, &volume).await?;
+                }
+                if self.rng.one_in(2) {
+                    cache.close().await?;
+                }
+                Ok::<(), Fault>(())
+            };
+            let end = tokio::select! {
+                biased;
+                () = disk.died() => Ok(End::Crashed),
+                done = body => done.map(|()| End::Finished),
+            };
+            if let Some(inner) = &inner {
+                let inner: &Arc<super::super::Inner> = inner;
+                let state = inner.state();
+                seen.in_cut += u64::from(state.volumes.values().any(|v| v.cut.is_some()));
+                seen.in_maintenance += u64::from(inner.maintenance.try_lock().is_err());
+            }
+            end
+        })?;
+        match inner {
+            Some(inner) => {
+                let state = inner.state();
+                let counters = state.counters;
+                self.seen.evicted += counters.evicted;
+                self.seen.cuts += counters.cuts;
+                self.seen.checkpoints += counters.checkpoints;
+                if end == End::Crashed {
+                    self.seen.in_cut += seen.in_cut;
+                    self.seen.in_maintenance += seen.in_maintenance;
+                }
+            }
+            None if end == End::Crashed => self.seen.in_recovery += 1,
+            None => {}
+        }
+        if end == End::Crashed {
+            self.seen.crashes += 1;
+        }
+        Ok(end)
+    }
+}
+
+/// Why a run is not as it should be.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The cache answered an error that nothing justifies.
+    Error(Error),
+    /// The cache answered something wrong.
+    Wrong(String),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Fault {
+        Fault::Error(error)
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Fault::Error(error) => write!(f, "error: {error}"),
+            Fault::Wrong(what) => f.write_str(what),
+        }
+    }
+}
+
+/// A whole run: sessions of random operations with crashes between them, and a check of everything after
+/// each.
+pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<Seen, Fault> {
+    let mut world = World::new(seed);
+    let mut killed = None;
+    let mut left = crashes;
+    loop {
+        let die = if left == 0 {
+            None
+        } else if world.rng.one_in(5) {
+            // Soon: while it is opened or made.
+            Some(1 + world.rng.below(12))
+        } else {
+            Some(1 + world.rng.below(900))
+        };
+        let end = world.session(die, operations, killed)?;
+        world.compare_remote()?;
+        if end == End::Finished && left == 0 {
+            break;
+        }
+        left = left.saturating_sub(1);
+        let was_killed = world.rng.one_in(3);
+        if was_killed {
+            world.disk.reopen();
+        } else {
+            let unsynced = world.disk.unsynced() as u64;
+            let survivors = match world.rng.below(6) {
+                0 => Survivors::None,
+                1 => Survivors::Prefix(world.rng.below(unsynced + 1) as usize),
+                2 => Survivors::AllBut(world.rng.below(unsynced) as usize),
+                _ => Survivors::Random(world.rng.draw()),
+            };
+            world.disk.restart(survivors);
+        }
+        if !world.created {
+            // It died while it was being made: nothing is promised, and it is made anew.
+            world.disk = SimDisk::new(crate::disk::Disk::len(&world.disk), world.rng.draw());
+            world.store = SimStore::new(world.rng.draw());
+        }
+        // What a kill kept and nobody looked at yet, a power cut may still take.
+        killed = Some(was_killed && (world.observed || killed == Some(true)));
+    }
+    world.seen.torn = world.disk.counts().torn;
+    Ok(world.seen)
+}
+
+/// Uploads with writes and destaging beside them, and a look at the store after each.
+pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
+    let mut world = World::new(seed);
+    for round in 0..4 {
+        run(async {
+            let (cache, volume) = world.open().await?;
+            if round > 0 {
+                world.observe(&volume, false).await?;
+            }
+            for _ in 0..3 {
+                world.disk.slow_reads(false);
+                for _ in 0..6 {
+                    let (offset, len) = world.range();
+                    world.write(&volume, offset, len, false).await?;
+                }
+                world.flush(&volume).await?;
+                if world.rng.one_in(2) {
+                    cache.destage().await?;
+                }
+                world.disk.slow_reads(true);
+                let waits = world.rng.below(60);
+                let writes = async {
+                    for _ in 0..waits {
+                        tokio::task::yield_now().await;
+                    }
+                    for _ in 0..5 {
+                        let (offset, len) = world.range();
+                        world.write(&volume, offset, len, false).await?;
+                        if world.rng.one_in(3) {
+                            cache.destage().await?;
+                        }
+                    }
+                    Ok::<(), Error>(())
+                };
+                let (uploaded, written) = tokio::join!(volume.upload(), writes);
+                uploaded?;
+                written?;
+                cache.evict(2).await?;
+            }
+            world.disk.slow_reads(false);
+            world.flush(&volume).await?;
+            Ok::<_, Fault>(())
+        })?;
+        world.compare_remote()?;
+        world.disk.restart(Survivors::Random(seed));
+    }
+    Ok(())
+}

@@ -1,0 +1,515 @@
+//! Uploads, in cuts.
+//!
+//! A cut is everything up to one sequence. While it is under way, the values that belong to it are kept:
+//! what newer writes displace from the log's map is frozen, and a slot is not overwritten before its
+//! blocks were taken. The root that names the cut is published last, by a conditional put; only then do
+//! blocks turn clean.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::state::{Cut, Key, RemoteRoot};
+use super::{Inner, Plant, planted};
+use crate::bits::BlockSet;
+use crate::error::{Error, Result};
+use crate::format::crc32c;
+use crate::format::index::{Extent, LEAF_CHUNKS, Leaf, NODE_LEAVES, Node, PageRef};
+use crate::format::pack::{MAX_BLOCKS, ObjectId, PackEntry, PackHeader, header_blocks};
+use crate::format::root::Root;
+use crate::format::volume_page::VolumeState;
+use crate::remote::StoreError;
+use crate::volume_name::VolumeName;
+use crate::{BLOCK_BYTES, CHUNK_BLOCKS};
+
+/// What a cut changes in the index: ranges of a chunk and where they are now.
+type Changes = BTreeMap<u32, Vec<(Range<u16>, Option<Extent>)>>;
+
+/// A pack under construction.
+#[derive(Default)]
+struct Pack {
+    entries: Vec<PackEntry>,
+    parts: Vec<Bytes>,
+}
+
+impl Inner {
+    /// Uploads everything up to now and publishes it. Returns the sequence. With `release` the root says
+    /// that anybody may take the volume.
+    pub(crate) async fn cut(&self, volume: u64, release: bool) -> Result<u64> {
+        let turn = {
+            let state = self.state();
+            let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+            Arc::clone(&entry.uploading)
+        };
+        let _turn = turn.lock().await;
+        // Asking for the root first keeps cuts from beginning, and holding the log up, in an outage.
+        self.forget_root(volume);
+        let remote = self.root(volume).await?;
+        let Some(seq) = self.begin_cut(volume, release) else {
+            return Ok(self.state().volumes.get(&volume).map_or(0, |v| v.page.published));
+        };
+        let result = self.upload_cut(volume, seq, release, &remote).await;
+        self.end_cut(volume);
+        result.map(|()| seq)
+    }
+
+    /// Chooses the sequence and what is in the cut. `None` if there is nothing new.
+    fn begin_cut(&self, volume: u64, always: bool) -> Option<u64> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let seq = state.log.next_seq.saturating_sub(1);
+        let entry = state.volumes.get_mut(&volume)?;
+        let published = entry.page.published;
+        let mut pending: BTreeMap<u32, BlockSet> = BTreeMap::new();
+        let keys = Key { volume, chunk: 0 }..=Key { volume, chunk: u32::MAX };
+        for (key, chunk) in state.chunks.range(keys) {
+            let mut blocks = BlockSet::EMPTY;
+            for run in chunk.log.iter().filter(|run| run.seq() > published) {
+                blocks.insert_range(run.first..run.end());
+            }
+            if let Some(slot) = chunk.slot.and_then(|slot| state.slots.get(slot as usize)) {
+                match &slot.header {
+                    Some(header) => blocks.add(&header.dirty),
+                    // Groups of which a block is dirty; which one shows when the header is read.
+                    None => {
+                        for group in (0..64_u16).filter(|g| slot.entry.dirty >> g & 1 == 1) {
+                            blocks.insert_range(group * 16..group * 16 + 16);
+                        }
+                    }
+                }
+            }
+            if !blocks.is_empty() {
+                pending.insert(key.chunk, blocks);
+            }
+        }
+        let resized = entry.remote.as_ref().is_some_and(|r| r.root.size != entry.page.size);
+        if pending.is_empty() && !always && !resized {
+            return None;
+        }
+        let uploaded = BTreeMap::new();
+        entry.cut = Some(Cut { seq, pending, uploaded, urgent: Default::default() });
+        Some(seq)
+    }
+
+    /// Lets go of what the cut held.
+    fn end_cut(&self, volume: u64) {
+        let mut state = self.state();
+        if let Some(entry) = state.volumes.get_mut(&volume) {
+            entry.cut = None;
+        }
+        let keys = Key { volume, chunk: 0 }..=Key { volume, chunk: u32::MAX };
+        for (_, chunk) in state.chunks.range_mut(keys) {
+            chunk.frozen.clear();
+        }
+        drop(state);
+        self.maintenance_wake.notify_one();
+    }
+
+    async fn upload_cut(
+        &self,
+        volume: u64,
+        seq: u64,
+        release: bool,
+        remote: &RemoteRoot,
+    ) -> Result<()> {
+        // The store must never be ahead of this disk: after a power cut the sequences would be used again.
+        if !planted(Plant::CutBeforeFlush) {
+            self.make_durable(seq).await?;
+        }
+        let name = self.name(volume)?;
+        let mut changes = Changes::new();
+        let mut pack = Pack::default();
+        while let Some((chunk, blocks)) = self.next_pending(volume) {
+            let key = Key { volume, chunk };
+            let Some(blocks) = self.really_dirty(key, &blocks, seq).await? else {
+                continue;
+            };
+            for run in blocks.runs(CHUNK_BLOCKS) {
+                for piece in self.read_as_of(key, run, seq).await? {
+                    let mut first = piece.first;
+                    let end = piece.first + piece.count;
+                    let Some(data) = piece.data else {
+                        changes.entry(chunk).or_default().push((first..end, None));
+                        continue;
+                    };
+                    while first < end {
+                        let room = MAX_BLOCKS - pack.entries.len();
+                        let count = usize::from(end - first).min(room) as u16;
+                        let from = usize::from(first - piece.first) * BLOCK_BYTES as usize;
+                        let to = from + usize::from(count) * BLOCK_BYTES as usize;
+                        let part = data.slice(from..to);
+                        pack.add(chunk, first, &part);
+                        first += count;
+                        if pack.entries.len() == MAX_BLOCKS {
+                            let full = std::mem::take(&mut pack);
+                            self.put_pack(&name, remote, full, &mut changes).await?;
+                        }
+                    }
+                }
+            }
+            self.taken(key, &blocks);
+        }
+        if !pack.entries.is_empty() {
+            self.put_pack(&name, remote, pack, &mut changes).await?;
+        }
+        let mut nodes = self.put_index(&name, remote, changes).await?;
+        nodes.sort_unstable_by_key(|(number, _)| *number);
+        self.publish(volume, seq, release, nodes).await
+    }
+
+    /// A chunk of the cut that is not taken yet, those first for which the log waits, and its blocks.
+    fn next_pending(&self, volume: u64) -> Option<(u32, BlockSet)> {
+        loop {
+            let (chunk, blocks) = {
+                let mut state = self.state();
+                let cut = state.volumes.get_mut(&volume)?.cut.as_mut()?;
+                let urgent = cut.urgent.pop_first().filter(|c| cut.pending.contains_key(c));
+                let chunk = urgent.or_else(|| cut.pending.keys().next().copied())?;
+                (chunk, cut.pending.get(&chunk).copied()?)
+            };
+            if !blocks.is_empty() {
+                return Some((chunk, blocks));
+            }
+            if let Some(cut) = self.state().volumes.get_mut(&volume).and_then(|v| v.cut.as_mut()) {
+                cut.pending.remove(&chunk);
+            }
+        }
+    }
+
+    /// Which of `blocks` belong to the cut. `None` to ask again.
+    async fn really_dirty(
+        &self,
+        key: Key,
+        blocks: &BlockSet,
+        seq: u64,
+    ) -> Result<Option<BlockSet>> {
+        self.load(key).await?;
+        let state = self.state();
+        if state.needs_header(key) {
+            return Ok(None);
+        }
+        let mut dirty = BlockSet::EMPTY;
+        if let Some((_, header)) = state.header(key) {
+            dirty.add(&header.dirty);
+            dirty.add(&header.lost);
+        }
+        if let Some(chunk) = state.chunks.get(&key) {
+            let newest = chunk.log.iter().filter(|run| run.seq() <= seq);
+            for run in newest.chain(chunk.frozen.iter()) {
+                dirty.insert_range(run.first..run.end());
+            }
+        }
+        let mut clean = *blocks;
+        clean.subtract(&dirty);
+        let mut blocks = *blocks;
+        blocks.subtract(&clean);
+        Ok(Some(blocks))
+    }
+
+    /// Blocks were read for the cut: newer values may now take their place.
+    fn taken(&self, key: Key, blocks: &BlockSet) {
+        let mut state = self.state();
+        if let Some(cut) = state.volumes.get_mut(&key.volume).and_then(|v| v.cut.as_mut()) {
+            cut.pending.remove(&key.chunk);
+            cut.uploaded.entry(key.chunk).or_insert(BlockSet::EMPTY).add(blocks);
+        }
+        if let Some(chunk) = state.chunks.get_mut(&key) {
+            chunk.frozen.clear();
+        }
+    }
+
+    fn object_id(&self, epoch: u64) -> ObjectId {
+        let number = self.objects.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        ObjectId { epoch, nonce: self.nonce, number }
+    }
+
+    /// Writes an object of a new name.
+    async fn put_new(&self, name: &VolumeName, path: &str, data: Bytes) -> Result<()> {
+        let len = data.len() as u64;
+        match self.patiently(name, || self.store.create(path, data.clone())).await {
+            // Nobody else has this name: an earlier attempt of ours took effect after all.
+            Ok(_) | Err(Error::Store(StoreError::Conflict { .. })) => {
+                self.state().counters.uploaded_bytes += len;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put_pack(
+        &self,
+        name: &VolumeName,
+        remote: &RemoteRoot,
+        pack: Pack,
+        changes: &mut Changes,
+    ) -> Result<()> {
+        let id = self.object_id(remote.root.epoch);
+        let mut at = header_blocks(pack.entries.len()) as u16;
+        for run in pack.entries.chunk_by(|a, b| a.chunk == b.chunk && a.block + 1 == b.block) {
+            if let Some(first) = run.first() {
+                let crcs: Vec<u32> = run.iter().map(|entry| entry.crc).collect();
+                let end = first.block + crcs.len() as u16;
+                let extent = Extent { first: first.block, pack: id, at, crcs };
+                at += run.len() as u16;
+                let ranges = changes.entry(first.chunk).or_default();
+                ranges.push((first.block..end, Some(extent)));
+            }
+        }
+        let header =
+            PackHeader { uuid: remote.root.uuid, epoch: remote.root.epoch, entries: pack.entries };
+        let mut data = header.emit();
+        for part in &pack.parts {
+            data.extend_from_slice(part);
+        }
+        self.put_new(name, &format!("{name}/pack/{id}"), Bytes::from(data)).await
+    }
+
+    /// Writes new leaves and nodes for what changed. Returns all nodes of the new index.
+    async fn put_index(
+        &self,
+        name: &VolumeName,
+        remote: &RemoteRoot,
+        changes: Changes,
+    ) -> Result<Vec<(u32, PageRef)>> {
+        let root = &remote.root;
+        let mut leaves: BTreeMap<u32, Leaf> = BTreeMap::new();
+        for (chunk, ranges) in changes {
+            let number = chunk / LEAF_CHUNKS;
+            if let std::collections::btree_map::Entry::Vacant(vacant) = leaves.entry(number) {
+                let leaf = self.leaf(name, root, number).await?;
+                let empty = || Leaf { uuid: root.uuid, number, extents: Vec::new() };
+                vacant.insert(leaf.map_or_else(empty, |leaf| Leaf::clone(&leaf)));
+            }
+            let base = (chunk % LEAF_CHUNKS) as u16 * CHUNK_BLOCKS;
+            for (range, extent) in ranges {
+                let extent = extent.map(|mut extent| {
+                    extent.first += base;
+                    extent
+                });
+                if let Some(leaf) = leaves.get_mut(&number) {
+                    leaf.replace(base + range.start, base + range.end, extent);
+                }
+            }
+        }
+        let mut changed: BTreeMap<u32, Vec<(u32, Option<PageRef>)>> = BTreeMap::new();
+        for (number, leaf) in leaves {
+            let page = if leaf.extents.is_empty() {
+                None
+            } else {
+                let page = self.put_page(name, root.epoch, leaf.emit()).await?;
+                self.keep_leaf(page, &Arc::new(leaf));
+                Some(page)
+            };
+            changed.entry(number / NODE_LEAVES).or_default().push((number, page));
+        }
+        let mut nodes: BTreeMap<u32, PageRef> = root.nodes.iter().copied().collect();
+        for (number, pages) in changed {
+            let node = self.node(name, root, number).await?;
+            let mut leaves: BTreeMap<u32, PageRef> =
+                node.map(|node| node.leaves.iter().copied().collect()).unwrap_or_default();
+            for (leaf, page) in pages {
+                match page {
+                    Some(page) => leaves.insert(leaf, page),
+                    None => leaves.remove(&leaf),
+                };
+            }
+            if leaves.is_empty() {
+                nodes.remove(&number);
+                continue;
+            }
+            let node = Node { uuid: root.uuid, number, leaves: leaves.into_iter().collect() };
+            let page = self.put_page(name, root.epoch, node.emit()).await?;
+            self.keep_node(page, &Arc::new(node));
+            nodes.insert(number, page);
+        }
+        Ok(nodes.into_iter().collect())
+    }
+
+    async fn put_page(&self, name: &VolumeName, epoch: u64, bytes: Vec<u8>) -> Result<PageRef> {
+        let id = self.object_id(epoch);
+        let page = PageRef { id, len: bytes.len() as u32, crc: crc32c(&bytes) };
+        self.put_new(name, &format!("{name}/index/{id}"), Bytes::from(bytes)).await?;
+        Ok(page)
+    }
+
+    /// Puts the root of a finished cut, and makes clean what is in it.
+    async fn publish(
+        &self,
+        volume: u64,
+        seq: u64,
+        release: bool,
+        nodes: Vec<(u32, PageRef)>,
+    ) -> Result<()> {
+        let (old, size, name) = {
+            let state = self.state();
+            let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+            let remote = entry.remote.clone().ok_or_else(|| self.stopped())?;
+            (remote, entry.page.size, entry.page.name.clone())
+        };
+        let root = Root {
+            uuid: old.root.uuid,
+            size,
+            epoch: old.root.epoch,
+            seq,
+            nonce: self.random(),
+            owner: self.cache_id,
+            released: release,
+            published_at_ms: super::unix_ms(),
+            nodes,
+        };
+        let published = self.put_root(volume, &name, root, old).await?;
+        let left = self.published_root(volume, &published);
+        let mut change = |page: &mut crate::format::volume_page::VolumePage| {
+            if release {
+                page.state = VolumeState::Released;
+            }
+        };
+        self.write_page(volume, &mut change).await?;
+        self.maintenance_wake.notify_one();
+        self.space.notify_waiters();
+        for key in left {
+            self.load(key).await?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the root by a conditional put, and finds out what a doubtful answer meant.
+    pub(crate) async fn put_root(
+        &self,
+        volume: u64,
+        name: &VolumeName,
+        root: Root,
+        old: RemoteRoot,
+    ) -> Result<RemoteRoot> {
+        let path = format!("{name}/root");
+        let bytes = Bytes::from(root.emit());
+        let deadline = tokio::time::Instant::now() + self.config.fetch_timeout;
+        let mut version = old.version;
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let answer = if planted(Plant::PutWithoutCondition) {
+                let _ = self.store.delete(&path).await;
+                self.store.create(&path, bytes.clone()).await
+            } else {
+                self.store.replace(&path, bytes.clone(), &version).await
+            };
+            match answer {
+                Ok(version) => return Ok(RemoteRoot { root: Arc::new(root), version }),
+                Err(StoreError::NotFound { .. }) => {
+                    return Err(Error::NoVolume { volume: name.clone() });
+                }
+                Err(StoreError::Conflict { .. } | StoreError::Unavailable { .. }) => {}
+                Err(error @ StoreError::Denied { .. }) => return Err(error.into()),
+            }
+            if tokio::time::Instant::now() >= deadline {
+                let seconds = self.config.fetch_timeout.as_secs();
+                let cause = "the root could not be replaced".to_owned();
+                return Err(Error::StoreTimeout { volume: name.clone(), seconds, cause });
+            }
+            let (found, now) = self.get_root(name).await?;
+            if found.nonce == root.nonce {
+                return Ok(RemoteRoot { root: Arc::new(root), version: now });
+            }
+            let skip = planted(Plant::NoEpochCheck);
+            if (found.epoch != root.epoch || found.owner != root.owner) && !skip {
+                return Err(self.superseded(volume, found.epoch).await);
+            }
+            version = now;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    /// Takes a root as the newest. Returns chunks whose headers must be read to make them clean.
+    fn published_root(&self, volume: u64, remote: &RemoteRoot) -> Vec<Key> {
+        let mut state = self.state();
+        let mut left = Vec::new();
+        let mut clean = BTreeMap::new();
+        if let Some(entry) = state.volumes.get_mut(&volume) {
+            entry.page.published = remote.root.seq;
+            entry.page.root_nonce = remote.root.nonce;
+            entry.page.published_at_ms = remote.root.published_at_ms;
+            entry.remote = Some(remote.clone());
+            if let Some(cut) = &mut entry.cut {
+                clean = std::mem::take(&mut cut.uploaded);
+            }
+        }
+        for (chunk, blocks) in clean {
+            let key = Key { volume, chunk };
+            if state.needs_header(key) {
+                left.push(key);
+            }
+            state.clean(key, &blocks);
+        }
+        state.recount_log(volume);
+        state.counters.cuts += 1;
+        drop(state);
+        self.cut_published.notify_waiters();
+        left
+    }
+
+    /// Waits until a cut of at least `seq` is published.
+    pub(crate) async fn published(&self, volume: u64, seq: u64) -> Result<()> {
+        loop {
+            let reached = self.state().volumes.get(&volume).map(|v| v.page.published >= seq);
+            match reached {
+                Some(true) => return Ok(()),
+                None => return Err(self.stopped()),
+                Some(false) => {}
+            }
+            // Whoever comes while a cut is under way shares the next one.
+            let before = self.state().log.next_seq.saturating_sub(1);
+            let cut = self.cut(volume, false).await?;
+            if cut >= seq || before < seq {
+                return Ok(());
+            }
+            if self.state().volumes.get(&volume).is_none_or(|v| v.dirty_bytes() == 0) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The task that uploads whatever is dirty.
+    pub(crate) async fn run_uploads(self: Arc<Inner>) {
+        loop {
+            let wake = self.upload_wake.notified();
+            let _ = tokio::time::timeout(self.config.upload_interval, wake).await;
+            if self.marks.get().failed {
+                return;
+            }
+            let due: Vec<u64> = {
+                let state = self.state();
+                let due = state
+                    .volumes
+                    .iter()
+                    .filter(|(_, v)| v.refusing.is_none() && v.dirty_bytes() > 0);
+                due.map(|(id, _)| *id).collect()
+            };
+            let cuts = due.iter().map(|volume| async {
+                if let Err(error) = self.cut(*volume, false).await {
+                    tracing::warn!(%error, "an upload failed and is tried again");
+                    true
+                } else {
+                    false
+                }
+            });
+            let failed = futures_util::future::join_all(cuts).await;
+            if failed.contains(&true) {
+                tokio::time::sleep(self.config.upload_retry.mul_f64(0.5 + self.random_unit()))
+                    .await;
+            }
+        }
+    }
+}
+
+impl Pack {
+    fn add(&mut self, chunk: u32, first: u16, data: &Bytes) {
+        for (i, block) in data.chunks(BLOCK_BYTES as usize).enumerate() {
+            self.entries.push(PackEntry { chunk, block: first + i as u16, crc: crc32c(block) });
+        }
+        self.parts.push(data.clone());
+    }
+}

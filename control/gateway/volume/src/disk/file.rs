@@ -1,0 +1,264 @@
+//! A file or block device. Every operation runs on tokio's blocking pool.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IoSlice, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::sys::uio::pwritev;
+
+use super::{Disk, DiskError, Io};
+
+/// Parts of one `pwritev` call. Linux allows 1,024.
+const MAX_PARTS: usize = 1024;
+
+/// A cache in a file or on a block device, locked exclusively while it is open.
+#[derive(Clone, Debug)]
+pub struct FileDisk {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: Flock<File>,
+    path: PathBuf,
+    len: u64,
+}
+
+impl FileDisk {
+    /// Makes a file of `len` bytes with all its space allocated. It must not exist yet.
+    pub fn create(path: &Path, len: u64) -> Result<FileDisk, DiskError> {
+        let failed = |operation, reason: String| DiskError::Open {
+            disk: path.display().to_string(),
+            operation,
+            reason,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(|e| failed("create", e.to_string()))?;
+        let undo = |e| {
+            let _ = std::fs::remove_file(path);
+            e
+        };
+        let allocated = i64::try_from(len)
+            .map_err(|_| failed("allocate", format!("{len} bytes are too many")))
+            .and_then(|len| {
+                fallocate(&file, FallocateFlags::empty(), 0, len)
+                    .map_err(|e| failed("allocate", format!("{len} bytes: {e}")))
+            });
+        allocated.map_err(undo)?;
+        FileDisk::lock(file, path).map_err(undo)
+    }
+
+    /// Opens an existing file or block device and forgets what the page cache holds of it, so that what
+    /// is read is what the medium has: after a failed sync the two may differ.
+    pub fn open(path: &Path) -> Result<FileDisk, DiskError> {
+        let file =
+            OpenOptions::new().read(true).write(true).open(path).map_err(|e| DiskError::Open {
+                disk: path.display().to_string(),
+                operation: "open",
+                reason: e.to_string(),
+            })?;
+        let disk = FileDisk::lock(file, path)?;
+        let synced = disk.inner.file.sync_data().map_err(|e| disk.inner.failed("sync", 0, 0, &e));
+        synced?;
+        posix_fadvise(disk.inner.file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .map_err(|e| disk.inner.failed("read", 0, 0, &e))?;
+        Ok(disk)
+    }
+
+    fn lock(file: File, path: &Path) -> Result<FileDisk, DiskError> {
+        let disk = || path.display().to_string();
+        let failed =
+            |operation, reason: String| DiskError::Open { disk: disk(), operation, reason };
+        let file_type = file.metadata().map_err(|e| failed("open", e.to_string()))?.file_type();
+        if !(file_type.is_file() || file_type.is_block_device()) {
+            return Err(failed("open", "neither a regular file nor a block device".to_owned()));
+        }
+        let mut file =
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+                Errno::EWOULDBLOCK => DiskError::InUse { disk: disk() },
+                e => failed("open", e.to_string()),
+            })?;
+        let len =
+            file.seek(SeekFrom::End(0)).map_err(|e| failed("read the length", e.to_string()))?;
+        Ok(FileDisk { inner: Arc::new(Inner { file, path: path.to_owned(), len }) })
+    }
+
+    fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Inner) -> Result<T, DiskError> + Send + 'static,
+    ) -> Io<'_, T> {
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move {
+            let name = inner.path.display().to_string();
+            tokio::task::spawn_blocking(move || job(&inner)).await.unwrap_or_else(|e| {
+                Err(DiskError::Io {
+                    disk: name,
+                    operation: "run",
+                    offset: 0,
+                    len: 0,
+                    reason: e.to_string(),
+                })
+            })
+        })
+    }
+}
+
+impl Inner {
+    fn failed(
+        &self,
+        operation: &'static str,
+        offset: u64,
+        len: u64,
+        reason: &dyn std::fmt::Display,
+    ) -> DiskError {
+        DiskError::Io {
+            disk: self.path.display().to_string(),
+            operation,
+            offset,
+            len,
+            reason: reason.to_string(),
+        }
+    }
+
+    fn write_all(&self, mut offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        for group in parts.chunks(MAX_PARTS) {
+            let mut slices: Vec<IoSlice<'_>> =
+                group.iter().map(|part| IoSlice::new(part)).collect();
+            let mut rest = slices.as_mut_slice();
+            IoSlice::advance_slices(&mut rest, 0);
+            while !rest.is_empty() {
+                let at = i64::try_from(offset)
+                    .map_err(|_| self.failed("write", offset, 0, &"the offset is too large"))?;
+                let written = match pwritev(self.file.as_fd(), rest, at) {
+                    Ok(0) => return Err(self.failed("write", offset, 0, &"nothing was written")),
+                    Ok(written) => written,
+                    Err(Errno::EINTR) => continue,
+                    Err(e) => {
+                        let len = rest.iter().map(|slice| slice.len() as u64).sum();
+                        return Err(self.failed("write", offset, len, &e));
+                    }
+                };
+                offset += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+        }
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let signed = |n: u64| {
+            i64::try_from(n).map_err(|_| self.failed("punch", offset, len, &"out of range"))
+        };
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&*self.file, flags, signed(offset)?, signed(len)?) {
+            Ok(()) => Ok(()),
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                let zeros = Bytes::from_static(&[0; 1 << 16]);
+                let mut parts = Vec::new();
+                let mut rest = len;
+                while rest > 0 {
+                    let part = rest.min(zeros.len() as u64);
+                    parts.push(zeros.slice(..part as usize));
+                    rest -= part;
+                }
+                self.write_all(offset, &parts)
+            }
+            Err(e) => Err(self.failed("punch", offset, len, &e)),
+        }
+    }
+}
+
+impl Disk for FileDisk {
+    fn len(&self) -> u64 {
+        self.inner.len
+    }
+
+    fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
+        self.run(move |inner| {
+            let mut data = BytesMut::zeroed(len);
+            inner
+                .file
+                .read_exact_at(&mut data, offset)
+                .map_err(|e| inner.failed("read", offset, len as u64, &e))?;
+            Ok(data.freeze())
+        })
+    }
+
+    fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {
+        self.run(move |inner| inner.write_all(offset, &parts))
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Io<'_, ()> {
+        self.run(move |inner| inner.punch(offset, len))
+    }
+
+    fn sync(&self) -> Io<'_, ()> {
+        self.run(|inner| inner.file.sync_data().map_err(|e| inner.failed("sync", 0, inner.len, &e)))
+    }
+
+    fn name(&self) -> String {
+        self.inner.path.display().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct TempFile(PathBuf);
+
+    impl TempFile {
+        fn new() -> TempFile {
+            let name = format!("culvert-disk-{:016x}", crate::random());
+            TempFile(std::env::temp_dir().join(name))
+        }
+    }
+
+    impl Drop for TempFile {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_reads_back_what_was_written_and_holes_are_zeros() {
+        let file = TempFile::new();
+        let disk = FileDisk::create(&file.0, 1 << 20).unwrap();
+        assert_eq!(disk.len(), 1 << 20);
+        // More parts than one system call takes.
+        let parts: Vec<Bytes> = (0..3000_u32).map(|i| Bytes::from(vec![i as u8; 64])).collect();
+        disk.write(4096, parts.clone()).await.unwrap();
+        disk.sync().await.unwrap();
+        assert_eq!(disk.read(4096, 3000 * 64).await.unwrap(), parts.concat());
+        disk.punch(8192, 4096).await.unwrap();
+        assert_eq!(disk.read(8192, 4096).await.unwrap(), vec![0; 4096]);
+        assert!(matches!(disk.read((1 << 20) - 10, 20).await, Err(DiskError::Io { .. })));
+        drop(disk);
+        let disk = FileDisk::open(&file.0).unwrap();
+        assert_eq!(disk.read(4096, 64).await.unwrap(), parts[0]);
+    }
+
+    #[test]
+    fn a_cache_is_opened_once_at_a_time_and_made_once() {
+        let file = TempFile::new();
+        let disk = FileDisk::create(&file.0, 1 << 20).unwrap();
+        assert!(matches!(FileDisk::open(&file.0), Err(DiskError::InUse { .. })));
+        assert!(matches!(FileDisk::create(&file.0, 1 << 20), Err(DiskError::Open { .. })));
+        drop(disk);
+        drop(FileDisk::open(&file.0).unwrap());
+        assert!(matches!(FileDisk::open(Path::new("/dev/null")), Err(DiskError::Open { .. })));
+        let too_big = TempFile::new();
+        assert!(FileDisk::create(&too_big.0, 1 << 60).is_err());
+        assert!(!too_big.0.exists());
+    }
+}

@@ -1,0 +1,84 @@
+//! The cache's disk behind one small trait, so that tests can put faults and power cuts under the cache.
+//!
+//! [`FileDisk`] is a file or a block device; [`sim::SimDisk`] is a disk that loses what was not synced.
+
+mod file;
+pub mod sim;
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+
+pub use file::FileDisk;
+
+/// The future of one disk operation.
+pub type Io<'a, T> = Pin<Box<dyn Future<Output = Result<T, DiskError>> + Send + 'a>>;
+
+/// Positional access to one file or block device. Offsets and lengths are in bytes and, as the cache uses
+/// it, multiples of 4 KiB.
+///
+/// A write is in the kernel's hands once it returns, so it survives the death of the process; it survives
+/// a power cut only after a [`sync`](Disk::sync) that began later. Writes that are not synced may reach the
+/// medium in any order, in part, and torn at sectors.
+pub trait Disk: Debug + Send + Sync + 'static {
+    /// Length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether there is no byte at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads exactly `len` bytes at `offset`.
+    fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes>;
+
+    /// Writes the parts one after the other, beginning at `offset`.
+    fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()>;
+
+    /// Makes `len` bytes at `offset` read as zeros and gives their space back where that is possible.
+    fn punch(&self, offset: u64, len: u64) -> Io<'_, ()>;
+
+    /// Makes every write that returned before durable.
+    fn sync(&self) -> Io<'_, ()>;
+
+    /// What to call it in an error.
+    fn name(&self) -> String;
+}
+
+/// What a disk operation failed with.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The kernel refused an operation. The device or its file system is at fault: see the kernel's log,
+    /// replace the device, and start again; what was flushed before is still there.
+    #[error("{disk}: {operation} of {len} bytes at {offset} failed: {reason}")]
+    Io {
+        /// Path of the file or device.
+        disk: String,
+        /// `read`, `write`, `punch` or `sync`.
+        operation: &'static str,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The file or device cannot be opened, made or sized. Nothing was changed.
+    #[error("{disk}: cannot {operation}: {reason}")]
+    Open {
+        /// Path of the file or device.
+        disk: String,
+        /// `open`, `create`, `allocate` or `read the length`.
+        operation: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// Another process has the cache open. Stop that one first: two would destroy each other's data.
+    #[error("{disk}: in use by another process")]
+    InUse {
+        /// Path of the file or device.
+        disk: String,
+    },
+}

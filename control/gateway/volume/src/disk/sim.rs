@@ -1,0 +1,441 @@
+//! A disk for tests that may do at a power cut all that a real one may: keep any subset of the sectors that
+//! were not synced, in any order, and so tear a write anywhere.
+//!
+//! Everything random comes from one seed, so that a failing run can be repeated.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::watch;
+
+use super::{Disk, DiskError, Io};
+
+/// Bytes that reach the medium whole or not at all.
+pub const SECTOR: u64 = 512;
+
+/// A small generator of pseudo-random numbers (xorshift64*), for tests that must be repeatable.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// A generator whose numbers follow from `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d | 1)
+    }
+
+    /// The next 64 bits.
+    pub fn draw(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+    }
+
+    /// A number below `limit`, which is not zero.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.draw() % limit.max(1)
+    }
+
+    /// True once in `n`.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// What of the un-synced sectors is on the medium after a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survivors {
+    /// Everything.
+    All,
+    /// Nothing: the disk kept only what was synced.
+    None,
+    /// The first `n` versions of sectors, in the order of writing.
+    Prefix(usize),
+    /// All but the `n`-th.
+    AllBut(usize),
+    /// Only the `n`-th.
+    Only(usize),
+    /// Each sector keeps a random one of its versions, by this seed.
+    Random(u64),
+    /// Bit `i` says whether the `i`-th version survives.
+    Mask(u64),
+}
+
+/// A simulated disk. Clones share it.
+#[derive(Clone, Debug)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+    died: Arc<watch::Sender<bool>>,
+}
+
+/// Counts of what was done and what went wrong on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Reads.
+    pub reads: u64,
+    /// Writes and holes.
+    pub writes: u64,
+    /// Syncs.
+    pub syncs: u64,
+    /// Writes of which a power cut left a part.
+    pub torn: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    len: u64,
+    /// What is synced, by sector. Missing: zeros.
+    durable: HashMap<u64, [u8; SECTOR as usize]>,
+    /// What is not, in the order of writing: `(write, sector, content)`.
+    volatile: Vec<(u64, u64, [u8; SECTOR as usize])>,
+    /// Newest version by sector: an index into `volatile`.
+    newest: HashMap<u64, usize>,
+    rng: Rng,
+    steps: u64,
+    writes: u64,
+    die_at: Option<u64>,
+    dead: bool,
+    counts: Counts,
+    fail_sync: bool,
+    fail_writes: bool,
+    bad: BTreeMap<u64, u64>,
+    slow_reads: bool,
+}
+
+impl SimDisk {
+    /// A disk of `len` zero bytes.
+    #[must_use]
+    pub fn new(len: u64, seed: u64) -> SimDisk {
+        let state = State {
+            len,
+            durable: HashMap::new(),
+            volatile: Vec::new(),
+            newest: HashMap::new(),
+            rng: Rng::new(seed),
+            steps: 0,
+            writes: 0,
+            die_at: None,
+            dead: false,
+            counts: Counts::default(),
+            fail_sync: false,
+            fail_writes: false,
+            bad: BTreeMap::new(),
+            slow_reads: false,
+        };
+        SimDisk { state: Arc::new(Mutex::new(state)), died: Arc::new(watch::Sender::new(false)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Steps so far: a write and a hole are two (before and after they take effect), a sync as well.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.state().steps
+    }
+
+    /// Counts so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.state().counts
+    }
+
+    /// Cuts the power at step `step`: from then on nothing returns.
+    pub fn die_at(&self, step: Option<u64>) {
+        self.state().die_at = step;
+    }
+
+    /// Cuts the power now.
+    pub fn kill(&self) {
+        self.state().dead = true;
+        self.died.send_replace(true);
+    }
+
+    /// Waits for the power cut.
+    pub async fn died(&self) {
+        let mut watch = self.died.subscribe();
+        let _ = watch.wait_for(|dead| *dead).await;
+    }
+
+    /// Number of sector versions that are not synced.
+    #[must_use]
+    pub fn unsynced(&self) -> usize {
+        self.state().volatile.len()
+    }
+
+    /// A copy of the disk as it is, not of its faults to come.
+    #[must_use]
+    pub fn copy(&self, seed: u64) -> SimDisk {
+        let copy = SimDisk::new(self.len(), seed);
+        {
+            let from = self.state();
+            let mut to = copy.state();
+            to.durable.clone_from(&from.durable);
+            to.volatile.clone_from(&from.volatile);
+            to.newest.clone_from(&from.newest);
+            to.writes = from.writes;
+            to.counts = from.counts;
+        }
+        copy
+    }
+
+    /// Gives the power back: decides which un-synced sectors are there, and forgets the rest. Use it on a
+    /// disk that nobody writes to any more.
+    pub fn restart(&self, survivors: Survivors) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let volatile = std::mem::take(&mut state.volatile);
+        state.newest.clear();
+        let mut rng = match survivors {
+            Survivors::Random(seed) => Rng::new(seed),
+            _ => Rng::new(0),
+        };
+        // A random disk first chooses how eager it was, or short and long losses would both be rare.
+        let keep_of_16 = 1 + rng.below(15);
+        let mut parts: HashMap<u64, (u64, u64)> = HashMap::new();
+        for (i, (write, sector, data)) in volatile.into_iter().enumerate() {
+            let survives = match survivors {
+                Survivors::All => true,
+                Survivors::None => false,
+                Survivors::Prefix(n) => i < n,
+                Survivors::AllBut(n) => i != n,
+                Survivors::Only(n) => i == n,
+                Survivors::Random(_) => rng.below(16) < keep_of_16,
+                Survivors::Mask(mask) => i < 64 && mask >> i & 1 == 1,
+            };
+            let part = parts.entry(write).or_default();
+            part.0 += 1;
+            if survives {
+                part.1 += 1;
+                state.durable.insert(sector, data);
+            }
+        }
+        state.counts.torn +=
+            parts.values().filter(|(all, kept)| *kept > 0 && kept < all).count() as u64;
+        state.dead = false;
+        state.die_at = None;
+        state.steps = 0;
+        self.died.send_replace(false);
+    }
+
+    /// Gives the disk back after the death of a process: what was not synced still is not.
+    pub fn reopen(&self) {
+        let mut state = self.state();
+        state.dead = false;
+        state.die_at = None;
+        state.steps = 0;
+        drop(state);
+        self.died.send_replace(false);
+    }
+
+    /// Every sync from now on fails, and what was to be synced is lost from the medium, though reads
+    /// still show it: as Linux does it.
+    pub fn fail_syncs(&self, fail: bool) {
+        self.state().fail_sync = fail;
+    }
+
+    /// Every write from now on fails.
+    pub fn fail_writes(&self, fail: bool) {
+        self.state().fail_writes = fail;
+    }
+
+    /// Some reads take so long that much happens meanwhile.
+    pub fn slow_reads(&self, slow: bool) {
+        self.state().slow_reads = slow;
+    }
+
+    /// Reads that touch these bytes fail from now on.
+    pub fn make_unreadable(&self, offset: u64, len: u64) {
+        self.state().bad.insert(offset, len);
+    }
+
+    /// Flips the bits of `mask` in the byte at `offset`, synced or not.
+    pub fn flip(&self, offset: u64, mask: u8) {
+        let mut state = self.state();
+        let sector = offset / SECTOR;
+        let at = (offset % SECTOR) as usize;
+        if let Some(&newest) = state.newest.get(&sector)
+            && let Some((_, _, data)) = state.volatile.get_mut(newest)
+        {
+            data[at] ^= mask;
+        }
+        state.durable.entry(sector).or_insert([0; SECTOR as usize])[at] ^= mask;
+    }
+
+    /// The bytes as a reader sees them now.
+    #[must_use]
+    pub fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
+        self.state().read(offset, len)
+    }
+
+    /// Lets a random number of other tasks run, then takes a step. Never returns once the power is cut.
+    async fn step(&self) {
+        let turns = {
+            let mut state = self.state();
+            state.rng.below(4)
+        };
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+        let dead = {
+            let mut state = self.state();
+            state.steps += 1;
+            if state.die_at.is_some_and(|at| state.steps >= at) {
+                state.dead = true;
+            }
+            state.dead
+        };
+        if dead {
+            self.died.send_replace(true);
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn error(&self, operation: &'static str, offset: u64, len: u64, reason: &str) -> DiskError {
+        DiskError::Io { disk: self.name(), operation, offset, len, reason: reason.to_owned() }
+    }
+}
+
+impl State {
+    fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(len);
+        let mut at = offset;
+        while out.len() < len {
+            let sector = at / SECTOR;
+            let from = (at % SECTOR) as usize;
+            let take = (SECTOR as usize - from).min(len - out.len());
+            let content = match self.newest.get(&sector) {
+                Some(&i) => self.volatile.get(i).map(|(_, _, data)| data),
+                None => self.durable.get(&sector),
+            };
+            match content {
+                Some(data) => out.extend_from_slice(&data[from..from + take]),
+                None => out.resize(out.len() + take, 0),
+            }
+            at += take as u64;
+        }
+        out
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.writes += 1;
+        self.counts.writes += 1;
+        for (i, content) in data.chunks(SECTOR as usize).enumerate() {
+            let sector = offset / SECTOR + i as u64;
+            let mut padded = [0; SECTOR as usize];
+            padded[..content.len()].copy_from_slice(content);
+            self.newest.insert(sector, self.volatile.len());
+            self.volatile.push((self.writes, sector, padded));
+        }
+    }
+}
+
+impl Disk for SimDisk {
+    fn len(&self) -> u64 {
+        self.state().len
+    }
+
+    fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
+        Box::pin(async move {
+            let turns = {
+                let mut state = self.state();
+                let slow = state.slow_reads && state.rng.one_in(3);
+                state.rng.below(if slow { 300 } else { 4 })
+            };
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            let answer = {
+                let mut state = self.state();
+                state.counts.reads += 1;
+                if state.dead {
+                    None
+                } else if offset + len as u64 > state.len {
+                    Some(Err("end of the disk"))
+                } else if state
+                    .bad
+                    .iter()
+                    .any(|(&from, &n)| from < offset + len as u64 && offset < from + n)
+                {
+                    Some(Err("Input/output error"))
+                } else {
+                    Some(Ok(state.read(offset, len)))
+                }
+            };
+            match answer {
+                None => std::future::pending().await,
+                Some(Ok(data)) => Ok(Bytes::from(data)),
+                Some(Err(reason)) => Err(self.error("read", offset, len as u64, reason)),
+            }
+        })
+    }
+
+    fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {
+        Box::pin(async move {
+            let mut data = BytesMut::new();
+            for part in &parts {
+                data.extend_from_slice(part);
+            }
+            self.step().await;
+            {
+                let mut state = self.state();
+                if state.fail_writes || offset + data.len() as u64 > state.len {
+                    drop(state);
+                    return Err(self.error("write", offset, data.len() as u64, "no space"));
+                }
+                state.write(offset, &data);
+            }
+            self.step().await;
+            Ok(())
+        })
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Io<'_, ()> {
+        Box::pin(async move {
+            let zeros = Bytes::from(vec![0; usize::try_from(len).unwrap_or_default()]);
+            self.write(offset, vec![zeros]).await
+        })
+    }
+
+    fn sync(&self) -> Io<'_, ()> {
+        Box::pin(async move {
+            let before = self.state().writes;
+            self.step().await;
+            let failed = {
+                let mut state = self.state();
+                state.counts.syncs += 1;
+                let state = &mut *state;
+                if state.fail_sync {
+                    true
+                } else {
+                    let mut rest = Vec::new();
+                    for (write, sector, data) in std::mem::take(&mut state.volatile) {
+                        if write <= before {
+                            state.durable.insert(sector, data);
+                        } else {
+                            rest.push((write, sector, data));
+                        }
+                    }
+                    state.newest.clear();
+                    for (i, (_, sector, _)) in rest.iter().enumerate() {
+                        state.newest.insert(*sector, i);
+                    }
+                    state.volatile = rest;
+                    false
+                }
+            };
+            if failed {
+                return Err(self.error("sync", 0, self.len(), "Input/output error"));
+            }
+            self.step().await;
+            Ok(())
+        })
+    }
+
+    fn name(&self) -> String {
+        "simulated disk".to_owned()
+    }
+}

@@ -1,0 +1,174 @@
+//! One volume's page: its name, size, and where it stands with the remote. Kept twice; the higher
+//! generation counts, and the other copy is overwritten next.
+
+use super::{BLOCK, CACHE_VERSION, FormatError, put, require, seal, unseal};
+use crate::volume_name::VolumeName;
+use crate::{BLOCK_BYTES, MAX_VOLUME_BYTES};
+
+const WHAT: &str = "volume page";
+const MAGIC: &[u8; 8] = b"CVLTVOLP";
+
+/// What this cache may do with a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeState {
+    /// Served and uploaded.
+    Active,
+    /// Given up cleanly: the remote has everything.
+    Released,
+    /// Another gateway took it over. What was not uploaded is kept for export and never uploaded.
+    Quarantined,
+    /// The page is free.
+    Gone,
+}
+
+/// What a FLUSH promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The data are on the cache's disk.
+    #[default]
+    Local,
+    /// The data are in the object store.
+    Remote,
+}
+
+/// One volume as the cache knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumePage {
+    /// The cache that the page belongs to.
+    pub cache_id: u64,
+    /// Grows with every write of the page.
+    pub generation: u64,
+    /// The volume's number in this cache. Never used again.
+    pub id: u64,
+    /// The volume's identity in the remote, the same wherever it is served.
+    pub uuid: u128,
+    /// Name.
+    pub name: VolumeName,
+    /// Size in bytes.
+    pub size: u64,
+    /// Epoch of ownership. The remote's root decides.
+    pub epoch: u64,
+    /// Records up to this sequence are in the published root.
+    pub published: u64,
+    /// Nonce of the root last published or opened by this cache.
+    pub root_nonce: u64,
+    /// State.
+    pub state: VolumeState,
+    /// What FLUSH promises.
+    pub durability: Durability,
+    /// Dirty bytes beyond which writers wait. 0: no limit.
+    pub dirty_quota: u64,
+    /// When the last root was published, in milliseconds since the Unix epoch.
+    pub published_at_ms: u64,
+}
+
+impl VolumePage {
+    /// As one block.
+    #[must_use]
+    pub fn emit(&self) -> Vec<u8> {
+        let mut out = vec![0; BLOCK];
+        let name = self.name.as_str().as_bytes();
+        put(&mut out, 16, &self.cache_id.to_le_bytes());
+        put(&mut out, 24, &self.generation.to_le_bytes());
+        put(&mut out, 32, &self.id.to_le_bytes());
+        put(&mut out, 40, &self.uuid.to_le_bytes());
+        put(&mut out, 56, &self.size.to_le_bytes());
+        put(&mut out, 64, &self.epoch.to_le_bytes());
+        put(&mut out, 72, &self.published.to_le_bytes());
+        put(&mut out, 80, &self.root_nonce.to_le_bytes());
+        put(&mut out, 88, &self.dirty_quota.to_le_bytes());
+        put(&mut out, 96, &self.published_at_ms.to_le_bytes());
+        let state = match self.state {
+            VolumeState::Gone => 0,
+            VolumeState::Active => 1,
+            VolumeState::Released => 2,
+            VolumeState::Quarantined => 3,
+        };
+        let durability = match self.durability {
+            Durability::Local => 0,
+            Durability::Remote => 1,
+        };
+        put(&mut out, 104, &[state, durability, name.len() as u8]);
+        put(&mut out, 128, name);
+        seal(&mut out, MAGIC, CACHE_VERSION);
+        out
+    }
+
+    /// Checks and reads one block.
+    pub fn parse(bytes: &[u8]) -> Result<VolumePage, FormatError> {
+        if bytes.len() != BLOCK {
+            return Err(FormatError::Length { what: WHAT, found: bytes.len(), legal: "4096" });
+        }
+        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
+        let state = match view.u8(104) {
+            0 => VolumeState::Gone,
+            1 => VolumeState::Active,
+            2 => VolumeState::Released,
+            3 => VolumeState::Quarantined,
+            other => {
+                return Err(FormatError::Field {
+                    what: WHAT,
+                    field: "state",
+                    value: other.into(),
+                    legal: "0 to 3",
+                });
+            }
+        };
+        let durability = match view.u8(105) {
+            0 => Durability::Local,
+            1 => Durability::Remote,
+            other => {
+                return Err(FormatError::Field {
+                    what: WHAT,
+                    field: "durability",
+                    value: other.into(),
+                    legal: "0 or 1",
+                });
+            }
+        };
+        let name_len = usize::from(view.u8(106));
+        let name = bytes
+            .get(128..128 + name_len)
+            .and_then(|name| std::str::from_utf8(name).ok())
+            .and_then(|name| VolumeName::new(name).ok());
+        let Some(name) = name else {
+            return Err(FormatError::Field {
+                what: WHAT,
+                field: "name",
+                value: name_len as u64,
+                legal: "1 to 64 of a-z, 0-9, '.', '_' and '-'",
+            });
+        };
+        let size = view.u64(56);
+        require(
+            size > 0 && size.is_multiple_of(BLOCK_BYTES) && size <= MAX_VOLUME_BYTES,
+            WHAT,
+            "size",
+            size,
+            "a multiple of 4096 up to 64 TiB",
+        )?;
+        let page = VolumePage {
+            cache_id: view.u64(16),
+            generation: view.u64(24),
+            id: view.u64(32),
+            uuid: u128::from_le_bytes(view.bytes(40)),
+            name,
+            size,
+            epoch: view.u64(64),
+            published: view.u64(72),
+            root_nonce: view.u64(80),
+            state,
+            durability,
+            dirty_quota: view.u64(88),
+            published_at_ms: view.u64(96),
+        };
+        require(
+            page.generation <= u64::MAX / 2 && page.epoch <= u64::MAX / 2,
+            WHAT,
+            "counter",
+            page.generation.max(page.epoch),
+            "below 2^63",
+        )?;
+        Ok(page)
+    }
+}

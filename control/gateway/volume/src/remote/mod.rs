@@ -1,0 +1,135 @@
+//! The object store behind one narrow trait: whole objects, ranges, and the two conditional puts that
+//! ownership rests on.
+
+mod folder;
+mod object;
+pub mod sim;
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+
+use bytes::Bytes;
+
+pub use folder::FolderStore;
+pub use object::ObjectStoreRemote;
+
+/// The future of one store operation.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// A version of one object, as the store names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectVersion(pub String);
+
+/// What the volumes need of an object store. Paths are relative, parts separated by `/`.
+///
+/// A put takes effect whole or not at all. After [`StoreError::Unavailable`] it may have taken effect or
+/// may still do.
+pub trait Store: Debug + Send + Sync + 'static {
+    /// A whole object and its version.
+    fn get<'a>(&'a self, path: &'a str) -> Answer<'a, (Bytes, ObjectVersion)>;
+
+    /// Bytes of an object.
+    fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes>;
+
+    /// Writes an object that must not exist.
+    fn create<'a>(&'a self, path: &'a str, data: Bytes) -> Answer<'a, ObjectVersion>;
+
+    /// Replaces an object that must still have the version `version`.
+    fn replace<'a>(
+        &'a self,
+        path: &'a str,
+        data: Bytes,
+        version: &'a ObjectVersion,
+    ) -> Answer<'a, ObjectVersion>;
+
+    /// The first parts of all paths: the names of volumes.
+    fn list(&self) -> Answer<'_, Vec<String>>;
+
+    /// Deletes an object. It is no error if there is none.
+    fn delete<'a>(&'a self, path: &'a str) -> Answer<'a, ()>;
+
+    /// What to call it in an error.
+    fn name(&self) -> String;
+}
+
+/// What a store operation failed with.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such object. For a volume's root: there is no such volume.
+    #[error("{path}: not found")]
+    NotFound {
+        /// The object.
+        path: String,
+    },
+    /// The condition of a put did not hold: somebody else was faster. Read again and decide.
+    #[error("{path}: changed or already there")]
+    Conflict {
+        /// The object.
+        path: String,
+    },
+    /// The store refuses these credentials. Renew them, or grant the permission.
+    #[error("{path}: refused: {reason}")]
+    Denied {
+        /// The object.
+        path: String,
+        /// What the store said.
+        reason: String,
+    },
+    /// The store did not answer, or not sensibly. It is tried again.
+    #[error("{path}: {reason}")]
+    Unavailable {
+        /// The object.
+        path: String,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// Why a store is not fit to hold volumes.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// It took a put whose condition did not hold. Two gateways could own one volume; use another store.
+    #[error(
+        "{store} ignores the condition of a put ({which}); ownership of volumes cannot be kept there"
+    )]
+    IgnoresConditions {
+        /// The store.
+        store: String,
+        /// `create` or `replace`.
+        which: &'static str,
+    },
+    /// It could not be tried. See the cause.
+    #[error("{store} cannot be probed: {cause}")]
+    Store {
+        /// The store.
+        store: String,
+        /// What went wrong.
+        cause: StoreError,
+    },
+}
+
+/// Finds out whether the store keeps the conditions of puts. Leaves nothing behind.
+pub async fn probe(store: &dyn Store, nonce: u64) -> Result<(), ProbeError> {
+    let failed = |cause| ProbeError::Store { store: store.name(), cause };
+    let ignores = |which| ProbeError::IgnoresConditions { store: store.name(), which };
+    let path = format!("probe-{nonce:016x}/root");
+    let first = store.create(&path, Bytes::from_static(b"1")).await.map_err(failed)?;
+    let result = async {
+        match store.create(&path, Bytes::from_static(b"2")).await {
+            Err(StoreError::Conflict { .. }) => {}
+            Ok(_) => return Err(ignores("create")),
+            Err(e) => return Err(failed(e)),
+        }
+        store.replace(&path, Bytes::from_static(b"3"), &first).await.map_err(failed)?;
+        match store.replace(&path, Bytes::from_static(b"4"), &first).await {
+            Err(StoreError::Conflict { .. }) => Ok(()),
+            Ok(_) => Err(ignores("replace")),
+            Err(e) => Err(failed(e)),
+        }
+    }
+    .await;
+    store.delete(&path).await.map_err(failed)?;
+    result
+}
