@@ -1,9 +1,11 @@
 //! A receiver that counts frames at the least cost, for benchmarks and tests.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapError, PerCpuArray},
-    programs::{ProgramError, Xdp},
+    programs::{Program, ProgramError, Xdp},
 };
 use thiserror::Error;
 use tracing::warn;
@@ -14,6 +16,8 @@ use crate::{
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/count.bpf.o"));
+
+const NAME: &str = "count_frames";
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -81,6 +85,15 @@ impl CountProgram {
         })
     }
 
+    /// The program, for inspection or a test run.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self.object.program(NAME)? {
+            Program::Xdp(program) => program.fd().ok().map(AsFd::as_fd),
+            _ => None,
+        }
+    }
+
     fn try_read(&self) -> Result<(u64, u64), MapError> {
         let map = self.object.map("totals").ok_or(MapError::ElementNotFound)?;
         let totals: PerCpuArray<_, [u64; 2]> = PerCpuArray::try_from(map)?;
@@ -90,5 +103,5 @@ impl CountProgram {
 }
 
 fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
-    object.program_mut("count_frames").ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+    object.program_mut(NAME).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }

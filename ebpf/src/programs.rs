@@ -195,11 +195,20 @@ impl Programs {
         self.fd(UNDERLAY)
     }
 
+    /// The program that stands behind XDP while a device of this kind changes its mode, for
+    /// inspection or a test run.
+    #[must_use]
+    pub fn guard_fd(&self, kind: ProgramKind) -> Option<BorrowedFd<'_>> {
+        self.fd(kind.guard())
+    }
+
     fn fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        match self.object.program(name)? {
-            Program::Xdp(program) => program.fd().ok().map(AsFd::as_fd),
-            _ => None,
-        }
+        let fd = match self.object.program(name)? {
+            Program::Xdp(program) => program.fd(),
+            Program::SchedClassifier(program) => program.fd(),
+            _ => return None,
+        };
+        fd.ok().map(AsFd::as_fd)
     }
 }
 

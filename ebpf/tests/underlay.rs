@@ -7,7 +7,8 @@ use support::{
     XDP_DROP, XDP_PASS,
     frames::{
         DOT1AD, DOT1Q, ETH_ARP, ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, PEER4, PEER6, TCP, UDP, V4,
-        VTEP4, VTEP6, VXLAN, ethernet, icmp_error, ipv6, ipv6_frame, tcp, tunnel, udp,
+        VTEP4, VTEP6, VXLAN, damaged, ethernet, extension, icmp_error, ipv6, ipv6_frame, tcp,
+        tunnel, udp,
     },
     load, moved,
     netns::Netns,
@@ -148,13 +149,6 @@ fn fragments_and_options_on_our_ports_are_dropped_and_counted() {
         ("longest options", with(vec![1; 40]).frame(&tunnel()), options),
         ("options on DNS", with(router_alert).frame(&dns), Fate::Host),
     ]);
-}
-
-/// An IPv6 extension header of `len` bytes, a multiple of eight.
-fn extension(next: u8, len: usize) -> Vec<u8> {
-    let mut out = vec![next, u8::try_from(len / 8 - 1).unwrap()];
-    out.resize(len, 0);
-    out
 }
 
 fn fragment_header(next: u8, offset_and_more: u16) -> Vec<u8> {
@@ -369,40 +363,17 @@ fn a_withdrawn_vtep_or_port_is_the_hosts_again() {
 
 #[test]
 fn damaged_frames_are_passed_or_dropped_and_each_is_counted_once() {
-    const RUNS: u32 = 20_000;
-    let sent = V4 { src: VTEP4, dst: PEER4, ..v4() };
-    let chain = [extension(60, 8), extension(UDP, 16), tunnel()].concat();
-    let seeds = [
-        ethernet(&[DOT1AD, DOT1Q], ETH_IPV4, &v4().packet(&tunnel())),
-        V4 { options: vec![1; 12], ..v4() }.frame(&tunnel()),
-        V4 { proto: ICMP, ..v4() }.frame(&icmp_error(3, 4, &sent.packet(&tunnel()))),
-        ipv6_frame(PEER6, VTEP6, 0, &chain),
-        ipv6_frame(PEER6, VTEP6, ICMPV6, &icmp_error(2, 0, &ipv6(VTEP6, PEER6, UDP, &tunnel()))),
-    ];
-    let mut state: u64 = 0x1234_5678_9abc_def1;
-    let mut random = move |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % below as u64) as usize
-    };
+    const RUNS: usize = 20_000;
     with_programs(|programs| {
         let moved = moved(programs, |programs| {
-            for round in 0..RUNS as usize {
-                let mut frame = seeds[round % seeds.len()].clone();
-                for _ in 0..=random(3) {
-                    let at = random(frame.len());
-                    frame[at] = random(256) as u8;
-                }
-                frame.truncate(14 + random(frame.len() - 13));
-                let linear = (round % 2 == 0).then(|| 14 + random(frame.len() - 13));
+            damaged(RUNS, |frame, linear| {
                 let ingress = Ingress { ifindex: 1, rx_queue: 0, linear };
-                let outcome = run_on(programs.underlay_fd().unwrap(), &frame, ingress).unwrap();
+                let outcome = run_on(programs.underlay_fd().unwrap(), frame, ingress).unwrap();
                 assert!(matches!(outcome.verdict, XDP_DROP | XDP_PASS), "{frame:02x?}");
-            }
+            });
         });
         let counted = moved.iter().filter(|(name, _)| *name != Counter::UnderlayIcmpError);
-        assert_eq!(counted.map(|(_, count)| count).sum::<u64>(), u64::from(RUNS));
+        assert_eq!(counted.map(|(_, count)| count).sum::<u64>(), RUNS as u64);
         let fates = moved.len();
         assert!(fates >= 5, "the damage reaches {fates} counters only");
     });

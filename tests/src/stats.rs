@@ -63,6 +63,13 @@ impl Stats {
         moved
     }
 
+    /// A kernel counter of a device; none if it is not shown.
+    pub fn kernel(&self, device: &str, name: &str) -> Option<u64> {
+        let counters = self.value["kernel"].as_array()?;
+        let found = counters.iter().find(|c| c["device"] == device && c["name"] == name)?;
+        found["value"].as_u64()
+    }
+
     /// The state of the packet memory, if the document has it.
     pub fn arena(&self) -> Option<Arena> {
         let arena = &self.value["arena"];
@@ -102,6 +109,8 @@ mod tests {
                 {"id": "t1", "rx_packets": 9, "drops": [{"reason": "spoofed_mac", "packets": 1},
                                                         {"reason": "no_mapping", "packets": 2}]},
             ],
+            "kernel": [{"device": "", "name": "tenant_redirected", "value": 3},
+                       {"device": "wire", "name": "rx_packets", "value": 5}],
             "arena": {"chunks": 10, "free": 4, "held": 6},
         }))
     }
@@ -112,6 +121,8 @@ mod tests {
         assert_eq!(stats.dropped("spoofed"), 5);
         assert_eq!(stats.dropped("no_mapping"), 2);
         assert_eq!(stats.port("t1")["rx_packets"], 9);
+        assert_eq!(stats.kernel("wire", "rx_packets"), Some(5));
+        assert_eq!(stats.kernel("wire", "tenant_redirected"), None);
         assert_eq!(stats.arena(), Some(Arena { chunks: 10, free: 4, held: 6 }));
     }
 

@@ -98,6 +98,14 @@ pub fn prepare_child(command: &mut Command, ns: Option<BorrowedFd<'_>>) {
     }
 }
 
+/// Makes `command` get a SIGTERM, which it may use to clean up, when the thread that spawned it ends.
+pub fn end_with_parent(command: &mut Command) {
+    // SAFETY: prctl is async-signal-safe, and this one takes no pointers.
+    unsafe {
+        command.pre_exec(|| check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM)).map(drop));
+    }
+}
+
 /// Makes `command` start in a session of its own, out of reach of a Ctrl-C on the terminal.
 pub fn detach_session(command: &mut Command) {
     // SAFETY: setsid is async-signal-safe and takes nothing.
@@ -111,6 +119,14 @@ pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
     let pid = i32::try_from(pid).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
     // SAFETY: kill takes no pointers.
     check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Sends a signal to all processes of a group, as a terminal does.
+pub fn kill_group(leader: u32, signal: i32) -> io::Result<()> {
+    let leader = i32::try_from(leader);
+    let leader = leader.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    // SAFETY: killpg takes no pointers.
+    check(unsafe { libc::killpg(leader, signal) }).map(drop)
 }
 
 /// Index of the interface `name` in the calling thread's network namespace.

@@ -76,4 +76,13 @@ fn flows_cross_workers() {
         let [a, b] = [&topology.tenants[from], &topology.tenants[to]];
         tcp_transfer(&a.ns, &b.ns, topology.address(to), 2 << 20).unwrap();
     }
+    // Of a host's three devices one worker has one and the other two, so each hands something over.
+    for host in 0..2 {
+        let stats = topology.stats(host);
+        let workers = stats.value()["workers"].as_array().unwrap();
+        assert_eq!(workers.len(), 2);
+        for worker in workers {
+            assert!(worker["handed_over"].as_u64() > Some(0), "host {host}: {workers:#?}");
+        }
+    }
 }

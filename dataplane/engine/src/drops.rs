@@ -70,6 +70,9 @@ drop_reasons! {
     /// From the underlay: an ICMP error about a tunnel packet that we cannot have sent, or more of
     /// them than are believed in a second.
     BadPathMtuReport = "bad_path_mtu_report",
+    /// From the underlay: a path MTU report that is believed, but for which the control thread has
+    /// no room. Routers repeat it.
+    LostPathMtuReport = "lost_path_mtu_report",
     /// A superframe that cannot be cut by the rules of its kind.
     NotSegmentable = "not_segmentable",
     /// A superframe of a kind that we do not carry, or whose kind is not known.

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
-use culvert_port::{Buf, XskStats};
+use culvert_port::Buf;
 use culvert_wire::packet::Packet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::oneshot;
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::counters::WorkerCounters;
 use crate::limits::{HANDOFF_QUEUE, TRAP_QUEUE};
 use crate::tables::{LinkIndex, PortIndex, Tables};
-use crate::worker::device::{AttachmentId, Device, Facts};
+use crate::worker::device::{AttachmentId, Device, DeviceStats, Facts};
 use crate::worker::offload::Offload;
 use crate::worker::tunnel::Tunnel;
 
@@ -75,7 +75,7 @@ pub enum Command {
     /// Facts about the devices of an attachment have changed.
     Update(AttachmentId, Facts),
     /// Report the devices' counters.
-    Stats(oneshot::Sender<Vec<(AttachmentId, XskStats)>>),
+    Stats(oneshot::Sender<Vec<(AttachmentId, DeviceStats)>>),
     /// End.
     Stop,
 }

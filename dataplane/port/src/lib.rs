@@ -38,9 +38,9 @@ pub use buf::{Buf, Place};
 pub use cache::FrameCache;
 pub use frame::{CHUNK_LEN, DEFAULT_HEADROOM, Frame, META_LEN, TX_META_LEN};
 pub use gather::{FlushOutcome, HoldId, Message, MessageError};
-pub use links::{Link, LinkBell, Links};
+pub use links::{Link, LinkBell, LinkCounters, Links};
 pub use packet::{PacketError, PacketOptions, PacketTx};
-pub use tap::{Tap, TapError, TapOptions, TapWatch};
+pub use tap::{Tap, TapError, TapOptions, TapStats, TapWatch};
 pub use vnet::VnetHdr;
 pub use xsk::{
     BindMode, BoundMode, BusyPoll, CsumRequest, Health, IDLE_FRAMES, Kick, Xsk, XskConfig,

@@ -115,3 +115,42 @@ pub(crate) fn icmp_error(kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
     out.extend(quoted);
     out
 }
+
+/// An IPv6 extension header of `len` bytes, a multiple of eight.
+pub(crate) fn extension(next: u8, len: usize) -> Vec<u8> {
+    let mut out = vec![next, u8::try_from(len / 8 - 1).expect("headers are short")];
+    out.resize(len, 0);
+    out
+}
+
+/// Frames of the overlay's kinds with some bytes changed, cut anywhere behind the Ethernet header,
+/// the same ones each time; with each, how much of it is in the linear part, for every other one.
+pub(crate) fn damaged(count: usize, mut visit: impl FnMut(&[u8], Option<usize>)) {
+    let v4 = V4::default();
+    let sent = V4 { src: VTEP4, dst: PEER4, ..v4.clone() };
+    let chain = [extension(60, 8), extension(UDP, 16), tunnel()].concat();
+    let seeds = [
+        ethernet(&[DOT1AD, DOT1Q], ETH_IPV4, &v4.packet(&tunnel())),
+        V4 { options: vec![1; 12], ..v4.clone() }.frame(&tunnel()),
+        V4 { proto: ICMP, ..v4 }.frame(&icmp_error(3, 4, &sent.packet(&tunnel()))),
+        ipv6_frame(PEER6, VTEP6, 0, &chain),
+        ipv6_frame(PEER6, VTEP6, ICMPV6, &icmp_error(2, 0, &ipv6(VTEP6, PEER6, UDP, &tunnel()))),
+    ];
+    let mut state: u64 = 0x1234_5678_9abc_def1;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    for round in 0..count {
+        let mut frame = seeds[round % seeds.len()].clone();
+        for _ in 0..=random(3) {
+            let at = random(frame.len());
+            frame[at] = random(256) as u8;
+        }
+        frame.truncate(14 + random(frame.len() - 13));
+        let linear = (round % 2 == 0).then(|| 14 + random(frame.len() - 13));
+        visit(&frame, linear);
+    }
+}

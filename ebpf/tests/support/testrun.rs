@@ -92,7 +92,6 @@ pub(crate) fn run_on(
     frame: &[u8],
     ingress: Ingress,
 ) -> io::Result<Outcome> {
-    let mut out = vec![0u8; MAX_FRAME];
     let linear = ingress.linear.unwrap_or(frame.len());
     let context = XdpMd {
         data_end: u32::try_from(linear).expect("frames are short"),
@@ -100,6 +99,33 @@ pub(crate) fn run_on(
         rx_queue_index: ingress.rx_queue,
         ..XdpMd::default()
     };
+    let context = (size_of::<XdpMd>() as u32, (&raw const context) as u64);
+    test_run(program, frame, context)
+}
+
+/// Runs a classifier on a frame that arrives on `lo`.
+pub(crate) fn run_classifier(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<Outcome> {
+    test_run(program, frame, (0, 0))
+}
+
+/// Whether the kernel runs a classifier on such a frame: it refuses one of nothing but an Ethernet
+/// header, or whose `EtherType` promises an IP header that is not whole.
+pub(crate) fn classifier_takes(frame: &[u8]) -> bool {
+    let needed = match frame.get(12..14) {
+        Some([0x08, 0x00]) => 14 + 20,
+        Some([0x86, 0xdd]) => 14 + 40,
+        _ => 14 + 1,
+    };
+    frame.len() >= needed
+}
+
+/// `context` is the length and the address of what a program gets to know beside the frame.
+fn test_run(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    (ctx_size_in, ctx_in): (u32, u64),
+) -> io::Result<Outcome> {
+    let mut out = vec![0u8; MAX_FRAME];
     let mut attr = TestRun {
         prog_fd: program.as_raw_fd().cast_unsigned(),
         data_size_in: u32::try_from(frame.len()).expect("frames are short"),
@@ -107,8 +133,8 @@ pub(crate) fn run_on(
         data_in: frame.as_ptr() as u64,
         data_out: out.as_mut_ptr() as u64,
         repeat: 1,
-        ctx_size_in: size_of::<XdpMd>() as u32,
-        ctx_in: (&raw const context) as u64,
+        ctx_size_in,
+        ctx_in,
         ..TestRun::default()
     };
     // SAFETY: `attr` names live buffers with their lengths, and outlives the call.

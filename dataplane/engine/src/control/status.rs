@@ -1,9 +1,11 @@
 //! What the API shows: information, ports, counters.
 
+use std::collections::HashMap;
+
 use culvert_model::{Host, api};
 use culvert_port::device::OperState;
 use culvert_port::xsk::{KernelSupport, Missing};
-use culvert_port::{Arena, Links, XskStats};
+use culvert_port::{Arena, LinkCounters, Links, TapStats, XskStats};
 use tokio::sync::oneshot;
 
 use super::Controller;
@@ -12,7 +14,7 @@ use super::devices::{Attached, Fault, links};
 use crate::counters::PortCounters;
 use crate::drops::DropReason;
 use crate::shared::{Command, Shared};
-use crate::worker::device::{AttachmentId, Role};
+use crate::worker::device::{AttachmentId, DeviceStats, Role};
 
 impl Controller {
     /// Who answers, and what its kernel and devices can do.
@@ -104,7 +106,7 @@ impl Controller {
 
     /// Everything that is counted.
     pub async fn stats(&self) -> api::Stats {
-        let mut sockets: Vec<(AttachmentId, XskStats)> = Vec::new();
+        let mut sockets: Vec<(AttachmentId, DeviceStats)> = Vec::new();
         for inbox in &self.shared.inboxes {
             let (reply, answer) = oneshot::channel();
             if inbox.command(Command::Stats(reply)) {
@@ -125,13 +127,19 @@ impl Controller {
         for (counter, value) in self.opener.programs.counters() {
             kernel.push(kernel_counter("", counter.name(), value));
         }
+        let netdev = LinkCounters::read().unwrap_or_else(|error| {
+            tracing::error!(%error, "the counters of the kernel's devices cannot be read");
+            HashMap::default()
+        });
         for (name, attached) in &self.attached {
             if let Some(open) = attached.open() {
                 let mut sum = None;
                 for stats in of_attachment(&sockets, open.id) {
-                    add_socket(&mut sum, stats);
+                    add_queue(&mut sum, stats);
                 }
-                let named = sum.into_iter().flatten();
+                // A TAP may be in another namespace by now, and its name here another device's.
+                let here = netdev.get(name.as_str()).filter(|link| link.ifindex == open.ifindex);
+                let named = sum.into_iter().flatten().chain(here.into_iter().flat_map(of_netdev));
                 kernel.extend(named.map(|(n, value)| kernel_counter(name.as_str(), n, value)));
             }
             for (counter, value) in [
@@ -185,9 +193,9 @@ fn is_up(links: &Links, name: &str) -> bool {
 
 /// The sockets of one attachment, in a list that is sorted by it.
 fn of_attachment(
-    sockets: &[(AttachmentId, XskStats)],
+    sockets: &[(AttachmentId, DeviceStats)],
     id: AttachmentId,
-) -> impl Iterator<Item = &XskStats> {
+) -> impl Iterator<Item = &DeviceStats> {
     let first = sockets.partition_point(|(other, _)| *other < id);
     let rest = sockets.get(first..).unwrap_or_default();
     rest.iter().take_while(move |(other, _)| *other == id).map(|(_, stats)| stats)
@@ -247,8 +255,19 @@ fn kernel_counter(device: &str, name: &str, value: u64) -> api::KernelCounter {
     api::KernelCounter { device: device.to_owned(), name: name.to_owned(), value }
 }
 
-fn add_socket(sum: &mut Option<Vec<(&'static str, u64)>>, stats: &XskStats) {
-    let named = [
+fn add_queue(sum: &mut Option<Vec<(&'static str, u64)>>, stats: &DeviceStats) {
+    let named = match stats {
+        DeviceStats::Xdp(stats) => of_xsk(stats),
+        DeviceStats::Tap(stats) => of_tap(stats),
+    };
+    match sum {
+        None => *sum = Some(named),
+        Some(sum) => sum.iter_mut().zip(named).for_each(|((_, sum), (_, value))| *sum += value),
+    }
+}
+
+fn of_xsk(stats: &XskStats) -> Vec<(&'static str, u64)> {
+    vec![
         ("rx_packets", stats.rx_packets),
         ("rx_oversize", stats.rx_oversize),
         ("rx_bad_descriptor", stats.rx_bad_desc),
@@ -256,6 +275,7 @@ fn add_socket(sum: &mut Option<Vec<(&'static str, u64)>>, stats: &XskStats) {
         ("tx_packets", stats.tx_packets),
         ("tx_ring_full", stats.tx_ring_full),
         ("tx_unsendable", stats.tx_unsendable),
+        ("tx_down", stats.tx_down),
         ("tx_kicks", stats.kicks),
         ("tx_kick_again", stats.kick_again),
         ("tx_kick_dropped", stats.kick_dropped),
@@ -265,10 +285,29 @@ fn add_socket(sum: &mut Option<Vec<(&'static str, u64)>>, stats: &XskStats) {
         ("kernel_rx_dropped", stats.kernel_rx_dropped),
         ("kernel_rx_ring_full", stats.kernel_rx_ring_full),
         ("kernel_fill_empty", stats.kernel_fill_empty),
+        ("kernel_fill_invalid", stats.kernel_rx_invalid),
         ("kernel_tx_invalid", stats.kernel_tx_invalid),
-    ];
-    match sum {
-        None => *sum = Some(named.to_vec()),
-        Some(sum) => sum.iter_mut().zip(named).for_each(|((_, sum), (_, value))| *sum += value),
-    }
+    ]
+}
+
+fn of_tap(stats: &TapStats) -> Vec<(&'static str, u64)> {
+    vec![
+        ("rx_packets", stats.rx_packets),
+        ("rx_bad", stats.rx_bad),
+        ("rx_starved", stats.rx_starved),
+        ("rx_down", stats.rx_down),
+        ("rx_failed", stats.rx_failed),
+    ]
+}
+
+/// What the device itself lost, whoever uses it; packets that it carried are not a loss.
+fn of_netdev(link: &LinkCounters) -> [(&'static str, u64); 6] {
+    [
+        ("netdev_rx_errors", link.rx_errors),
+        ("netdev_rx_dropped", link.rx_dropped),
+        ("netdev_rx_missed", link.rx_missed),
+        ("netdev_rx_no_handler", link.rx_no_handler),
+        ("netdev_tx_errors", link.tx_errors),
+        ("netdev_tx_dropped", link.tx_dropped),
+    ]
 }

@@ -21,6 +21,17 @@ use crate::tables::{PortIndex, VnetEntry};
 /// Bytes of the longest answer: a quoted IPv6 packet in an ICMPv6 error.
 const ANSWER_MAX: usize = 1500;
 
+/// What became of an answer.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answered {
+    /// It is on its way.
+    Queued,
+    /// The frame does not ask for one, or it cannot be made from what is known.
+    Nothing,
+    /// There is no free frame to make it in.
+    NoFrame,
+}
+
 impl Worker {
     /// Answers, passes on or drops an ARP packet or a neighbour solicitation of a tenant.
     pub(super) fn answer(&mut self, port: PortIndex, buf: Buf, pkt: &Packet, off: Offload) {
@@ -54,8 +65,9 @@ impl Worker {
             }
         });
         match answered {
-            true => self.cache.free_buf(buf),
-            false => self.drop_tenant(port, buf, DropReason::Unanswered),
+            Answered::Queued => self.cache.free_buf(buf),
+            Answered::Nothing => self.drop_tenant(port, buf, DropReason::Unanswered),
+            Answered::NoFrame => self.drop_tenant(port, buf, DropReason::NoFrames),
         }
     }
 
@@ -81,15 +93,14 @@ impl Worker {
         }
     }
 
-    /// Builds a frame for the tenant that sent `buf` and queues it. False when there was no need,
-    /// or no way.
+    /// Builds a frame for the tenant that sent `buf` and queues it.
     pub(super) fn reply_to(
         &mut self,
         port: PortIndex,
         buf: &Buf,
         build: impl FnOnce(&mut [u8], &[u8]) -> Option<usize>,
-    ) -> bool {
-        let Some(mut frame) = self.cache.alloc() else { return false };
+    ) -> Answered {
+        let Some(mut frame) = self.cache.alloc() else { return Answered::NoFrame };
         frame.reset(DEFAULT_HEADROOM);
         let built = frame
             .set_len(ANSWER_MAX)
@@ -98,11 +109,11 @@ impl Worker {
             .filter(|len| frame.set_len(*len));
         if built.is_none() {
             self.cache.free(frame);
-            return false;
+            return Answered::Nothing;
         }
         self.counters.port(port).replies.add(1);
         self.deliver(port, Buf::from(frame), Offload { known: true, ..Offload::default() });
-        true
+        Answered::Queued
     }
 }
 

@@ -194,7 +194,9 @@ impl Worker {
         udp: bool,
     ) {
         let outer = OuterKey { flow: vni << 16 | u64::from(port), merge: rest };
-        let Some(mut coalescer) = self.merging.coalescer.take() else { return };
+        let Some(mut coalescer) = self.merging.coalescer.take() else {
+            return self.forget(Token { port, piece });
+        };
         self.merging.frames += piece.frames();
         let token = Token { port, piece };
         let back = coalescer
@@ -308,8 +310,13 @@ impl Worker {
         range: std::ops::Range<usize>,
         header: VnetHdr,
     ) {
-        let Some(slot) = self.tenant_slot(port) else { return };
-        let Some(Some(device)) = self.devices.get_mut(slot) else { return };
+        let found = self.tenant_slot(port);
+        let Some((slot, device)) =
+            found.and_then(|slot| Some((slot, self.devices.get_mut(slot)?.as_mut()?)))
+        else {
+            // The packet went with the device that held it.
+            return self.counters.port(port).drop(DropReason::PortGone);
+        };
         let mut message = device.message(header);
         message.copy(headers);
         message.slice(id, range);
@@ -385,4 +392,26 @@ fn l2_len(head: &[u8]) -> usize {
         len += eth::TAG_LEN;
     }
     len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::Tables;
+    use crate::worker::tests::{buf_of, worker_with};
+
+    #[test]
+    fn a_segment_that_cannot_be_merged_for_want_of_the_coalescer_is_counted_and_freed() {
+        let mut worker = worker_with(Tables::default(), 64);
+        let frame = [2; 60];
+        let buf = buf_of(&mut worker, &frame);
+        let pkt = Packet::parse(&frame, frame.len()).unwrap();
+        let free = worker.cache.len();
+        worker.merging.coalescer = None;
+        let piece = Piece::Own { buf, off: Offload::default() };
+        worker.merge(3, (100, 0), piece, &frame, &pkt, false);
+        assert_eq!(worker.counters.port(3).dropped(DropReason::PortGone), 1);
+        assert_eq!(worker.cache.len(), free + 1);
+        assert_eq!(worker.merging.held_frames(), 0);
+    }
 }

@@ -10,7 +10,7 @@ use culvert_ebpf::FrameMeta;
 use culvert_port::gather::MESSAGES_MAX;
 use culvert_port::{
     Buf, CsumRequest, FlushOutcome, FrameCache, Health, HoldId, Kick, Message, PacketTx, Tap,
-    VnetHdr, Xsk, XskStats,
+    TapStats, VnetHdr, Xsk, XskStats,
 };
 
 use super::offload::Offload;
@@ -85,6 +85,15 @@ pub struct Device {
     ring_packets: u64,
     /// Messages begun since the last flush.
     messages: usize,
+}
+
+/// Counters of one queue of a device. All queues of an attachment are of one kind.
+#[derive(Copy, Clone, Debug)]
+pub enum DeviceStats {
+    /// Of the AF_XDP socket, the kernel's included.
+    Xdp(XskStats),
+    /// Of the TAP.
+    Tap(TapStats),
 }
 
 /// What a flush could not deliver.
@@ -339,11 +348,11 @@ impl Device {
         }
     }
 
-    /// The AF_XDP socket's counters, the kernel's included.
-    pub fn stats(&self) -> Option<XskStats> {
+    /// What the kernel object behind it has counted.
+    pub fn stats(&self) -> DeviceStats {
         match &self.io {
-            Io::Xdp { xsk, .. } => Some(xsk.stats()),
-            Io::Tap(_) => None,
+            Io::Xdp { xsk, .. } => DeviceStats::Xdp(xsk.stats()),
+            Io::Tap(tap) => DeviceStats::Tap(tap.stats()),
         }
     }
 

@@ -288,7 +288,7 @@ impl Worker {
     }
 
     /// Datagrams of a superframe that are each above the path MTU: every one for itself.
-    fn cut_oversize_datagrams(
+    pub(super) fn cut_oversize_datagrams(
         &mut self,
         port: PortIndex,
         buf: &Buf,
@@ -298,7 +298,8 @@ impl Worker {
     ) -> Done {
         for i in 0..plan.count() {
             let Some((segment, _)) = build_segment(&mut self.cache, buf, plan, i) else {
-                self.counters.port(port).drop(DropReason::NoFrames);
+                let lost = (plan.count() - i) as u64;
+                self.counters.port(port).drop_many(DropReason::NoFrames, lost);
                 break;
             };
             let off = Offload { csum: Csum::Given, known: true, ..Offload::default() };
@@ -351,10 +352,10 @@ impl Worker {
 }
 
 /// Marks that the caller still owns the superframe.
-struct Done;
+pub(super) struct Done;
 
 impl Done {
-    fn finish(self, worker: &mut Worker, buf: Buf) {
+    pub(super) fn finish(self, worker: &mut Worker, buf: Buf) {
         worker.cache.free_buf(buf);
     }
 }

@@ -77,8 +77,10 @@ impl Worker {
         let dropped = match judge(&self.tables, message, head, pkt) {
             Judgement::NotAReport => DropReason::NotTunnel,
             Judgement::Believe(vtep, mtu) if self.pmtu_reports.allow(self.polling.now()) => {
-                self.shared.event(Event::PathMtu { vtep, mtu });
-                return;
+                if self.shared.event(Event::PathMtu { vtep, mtu }) {
+                    return;
+                }
+                DropReason::LostPathMtuReport
             }
             Judgement::Believe(..) | Judgement::Forged => DropReason::BadPathMtuReport,
         };
@@ -163,6 +165,7 @@ mod tests {
 
     use super::*;
     use crate::tables::{Reach, VnetEntry, VtepEntry};
+    use crate::worker::tests::{buf_of, worker_with};
 
     const OURS: [u8; 4] = [192, 0, 2, 1];
     const THEIRS: [u8; 4] = [192, 0, 2, 2];
@@ -207,7 +210,8 @@ mod tests {
         quoted
     }
 
-    fn judged(quoted: &[u8], mtu: u32) -> Judgement {
+    /// A router's report that quotes such a packet.
+    fn report(quoted: &[u8], mtu: u32) -> Vec<u8> {
         let repr = icmpv4::Repr { kind: 3, code: 4, rest: mtu };
         let mut message = vec![0; 256];
         let len = repr.emit(quoted, &mut message).unwrap();
@@ -219,6 +223,11 @@ mod tests {
         let sum = culvert_wire::checksum::Sum::default().add(&frame[14..34]).finish();
         frame[24..26].copy_from_slice(&sum.to_be_bytes());
         frame.extend(&message[..len]);
+        frame
+    }
+
+    fn judged(quoted: &[u8], mtu: u32) -> Judgement {
+        let frame = report(quoted, mtu);
         let pkt = Packet::parse(&frame, frame.len()).unwrap();
         judge(&tables(), &frame[34..], &frame, &pkt)
     }
@@ -256,6 +265,27 @@ mod tests {
         assert_eq!(judged(&quoted(), 1500), Judgement::Forged, "it fits that MTU");
         assert_eq!(judged(&quoted(), MIN_PMTU_V4 - 1), Judgement::Forged, "below the floor");
         assert_eq!(judged(&quoted(), 0), Judgement::Forged);
+    }
+
+    #[test]
+    fn a_believed_report_that_the_control_thread_has_no_room_for_is_counted() {
+        let mut worker = worker_with(tables(), 64);
+        let buf = buf_of(&mut worker, &report(&quoted(), 1400));
+        let pkt = Packet::parse(buf.head().data(), buf.len()).unwrap();
+        worker.path_mtu_report(0, &buf, &pkt);
+        let believed = Event::PathMtu { vtep: IpAddr::from(THEIRS), mtu: 1400 };
+        assert_eq!(worker.shared.events.pop(), Some(believed.clone()));
+        let lost = |worker: &Worker| {
+            let counters = worker.counters.link(0);
+            DropReason::ALL.iter().map(|reason| counters.dropped(*reason)).sum::<u64>()
+        };
+        assert_eq!(lost(&worker), 0);
+
+        while worker.shared.events.push(believed.clone()).is_ok() {}
+        worker.path_mtu_report(0, &buf, &pkt);
+        assert_eq!(lost(&worker), 1);
+        assert_eq!(worker.counters.link(0).dropped(DropReason::LostPathMtuReport), 1);
+        worker.cache.free_buf(buf);
     }
 
     #[test]
