@@ -119,9 +119,11 @@ impl Default for Config {
 
 impl Config {
     /// Free slots below which eviction begins, and at which it ends. Fills must not stop before it begins: in
-    /// a cache that is only read nothing else would take a slot, and it would keep what it has for ever.
+    /// a cache that is only read nothing else would take a slot, and it would keep what it has for ever. One of
+    /// fewer than eight slots cannot spare a second one, and does so.
     fn watermarks(&self, slots: usize) -> (usize, usize) {
-        let low = (slots / 20).max(self.slots_kept_for_writes(slots) + 1);
+        let spared = if slots < 8 { 1 } else { self.slots_kept_for_writes(slots) + 1 };
+        let low = (slots / 20).max(spared);
         (low, (slots / 12).max(low + 1))
     }
 
