@@ -5,7 +5,7 @@
 //! where it has the blocks, else from the object store.
 //!
 //! What lives here: the disk behind a trait ([`disk`]), the formats on disk and in the store
-//! ([`format`]), the store behind a trait ([`remote`]), and what joins them ([`Cache`], [`Volume`]). What
+//! ([`mod@format`]), the store behind a trait ([`remote`]), and what joins them ([`Cache`], [`Volume`]). What
 //! does not: protocols, sockets, configuration.
 //!
 //! The rules that every change must keep are in the cache module's documentation.
