@@ -215,9 +215,9 @@ fn a_worker_that_polls_busily_never_sleeps() {
     let process = topology.culvert[0].as_mut().unwrap().process();
     let before = process.cpu_time();
     std::thread::sleep(Duration::from_secs(1));
-    // Others may want the same core, but a worker that slept would use next to nothing.
+    // It yields to whoever else wants the core, but one that slept would use next to nothing.
     let used = process.cpu_time() - before;
-    assert!(used >= Duration::from_millis(200), "a busy worker used {used:?} of a second");
+    assert!(used >= Duration::from_millis(50), "a busy worker used {used:?} of a second");
 }
 
 /// The longest frame that host B's kernel gets while tenants send superframes, with this `tx`.
