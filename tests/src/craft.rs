@@ -3,27 +3,27 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::icmpv4::DestUnreachableHeader;
-use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
+use etherparse::{Icmpv4Type, Icmpv6Type, IpHeaders, PacketBuilder, PacketBuilderStep};
 
 use crate::tools::VirtioHeader;
 use crate::topology::{Tenant, Topology, mac_bytes};
+
+/// Ethernet and IP headers with a TTL of 64.
+fn ip(macs: [[u8; 6]; 2], addresses: [IpAddr; 2]) -> PacketBuilderStep<IpHeaders> {
+    let builder = PacketBuilder::ethernet2(macs[0], macs[1]);
+    match addresses {
+        [IpAddr::V4(src), IpAddr::V4(dst)] => builder.ipv4(src.octets(), dst.octets(), 64),
+        [IpAddr::V6(src), IpAddr::V6(dst)] => builder.ipv6(src.octets(), dst.octets(), 64),
+        [src, dst] => panic!("{src} and {dst} are of two families"),
+    }
+}
 
 /// An Ethernet frame with a UDP datagram, all lengths and checksums right.
 ///
 /// # Panics
 /// If the addresses are of two families.
-pub fn udp(
-    macs: [[u8; 6]; 2],
-    [src, dst]: [IpAddr; 2],
-    ports: [u16; 2],
-    payload: &[u8],
-) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(macs[0], macs[1]);
-    let builder = match (src, dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => builder.ipv4(src.octets(), dst.octets(), 64),
-        (IpAddr::V6(src), IpAddr::V6(dst)) => builder.ipv6(src.octets(), dst.octets(), 64),
-        _ => panic!("{src} and {dst} are of two families"),
-    };
+pub fn udp(macs: [[u8; 6]; 2], addresses: [IpAddr; 2], ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
+    let builder = ip(macs, addresses);
     let mut frame = Vec::new();
     // Writing to a Vec fails only for a payload above 64 KB, which no caller has.
     let written = builder.udp(ports[0], ports[1]).write(&mut frame, payload);
@@ -35,18 +35,8 @@ pub fn udp(
 ///
 /// # Panics
 /// If the addresses are of two families.
-pub fn tcp(
-    macs: [[u8; 6]; 2],
-    [src, dst]: [IpAddr; 2],
-    ports: [u16; 2],
-    payload: &[u8],
-) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(macs[0], macs[1]);
-    let builder = match (src, dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => builder.ipv4(src.octets(), dst.octets(), 64),
-        (IpAddr::V6(src), IpAddr::V6(dst)) => builder.ipv6(src.octets(), dst.octets(), 64),
-        _ => panic!("{src} and {dst} are of two families"),
-    };
+pub fn tcp(macs: [[u8; 6]; 2], addresses: [IpAddr; 2], ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
+    let builder = ip(macs, addresses);
     let mut frame = Vec::new();
     let segment = builder.tcp(ports[0], ports[1], 1000, 8000).ack(2000).psh();
     let written = segment.write(&mut frame, payload);
