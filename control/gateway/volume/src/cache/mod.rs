@@ -119,11 +119,11 @@ impl Default for Config {
 
 impl Config {
     /// Free slots below which eviction begins, and at which it ends. Fills must not stop before it begins: in
-    /// a cache that is only read nothing else would take a slot, and it would keep what it has for ever. One of
-    /// fewer than eight slots cannot spare a second one, and does so.
+    /// a cache that is only read nothing else would take a slot, and it would keep what it has for ever. That
+    /// is so in a cache of fewer than eight slots (32 MiB), where no more than a quarter is kept free.
     fn watermarks(&self, slots: usize) -> (usize, usize) {
-        let spared = if slots < 8 { 1 } else { self.slots_kept_for_writes(slots) + 1 };
-        let low = (slots / 20).max(spared);
+        let above_fills = self.slots_kept_for_writes(slots) + 1;
+        let low = (slots / 20).max(above_fills.min(slots / 4)).max(1);
         (low, (slots / 12).max(low + 1))
     }
 
