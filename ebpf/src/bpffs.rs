@@ -1,14 +1,12 @@
 //! The file system on which links are pinned.
-#![allow(unsafe_code)] // statfs, mount and flock have no safe form in the libraries used here.
 
 use std::{
-    ffi::CString,
     fs, io,
-    mem::MaybeUninit,
-    os::{fd::AsRawFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
 
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
 
 const STANDARD_MOUNT: &str = "/sys/fs/bpf";
@@ -55,15 +53,7 @@ pub fn ensure_bpffs(path: &Path) -> Result<(), BpffsError> {
 }
 
 fn is_bpffs(path: &Path) -> io::Result<bool> {
-    let c_path = CString::new(path.as_os_str().as_bytes())?;
-    let mut stat = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the path is a terminated string and `stat` has room for the answer.
-    if unsafe { libc::statfs(c_path.as_ptr(), stat.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: statfs succeeded, so it filled the whole structure.
-    let stat = unsafe { stat.assume_init() };
-    Ok(stat.f_type == libc::BPF_FS_MAGIC)
+    Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// A second mount would hide the pins of the first, so processes take turns by a lock on the
@@ -75,21 +65,13 @@ fn mount_standard() -> Result<(), BpffsError> {
         return Ok(());
     }
     let directory = fs::File::open(path).map_err(failed)?;
-    // SAFETY: the descriptor is open; the lock goes with it when `directory` is dropped.
-    if unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX) } != 0 {
-        return Err(failed(io::Error::last_os_error()));
-    }
+    directory.lock().map_err(failed)?;
     if is_bpffs(path).map_err(failed)? {
         return Ok(());
     }
-    // SAFETY: all strings are terminated; a null data pointer means no options.
-    let mounted = unsafe {
-        libc::mount(c"bpf".as_ptr(), c"/sys/fs/bpf".as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null())
-    };
-    if mounted != 0 {
-        return Err(BpffsError::Mount(io::Error::last_os_error()));
-    }
-    Ok(())
+    let source = Some("bpf");
+    mount(source, path, source, MsFlags::empty(), None::<&str>)
+        .map_err(|error| BpffsError::Mount(error.into()))
 }
 
 #[cfg(test)]

@@ -119,28 +119,21 @@ impl Programs {
             attach::attach(programs.xdp(kind, ifindex)?, ifindex, mode, pin_dir)
         };
         let made = link.remove().and_then(|()| attempt(self, to));
-        let error = match made {
-            Ok(link) => {
-                if let Err(error) = guard.remove() {
-                    warn!(%error, ifindex, "a guard stays on a device");
+        let result = match made {
+            Ok(link) => Ok(link),
+            Err(error) => match attempt(self, from) {
+                Ok(link) => Err((error, Some(link))),
+                Err(second) => {
+                    self.guards.insert(ifindex, guard);
+                    let reason = format!("{error}; {second}");
+                    return Err((AttachError::Closed { ifindex, reason }, None));
                 }
-                return Ok(link);
-            }
-            Err(error) => error,
+            },
         };
-        match attempt(self, from) {
-            Ok(link) => {
-                if let Err(error) = guard.remove() {
-                    warn!(%error, ifindex, "a guard stays on a device");
-                }
-                Err((error, Some(link)))
-            }
-            Err(second) => {
-                self.guards.insert(ifindex, guard);
-                let reason = format!("{error}; {second}");
-                Err((AttachError::Closed { ifindex, reason }, None))
-            }
+        if let Err(error) = guard.remove() {
+            warn!(%error, ifindex, "a guard stays on a device");
         }
+        result
     }
 
     /// Runs the program in another mode on a device that is attached. Sockets stay in their slots;
@@ -296,22 +289,9 @@ impl Programs {
     }
 
     /// The devices for which a previous process left a link that was not attached since. They drop
-    /// what is meant for the overlay until they are attached, detached or released.
+    /// what is meant for the overlay until they are attached or detached.
     #[must_use]
     pub fn pinned_links(&self) -> Vec<u32> {
         self.unclaimed.iter().copied().collect()
-    }
-
-    /// Detaches all devices of [`Programs::pinned_links`], and returns them. To be called once all
-    /// devices of the new configuration are attached.
-    ///
-    /// # Errors
-    /// The first pin that could not be removed; those behind it are still unclaimed.
-    pub fn release_unclaimed(&mut self) -> Result<Vec<u32>, AttachError> {
-        let unclaimed = self.pinned_links();
-        for ifindex in &unclaimed {
-            self.detach(*ifindex)?;
-        }
-        Ok(unclaimed)
     }
 }

@@ -239,7 +239,8 @@ fn links_that_the_new_configuration_does_not_want_are_released() {
     near.run(|| pins.load().attach(ProgramKind::Tenant, ifindex, XdpMode::Native, 0..1).unwrap());
     far.try_command(PING4).unwrap_err();
     let mut successor = pins.load();
-    assert_eq!(successor.release_unclaimed().unwrap(), [ifindex]);
+    assert_eq!(successor.pinned_links(), [ifindex]);
+    successor.detach(ifindex).unwrap();
     assert_eq!(successor.pinned_links(), []);
     assert_eq!(shown_mode(&near, "n0"), None);
     far.command(PING4);
@@ -342,7 +343,7 @@ fn a_mode_that_the_device_does_not_take_leaves_it_as_it_was() {
         programs.abandon(ifindex).unwrap();
         assert_eq!(shown_mode(&host, "n0"), Some(XdpMode::Generic), "closed before, closed now");
         assert_eq!(programs.pinned_links(), [ifindex]);
-        assert_eq!(programs.release_unclaimed().unwrap(), [ifindex]);
+        programs.detach(ifindex).unwrap();
         assert_eq!(shown_mode(&host, "n0"), None);
         programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
         programs.abandon(ifindex).unwrap();

@@ -48,6 +48,19 @@ pub struct Combo {
     pub wire: Offloads,
 }
 
+/// Tests that share a list of combinations, each by its number, so that one combination that hangs costs its share alone.
+#[macro_export]
+macro_rules! shares {
+    ($share:ident: $($name:ident = $number:literal,)+) => {
+        $(
+            #[test]
+            fn $name() {
+                $share($number);
+            }
+        )+
+    };
+}
+
 /// VLAN id of a tagged underlay.
 pub const UNDERLAY_VLAN: u16 = 321;
 

@@ -16,18 +16,7 @@ fn share(number: usize) {
     }
 }
 
-macro_rules! shares {
-    ($($name:ident = $number:literal,)+) => {
-        $(
-            #[test]
-            fn $name() {
-                share($number);
-            }
-        )+
-    };
-}
-
-shares! {
+culvert_tests::shares! { share:
     first_eighth_of_the_combinations = 0,
     second_eighth_of_the_combinations = 1,
     third_eighth_of_the_combinations = 2,

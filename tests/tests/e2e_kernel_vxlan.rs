@@ -34,18 +34,7 @@ fn share(number: usize) {
     }
 }
 
-macro_rules! shares {
-    ($($name:ident = $number:literal,)+) => {
-        $(
-            #[test]
-            fn $name() {
-                share($number);
-            }
-        )+
-    };
-}
-
-shares! {
+culvert_tests::shares! { share:
     the_kernel_and_we_understand_each_other_first_eighth_of_the_combinations = 0,
     the_kernel_and_we_understand_each_other_second_eighth_of_the_combinations = 1,
     the_kernel_and_we_understand_each_other_third_eighth_of_the_combinations = 2,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::super::{Cache, Config, VolumeOptions};
+use super::super::{Cache, Config, Volume, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{Rng, SimDisk, Survivors};
 use crate::error::Error;
@@ -47,6 +47,14 @@ async fn closed() -> (SimDisk, SimStore) {
 
 async fn open_new(disk: &SimDisk, store: &SimStore) -> Cache {
     Cache::create(Arc::new(disk.clone()), Arc::new(store.clone()), LOG, config(1)).await.unwrap()
+}
+
+/// A new cache of four slots with a volume of one chunk.
+async fn one_chunk() -> (SimDisk, SimStore, Cache, Volume) {
+    let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+    let cache = open_new(&disk, &store).await;
+    let volume = cache.create_volume(&name(), CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
+    (disk, store, cache, volume)
 }
 
 async fn open(disk: &SimDisk, store: &SimStore) -> Result<Cache, Error> {
@@ -172,10 +180,7 @@ fn a_damaged_clean_block_is_fetched_again_and_a_dirty_one_is_named() {
 #[test]
 fn damage_in_the_durable_part_of_the_log_is_an_error_unless_accepted() {
     run(async {
-        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
-        let cache = open_new(&disk, &store).await;
-        let volume =
-            cache.create_volume(&name(), CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
+        let (disk, store, cache, volume) = one_chunk().await;
         for i in 0..3 {
             volume.write(i * 4096, block(i as u8 + 1), true).await.unwrap();
         }
@@ -198,10 +203,7 @@ fn damage_in_the_durable_part_of_the_log_is_an_error_unless_accepted() {
 #[test]
 fn after_a_failed_sync_nothing_is_promised_until_the_cache_is_opened_again() {
     run(async {
-        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
-        let cache = open_new(&disk, &store).await;
-        let volume =
-            cache.create_volume(&name(), CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
+        let (disk, store, cache, volume) = one_chunk().await;
         volume.write(0, block(1), true).await.unwrap();
         volume.write(0, block(2), false).await.unwrap();
         disk.fail_syncs(true);
@@ -224,10 +226,7 @@ fn after_a_failed_sync_nothing_is_promised_until_the_cache_is_opened_again() {
 #[test]
 fn a_full_disk_stops_the_cache_and_loses_nothing() {
     run(async {
-        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
-        let cache = open_new(&disk, &store).await;
-        let volume =
-            cache.create_volume(&name(), CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
+        let (disk, store, cache, volume) = one_chunk().await;
         volume.write(0, block(1), true).await.unwrap();
         disk.fail_writes(true);
         assert!(matches!(volume.write(0, block(2), false).await, Err(Error::Stopped { .. })));
