@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::args::{Apply, Args, Output};
 use crate::client::{Client, fault_in_file};
 use crate::error::CliError;
-use crate::output::{print, print_json};
+use crate::output::{print, print_value};
 
 #[derive(Serialize)]
 struct Applied {
@@ -28,7 +28,7 @@ pub(crate) async fn run(args: &Args, apply: &Apply) -> Result<(), CliError> {
         let warnings = host.warnings().iter().map(ToString::to_string).collect();
         Applied { generation: None, warnings }
     } else {
-        let mut client = Client::connect(&args.socket).await?;
+        let mut client = Client::connect(&args.socket()).await?;
         let request =
             api::ReplaceRequest { state: Some((&host).into()), if_generation: apply.if_generation };
         let answer = client.calls.replace(request).await.map_err(|status| {
@@ -43,7 +43,7 @@ pub(crate) async fn run(args: &Args, apply: &Apply) -> Result<(), CliError> {
         eprintln!("culvert: warning: {warning}");
     }
     match args.output {
-        Output::Json => print_json(&applied),
+        Output::Json | Output::Yaml => print_value(args.output, &applied),
         Output::Table => print(&match applied.generation {
             Some(generation) => {
                 format!("{file}: applied as generation {generation}: {}", counts(&host))

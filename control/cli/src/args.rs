@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use culvert_model::DEFAULT_SOCKET;
+use culvert_model::{DATAPLANE_SOCKET, DEFAULT_RUN_DIR};
 
 const EXIT_CODES: &str = "Exit codes:
   0  done
@@ -15,11 +15,15 @@ const EXIT_CODES: &str = "Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "culvert", version, after_help = EXIT_CODES)]
 pub(crate) struct Args {
-    /// The dataplane's socket.
-    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub(crate) socket: PathBuf,
+    /// The directory with the sockets of this host's culvertd and dataplane.
+    #[arg(long, global = true, value_name = "DIR", env = "CULVERT_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
+    pub(crate) run_dir: PathBuf,
 
-    /// Tables for people, or JSON with stable field names for programs.
+    /// The dataplane's socket, where it is not in the run directory.
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Tables for people; JSON or YAML with stable field names for programs.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
 
@@ -27,10 +31,18 @@ pub(crate) struct Args {
     pub(crate) verb: Verb,
 }
 
+impl Args {
+    /// The dataplane's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| self.run_dir.join(DATAPLANE_SOCKET))
+    }
+}
+
 #[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
     Table,
     Json,
+    Yaml,
 }
 
 #[derive(Debug, Subcommand)]
@@ -43,6 +55,11 @@ pub(crate) enum Verb {
     Stats(Stats),
     /// Print frames that rules hand to the control plane, as they come.
     Traps(Traps),
+    /// Print a completion script for a shell.
+    Completions(Completions),
+    /// Write the manual pages of all verbs into a directory.
+    #[command(hide = true)]
+    Man(Man),
 }
 
 #[derive(Debug, clap::Args)]
@@ -99,4 +116,20 @@ pub(crate) struct Traps {
     /// End after so many.
     #[arg(short = 'n', long, value_name = "N")]
     pub(crate) count: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "For bash:
+  culvert completions bash >/etc/bash_completion.d/culvert")]
+pub(crate) struct Completions {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Man {
+    /// The directory.
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
 }

@@ -7,6 +7,7 @@ mod apply;
 mod args;
 mod client;
 mod error;
+mod manual;
 mod output;
 mod show;
 mod stats;
@@ -42,5 +43,7 @@ async fn run(args: &Args) -> Result<(), CliError> {
         Verb::Show(show) => show::run(args, show).await,
         Verb::Stats(stats) => stats::run(args, stats).await,
         Verb::Traps(traps) => traps::run(args, traps).await,
+        Verb::Completions(completions) => manual::completions(completions.shell),
+        Verb::Man(man) => manual::pages(&man.dir),
     }
 }

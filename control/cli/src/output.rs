@@ -1,10 +1,11 @@
-//! Tables for people, JSON for programs. No colours: there is nothing that only a colour says.
+//! Tables for people, JSON and YAML for programs. No colours: there is nothing that only a colour says.
 
 use std::io::{self, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use crate::args::Output;
 use crate::error::CliError;
 
 /// Prints a line or more to standard output.
@@ -16,16 +17,29 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
     })
 }
 
-/// Prints a value over several lines.
-pub(crate) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
-    let text = serde_json::to_string_pretty(value);
-    print(&text.map_err(|error| CliError::Other(error.to_string()))?)
+/// Prints a value for programs: as YAML where that was asked for, else as JSON.
+pub(crate) fn print_value(output: Output, value: &impl Serialize) -> Result<(), CliError> {
+    match output {
+        Output::Yaml => print(serde_saphyr::to_string(value).map_err(unprintable)?.trim_end()),
+        Output::Json | Output::Table => {
+            print(&serde_json::to_string_pretty(value).map_err(unprintable)?)
+        }
+    }
 }
 
-/// Prints a value on one line, for streams.
-pub(crate) fn print_json_line(value: &impl Serialize) -> Result<(), CliError> {
-    let text = serde_json::to_string(value);
-    print(&text.map_err(|error| CliError::Other(error.to_string()))?)
+/// Prints a value of a stream: JSON on one line, YAML as a document of its own.
+pub(crate) fn print_item(output: Output, value: &impl Serialize) -> Result<(), CliError> {
+    match output {
+        Output::Yaml => {
+            print("---")?;
+            print_value(output, value)
+        }
+        Output::Json | Output::Table => print(&serde_json::to_string(value).map_err(unprintable)?),
+    }
+}
+
+fn unprintable(error: impl std::fmt::Display) -> CliError {
+    CliError::Other(error.to_string())
 }
 
 /// A table as text. Columns whose header begins with `#` hold numbers, and lose the mark.

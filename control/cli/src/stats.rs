@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::args::{Args, Output, Stats as StatsArgs};
 use crate::client::Client;
 use crate::error::CliError;
-use crate::output::{print, print_json, table};
+use crate::output::{print, print_value, table};
 
 #[derive(Serialize)]
 struct Stats {
@@ -121,14 +121,14 @@ struct PortDrop {
 }
 
 pub(crate) async fn run(args: &Args, stats_args: &StatsArgs) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket).await?;
+    let mut client = Client::connect(&args.socket()).await?;
     let answer = client.calls.get_stats(api::GetStatsRequest {}).await;
     let stats = Stats::from(client.answer(answer)?);
     match (args.output, stats_args.drops) {
-        (Output::Json, false) => print_json(&stats),
-        (Output::Json, true) => print_json(&dropped(&stats)),
         (Output::Table, false) => print(&tables(stats)),
         (Output::Table, true) => print(&drop_table(dropped(&stats))),
+        (output, false) => print_value(output, &stats),
+        (output, true) => print_value(output, &dropped(&stats)),
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::args::{Args, Output, Traps};
 use crate::client::Client;
 use crate::error::CliError;
-use crate::output::{print, print_json_line};
+use crate::output::{print, print_item};
 
 #[derive(Serialize)]
 struct Trap {
@@ -35,7 +35,7 @@ impl From<api::Trap> for Trap {
 }
 
 pub(crate) async fn run(args: &Args, traps: &Traps) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket).await?;
+    let mut client = Client::connect(&args.socket()).await?;
     let answer = client.calls.watch_traps(api::WatchTrapsRequest {}).await;
     let mut stream = client.answer(answer)?;
     let mut seen = 0;
@@ -51,8 +51,8 @@ pub(crate) async fn run(args: &Args, traps: &Traps) -> Result<(), CliError> {
         seen += 1;
         let trap = Trap::from(trap);
         match args.output {
-            Output::Json => print_json_line(&trap)?,
             Output::Table => print(&line(&trap))?,
+            output => print_item(output, &trap)?,
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The command line against a fake dataplane: what it prints, and with which code it exits.
 
 mod fake;
+mod manual;
 
 use std::path::Path;
 

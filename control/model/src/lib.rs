@@ -43,6 +43,10 @@ pub use rules::{
 pub use underlay::{ModePreference, Underlay, UnderlayTx};
 pub use vnet::{Format, Gateway, Miss, Vnet};
 
+/// The directory of a host's sockets, unless told otherwise.
+pub const DEFAULT_RUN_DIR: &str = "/run/culvert";
+/// Name of the dataplane's socket in it.
+pub const DATAPLANE_SOCKET: &str = "dataplane.sock";
 /// The socket of the dataplane, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/culvert/dataplane.sock";
 

@@ -11,10 +11,10 @@ use self::wanted::{WantedUnderlay, WholeState};
 use crate::args::{Args, Output, Show, What};
 use crate::client::Client;
 use crate::error::CliError;
-use crate::output::{joined, or_dash, print, print_json, table};
+use crate::output::{joined, or_dash, print, print_value, table};
 
 pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket).await?;
+    let mut client = Client::connect(&args.socket()).await?;
     match show.what {
         What::Ports => {
             let answer = client.calls.list_ports(api::ListPortsRequest {}).await;
@@ -30,7 +30,7 @@ pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
         What::Host => match (args.output, client.host().await?) {
             (_, None) => Err(CliError::Other("no state was applied yet".to_owned())),
             (Output::Table, Some(host)) => print(host_toml::to_toml(&host).trim_end()),
-            (Output::Json, Some(host)) => print_json(&WholeState::from(&host)),
+            (output, Some(host)) => print_value(output, &WholeState::from(&host)),
         },
         // Without a state, these lists are empty.
         What::Vnets => rows(args.output, &list(client.host().await?.as_ref(), wanted::vnets)),
@@ -57,8 +57,8 @@ trait Row: Serialize {
 
 fn rows<T: Row>(output: Output, items: &[T]) -> Result<(), CliError> {
     match output {
-        Output::Json => print_json(&items),
         Output::Table => print(&table(T::HEADERS, items.iter().map(Row::cells).collect())),
+        output => print_value(output, &items),
     }
 }
 
@@ -70,8 +70,8 @@ fn underlay(output: Output, host: Option<&Host>, devices: Vec<Device>) -> Result
         devices: Vec<Device>,
     }
     let wanted = host.map(|host| WantedUnderlay::from(host.underlay()));
-    if output == Output::Json {
-        return print_json(&Underlay { wanted, devices });
+    if output != Output::Table {
+        return print_value(output, &Underlay { wanted, devices });
     }
     if let Some(wanted) = &wanted {
         let WantedUnderlay { addresses, mtu, mode, tx, .. } = wanted;
@@ -82,8 +82,8 @@ fn underlay(output: Output, host: Option<&Host>, devices: Vec<Device>) -> Result
 }
 
 fn info(output: Output, info: Info) -> Result<(), CliError> {
-    if output == Output::Json {
-        return print_json(&info);
+    if output != Output::Table {
+        return print_value(output, &info);
     }
     let Info { instance_id, version, generation, features, underlay, workers } = info;
     print(&format!(

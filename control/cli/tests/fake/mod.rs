@@ -157,7 +157,7 @@ impl Dataplane for Fake {
 /// A running fake; it ends, and its files go, with this value.
 pub(crate) struct Running {
     pub(crate) script: Arc<Mutex<Script>>,
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
