@@ -11,6 +11,7 @@ use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
 use crate::ids::{IfName, Mtu, PortId, VnetId};
+use crate::nearest::{asked, hint};
 
 /// A part of the state, named as in `host.toml`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -228,7 +229,7 @@ pub enum Fault {
         max: i64,
     },
     /// Use one of the words.
-    #[error("{value:?}: unknown; legal is {legal}")]
+    #[error("{value:?}: unknown; legal is {legal}{}", hint(value, legal))]
     BadWord {
         /// As given.
         value: String,
@@ -250,7 +251,7 @@ pub enum Fault {
         legal: &'static str,
     },
     /// Correct or remove the field.
-    #[error("{name:?}: unknown field; legal is {legal}")]
+    #[error("{name:?}: unknown field; legal is {legal}{}", hint(name, legal))]
     UnknownField {
         /// As given.
         name: String,
@@ -274,16 +275,20 @@ pub enum Fault {
         max: usize,
     },
     /// Declare the vnet, or correct the name.
-    #[error("{id:?}: no such vnet; legal is the id of a [[vnet]] of this host")]
+    #[error("{id:?}: no such vnet; legal is the id of a [[vnet]] of this host{}", asked(nearest.as_ref()))]
     UnknownVnet {
         /// As given.
         id: VnetId,
+        /// The vnet that was probably meant.
+        nearest: Option<VnetId>,
     },
     /// Declare the port, or correct the name.
-    #[error("{id:?}: no such port; legal is the id of a [[port]] of this host")]
+    #[error("{id:?}: no such port; legal is the id of a [[port]] of this host{}", asked(nearest.as_ref()))]
     UnknownPort {
         /// As given.
         id: PortId,
+        /// The port that was probably meant.
+        nearest: Option<PortId>,
     },
     /// Declare a vnet with this VNI, or trap or drop its frames.
     #[error(

@@ -24,6 +24,7 @@ pub mod host;
 pub mod host_toml;
 pub mod ids;
 pub mod limits;
+mod nearest;
 pub mod port;
 pub mod rules;
 pub mod underlay;
@@ -36,6 +37,7 @@ pub use fault::{Fault, ModelError, Place, Section, Warning};
 pub use host::{Host, HostParts};
 pub use ids::{IfName, Mtu, PortId, VnetId};
 pub use ipnet::IpNet;
+pub use nearest::nearest;
 pub use port::{Attach, Port, PortState};
 pub use rules::{
     EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,

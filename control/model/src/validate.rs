@@ -19,7 +19,7 @@ use crate::rules::{
 };
 use crate::underlay::Underlay;
 use crate::vnet::Vnet;
-use crate::{IPV6_MTU_MIN, limits};
+use crate::{IPV6_MTU_MIN, limits, nearest};
 
 /// The parts of a host of which some may have been unreadable: those are `None`, so that the others keep
 /// their positions.
@@ -68,6 +68,10 @@ impl Draft {
         })
     }
 }
+
+/// Faults of unknown names for which the nearest known one is looked for: that takes time by the number
+/// of names.
+const SUGGESTIONS_MAX: usize = 32;
 
 /// Every fault of a draft, in the order of the sections.
 pub(crate) fn validate(draft: &Draft) -> Vec<ModelError> {
@@ -170,9 +174,19 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// The name that was probably meant. A state with many faults is told so for the first of them.
+    fn nearest<T: AsRef<str> + Clone>(&self, id: &T, known: &HashSet<&T>) -> Option<T> {
+        if self.errors.len() >= SUGGESTIONS_MAX {
+            return None;
+        }
+        let meant = nearest(id.as_ref(), known.iter().map(|known| T::as_ref(known)))?;
+        known.iter().find(|known| T::as_ref(known) == meant).map(|known| (*known).clone())
+    }
+
     fn known_vnet(&mut self, place: Place, id: &VnetId) {
         if !self.vnet_ids.contains(id) {
-            self.fault(place, Fault::UnknownVnet { id: id.clone() });
+            let nearest = self.nearest(id, &self.vnet_ids);
+            self.fault(place, Fault::UnknownVnet { id: id.clone(), nearest });
         }
     }
 
@@ -293,7 +307,8 @@ impl<'a> Check<'a> {
         match &route.scope {
             RouteScope::Vnet(id) => self.known_vnet(place("vnet"), id),
             RouteScope::Port(id) if !self.port_ids.contains(id) => {
-                self.fault(place("port"), Fault::UnknownPort { id: id.clone() });
+                let nearest = self.nearest(id, &self.port_ids);
+                self.fault(place("port"), Fault::UnknownPort { id: id.clone(), nearest });
             }
             RouteScope::Port(_) => {}
         }

@@ -87,7 +87,10 @@ fn an_unknown_vnet_is_refused_wherever_it_is_named() {
         ("route[0]: to", |s| s.routes[0].action = Some(egress_route::Action::ToVnet("red".into()))),
         ("mapping[0]: vnet", |s| s.mappings[0].vnet = "red".into()),
     ] {
-        assert_eq!(fault(place, change), Fault::UnknownVnet { id: "red".parse().unwrap() });
+        assert_eq!(
+            fault(place, change),
+            Fault::UnknownVnet { id: "red".parse().unwrap(), nearest: None }
+        );
     }
 }
 
@@ -96,7 +99,13 @@ fn an_unknown_port_is_refused() {
     let fault = fault("route[0]: port", |s| {
         s.routes[0].scope = Some(egress_route::Scope::Port("z".into()));
     });
-    assert_eq!(fault, Fault::UnknownPort { id: "z".parse().unwrap() });
+    assert_eq!(fault, Fault::UnknownPort { id: "z".parse().unwrap(), nearest: None });
+}
+
+#[test]
+fn a_misspelt_name_is_corrected() {
+    let near = fault("port[2] \"c\": vnet", |s| s.ports[2].vnet = "bleu".into());
+    assert!(near.to_string().ends_with("; did you mean \"blue\"?"), "{near}");
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub use read::read;
 pub use write::to_toml;
 
 use crate::fault::ModelError;
+use crate::nearest::hint;
 
 /// A fault in a file, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +63,8 @@ pub enum TomlFault {
     Model(#[from] ModelError),
     /// Correct the name of the section, or remove it.
     #[error(
-        "{name:?}: unknown section; legal is [underlay], [[vnet]], [[port]], [[route]], [[mapping]] and [[ingress]]"
+        "{name:?}: unknown section; legal is [underlay], [[vnet]], [[port]], [[route]], [[mapping]] and [[ingress]]{}",
+        hint(name, "underlay vnet port route mapping ingress")
     )]
     UnknownSection {
         /// As given.
