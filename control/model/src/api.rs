@@ -25,6 +25,7 @@ impl Fault {
     pub fn new(place: &Place, message: impl Display) -> Fault {
         let position = |n: Option<usize>| n.and_then(|n| u32::try_from(n).ok());
         Fault {
+            edit: position(place.edit),
             section: place.section.name().to_owned(),
             index: position(place.index),
             id: place.id.clone().unwrap_or_default(),
@@ -38,7 +39,7 @@ impl Fault {
     pub fn text(&self) -> String {
         let position = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
         let (index, element) = (position(self.index), position(self.element));
-        let mut text = String::new();
+        let mut text = self.edit.map_or_else(String::new, |edit| format!("edits[{edit}] "));
         if write_place(&mut text, &self.section, index, &self.id, &self.field, element).is_ok() {
             text.push(' ');
         }

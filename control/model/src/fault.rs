@@ -44,9 +44,12 @@ impl Section {
     }
 }
 
-/// Where in the state something stands. Displayed as `port[1] "web": ips[0]`.
+/// Where in the state something stands. Displayed as `port[1] "web": ips[0]`; where an edit brought it
+/// there, as `edits[2] port "web": ips[0]`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
+    /// Position, from 0, of the edit that is to blame, where edits were given.
+    pub edit: Option<usize>,
     /// The section.
     pub section: Section,
     /// Position in the section, from 0. `None` for the underlay and for a section as a whole.
@@ -63,12 +66,12 @@ pub struct Place {
 impl Place {
     /// A field of the underlay, or a section as a whole when `field` is empty.
     pub const fn section(section: Section, field: &'static str) -> Place {
-        Place { section, index: None, id: None, field, element: None }
+        Place { edit: None, section, index: None, id: None, field, element: None }
     }
 
     /// A field of the object at `index`.
     pub const fn object(section: Section, index: usize, field: &'static str) -> Place {
-        Place { section, index: Some(index), id: None, field, element: None }
+        Place { edit: None, section, index: Some(index), id: None, field, element: None }
     }
 
     /// The same place, with the identifier of its object.
@@ -85,6 +88,14 @@ impl Place {
         self
     }
 
+    /// The same place, as something that an edit brought there: it has no position in the state.
+    #[must_use]
+    pub const fn in_edit(mut self, edit: usize) -> Place {
+        self.edit = Some(edit);
+        self.index = None;
+        self
+    }
+
     /// Sorts faults as they stand in the state.
     pub(crate) const fn order(&self) -> (Section, Option<usize>) {
         (self.section, self.index)
@@ -94,6 +105,9 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let id = self.id.as_deref().unwrap_or_default();
+        if let Some(edit) = self.edit {
+            write!(f, "edits[{edit}] ")?;
+        }
         write_place(f, self.section.name(), self.index, id, self.field, self.element)
     }
 }
@@ -298,6 +312,9 @@ pub enum Fault {
         /// As given.
         vni: Vni,
     },
+    /// Read the state again: somebody else may have deleted it.
+    #[error("there is none to delete; legal is an object of the present state")]
+    Absent,
     /// Give each object its own.
     #[error("{value}: already used by {by}; legal is a value used once")]
     Duplicate {

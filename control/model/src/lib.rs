@@ -10,8 +10,8 @@
 //! | [`underlay`], [`vnet`], [`port`], [`rules`] | the nouns |
 //! | [`host`] | all of them, valid as a whole |
 //! | [`fault`] | what can be wrong, where, and what is legal |
+//! | [`edit`] | changes of one object each: what differs between two states, and applying it |
 //! | [`api`] | the gRPC API, and its messages from and to the nouns |
-
 //! | [`host_toml`] | the file that people write |
 //! | [`limits`] | how much of each one host may carry |
 //!
@@ -19,6 +19,7 @@
 
 pub mod api;
 mod convert;
+pub mod edit;
 pub mod fault;
 pub mod host;
 pub mod host_toml;
@@ -33,6 +34,7 @@ pub mod vnet;
 
 pub use culvert_wire::eth::MacAddr;
 pub use culvert_wire::vni::Vni;
+pub use edit::{Edit, ObjectKey, diff};
 pub use fault::{Fault, ModelError, Place, Section, Warning};
 pub use host::{Host, HostParts};
 pub use ids::{IfName, Mtu, PortId, VnetId};
@@ -40,7 +42,8 @@ pub use ipnet::IpNet;
 pub use nearest::nearest;
 pub use port::{Attach, Port, PortState};
 pub use rules::{
-    EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
+    EgressRoute, IngressAction, IngressKey, IngressRule, Mapping, MappingKey, RouteAction,
+    RouteKey, RouteScope, VtepMatch,
 };
 pub use underlay::{ModePreference, Underlay, UnderlayTx};
 pub use vnet::{Format, Gateway, Miss, Vnet};

@@ -27,8 +27,33 @@ pub struct EgressRoute {
     pub action: RouteAction,
 }
 
+/// What tells routes apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteKey {
+    /// Whose frames.
+    pub scope: RouteScope,
+    /// Destinations.
+    pub prefix: IpNet,
+}
+
+impl EgressRoute {
+    /// What tells it from others.
+    pub fn key(&self) -> RouteKey {
+        RouteKey { scope: self.scope.clone(), prefix: self.prefix }
+    }
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.scope {
+            RouteScope::Port(id) => write!(f, "port {id} {}", self.prefix),
+            RouteScope::Vnet(id) => write!(f, "vnet {id} {}", self.prefix),
+        }
+    }
+}
+
 /// Whose frames a route is for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RouteScope {
     /// Those of one port.
     Port(PortId),
@@ -75,6 +100,28 @@ pub struct Mapping {
     pub mtu: Option<Mtu>,
 }
 
+/// What tells mappings apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MappingKey {
+    /// The vnet.
+    pub vnet: VnetId,
+    /// Address in the vnet.
+    pub ip: IpAddr,
+}
+
+impl Mapping {
+    /// What tells it from others.
+    pub fn key(&self) -> MappingKey {
+        MappingKey { vnet: self.vnet.clone(), ip: self.ip }
+    }
+}
+
+impl fmt::Display for MappingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.vnet, self.ip)
+    }
+}
+
 /// What is done with frames of one VNI by the VTEP that sent them.
 ///
 /// Among the rules of a VNI that cover the sender, the greatest priority decides, then the longest
@@ -93,8 +140,32 @@ pub struct IngressRule {
     pub action: IngressAction,
 }
 
+/// What tells ingress rules apart.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IngressKey {
+    /// The VNI.
+    pub vni: Vni,
+    /// Senders.
+    pub vtep: VtepMatch,
+    /// Priority.
+    pub priority: u16,
+}
+
+impl IngressRule {
+    /// What tells it from others.
+    pub const fn key(&self) -> IngressKey {
+        IngressKey { vni: self.vni, vtep: self.vtep, priority: self.priority }
+    }
+}
+
+impl fmt::Display for IngressKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VNI {}, {}, priority {}", self.vni, self.vtep, self.priority)
+    }
+}
+
 /// Which senders a rule covers.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum VtepMatch {
     /// All, of both families.
     #[default]

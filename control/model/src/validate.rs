@@ -15,7 +15,8 @@ use crate::host::{HostParts, underlay_mtu_fault};
 use crate::ids::{IfName, PortId, VnetId};
 use crate::port::Port;
 use crate::rules::{
-    EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
+    EgressRoute, IngressAction, IngressKey, IngressRule, Mapping, RouteAction, RouteScope,
+    VtepMatch,
 };
 use crate::underlay::Underlay;
 use crate::vnet::Vnet;
@@ -117,7 +118,7 @@ struct Check<'a> {
     seen_ports: HashMap<&'a PortId, Place>,
     seen_interfaces: HashMap<&'a IfName, Place>,
     seen_routes: HashMap<(&'a RouteScope, IpNet), Place>,
-    seen_ingress: HashMap<(Vni, VtepMatch, u16), Place>,
+    seen_ingress: HashMap<IngressKey, Place>,
     /// Owners of a vnet's addresses: gateways, ports, then mappings.
     ip_owners: HashMap<(&'a VnetId, IpAddr), Place>,
     mac_owners: HashMap<(&'a VnetId, MacAddr), Place>,
@@ -344,9 +345,8 @@ impl<'a> Check<'a> {
         if let VtepMatch::Prefix(prefix) = rule.vtep {
             self.network(&place("vtep"), prefix);
         }
-        let key = (rule.vni, rule.vtep, rule.priority);
-        let shown = format!("VNI {}, {}, priority {}", rule.vni, rule.vtep, rule.priority);
-        once(&mut self.errors, &mut self.seen_ingress, key, &shown, place("priority"));
+        let key = rule.key();
+        once(&mut self.errors, &mut self.seen_ingress, key, &key, place("priority"));
     }
 
     fn own_ip(&mut self, vnet: &'a VnetId, ip: IpAddr, place: Place) {

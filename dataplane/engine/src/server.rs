@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
 use culvert_model::limits::MESSAGE_BYTES_MAX;
-use culvert_model::{Host, api};
+use culvert_model::{Host, api, edit};
 use futures_util::Stream;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
@@ -87,6 +87,39 @@ struct Api {
     controller: Shared,
 }
 
+type Outcome = Result<(u64, Vec<String>), ApplyError>;
+
+impl Api {
+    /// Runs a change. A client that goes away takes its call's future with it, wherever that waits.
+    /// What has begun comes to its end in a task that nobody drops, and that has the lock before it
+    /// starts: whoever gets the lock after it finds all of the change or none.
+    async fn change(
+        &self,
+        change: impl for<'a> FnOnce(
+            &'a mut Controller,
+        ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>
+        + Send
+        + 'static,
+    ) -> Result<Response<api::Applied>, Status> {
+        let mut controller = Arc::clone(&self.controller).lock_owned().await;
+        let change = tokio::spawn(async move { change(&mut controller).await });
+        let applied = change.await.map_err(|error| Status::internal(error.to_string()))?;
+        match applied {
+            Ok((generation, warnings)) => Ok(Response::new(api::Applied { generation, warnings })),
+            Err(ApplyError::Generation(now)) => {
+                Err(Status::aborted(format!("the current generation is {now}")))
+            }
+            Err(ApplyError::Instance(now)) => {
+                Err(Status::aborted(format!("this is instance {now}")))
+            }
+            Err(ApplyError::Invalid(errors)) => {
+                Err(api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))
+            }
+            Err(ApplyError::Refused(faults)) => Err(api::refuse(Code::FailedPrecondition, faults)),
+        }
+    }
+}
+
 type TrapStream = Pin<Box<dyn Stream<Item = Result<api::Trap, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -106,20 +139,21 @@ impl Dataplane for Api {
         let state = request.state.unwrap_or_default();
         let host = Host::try_from(state)
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
-        // A client that goes away takes this future with it, wherever it waits. What has begun comes
-        // to its end in a task that nobody drops, and that has the lock before it starts: whoever
-        // gets the lock after it finds all of the change or none.
-        let mut controller = Arc::clone(&self.controller).lock_owned().await;
-        let change =
-            tokio::spawn(async move { controller.replace(host, request.if_generation).await });
-        let applied = change.await.map_err(|error| Status::internal(error.to_string()))?;
-        match applied {
-            Ok((generation, warnings)) => Ok(Response::new(api::Applied { generation, warnings })),
-            Err(ApplyError::Generation(now)) => {
-                Err(Status::aborted(format!("the current generation is {now}")))
-            }
-            Err(ApplyError::Refused(faults)) => Err(api::refuse(Code::FailedPrecondition, faults)),
-        }
+        self.change(move |controller| Box::pin(controller.replace(host, request.if_generation)))
+            .await
+    }
+
+    async fn update(
+        &self,
+        request: Request<api::UpdateRequest>,
+    ) -> Result<Response<api::Applied>, Status> {
+        let api::UpdateRequest { edits, if_generation, if_instance } = request.into_inner();
+        let edits = edit::from_messages(&edits)
+            .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
+        self.change(move |controller| {
+            Box::pin(async move { controller.update(&edits, if_generation, &if_instance).await })
+        })
+        .await
     }
 
     async fn get_state(

@@ -5,9 +5,9 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use culvert_model::Host;
 use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
 use culvert_model::api::{self, refuse};
+use culvert_model::{Host, edit};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -73,6 +73,33 @@ impl Dataplane for Fake {
             return Err(refuse(Code::FailedPrecondition, script.faults.clone()));
         }
         script.state = Some(state);
+        script.generation += 1;
+        let warnings = host.warnings().iter().map(ToString::to_string).collect();
+        Ok(Response::new(api::Applied { generation: script.generation, warnings }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<api::UpdateRequest>,
+    ) -> Result<Response<api::Applied>, Status> {
+        let request = request.into_inner();
+        let mut script = self.0.lock().unwrap();
+        if request.if_generation.is_some_and(|generation| generation != script.generation) {
+            return Err(Status::aborted(format!("the generation is {}", script.generation)));
+        }
+        let invalid = |errors: Vec<culvert_model::ModelError>| {
+            refuse(Code::InvalidArgument, errors.iter().map(api::Fault::from))
+        };
+        let edits = edit::from_messages(&request.edits).map_err(invalid)?;
+        let host = match script.state.clone() {
+            Some(state) => Host::try_from(state).map_err(invalid)?.edited(&edits),
+            None => Host::of_edits(&edits),
+        };
+        let host = host.map_err(invalid)?;
+        if !script.faults.is_empty() {
+            return Err(refuse(Code::FailedPrecondition, script.faults.clone()));
+        }
+        script.state = Some((&host).into());
         script.generation += 1;
         let warnings = host.warnings().iter().map(ToString::to_string).collect();
         Ok(Response::new(api::Applied { generation: script.generation, warnings }))

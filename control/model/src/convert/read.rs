@@ -53,8 +53,8 @@ fn each<M, T>(messages: &[M], mut read: impl FnMut(usize, &M) -> Option<T>) -> V
 
 /// Collects faults; a field that has one is `None`, and so is the object around it.
 #[derive(Default)]
-struct Read {
-    errors: Vec<ModelError>,
+pub(super) struct Read {
+    pub(super) errors: Vec<ModelError>,
     broken_vnets: HashSet<VnetId>,
     broken_ports: HashSet<PortId>,
     broken_vnis: HashSet<Vni>,
@@ -62,11 +62,11 @@ struct Read {
 }
 
 impl Read {
-    fn keep<T>(&mut self, place: Place, value: Result<T, Fault>) -> Option<T> {
+    pub(super) fn keep<T>(&mut self, place: Place, value: Result<T, Fault>) -> Option<T> {
         value.map_err(|fault| self.errors.push(ModelError::new(place, fault))).ok()
     }
 
-    fn text<T: Text>(&mut self, place: Place, text: &str) -> Option<T> {
+    pub(super) fn text<T: Text>(&mut self, place: Place, text: &str) -> Option<T> {
         let value =
             if text.is_empty() { Err(Fault::Missing { legal: T::LEGAL }) } else { T::read(text) };
         self.keep(place, value)
@@ -109,7 +109,7 @@ impl Read {
         })
     }
 
-    fn underlay(&mut self, message: Option<&api::Underlay>) -> Option<Underlay> {
+    pub(super) fn underlay(&mut self, message: Option<&api::Underlay>) -> Option<Underlay> {
         let place = |field| Place::section(Section::Underlay, field);
         let missing = Fault::Missing { legal: "one section with interfaces and addresses" };
         let message = self.keep(place(""), message.ok_or(missing))?;
@@ -133,10 +133,10 @@ impl Read {
         })
     }
 
-    fn vnet(&mut self, index: usize, message: &api::Vnet) -> Option<Vnet> {
+    pub(super) fn vnet(&mut self, index: usize, message: &api::Vnet) -> Option<Vnet> {
         let place = |field| Place::object(Section::Vnet, index, field).named(&message.id);
         let id: Option<VnetId> = self.text(place("id"), &message.id);
-        let vni = self.keep(place("vni"), vni(message.vni));
+        let vni = self.keep(place("vni"), to_vni(message.vni));
         let format = self.word(place("format"), message.format, |format| match format {
             api::Format::Unspecified | api::Format::Vxlan => Some(Format::Vxlan),
         });
@@ -169,7 +169,7 @@ impl Read {
         vnet
     }
 
-    fn port(&mut self, index: usize, message: &api::Port) -> Option<Port> {
+    pub(super) fn port(&mut self, index: usize, message: &api::Port) -> Option<Port> {
         let place = |field| Place::object(Section::Port, index, field).named(&message.id);
         let id: Option<PortId> = self.text(place("id"), &message.id);
         let vnet = self.text(place("vnet"), &message.vnet);
@@ -214,7 +214,11 @@ impl Read {
         port
     }
 
-    fn route(&mut self, index: usize, message: &api::EgressRoute) -> Option<EgressRoute> {
+    pub(super) fn route(
+        &mut self,
+        index: usize,
+        message: &api::EgressRoute,
+    ) -> Option<EgressRoute> {
         let place = |field| Place::object(Section::Route, index, field);
         let scope = match &message.scope {
             Some(egress_route::Scope::Port(id)) => {
@@ -241,7 +245,7 @@ impl Read {
         Some(EgressRoute { scope: scope?, prefix: prefix?, action: action? })
     }
 
-    fn mapping(&mut self, index: usize, message: &api::Mapping) -> Option<Mapping> {
+    pub(super) fn mapping(&mut self, index: usize, message: &api::Mapping) -> Option<Mapping> {
         let place = |field| Place::object(Section::Mapping, index, field);
         let vnet = self.text(place("vnet"), &message.vnet);
         let ip = self.text(place("ip"), &message.ip);
@@ -251,17 +255,14 @@ impl Read {
         Some(Mapping { vnet: vnet?, ip: ip?, mac: mac?, vtep: vtep?, mtu: mtu? })
     }
 
-    fn ingress(&mut self, index: usize, message: &api::IngressRule) -> Option<IngressRule> {
+    pub(super) fn ingress(
+        &mut self,
+        index: usize,
+        message: &api::IngressRule,
+    ) -> Option<IngressRule> {
         let place = |field| Place::object(Section::Ingress, index, field);
-        let vni = self.keep(place("vni"), vni(message.vni));
-        let vtep = match message.vtep.as_str() {
-            "" => Some(VtepMatch::Any),
-            text => self.keep(place("vtep"), text.parse()),
-        };
-        let bad_priority =
-            Fault::BadNumber { value: message.priority.into(), min: 0, max: u16::MAX.into() };
-        let priority = u16::try_from(message.priority).map_err(|_| bad_priority);
-        let priority = self.keep(place("priority"), priority);
+        let (vni, vtep, priority) =
+            self.ingress_key(index, message.vni, &message.vtep, message.priority);
         let action = match api::IngressAction::try_from(message.action) {
             Ok(api::IngressAction::DecapValidate) => Ok(IngressAction::DecapValidate),
             Ok(api::IngressAction::Decap) => Ok(IngressAction::Decap),
@@ -274,8 +275,28 @@ impl Read {
         let action = self.keep(place("action"), action);
         Some(IngressRule { vni: vni?, vtep: vtep?, priority: priority?, action: action? })
     }
+
+    pub(super) fn ingress_key(
+        &mut self,
+        index: usize,
+        vni: u32,
+        vtep: &str,
+        priority: u32,
+    ) -> (Option<Vni>, Option<VtepMatch>, Option<u16>) {
+        let place = |field| Place::object(Section::Ingress, index, field);
+        let vni = self.keep(place("vni"), to_vni(vni));
+        let vtep = match vtep {
+            "" => Some(VtepMatch::Any),
+            text => self.keep(place("vtep"), text.parse()),
+        };
+        let bad_priority =
+            Fault::BadNumber { value: priority.into(), min: 0, max: u16::MAX.into() };
+        let priority = u16::try_from(priority).map_err(|_| bad_priority);
+        let priority = self.keep(place("priority"), priority);
+        (vni, vtep, priority)
+    }
 }
 
-fn vni(value: u32) -> Result<Vni, Fault> {
+fn to_vni(value: u32) -> Result<Vni, Fault> {
     Vni::new(value).map_err(|_| Fault::BadVni { value: value.into() })
 }

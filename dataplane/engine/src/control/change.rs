@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use culvert_ebpf::AttachError;
-use culvert_model::{Attach, Host, IfName, Place, PortId, Section, UnderlayTx, api};
+use culvert_model::{Attach, Edit, Host, IfName, Place, PortId, Section, UnderlayTx, api};
 use culvert_port::IDLE_FRAMES;
 use culvert_port::device::Device as NetDevice;
 use culvert_wire::format::VXLAN;
@@ -70,6 +70,26 @@ impl Controller {
             return Err(ApplyError::Refused(faults));
         }
         Ok(self.commit(host, known, plan, change).await)
+    }
+
+    /// Changes objects of the state.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; the state before stays.
+    pub async fn update(
+        &mut self,
+        edits: &[Edit],
+        if_generation: Option<u64>,
+        if_instance: &str,
+    ) -> Result<(u64, Vec<String>), ApplyError> {
+        if !if_instance.is_empty() && if_instance != self.instance_id {
+            return Err(ApplyError::Instance(self.instance_id.clone()));
+        }
+        if if_generation.is_some_and(|wanted| wanted != self.generation) {
+            return Err(ApplyError::Generation(self.generation));
+        }
+        let edited = self.host.as_ref().map_or_else(|| Host::of_edits(edits), |h| h.edited(edits));
+        self.replace(edited.map_err(ApplyError::Invalid)?, None).await
     }
 
     /// The indices of the objects of a state.
@@ -333,7 +353,7 @@ impl Controller {
                 open.facts = facts;
             }
         } else {
-            self.update(name, facts);
+            self.update_device(name, facts);
         }
     }
 }

@@ -275,7 +275,7 @@ impl Controller {
         {
             facts.sends_trains = attach::sends_trains(&attached.wanted, open.mode, &features);
         }
-        self.update(name, facts)
+        self.update_device(name, facts)
     }
 
     fn is_tap_wanted(&self, name: &IfName) -> bool {
@@ -284,7 +284,7 @@ impl Controller {
     }
 
     /// Tells the workers of a device what has changed. True when the tables depend on it.
-    pub(super) fn update(&mut self, name: &IfName, facts: Facts) -> bool {
+    pub(super) fn update_device(&mut self, name: &IfName, facts: Facts) -> bool {
         let Some(open) = self.attached.get_mut(name).and_then(Attached::open_mut) else {
             return false;
         };

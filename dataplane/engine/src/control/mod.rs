@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use culvert_ebpf::Programs;
-use culvert_model::{Host, IfName, PortId, VnetId, api};
+use culvert_model::{Host, IfName, ModelError, PortId, VnetId, api};
 use culvert_nexthop::{NextHops, Resolver, ResolverConfig};
 use culvert_port::Arena;
 use tokio::sync::{broadcast, watch};
@@ -40,6 +40,10 @@ const NEXT_HOP_REFRESH: Duration = Duration::from_secs(5);
 pub enum ApplyError {
     /// The caller's idea of the current generation is old.
     Generation(u64),
+    /// The caller means another instance than this one.
+    Instance(String),
+    /// The edits do not come to a valid state; nothing was changed.
+    Invalid(Vec<ModelError>),
     /// This host cannot carry the state; nothing was changed.
     Refused(Vec<api::Fault>),
 }

@@ -88,7 +88,7 @@ impl Controller {
             match &moved {
                 Ok(()) => {
                     if let Some(facts) = self.facts_in(name, mode) {
-                        self.update(name, facts);
+                        self.update_device(name, facts);
                     }
                 }
                 Err(error @ AttachError::Closed { .. }) => {

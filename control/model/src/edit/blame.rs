@@ -1,0 +1,80 @@
+//! Which of many edits made a state illegal.
+//!
+//! The checks of a state know positions and nothing of edits. A fault of an object that was put is the
+//! edit's that put it. A fault of an object that nobody touched is that of the edit that changed what it
+//! depends on: it deleted the vnet of a port, or took the address of a mapping.
+
+use std::collections::HashMap;
+
+use super::{Edit, ObjectKey};
+use crate::fault::{Fault, ModelError, Place};
+use crate::host::{Host, HostParts};
+
+/// The last edit of each object.
+pub(super) struct Blame<'a> {
+    base: Option<&'a Host>,
+    edits: &'a [Edit],
+    by_key: HashMap<ObjectKey, usize>,
+}
+
+/// There is nothing to delete.
+pub(super) fn absent(at: usize, edit: &Edit) -> ModelError {
+    ModelError::new(edit.key().place().in_edit(at), Fault::Absent)
+}
+
+impl<'a> Blame<'a> {
+    pub(super) fn new(base: Option<&'a Host>, edits: &'a [Edit]) -> Blame<'a> {
+        let by_key = edits.iter().enumerate().map(|(at, edit)| (edit.key(), at)).collect();
+        Blame { base, edits, by_key }
+    }
+
+    /// The fault of `parts` with the edit that is to blame; objects are named instead of numbered.
+    pub(super) fn assign(&self, error: ModelError, parts: &HostParts) -> ModelError {
+        let ModelError { place, mut fault } = error;
+        let culprit = self.culprit(&place, &fault, parts);
+        let mut place = self.named(place, parts);
+        place.edit = place.edit.or(culprit);
+        if let Fault::Duplicate { by, .. } | Fault::Overlap { by, .. } = &mut fault {
+            *by = self.named(by.clone(), parts);
+        }
+        ModelError { place, fault }
+    }
+
+    fn named(&self, mut place: Place, parts: &HostParts) -> Place {
+        if let Some(key) = ObjectKey::at(&place, parts) {
+            place = place.named(&key.name());
+            place.edit = self.by_key.get(&key).copied();
+        }
+        place.index = None;
+        place
+    }
+
+    fn culprit(&self, place: &Place, fault: &Fault, parts: &HostParts) -> Option<usize> {
+        let of = |key: ObjectKey| self.by_key.get(&key).copied();
+        match fault {
+            Fault::UnknownVnet { id } => of(ObjectKey::Vnet(id.clone())),
+            Fault::UnknownPort { id } => of(ObjectKey::Port(id.clone())),
+            Fault::UnknownVni { vni } => {
+                let had = self.base?.vnets().iter().find(|vnet| vnet.vni == *vni)?;
+                of(ObjectKey::Vnet(had.id.clone()))
+            }
+            Fault::Duplicate { by, .. } | Fault::Overlap { by, .. } => {
+                of(ObjectKey::at(by, parts)?)
+            }
+            Fault::VtepIsOurs { .. } | Fault::NoUnderlayFamily { .. } => of(ObjectKey::Underlay),
+            Fault::UnderlayMtuTooSmall { family: 6, .. } => self.edits.iter().position(brings_ipv6),
+            Fault::TooMany { .. } => {
+                self.edits.iter().rposition(|edit| edit.key().section() == place.section)
+            }
+            _ => None,
+        }
+    }
+}
+
+fn brings_ipv6(edit: &Edit) -> bool {
+    match edit {
+        Edit::PutPort(port) => port.ips.iter().any(std::net::IpAddr::is_ipv6),
+        Edit::PutVnet(vnet) => vnet.gateways.iter().any(|gateway| gateway.ip.addr().is_ipv6()),
+        _ => false,
+    }
+}
