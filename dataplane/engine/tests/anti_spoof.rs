@@ -4,6 +4,7 @@ mod common;
 
 use culvert_dataplane::drops::DropReason;
 use culvert_dataplane::policy::anti_spoof::check;
+use culvert_dataplane::policy::observe::Unwatched;
 use culvert_model::{HostParts, MacAddr, PortState};
 use etherparse::ArpOperation;
 
@@ -30,9 +31,9 @@ fn host() -> HostParts {
 }
 
 fn verdict(world: &World, port: &str, frame: &Frame) -> Result<(), DropReason> {
-    let verdict = check(world.port(port), &frame.bytes, &frame.pkt());
+    let verdict = check(world.port(port), &frame.bytes, &frame.pkt(), &mut Unwatched);
     let tagged = frame.clone().tagged(7);
-    let behind_tag = check(world.port(port), &tagged.bytes, &tagged.pkt());
+    let behind_tag = check(world.port(port), &tagged.bytes, &tagged.pkt(), &mut Unwatched);
     assert_eq!(verdict, behind_tag, "a tag changes what is legal: {frame:?}");
     verdict
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use culvert_dataplane::policy::anti_spoof::check;
+use culvert_dataplane::policy::observe::Unwatched;
 use culvert_dataplane::worker::key::Headers;
 use culvert_model::{HostParts, MacAddr, RouteAction};
 use culvert_wire::eth::ether_type;
@@ -93,7 +94,9 @@ fn a_tenants_packets_of_one_key_have_one_verdict() {
             assert_eq!(world.egress("a", one), world.egress("a", two), "{one:?} {two:?}");
             // The sender of each ARP message is checked before the cache is asked.
             if one.pkt().ether_type != ether_type::ARP {
-                let checked = |frame: &Frame| check(world.port("a"), &frame.bytes, &frame.pkt());
+                let checked = |frame: &Frame| {
+                    check(world.port("a"), &frame.bytes, &frame.pkt(), &mut Unwatched)
+                };
                 assert_eq!(checked(one), checked(two), "{one:?} {two:?}");
             }
         }

@@ -6,6 +6,7 @@ use culvert_dataplane::drops::DropReason;
 use culvert_dataplane::policy::anti_spoof::check;
 use culvert_dataplane::policy::egress::Verdict;
 use culvert_dataplane::policy::ingress;
+use culvert_dataplane::policy::observe::Unwatched;
 use culvert_dataplane::worker::key::Headers;
 use culvert_model::{HostParts, MacAddr, Miss, RouteAction};
 use etherparse::ArpOperation;
@@ -87,7 +88,10 @@ fn a_local_route_to_nobody_here_is_not_local() {
 fn an_echo_from_the_unspecified_address_is_spoofed() {
     let world = World::new(host());
     let frame = icmpv6((A, "::"), (MacAddr([0x33, 0x33, 0, 0, 0, 1]), "ff02::1"), 128, &[]);
-    assert_eq!(check(world.port("a"), &frame.bytes, &frame.pkt()), Err(DropReason::SpoofedIp));
+    assert_eq!(
+        check(world.port("a"), &frame.bytes, &frame.pkt(), &mut Unwatched),
+        Err(DropReason::SpoofedIp)
+    );
 }
 
 #[test]
@@ -98,7 +102,10 @@ fn an_advertisement_of_anothers_address_is_spoofed() {
         body.extend([2, 1]);
         body.extend(A.0);
         let frame = icmpv6((A, "fd00::1"), (B, "fd00::2"), 136, &body);
-        assert_eq!(check(world.port("a"), &frame.bytes, &frame.pkt()), Err(DropReason::SpoofedIp));
+        assert_eq!(
+            check(world.port("a"), &frame.bytes, &frame.pkt(), &mut Unwatched),
+            Err(DropReason::SpoofedIp)
+        );
     }
 }
 

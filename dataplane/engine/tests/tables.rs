@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use culvert_dataplane::policy::egress::{Verdict, decide};
+use culvert_dataplane::policy::observe::Unwatched;
 use culvert_dataplane::tables::{Tables, Target};
 use culvert_model::{
     Host, HostParts, IngressAction, Miss, Port, PortState, RouteAction, VnetId, Vni, VtepMatch,
@@ -144,7 +145,7 @@ proptest! {
                 prop_assert_eq!((was.blocked, was.anti_spoof, &was.ips),
                     (port.blocked, port.anti_spoof, &port.ips));
                 for frame in probes(port) {
-                    let cached = decide(&before, was, &frame.bytes, &frame.pkt());
+                    let cached = decide(&before, was, &frame.bytes, &frame.pkt(), &mut Unwatched);
                     let fresh = world.egress(id, &frame);
                     prop_assert_eq!(cached, fresh, "{} kept epoch {}", id, port.epoch);
                     prop_assert!(means_the_same(&before, &world.tables, cached));

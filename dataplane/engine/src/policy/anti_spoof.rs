@@ -7,6 +7,7 @@ use culvert_wire::icmpv6::{self, kind};
 use culvert_wire::packet::{IpKind, Packet};
 use culvert_wire::{arp, proto};
 
+use super::observe::{Observer, Stage, Step};
 use crate::drops::DropReason;
 use crate::tables::PortEntry;
 
@@ -21,7 +22,34 @@ const MULTICAST_LISTENER_REPORT: u8 = 143;
 ///
 /// # Errors
 /// The drop reason.
-pub fn check(port: &PortEntry, head: &[u8], pkt: &Packet) -> Result<(), DropReason> {
+pub fn check(
+    port: &PortEntry,
+    head: &[u8],
+    pkt: &Packet,
+    seen: &mut impl Observer,
+) -> Result<(), DropReason> {
+    let result = judge(port, head, pkt);
+    seen.saw(|| {
+        let step = Step::of(Stage::AntiSpoof, result).by(format!("port {}", port.id));
+        step.because(match result {
+            Ok(()) if !port.anti_spoof => "anti-spoofing is off".to_owned(),
+            Ok(()) => String::new(),
+            Err(DropReason::PortBlocked) => "the port is blocked".to_owned(),
+            Err(DropReason::SpoofedMac) => {
+                format!("source {}, the port's is {}", pkt.src_mac(head), port.mac)
+            }
+            Err(_) => {
+                let source =
+                    pkt.src_ip(head).map_or_else(|| "source".to_owned(), |ip| ip.to_string());
+                let own: Vec<_> = port.ips.iter().map(ToString::to_string).collect();
+                format!("{source}; the port's addresses: {}", own.join(", "))
+            }
+        })
+    });
+    result
+}
+
+fn judge(port: &PortEntry, head: &[u8], pkt: &Packet) -> Result<(), DropReason> {
     if port.blocked {
         return Err(DropReason::PortBlocked);
     }

@@ -8,6 +8,7 @@ use culvert_wire::vni::Vni;
 use culvert_wire::{arp, icmpv6, proto, reply};
 use ipnet::IpNet;
 
+use super::observe::{Observer, Stage, Step};
 use crate::drops::DropReason;
 use crate::tables::{
     Ingress, IngressEntry, PortIndex, Tables, Target, VnetEntry, VnetIndex, VtepIndex,
@@ -33,27 +34,99 @@ pub fn decide(
     from: IpAddr,
     head: &[u8],
     pkt: &Packet,
+    seen: &mut impl Observer,
 ) -> Verdict {
+    seen.saw(|| Step::new(Stage::Vni, "vnet").by(format!("vnet {}: vni {}", vnet.id, vnet.vni)));
     let vtep = tables.vtep_of(&from);
+    if let Err(verdict) = admit(tables, vnet, from, vtep, head, pkt, seen) {
+        return verdict;
+    }
+    let verdict = port_of(vnet, head, pkt);
+    seen.saw(|| {
+        let step = match verdict {
+            Verdict::Deliver(port) => {
+                Step::new(Stage::Port, "deliver").by(tables.name_of_port(port))
+            }
+            Verdict::Flood(_) => Step::new(Stage::Port, "flood")
+                .by(format!("vnet {}: flood = true", vnet.id))
+                .because(format!("to {} local ports", vnet.local_ports.len())),
+            Verdict::Trap => Step::new(Stage::Port, "trap"),
+            Verdict::Drop(reason) => {
+                Step::drop(Stage::Port, reason).by(format!("vnet {}", vnet.id))
+            }
+        };
+        match verdict {
+            Verdict::Flood(_) => step,
+            _ => step.because(format!("destination {}", pkt.dst_mac(head))),
+        }
+    });
+    verdict
+}
+
+/// Whether the packet may come from this VTEP. The verdict, where that is the end of it.
+fn admit(
+    tables: &Tables,
+    vnet: &VnetEntry,
+    from: IpAddr,
+    vtep: Option<VtepIndex>,
+    head: &[u8],
+    pkt: &Packet,
+    seen: &mut impl Observer,
+) -> Result<(), Verdict> {
+    let rule = first_match(&vnet.ingress, from);
     let action = if vnet.ingress.is_empty() {
         // Nobody that no mapping names has business here.
         if vtep.is_some() { Some(Ingress::DecapValidate) } else { None }
     } else {
-        first_match(&vnet.ingress, from)
+        rule.map(|rule| rule.action)
     };
-    match action {
-        None => return Verdict::Drop(DropReason::UnknownVtep),
-        Some(Ingress::Drop) => return Verdict::Drop(DropReason::IngressDrop),
-        Some(Ingress::Trap) => return Verdict::Trap,
-        Some(Ingress::Decap) => {}
-        Some(Ingress::DecapValidate) => match vtep {
-            None => return Verdict::Drop(DropReason::UnknownVtep),
-            Some(vtep)
-                if source_lives_at(tables, vnet, vtep, head, pkt)
-                    && advertised_lives_at(vnet, vtep, head, pkt) => {}
-            Some(_) => return Verdict::Drop(DropReason::SourceMismatch),
-        },
+    let refused = match action {
+        None => Some(Verdict::Drop(DropReason::UnknownVtep)),
+        Some(Ingress::DecapValidate) if vtep.is_none() => {
+            Some(Verdict::Drop(DropReason::UnknownVtep))
+        }
+        Some(Ingress::Drop) => Some(Verdict::Drop(DropReason::IngressDrop)),
+        Some(Ingress::Trap) => Some(Verdict::Trap),
+        Some(Ingress::Decap | Ingress::DecapValidate) => None,
+    };
+    seen.saw(|| {
+        let step = match refused {
+            Some(Verdict::Drop(reason)) => Step::drop(Stage::IngressRule, reason),
+            Some(_) => Step::new(Stage::IngressRule, "trap"),
+            None => Step::new(Stage::IngressRule, "pass"),
+        };
+        let step = step.by(match rule {
+            Some(rule) => rule.to_string(),
+            None => format!("vnet {}: {}", vnet.id, "without a rule, only VTEPs of its mappings"),
+        });
+        step.because(match vtep {
+            None => format!("no mapping names {from}"),
+            Some(_) => format!("from {from}"),
+        })
+    });
+    if let Some(verdict) = refused {
+        return Err(verdict);
     }
+    let (Some(Ingress::DecapValidate), Some(vtep)) = (action, vtep) else { return Ok(()) };
+    let lives = source_lives_at(tables, vnet, vtep, head, pkt);
+    let valid = lives && advertised_lives_at(vnet, vtep, head, pkt);
+    seen.saw(|| {
+        let result = if valid { Ok(()) } else { Err(DropReason::SourceMismatch) };
+        let mac = pkt.src_mac(head);
+        let source = pkt.src_ip(head).map_or_else(|| mac.to_string(), |ip| format!("{ip} ({mac})"));
+        Step::of(Stage::SourceCheck, result).by(format!("vnet {}", vnet.id)).because(
+            match (lives, valid) {
+                (_, true) => format!("{source} lives behind {from}"),
+                (false, _) => format!("{source} does not live behind {from}"),
+                (true, false) => format!("{source} advertises what does not live behind {from}"),
+            },
+        )
+    });
+    if valid { Ok(()) } else { Err(Verdict::Drop(DropReason::SourceMismatch)) }
+}
+
+/// The local port that the packet is for.
+fn port_of(vnet: &VnetEntry, head: &[u8], pkt: &Packet) -> Verdict {
     let dst_mac = pkt.dst_mac(head);
     if !dst_mac.is_multicast() {
         return match vnet.macs.get(&dst_mac) {
@@ -75,19 +148,50 @@ pub fn decide(
 }
 
 /// Decides for a packet whose identifier no network here has. A rule may still trap it.
-pub fn decide_without_vnet(tables: &Tables, vni: Vni, from: IpAddr) -> Verdict {
-    match first_match(tables.ingress_of(vni), from) {
+pub fn decide_without_vnet(
+    tables: &Tables,
+    vni: Vni,
+    from: IpAddr,
+    seen: &mut impl Observer,
+) -> Verdict {
+    let rule = first_match(tables.ingress_of(vni), from);
+    let verdict = match rule.map(|rule| rule.action) {
         Some(Ingress::Trap) => Verdict::Trap,
         Some(Ingress::Drop) => Verdict::Drop(DropReason::IngressDrop),
         Some(Ingress::Decap | Ingress::DecapValidate) | None => {
             Verdict::Drop(DropReason::UnknownVni)
         }
-    }
+    };
+    seen.saw(|| {
+        let step = match verdict {
+            Verdict::Drop(reason @ DropReason::UnknownVni) => Step::drop(Stage::Vni, reason),
+            Verdict::Drop(reason) => Step::drop(Stage::IngressRule, reason),
+            _ => Step::new(Stage::IngressRule, "trap"),
+        };
+        let rule = rule.map_or_else(String::new, ToString::to_string);
+        step.by(rule).because(format!("no vnet here has vni {vni}"))
+    });
+    verdict
 }
 
-fn first_match(rules: &[IngressEntry], from: IpAddr) -> Option<Ingress> {
+fn first_match(rules: &[IngressEntry], from: IpAddr) -> Option<&IngressEntry> {
     let covers = |net: &Option<IpNet>| net.is_none_or(|net| net.contains(&from));
-    rules.iter().find(|rule| covers(&rule.from)).map(|rule| rule.action)
+    rules.iter().find(|rule| covers(&rule.from))
+}
+
+impl std::fmt::Display for IngressEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let action = match self.action {
+            Ingress::DecapValidate => "decap-validate",
+            Ingress::Decap => "decap",
+            Ingress::Trap => "trap",
+            Ingress::Drop => "drop",
+        };
+        match self.from {
+            None => write!(f, "ingress rule: any -> {action}"),
+            Some(net) => write!(f, "ingress rule: {net} -> {action}"),
+        }
+    }
 }
 
 /// Whether the inner source, by MAC and address, lives behind this VTEP: in the network itself, or,

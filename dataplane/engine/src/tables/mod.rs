@@ -9,6 +9,7 @@
 
 mod build;
 mod indices;
+mod names;
 
 use std::net::IpAddr;
 use std::sync::Arc;

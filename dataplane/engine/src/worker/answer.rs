@@ -16,6 +16,7 @@ use super::offload::Offload;
 use crate::drops::DropReason;
 use crate::policy::anti_spoof;
 use crate::policy::ingress::asked_for;
+use crate::policy::observe::Unwatched;
 use crate::tables::{PortIndex, VnetEntry};
 
 /// Bytes of the longest answer: a quoted IPv6 packet in an ICMPv6 error.
@@ -42,7 +43,7 @@ impl Worker {
             return self.drop_tenant(port, buf, DropReason::PortGone);
         };
         let head = buf.head().data();
-        if let Err(reason) = anti_spoof::check(entry, head, pkt) {
+        if let Err(reason) = anti_spoof::check(entry, head, pkt, &mut Unwatched) {
             return self.drop_tenant(port, buf, reason);
         }
         let is_arp = pkt.ether_type == ether_type::ARP;

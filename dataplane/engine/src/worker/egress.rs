@@ -13,6 +13,7 @@ use super::tunnel::Tunnel;
 use crate::drops::DropReason;
 use crate::policy::anti_spoof;
 use crate::policy::egress::{Rewrite, Verdict, decide};
+use crate::policy::observe::Unwatched;
 use crate::shared::Handoff;
 use crate::tables::{PortIndex, Target, VnetIndex};
 
@@ -125,8 +126,8 @@ impl Worker {
         let tables = std::sync::Arc::clone(&self.tables);
         let port = tables.port(key.port)?;
         let head = buf.head().data();
-        let mut verdict = match anti_spoof::check(port, head, pkt) {
-            Ok(()) => decide(&tables, port, head, pkt),
+        let mut verdict = match anti_spoof::check(port, head, pkt, &mut Unwatched) {
+            Ok(()) => decide(&tables, port, head, pkt, &mut Unwatched),
             Err(reason) => Verdict::Drop(reason),
         };
         let mut tunnel = None;

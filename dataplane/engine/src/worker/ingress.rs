@@ -19,6 +19,7 @@ use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
 use crate::limits::MAX_SEGMENTS;
 use crate::policy::ingress::{Verdict, decide, decide_without_vnet};
+use crate::policy::observe::Unwatched;
 use crate::shared::Handoff;
 use crate::tables::{LinkIndex, PortIndex, Tables, VnetIndex};
 
@@ -317,8 +318,8 @@ impl Worker {
         self.counters.flow_misses.add(1);
         let tables: Arc<Tables> = Arc::clone(&self.tables);
         let verdict = match tables.vnet_of(outer.vni) {
-            None => decide_without_vnet(&tables, outer.vni, outer.from),
-            Some(vnet) => decide(&tables, vnet, outer.from, head, inner),
+            None => decide_without_vnet(&tables, outer.vni, outer.from, &mut Unwatched),
+            Some(vnet) => decide(&tables, vnet, outer.from, head, inner, &mut Unwatched),
         };
         let verdict = match verdict {
             Verdict::Deliver(port) => deliverable(&tables, port),

@@ -7,6 +7,7 @@ pub(crate) mod states;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use culvert_dataplane::policy::observe::Unwatched;
 use culvert_dataplane::policy::{egress, ingress};
 use culvert_dataplane::tables::{
     self, Hop, Indices, Inputs, PortEntry, PortFacts, PortIndex, Reach, Tables, Target, VnetEntry,
@@ -208,7 +209,7 @@ impl World {
 
     /// What becomes of a frame that a port sends.
     pub(crate) fn egress(&self, port: &str, frame: &Frame) -> egress::Verdict {
-        egress::decide(&self.tables, self.port(port), &frame.bytes, &frame.pkt())
+        egress::decide(&self.tables, self.port(port), &frame.bytes, &frame.pkt(), &mut Unwatched)
     }
 
     /// The verdict that a frame goes to one place, as it is.
@@ -231,6 +232,6 @@ impl World {
     /// What becomes of a frame that a VTEP sends with the identifier of a network.
     pub(crate) fn ingress(&self, vni: u32, from: &str, frame: &Frame) -> ingress::Verdict {
         let vnet = self.tables.vnet_of(Vni::new(vni).unwrap()).unwrap();
-        ingress::decide(&self.tables, vnet, ip(from), &frame.bytes, &frame.pkt())
+        ingress::decide(&self.tables, vnet, ip(from), &frame.bytes, &frame.pkt(), &mut Unwatched)
     }
 }
