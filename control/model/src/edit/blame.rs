@@ -52,8 +52,8 @@ impl<'a> Blame<'a> {
     fn culprit(&self, place: &Place, fault: &Fault, parts: &HostParts) -> Option<usize> {
         let of = |key: ObjectKey| self.by_key.get(&key).copied();
         match fault {
-            Fault::UnknownVnet { id } => of(ObjectKey::Vnet(id.clone())),
-            Fault::UnknownPort { id } => of(ObjectKey::Port(id.clone())),
+            Fault::UnknownVnet { id, .. } => of(ObjectKey::Vnet(id.clone())),
+            Fault::UnknownPort { id, .. } => of(ObjectKey::Port(id.clone())),
             Fault::UnknownVni { vni } => {
                 let had = self.base?.vnets().iter().find(|vnet| vnet.vni == *vni)?;
                 of(ObjectKey::Vnet(had.id.clone()))
