@@ -1,4 +1,4 @@
-//! The gRPC API of the dataplane, `culvert.v1`, and how refusals travel in it.
+//! The gRPC API of dataplane and control plane, `culvert.v1`, and how refusals travel in it.
 //!
 //! The messages mirror the nouns: [`State`] is `From<&Host>`, and `Host` is `TryFrom<State>`, with every
 //! check made again, since a server trusts nobody.

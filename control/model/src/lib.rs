@@ -10,6 +10,7 @@
 //! | [`underlay`], [`vnet`], [`port`], [`rules`] | the nouns |
 //! | [`host`] | all of them, valid as a whole |
 //! | [`fault`] | what can be wrong, where, and what is legal |
+//! | [`object`] | one object of a state, whichever kind it is |
 //! | [`edit`] | changes of one object each: what differs between two states, and applying it |
 //! | [`api`] | the gRPC API, and its messages from and to the nouns |
 //! | [`host_toml`] | the file that people write |
@@ -26,6 +27,7 @@ pub mod host_toml;
 pub mod ids;
 pub mod limits;
 mod nearest;
+pub mod object;
 pub mod port;
 pub mod rules;
 pub mod underlay;
@@ -40,6 +42,7 @@ pub use host::{Host, HostParts};
 pub use ids::{IfName, Mtu, PortId, VnetId};
 pub use ipnet::IpNet;
 pub use nearest::nearest;
+pub use object::Object;
 pub use port::{Attach, Port, PortState};
 pub use rules::{
     EgressRoute, IngressAction, IngressKey, IngressRule, Mapping, MappingKey, RouteAction,
@@ -54,6 +57,9 @@ pub const DEFAULT_RUN_DIR: &str = "/run/culvert";
 pub const DATAPLANE_SOCKET: &str = "dataplane.sock";
 /// The socket of the dataplane, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/culvert/dataplane.sock";
+
+/// The socket of culvertd, unless told otherwise.
+pub const DEFAULT_CONTROL_SOCKET: &str = "/run/culvert/culvertd.sock";
 
 /// Least MTU of an IPv4 tenant, bytes: what every host must be able to take (RFC 791).
 pub const IPV4_MTU_MIN: u16 = 576;

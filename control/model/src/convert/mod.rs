@@ -4,6 +4,7 @@
 //! both ways in make the same checks and name the same places.
 
 mod edit;
+mod object;
 mod read;
 mod text;
 mod write;
