@@ -3,6 +3,7 @@
 //! This is the one place where text becomes typed values: `host.toml` is read into messages first, so that
 //! both ways in make the same checks and name the same places.
 
+mod policy;
 mod read;
 mod text;
 mod write;
