@@ -70,6 +70,7 @@ fn counts(host: &Host) -> String {
         count(host.routes().len(), "route"),
         count(host.mappings().len(), "mapping"),
         count(host.ingress().len(), "ingress rule"),
+        count(host.acls().len(), "ACL group"),
     ]
     .join(", ")
 }

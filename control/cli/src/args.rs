@@ -96,6 +96,8 @@ pub(crate) enum What {
     Mappings,
     /// Ingress rules.
     Ingress,
+    /// ACL groups, rule by rule.
+    Acls,
     /// The physical network, as wanted and as it is.
     Underlay,
     /// The dataplane itself, and what the kernel can do.

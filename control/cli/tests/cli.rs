@@ -20,7 +20,7 @@ fn applied() -> Running {
     assert_eq!(
         ran.out,
         format!(
-            "{file}: applied as generation 1: 2 vnets, 2 ports, 3 routes, 1 mapping, 1 ingress rule\n"
+            "{file}: applied as generation 1: 2 vnets, 2 ports, 3 routes, 1 mapping, 1 ingress rule, 2 ACL groups\n"
         )
     );
     assert_eq!(ran.err, "");
@@ -189,7 +189,12 @@ fn ports_are_shown_with_the_reasons_for_their_mode() {
 fn the_wanted_state_is_shown_in_parts() {
     let dataplane = applied();
     for (what, expected) in [
-        ("vnets", "blue   100  vxlan   no     drop  10.0.0.254/24, fd00::ffff/64"),
+        ("vnets", "blue   100  vxlan   no     drop  yes   10.0.0.254/24, fd00::ffff/64"),
+        (
+            "acls",
+            "web   yes          0  ingress    allow   tcp       10.0.0.0/8      80, 443, 8000-8099  any",
+        ),
+        ("acls", "base  yes          0  egress     deny    any       169.254.0.0/16"),
         ("routes", "port a1    10.0.0.128/25  drop"),
         ("mappings", "blue  10.0.0.2  02:00:00:00:01:02  192.0.2.2  1400"),
         ("ingress", "100  192.0.2.2/32       100  decap-validate"),
@@ -221,6 +226,18 @@ fn json_has_stable_names() {
         json!([{ "vni": 100, "vtep": "192.0.2.2/32", "priority": 100, "action": "decap-validate" }])
     );
     assert_eq!(show("vnets")[0]["gateways"][0]["ip"], "10.0.0.254/24");
+    assert_eq!(show("vnets")[0]["dhcp"]["lease_s"], 3600);
+    assert_eq!(show("vnets")[1]["dhcp"], json!(null));
+    assert_eq!(show("acls")[0]["stateful"], true);
+    assert_eq!(
+        show("acls")[0]["rules"][1],
+        json!({
+            "direction": "egress", "action": "allow", "protocol": "udp", "remote": "any",
+            "local_ports": "any", "remote_ports": "53",
+        })
+    );
+    assert_eq!(show("host")["ports"][0]["acl"], json!(["web", "base"]));
+    assert_eq!(show("host")["ports"][0]["meter"]["rx"]["rate_bps"], 1_000_000_000);
     assert_eq!(show("underlay")["wanted"]["interfaces"], json!(["eth0"]));
     assert_eq!(show("underlay")["devices"][0]["up"], true);
     assert_eq!(show("info")["workers"], json!([{ "index": 0, "cpu": 1 }]));

@@ -10,7 +10,8 @@ use culvert_wire::eth::MacAddr;
 use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
-use crate::ids::{IfName, Mtu, PortId, VnetId};
+use crate::acl::Protocol;
+use crate::ids::{AclGroupId, IfName, Mtu, PortId, VnetId};
 use crate::nearest::{asked, hint};
 
 /// A part of the state, named as in `host.toml`.
@@ -28,6 +29,8 @@ pub enum Section {
     Mapping,
     /// What is taken from the underlay.
     Ingress,
+    /// Which flows ports may have.
+    Acl,
 }
 
 impl Section {
@@ -40,6 +43,7 @@ impl Section {
             Section::Route => "route",
             Section::Mapping => "mapping",
             Section::Ingress => "ingress",
+            Section::Acl => "acl",
         }
     }
 }
@@ -56,10 +60,10 @@ pub struct Place {
     pub index: Option<usize>,
     /// Identifier of the object, where it has one.
     pub id: Option<String>,
-    /// Field of the object, as in `host.toml`; empty for the object as a whole. A field inside a list of
-    /// tables is written with a dot (`gateway.ip`).
+    /// Field of the object, as in `host.toml`; empty for the object as a whole. A field inside a table, or
+    /// a list of tables, is written with a dot (`dhcp.dns`, `gateway.ip`).
     pub field: &'static str,
-    /// Position in the field, from 0, where that is a list.
+    /// Position in the list of tables, or else in the field, from 0.
     pub element: Option<usize>,
 }
 
@@ -132,10 +136,17 @@ pub(crate) fn write_place(
         return f.write_char(':');
     }
     match (field.split_once('.'), element) {
-        (Some((list, leaf)), Some(element)) => write!(f, ": {list}[{element}].{leaf}"),
-        (None, Some(element)) => write!(f, ": {field}[{element}]"),
+        (Some((list, leaf)), Some(element)) if is_list_of_tables(list) => {
+            write!(f, ": {list}[{element}].{leaf}")
+        }
+        (_, Some(element)) => write!(f, ": {field}[{element}]"),
         (_, None) => write!(f, ": {field}"),
     }
+}
+
+/// Whether a field that has fields of its own is a list of tables; else it is one table.
+pub(crate) fn is_list_of_tables(field: &str) -> bool {
+    !matches!(field, "dhcp" | "meter")
 }
 
 /// A fault and its place.
@@ -242,6 +253,76 @@ pub enum Fault {
         /// Greatest legal value.
         max: i64,
     },
+    /// Write the number plainly or with a decimal unit.
+    #[error("{value:?}: not a number; legal is as 64000, 64k, 100M or 2G")]
+    BadScaled {
+        /// As given.
+        value: String,
+    },
+    /// Name the protocol, or give its number.
+    #[error(
+        "{value:?}: not an IP protocol; legal is any, tcp, udp, sctp, icmp, icmpv6 or a number, 0 to 255"
+    )]
+    BadProtocol {
+        /// As given.
+        value: String,
+    },
+    /// Write ports and ranges of them, separated by commas.
+    #[error("{value:?}: not a port or range of ports; legal is as 80, 443, 8000-8999")]
+    BadPorts {
+        /// As given.
+        value: String,
+    },
+    /// Write the range with its lower end first.
+    #[error("{first}-{last}: reversed; legal is {last}-{first}")]
+    PortsReversed {
+        /// As given.
+        first: u16,
+        /// As given, below `first`.
+        last: u16,
+    },
+    /// Name the protocol that the ports are of.
+    #[error(
+        "ports given with protocol {protocol}, which has none; legal is with tcp, udp and sctp"
+    )]
+    PortsWithoutProtocol {
+        /// As given.
+        protocol: Protocol,
+    },
+    /// Use the protocol or the prefix of the other IP version.
+    #[error(
+        "{remote}: never seen with protocol {protocol}; legal is a prefix of IPv{family}",
+        family = if remote.addr().is_ipv4() { 6 } else { 4 }
+    )]
+    ProtocolOfOtherFamily {
+        /// As given.
+        protocol: Protocol,
+        /// As given.
+        remote: IpNet,
+    },
+    /// Write the name as DNS does.
+    #[error(
+        "{value:?}: not a domain name; legal is labels of a-z, 0-9 and - joined by dots, as web-1.example.internal"
+    )]
+    BadDomain {
+        /// As given.
+        value: String,
+    },
+    /// Give the vnet a gateway whose subnet has the address, use one that has it, or take `dhcp` from the
+    /// vnet: without a subnet a tenant cannot be told its netmask and router.
+    #[error(
+        "{ip}: in the subnet of no gateway of its vnet, which has dhcp; legal is an address in one of them"
+    )]
+    NoSubnet {
+        /// As given.
+        ip: IpAddr,
+    },
+    /// Use a router in a subnet of the vnet, which tenants reach without another.
+    #[error("{via}: in the subnet of no gateway of the vnet; legal is a router in one of them")]
+    RouterNotOnLink {
+        /// As given.
+        via: IpAddr,
+    },
     /// Use one of the words.
     #[error("{value:?}: unknown; legal is {legal}{}", hint(value, legal))]
     BadWord {
@@ -303,6 +384,14 @@ pub enum Fault {
         id: PortId,
         /// The port that was probably meant.
         nearest: Option<PortId>,
+    },
+    /// Declare the group, or correct the name.
+    #[error("{id:?}: no such ACL group; legal is the id of an [[acl]] of this host{}", asked(nearest.as_ref()))]
+    UnknownAcl {
+        /// As given.
+        id: AclGroupId,
+        /// The group that was probably meant.
+        nearest: Option<AclGroupId>,
     },
     /// Declare a vnet with this VNI, or trap or drop its frames.
     #[error(

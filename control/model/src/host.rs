@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use culvert_wire::vni::Vni;
 
+use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section, Warning};
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressRule, Mapping, RouteScope};
@@ -34,6 +35,8 @@ pub struct HostParts {
     pub mappings: Vec<Mapping>,
     /// What is taken from the underlay.
     pub ingress: Vec<IngressRule>,
+    /// Which flows ports may have.
+    pub acls: Vec<AclGroup>,
 }
 
 impl Host {
@@ -94,6 +97,16 @@ impl Host {
     /// What is taken from the underlay, as given: see [`IngressRule`] for what holds without a rule.
     pub fn ingress(&self) -> &[IngressRule] {
         &self.parts.ingress
+    }
+
+    /// Which flows ports may have.
+    pub fn acls(&self) -> &[AclGroup] {
+        &self.parts.acls
+    }
+
+    /// The ACL group of a name.
+    pub fn acl(&self, id: &str) -> Option<&AclGroup> {
+        self.parts.acls.iter().find(|group| group.id.as_str() == id)
     }
 
     /// The vnet of a name.

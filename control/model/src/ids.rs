@@ -12,6 +12,9 @@ pub const ID_LEN_MAX: usize = 63;
 /// Longest interface name, in bytes: IFNAMSIZ less the final zero.
 pub const IFNAME_LEN_MAX: usize = 15;
 
+/// Longest domain name, in bytes of its text form (RFC 1035 section 2.3.4).
+pub const DOMAIN_LEN_MAX: usize = 253;
+
 fn check_id(value: &str) -> Result<Arc<str>, Fault> {
     let legal = (1..=ID_LEN_MAX).contains(&value.len())
         && value.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
@@ -83,11 +86,33 @@ text_newtype!(
     check_id
 );
 text_newtype!(
+    /// Name of an ACL group: 1 to 63 of `a-z`, `0-9` and `-`. Cheap to clone.
+    AclGroupId,
+    check_id
+);
+text_newtype!(
+    /// A domain name, or a host's: labels of 1 to 63 of `a-z`, `0-9` and `-`, which neither begins nor ends
+    /// one, joined by dots; at most 253 bytes (RFC 1035 section 2.3, RFC 1123 section 2.1).
+    DomainName,
+    check_domain
+);
+text_newtype!(
     /// Name of a network device: 1 to 15 printable ASCII characters without space, `/` and `:`, and not
     /// `.` or `..`. The kernel would take more, none of it useful.
     IfName,
     check_ifname
 );
+
+fn check_domain(value: &str) -> Result<Arc<str>, Fault> {
+    let label = |label: &str| {
+        (1..=ID_LEN_MAX).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let legal = value.len() <= DOMAIN_LEN_MAX && value.split('.').all(label);
+    if legal { Ok(value.into()) } else { Err(Fault::BadDomain { value: value.to_owned() }) }
+}
 
 fn check_ifname(value: &str) -> Result<Arc<str>, Fault> {
     let legal = (1..=IFNAME_LEN_MAX).contains(&value.len())
@@ -177,6 +202,18 @@ mod tests {
         for illegal in ["", "Blue", "a_b", "a b", "ä", &"x".repeat(64)] {
             let fault = PortId::new(illegal).unwrap_err();
             assert_eq!(fault, Fault::BadId { value: illegal.to_owned() });
+        }
+    }
+
+    #[test]
+    fn domain_names_are_labels_joined_by_dots() {
+        let long = format!("{}.{}", "x".repeat(63), "y".repeat(63));
+        for legal in ["a", "web-1", "a1.example.internal", &long] {
+            assert_eq!(DomainName::new(legal).unwrap().as_str(), legal);
+        }
+        let too_long = vec!["x".repeat(63); 4].join(".");
+        for illegal in ["", ".", "a.", ".a", "a..b", "-a", "a-", "A", "a_b", "a\0", &too_long] {
+            assert!(DomainName::new(illegal).is_err(), "{illegal:?}");
         }
     }
 

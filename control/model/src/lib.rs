@@ -2,12 +2,13 @@
 //!
 //! A host carries **ports** (attachments of tenants) in **vnets** (address spaces of their own, each with a
 //! VNI on the wire). **Egress routes** say where a port's frames may go, **mappings** behind which VTEP an
-//! address lives, **ingress rules** what is taken from the underlay.
+//! address lives, **ingress rules** what is taken from the underlay, **ACL groups** which flows a port may
+//! have.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`ids`] | names and small quantities that cannot hold an illegal value |
-//! | [`underlay`], [`vnet`], [`port`], [`rules`] | the nouns |
+//! | [`underlay`], [`vnet`], [`port`], [`rules`], [`acl`], [`meter`], [`dhcp`] | the nouns |
 //! | [`host`] | all of them, valid as a whole |
 //! | [`fault`] | what can be wrong, where, and what is legal |
 //! | [`object`] | one object of a state, whichever kind it is |
@@ -18,14 +19,17 @@
 //!
 //! Nothing here does I/O; neither does it know how packets are carried.
 
+pub mod acl;
 pub mod api;
 mod convert;
+pub mod dhcp;
 pub mod edit;
 pub mod fault;
 pub mod host;
 pub mod host_toml;
 pub mod ids;
 pub mod limits;
+pub mod meter;
 mod nearest;
 pub mod object;
 pub mod port;
@@ -34,13 +38,16 @@ pub mod underlay;
 mod validate;
 pub mod vnet;
 
+pub use acl::{AclAction, AclGroup, AclRule, Direction, PortRange, PortRanges, Protocol};
 pub use culvert_wire::eth::MacAddr;
 pub use culvert_wire::vni::Vni;
+pub use dhcp::{Dhcp, DhcpRoute};
 pub use edit::{Edit, ObjectKey, diff};
 pub use fault::{Fault, ModelError, Place, Section, Warning};
 pub use host::{Host, HostParts};
-pub use ids::{IfName, Mtu, PortId, VnetId};
+pub use ids::{AclGroupId, DomainName, IfName, Mtu, PortId, VnetId};
 pub use ipnet::IpNet;
+pub use meter::{Meter, TokenBucket};
 pub use nearest::nearest;
 pub use object::Object;
 pub use port::{Attach, Port, PortState};

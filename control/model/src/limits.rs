@@ -19,6 +19,18 @@ pub const ROUTES_MAX: usize = 100_000;
 pub const MAPPINGS_MAX: usize = 1_000_000;
 /// Ingress rules.
 pub const INGRESS_RULES_MAX: usize = 65_536;
+/// ACL groups.
+pub const ACL_GROUPS_MAX: usize = 4_096;
+/// Rules of one ACL group. The first packet of a flow is held against them one by one.
+pub const ACL_RULES_PER_GROUP_MAX: usize = 256;
+/// ACL groups of one port, for the same reason.
+pub const ACL_GROUPS_PER_PORT_MAX: usize = 8;
+/// Port ranges of one ACL rule, local and remote each.
+pub const ACL_PORT_RANGES_MAX: usize = 16;
+/// DNS servers, and NTP servers, of one vnet: all of them fit one DHCP packet of the least size.
+pub const DHCP_SERVERS_MAX: usize = 8;
+/// Static routes of one vnet's DHCP, likewise.
+pub const DHCP_ROUTES_MAX: usize = 16;
 /// Bytes of a `host.toml`.
 pub const HOST_TOML_BYTES_MAX: usize = 256 << 20;
 /// Bytes of one gRPC message: a state at all its limits fits. Client and server set it on encoding and

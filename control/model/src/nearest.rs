@@ -2,19 +2,18 @@
 
 use std::fmt::Display;
 
-/// Least likeness, of 1, for a word to be worth a suggestion.
-const LIKENESS_MIN: f64 = 0.7;
-
-/// The candidate most like `given`, if any is like it at all.
+/// The candidate that takes the fewest edits from `given`, if they are few enough for a slip: a third of
+/// its length, and one unless that is all of it. Swapped neighbours are one edit, another case is none.
 pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let given = given.to_lowercase();
-    let likeness = |word: &str| strsim::jaro_winkler(&given, &word.to_lowercase());
+    let letters = given.chars().count();
+    let most = (letters / 3).max(usize::from(letters > 1));
     candidates
         .into_iter()
         .filter(|word| !word.is_empty())
-        .map(|word| (likeness(word), word))
-        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|word| (strsim::osa_distance(&given, &word.to_lowercase()), word))
+        .filter(|(edits, _)| *edits <= most)
+        .min()
         .map(|(_, word)| word)
 }
 
@@ -34,7 +33,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_likest_word_is_found() {
+    fn a_slip_is_recognised_and_another_word_is_not() {
+        assert_eq!(nearest("wbe", ["web", "database"]), Some("web"));
+        assert_eq!(nearest("monitorring", ["monitoring", "web"]), Some("monitoring"));
         assert_eq!(nearest("vent", ["vnet", "port", "route"]), Some("vnet"));
         assert_eq!(nearest("Blue", ["blue", "blues"]), Some("blue"));
         assert_eq!(nearest("antispoof", ["anti_spoof", "attach"]), Some("anti_spoof"));

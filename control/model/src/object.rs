@@ -1,5 +1,6 @@
 //! One object of a state, whichever kind it is.
 
+use crate::acl::AclGroup;
 use crate::edit::{Edit, ObjectKey};
 use crate::host::HostParts;
 use crate::port::Port;
@@ -22,6 +23,8 @@ pub enum Object {
     Mapping(Mapping),
     /// An ingress rule.
     Ingress(IngressRule),
+    /// An ACL group.
+    Acl(AclGroup),
 }
 
 impl Object {
@@ -34,18 +37,20 @@ impl Object {
             Object::Route(route) => ObjectKey::Route(route.key()),
             Object::Mapping(mapping) => ObjectKey::Mapping(mapping.key()),
             Object::Ingress(rule) => ObjectKey::Ingress(rule.key()),
+            Object::Acl(group) => ObjectKey::Acl(group.id.clone()),
         }
     }
 
     /// Every object of a state, in the order of its sections.
     pub fn all_of(parts: HostParts) -> impl Iterator<Item = Object> {
-        let HostParts { underlay, vnets, ports, routes, mappings, ingress } = parts;
+        let HostParts { underlay, vnets, ports, routes, mappings, ingress, acls } = parts;
         std::iter::once(Object::Underlay(underlay))
             .chain(vnets.into_iter().map(Object::Vnet))
             .chain(ports.into_iter().map(Object::Port))
             .chain(routes.into_iter().map(Object::Route))
             .chain(mappings.into_iter().map(Object::Mapping))
             .chain(ingress.into_iter().map(Object::Ingress))
+            .chain(acls.into_iter().map(Object::Acl))
     }
 }
 
@@ -59,6 +64,7 @@ impl From<Object> for Edit {
             Object::Route(route) => Edit::PutRoute(route),
             Object::Mapping(mapping) => Edit::PutMapping(mapping),
             Object::Ingress(rule) => Edit::PutIngress(rule),
+            Object::Acl(group) => Edit::PutAcl(group),
         }
     }
 }
@@ -73,11 +79,13 @@ impl From<Edit> for Option<Object> {
             Edit::PutRoute(route) => Object::Route(route),
             Edit::PutMapping(mapping) => Object::Mapping(mapping),
             Edit::PutIngress(rule) => Object::Ingress(rule),
+            Edit::PutAcl(group) => Object::Acl(group),
             Edit::DeleteVnet(_)
             | Edit::DeletePort(_)
             | Edit::DeleteRoute(_)
             | Edit::DeleteMapping(_)
-            | Edit::DeleteIngress(_) => return None,
+            | Edit::DeleteIngress(_)
+            | Edit::DeleteAcl(_) => return None,
         })
     }
 }

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use culvert_wire::eth::MacAddr;
 
-use crate::ids::{IfName, Mtu, PortId, VnetId, words};
+use crate::ids::{AclGroupId, DomainName, IfName, Mtu, PortId, VnetId, words};
+use crate::meter::Meter;
 use crate::underlay::ModePreference;
 
 /// One tenant's attachment to one vnet.
@@ -30,6 +31,12 @@ pub struct Port {
     pub mode: ModePreference,
     /// Whether frames pass.
     pub state: PortState,
+    /// ACL groups, each once, the first that has a matching rule decides. Empty: everything passes.
+    pub acl: Vec<AclGroupId>,
+    /// Limits of its rate; `None`: unlimited.
+    pub meter: Option<Meter>,
+    /// What the tenant is told to call itself, where its vnet has DHCP.
+    pub hostname: Option<DomainName>,
 }
 
 /// The device of a port.

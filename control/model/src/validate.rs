@@ -1,5 +1,7 @@
 //! Checks of a host's state as a whole. Pure: parts in, faults out.
 
+mod policy;
+
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -10,9 +12,10 @@ use culvert_wire::eth::MacAddr;
 use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
+use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section};
 use crate::host::{HostParts, underlay_mtu_fault};
-use crate::ids::{IfName, PortId, VnetId};
+use crate::ids::{AclGroupId, IfName, PortId, VnetId};
 use crate::port::Port;
 use crate::rules::{
     EgressRoute, IngressAction, IngressKey, IngressRule, Mapping, RouteAction, RouteScope,
@@ -31,9 +34,11 @@ pub(crate) struct Draft {
     pub(crate) routes: Vec<Option<EgressRoute>>,
     pub(crate) mappings: Vec<Option<Mapping>>,
     pub(crate) ingress: Vec<Option<IngressRule>>,
-    /// Names of vnets and ports that were given, but unreadable otherwise: a reference to one is no fault.
+    pub(crate) acls: Vec<Option<AclGroup>>,
+    /// Names of vnets, ports and ACL groups that were given, but unreadable otherwise: a reference to one is no fault.
     pub(crate) broken_vnets: HashSet<VnetId>,
     pub(crate) broken_ports: HashSet<PortId>,
+    pub(crate) broken_acls: HashSet<AclGroupId>,
     /// VNIs of unreadable vnets, likewise; with `unknown_vnis`, one of them had no readable VNI.
     pub(crate) broken_vnis: HashSet<Vni>,
     pub(crate) unknown_vnis: bool,
@@ -48,8 +53,10 @@ impl From<HostParts> for Draft {
             routes: parts.routes.into_iter().map(Some).collect(),
             mappings: parts.mappings.into_iter().map(Some).collect(),
             ingress: parts.ingress.into_iter().map(Some).collect(),
+            acls: parts.acls.into_iter().map(Some).collect(),
             broken_vnets: HashSet::new(),
             broken_ports: HashSet::new(),
+            broken_acls: HashSet::new(),
             broken_vnis: HashSet::new(),
             unknown_vnis: false,
         }
@@ -66,6 +73,7 @@ impl Draft {
             routes: self.routes.into_iter().collect::<Option<_>>()?,
             mappings: self.mappings.into_iter().collect::<Option<_>>()?,
             ingress: self.ingress.into_iter().collect::<Option<_>>()?,
+            acls: self.acls.into_iter().collect::<Option<_>>()?,
         })
     }
 }
@@ -100,6 +108,10 @@ pub(crate) fn validate(draft: &Draft) -> Vec<ModelError> {
     for (index, rule) in present(&draft.ingress) {
         check.ingress(index, rule);
     }
+    check.limit(Section::Acl, draft.acls.len(), limits::ACL_GROUPS_MAX);
+    for (index, group) in present(&draft.acls) {
+        check.acl(index, group);
+    }
     check.errors
 }
 
@@ -112,13 +124,17 @@ struct Check<'a> {
     errors: Vec<ModelError>,
     vnet_ids: HashSet<&'a VnetId>,
     port_ids: HashSet<&'a PortId>,
+    acl_ids: HashSet<&'a AclGroupId>,
     vnis: HashSet<Vni>,
+    /// Readable vnets by name; the first of several.
+    vnets: HashMap<&'a VnetId, &'a Vnet>,
     seen_vnets: HashMap<&'a VnetId, Place>,
     seen_vnis: HashMap<Vni, Place>,
     seen_ports: HashMap<&'a PortId, Place>,
     seen_interfaces: HashMap<&'a IfName, Place>,
     seen_routes: HashMap<(&'a RouteScope, IpNet), Place>,
     seen_ingress: HashMap<IngressKey, Place>,
+    seen_acls: HashMap<&'a AclGroupId, Place>,
     /// Owners of a vnet's addresses: gateways, ports, then mappings.
     ip_owners: HashMap<(&'a VnetId, IpAddr), Place>,
     mac_owners: HashMap<(&'a VnetId, MacAddr), Place>,
@@ -135,6 +151,11 @@ impl<'a> Check<'a> {
                 .map(|(_, port)| &port.id)
                 .chain(&draft.broken_ports)
                 .collect(),
+            acl_ids: present(&draft.acls)
+                .map(|(_, group)| &group.id)
+                .chain(&draft.broken_acls)
+                .collect(),
+            vnets: vnets().map(|vnet| (&vnet.id, vnet)).collect(),
             vnis: vnets().map(|vnet| vnet.vni).chain(draft.broken_vnis.iter().copied()).collect(),
             seen_vnets: HashMap::new(),
             seen_vnis: HashMap::new(),
@@ -142,6 +163,7 @@ impl<'a> Check<'a> {
             seen_interfaces: HashMap::new(),
             seen_routes: HashMap::new(),
             seen_ingress: HashMap::new(),
+            seen_acls: HashMap::new(),
             ip_owners: HashMap::new(),
             mac_owners: HashMap::new(),
         }
@@ -271,6 +293,9 @@ impl<'a> Check<'a> {
             // The gateways of a vnet may share one MAC address, as those of IPv4 and IPv6 usually do.
             self.mac_owners.entry((&vnet.id, gateway.mac)).or_insert(mac_place);
         }
+        if let Some(dhcp) = &vnet.dhcp {
+            self.dhcp(&place, vnet, dhcp);
+        }
     }
 
     fn port(&mut self, index: usize, port: &'a Port) {
@@ -301,6 +326,7 @@ impl<'a> Check<'a> {
         {
             self.fault(place("mtu"), Fault::PortMtuTooSmall { mtu });
         }
+        self.port_policy(&place, port);
     }
 
     fn route(&mut self, index: usize, route: &'a EgressRoute) {

@@ -4,6 +4,7 @@ use culvert_wire::eth::MacAddr;
 use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
+use crate::dhcp::Dhcp;
 use crate::ids::{VnetId, words};
 
 /// A virtual network: an address space of its own, that nothing enters or leaves but by a rule.
@@ -25,6 +26,8 @@ pub struct Vnet {
     pub miss: Miss,
     /// Addresses in the vnet that the dataplane itself answers for.
     pub gateways: Vec<Gateway>,
+    /// What tenants are told that ask for their configuration; `None`: nobody answers them.
+    pub dhcp: Option<Dhcp>,
 }
 
 /// An address that the dataplane answers ARP and neighbour discovery for, so that tenants can send to

@@ -18,6 +18,7 @@ fn sorted(host: &Host) -> HostParts {
     parts.routes.sort_by_key(EgressRoute::key);
     parts.mappings.sort_by_key(Mapping::key);
     parts.ingress.sort_by_key(IngressRule::key);
+    parts.acls.sort_by(|a, b| a.id.cmp(&b.id));
     parts
 }
 
@@ -47,6 +48,7 @@ proptest! {
     fn a_state_is_made_of_its_edits_alone(b in host()) {
         let mut edits = vec![Edit::SetUnderlay(b.underlay().clone())];
         edits.extend(b.vnets().iter().cloned().map(Edit::PutVnet));
+        edits.extend(b.acls().iter().cloned().map(Edit::PutAcl));
         edits.extend(b.ports().iter().cloned().map(Edit::PutPort));
         edits.extend(b.routes().iter().cloned().map(Edit::PutRoute));
         edits.extend(b.mappings().iter().cloned().map(Edit::PutMapping));
@@ -99,6 +101,7 @@ fn applied(host: &Host, edits: &[Edit]) -> Option<HostParts> {
             ObjectKey::Route(key) => parts.routes.retain(|route| route.key() != *key),
             ObjectKey::Mapping(key) => parts.mappings.retain(|mapping| mapping.key() != *key),
             ObjectKey::Ingress(key) => parts.ingress.retain(|rule| rule.key() != *key),
+            ObjectKey::Acl(id) => parts.acls.retain(|group| group.id != *id),
         }
         let deleted = count(&parts) < before;
         match edit.clone() {
@@ -108,6 +111,7 @@ fn applied(host: &Host, edits: &[Edit]) -> Option<HostParts> {
             Edit::PutRoute(route) => parts.routes.push(route),
             Edit::PutMapping(mapping) => parts.mappings.push(mapping),
             Edit::PutIngress(rule) => parts.ingress.push(rule),
+            Edit::PutAcl(group) => parts.acls.push(group),
             _ if deleted => {}
             _ => return None,
         }
@@ -116,8 +120,9 @@ fn applied(host: &Host, edits: &[Edit]) -> Option<HostParts> {
 }
 
 fn count(parts: &HostParts) -> usize {
-    let HostParts { vnets, ports, routes, mappings, ingress, .. } = parts;
-    vnets.len() + ports.len() + routes.len() + mappings.len() + ingress.len()
+    let HostParts { underlay: _, vnets, ports, routes, mappings, ingress, acls } = parts;
+    let rules = routes.len() + mappings.len() + ingress.len() + acls.len();
+    vnets.len() + ports.len() + rules
 }
 
 /// Vnet blue with port a (10.0.0.1), a route of it, and 10.0.0.9 behind 192.0.2.2.

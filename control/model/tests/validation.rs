@@ -50,6 +50,18 @@ fn legal() -> api::State {
             priority: 7,
             action: api::IngressAction::Decap.into(),
         }],
+        acls: vec![api::AclGroup {
+            id: "web".into(),
+            stateful: true,
+            rules: vec![api::AclRule {
+                direction: api::Direction::Ingress.into(),
+                action: api::AclAction::Allow.into(),
+                protocol: Some(6),
+                remote: "10.0.0.0/8".into(),
+                local_ports: vec![api::PortRange { first: 80, last: 80 }],
+                remote_ports: Vec::new(),
+            }],
+        }],
     }
 }
 
@@ -332,4 +344,139 @@ fn a_reference_to_an_unreadable_object_is_no_second_fault() {
     });
     assert_eq!(port, Fault::BadMac { value: "zz".into() });
     fault("vnet[0] \"blue\": vni", |s| s.vnets[0].vni = 0);
+}
+
+/// A change to the first rule of the ACL group.
+fn rule(change: impl FnOnce(&mut api::AclRule)) -> impl FnOnce(&mut api::State) {
+    |state| change(&mut state.acls[0].rules[0])
+}
+
+#[test]
+fn a_group_that_a_port_names_exists_and_is_named_once() {
+    let unknown = fault("port[0] \"a\": acl[0]", |s| s.ports[0].acl = vec!["wbe".into()]);
+    let (id, nearest) = ("wbe".parse().unwrap(), Some("web".parse().unwrap()));
+    assert_eq!(unknown, Fault::UnknownAcl { id, nearest });
+    assert_eq!(
+        unknown.to_string(),
+        "\"wbe\": no such ACL group; legal is the id of an [[acl]] of this host; did you mean \"web\"?"
+    );
+    let far = fault("port[0] \"a\": acl[0]", |s| s.ports[0].acl = vec!["monitoring".into()]);
+    assert!(matches!(far, Fault::UnknownAcl { nearest: None, .. }));
+    let twice = fault("port[0] \"a\": acl[1]", |s| s.ports[0].acl = vec!["web".into(); 2]);
+    assert!(matches!(twice, Fault::Duplicate { .. }));
+    let twice = fault("acl[1] \"web\": id", |s| s.acls.push(s.acls[0].clone()));
+    assert!(matches!(twice, Fault::Duplicate { .. }));
+    assert_eq!(faults(|s| s.ports[0].acl = vec!["web".into()]), []);
+}
+
+#[test]
+fn a_group_that_cannot_be_read_is_no_unknown_one() {
+    let fault = fault("acl[0] \"web\": rule[0].remote", |s| {
+        s.ports[0].acl = vec!["web".into()];
+        s.acls[0].rules[0].remote = "10.0.0".into();
+    });
+    assert_eq!(fault, Fault::BadPrefix { value: "10.0.0".into() });
+}
+
+#[test]
+fn a_rule_matches_what_can_be() {
+    let at = |field: &str| format!("acl[0] \"web\": rule[0].{field}");
+    let host_bits = fault(&at("remote"), rule(|r| r.remote = "10.0.0.1/8".into()));
+    assert!(matches!(host_bits, Fault::HostBits { .. }));
+    let reversed = fault(&at("local_ports"), rule(|r| r.local_ports[0].last = 70));
+    assert_eq!(reversed, Fault::PortsReversed { first: 80, last: 70 });
+    let large = fault(&at("local_ports"), rule(|r| r.local_ports[0].last = 70_000));
+    assert!(matches!(large, Fault::BadNumber { value: 70_000, .. }));
+    for number in [None, Some(1), Some(47)] {
+        let without = fault(&at("local_ports"), rule(|r| r.protocol = number));
+        assert!(matches!(without, Fault::PortsWithoutProtocol { .. }), "{number:?}");
+    }
+    let number = fault(&at("protocol"), rule(|r| r.protocol = Some(256)));
+    assert!(matches!(number, Fault::BadNumber { value: 256, .. }));
+    let family = fault(
+        &at("remote"),
+        rule(|r| {
+            r.local_ports.clear();
+            r.protocol = Some(58);
+        }),
+    );
+    assert!(matches!(family, Fault::ProtocolOfOtherFamily { .. }));
+    let direction = fault(&at("direction"), rule(|r| r.direction = 7));
+    assert_eq!(direction, Fault::Missing { legal: "ingress or egress" });
+    let action = fault(&at("action"), rule(|r| r.action = 0));
+    assert_eq!(action, Fault::Missing { legal: "allow or deny" });
+}
+
+#[test]
+fn groups_rules_and_ranges_have_limits() {
+    let many = fault("acl[0] \"web\": rule", |s| {
+        s.acls[0].rules = vec![s.acls[0].rules[0].clone(); limits::ACL_RULES_PER_GROUP_MAX + 1];
+    });
+    assert!(matches!(many, Fault::TooMany { .. }));
+    let many = fault(
+        "acl[0] \"web\": rule[0].local_ports",
+        rule(|r| r.local_ports = vec![r.local_ports[0]; limits::ACL_PORT_RANGES_MAX + 1]),
+    );
+    assert!(matches!(many, Fault::TooMany { .. }));
+    let named = |n: usize| api::AclGroup { id: format!("g{n}"), ..Default::default() };
+    let many = fault("port[0] \"a\": acl", |s| {
+        s.acls = (0..=limits::ACL_GROUPS_PER_PORT_MAX).map(named).collect();
+        s.ports[0].acl = s.acls.iter().map(|group| group.id.clone()).collect();
+    });
+    assert!(matches!(many, Fault::TooMany { .. }));
+    let many = fault("acl:", |s| s.acls = (0..=limits::ACL_GROUPS_MAX).map(named).collect());
+    assert!(matches!(many, Fault::TooMany { .. }));
+}
+
+#[test]
+fn a_meter_lets_one_superframe_pass_at_least() {
+    let meter = |rate, burst| {
+        move |s: &mut api::State| {
+            let rx = Some(api::TokenBucket { rate, burst });
+            s.ports[0].meter = Some(api::Meter { rx, tx: None });
+        }
+    };
+    let burst = fault("port[0] \"a\": meter.rx", meter(1_000_000, Some(65_548)));
+    assert!(matches!(burst, Fault::BadNumber { value: 65_548, min: 65_549, .. }));
+    let rate = fault("port[0] \"a\": meter.rx", meter(7_999, None));
+    assert!(matches!(rate, Fault::BadNumber { value: 7_999, min: 8_000, .. }));
+    assert_eq!(faults(meter(8_000, None)), []);
+}
+
+#[test]
+fn dhcp_needs_a_subnet_for_each_address() {
+    let fault = fault("port[1] \"b\": ips[1]", |s| {
+        s.vnets[0].dhcp = Some(api::Dhcp::default());
+        s.ports[1].ips.push("10.0.1.2".into());
+    });
+    assert_eq!(fault, Fault::NoSubnet { ip: "10.0.1.2".parse().unwrap() });
+    assert_eq!(faults(|s| s.vnets[0].dhcp = Some(api::Dhcp::default())), []);
+}
+
+#[test]
+fn what_dhcp_tells_is_legal() {
+    let dhcp = |change: fn(&mut api::Dhcp)| {
+        move |s: &mut api::State| change(s.vnets[0].dhcp.get_or_insert_default())
+    };
+    let route = |prefix: &str, via: &str| api::DhcpRoute { prefix: prefix.into(), via: via.into() };
+    for (place, change) in [
+        ("dhcp.lease", dhcp(|d| d.lease = Some(59))),
+        ("dhcp.domain", dhcp(|d| d.domain = "a..b".into())),
+        ("dhcp.dns[1]", dhcp(|d| d.dns = vec!["10.0.0.9".into(), "10.0.0".into()])),
+        ("dhcp.dns[1]", dhcp(|d| d.dns = vec!["10.0.0.9".into(); 2])),
+        ("dhcp.ntp[0]", dhcp(|d| d.ntp = vec!["224.0.0.1".into()])),
+        ("dhcp.dns", dhcp(|d| d.dns = (1..=9).map(|n| format!("10.9.9.{n}")).collect())),
+    ] {
+        fault(&format!("vnet[0] \"blue\": {place}"), change);
+    }
+    for (routes, via) in [
+        (vec![route("192.168.0.1/16", "10.0.0.9")], 0),
+        (vec![route("192.168.0.0/16", "10.0.1.9")], 0),
+        (vec![route("fd00::/8", "10.0.0.9")], 0),
+        (vec![route("192.168.0.0/16", "10.0.0.9"); 2], 1),
+    ] {
+        fault(&format!("vnet[0] \"blue\": dhcp.route[{via}]"), |s| {
+            s.vnets[0].dhcp = Some(api::Dhcp { routes, ..Default::default() });
+        });
+    }
 }

@@ -1,6 +1,7 @@
 //! `culvert show`.
 
 mod actual;
+mod policy;
 mod wanted;
 
 use culvert_model::{Host, api, host_toml};
@@ -37,6 +38,7 @@ pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
         What::Routes => rows(args.output, &list(client.host().await?.as_ref(), wanted::routes)),
         What::Mappings => rows(args.output, &list(client.host().await?.as_ref(), wanted::mappings)),
         What::Ingress => rows(args.output, &list(client.host().await?.as_ref(), wanted::ingress)),
+        What::Acls => acls(args.output, client.host().await?.as_ref()),
     }
 }
 
@@ -59,6 +61,14 @@ fn rows<T: Row>(output: Output, items: &[T]) -> Result<(), CliError> {
     match output {
         Output::Table => print(&table(T::HEADERS, items.iter().map(Row::cells).collect())),
         output => print_value(output, &items),
+    }
+}
+
+/// One object per group of JSON, one row per rule of the table.
+fn acls(output: Output, host: Option<&Host>) -> Result<(), CliError> {
+    match output {
+        Output::Table => rows(output, &list(host, policy::acl_rows)),
+        output => print_value(output, &list(host, policy::acls)),
     }
 }
 

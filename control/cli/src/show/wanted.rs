@@ -4,6 +4,7 @@ use culvert_model::{Host, RouteScope};
 use serde::Serialize;
 
 use super::Row;
+use super::policy::{Acl, Dhcp, Meter, acls};
 use crate::output::{joined, or_dash};
 
 #[derive(Serialize)]
@@ -14,6 +15,8 @@ pub(super) struct Vnet {
     pub(super) flood: bool,
     pub(super) miss: &'static str,
     pub(super) gateways: Vec<Gateway>,
+    /// Absent: tenants that ask for their configuration are not answered.
+    pub(super) dhcp: Option<Dhcp>,
 }
 
 #[derive(Serialize)]
@@ -34,13 +37,14 @@ pub(super) fn vnets(host: &Host) -> Vec<Vnet> {
         flood: vnet.flood,
         miss: vnet.miss.name(),
         gateways: vnet.gateways.iter().map(gateway).collect(),
+        dhcp: vnet.dhcp.as_ref().map(Dhcp::from),
     };
     host.vnets().iter().map(vnet).collect()
 }
 
 impl Row for Vnet {
     const HEADERS: &'static [&'static str] =
-        &["vnet", "#vni", "format", "flood", "miss", "gateways"];
+        &["vnet", "#vni", "format", "flood", "miss", "dhcp", "gateways"];
     fn cells(&self) -> Vec<String> {
         let gateways: Vec<_> = self.gateways.iter().map(|g| g.ip.as_str()).collect();
         vec![
@@ -49,6 +53,7 @@ impl Row for Vnet {
             self.format.to_owned(),
             if self.flood { "yes" } else { "no" }.to_owned(),
             self.miss.to_owned(),
+            if self.dhcp.is_some() { "yes" } else { "no" }.to_owned(),
             joined(&gateways),
         ]
     }
@@ -180,6 +185,7 @@ pub(super) struct WholeState {
     pub(super) routes: Vec<Route>,
     pub(super) mappings: Vec<Mapping>,
     pub(super) ingress: Vec<IngressRule>,
+    pub(super) acls: Vec<Acl>,
 }
 
 #[derive(Serialize)]
@@ -194,6 +200,10 @@ pub(super) struct WantedPort {
     pub(super) mtu: Option<u16>,
     pub(super) mode: &'static str,
     pub(super) state: &'static str,
+    pub(super) acl: Vec<String>,
+    /// Absent: unlimited.
+    pub(super) meter: Option<Meter>,
+    pub(super) hostname: Option<String>,
 }
 
 impl From<&culvert_model::Port> for WantedPort {
@@ -209,6 +219,9 @@ impl From<&culvert_model::Port> for WantedPort {
             mtu: port.mtu.map(culvert_model::Mtu::get),
             mode: port.mode.name(),
             state: port.state.name(),
+            acl: port.acl.iter().map(ToString::to_string).collect(),
+            meter: port.meter.map(Meter::from),
+            hostname: port.hostname.as_ref().map(ToString::to_string),
         }
     }
 }
@@ -222,6 +235,7 @@ impl From<&Host> for WholeState {
             routes: routes(host),
             mappings: mappings(host),
             ingress: ingress(host),
+            acls: acls(host),
         }
     }
 }

@@ -63,6 +63,8 @@ fn name(message: &Message) -> String {
         | Message::DeleteMapping(api::MappingKey { vnet, ip }) => format!("{vnet} {ip}"),
         Message::PutIngress(m) => rule(m.vni, &m.vtep, m.priority),
         Message::DeleteIngress(m) => rule(m.vni, &m.vtep, m.priority),
+        Message::PutAcl(group) => group.id.clone(),
+        Message::DeleteAcl(id) => id.clone(),
     }
 }
 
@@ -95,6 +97,10 @@ impl Read {
             Message::DeleteIngress(m) => {
                 let (vni, vtep, priority) = self.ingress_key(0, m.vni, &m.vtep, m.priority);
                 Edit::DeleteIngress(IngressKey { vni: vni?, vtep: vtep?, priority: priority? })
+            }
+            Message::PutAcl(m) => Edit::PutAcl(self.acl(0, m)?),
+            Message::DeleteAcl(id) => {
+                Edit::DeleteAcl(self.text(Place::section(Section::Acl, "id"), id)?)
             }
         })
     }
@@ -142,6 +148,8 @@ impl From<&Edit> for api::Edit {
                 let (vni, vtep, priority) = (vni.get(), vtep.to_string(), (*priority).into());
                 Message::DeleteIngress(api::IngressKey { vni, vtep, priority })
             }
+            Edit::PutAcl(group) => Message::PutAcl(group.into()),
+            Edit::DeleteAcl(id) => Message::DeleteAcl(id.to_string()),
         };
         api::Edit { edit: Some(message) }
     }

@@ -5,6 +5,7 @@
 
 mod edit;
 mod object;
+mod policy;
 mod read;
 mod text;
 mod write;

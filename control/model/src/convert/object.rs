@@ -35,6 +35,7 @@ impl TryFrom<api::Object> for Object {
             object::Object::Route(m) => Message::PutRoute(m),
             object::Object::Mapping(m) => Message::PutMapping(m),
             object::Object::Ingress(m) => Message::PutIngress(m),
+            object::Object::Acl(m) => Message::PutAcl(m),
         });
         let edit = single(message, "one object")?;
         Option::<Object>::from(edit).ok_or_else(Vec::new)
@@ -56,6 +57,7 @@ impl TryFrom<api::ObjectKey> for ObjectKey {
             Some(object_key::Key::Route(m)) => Some(Message::DeleteRoute(m)),
             Some(object_key::Key::Mapping(m)) => Some(Message::DeleteMapping(m)),
             Some(object_key::Key::Ingress(m)) => Some(Message::DeleteIngress(m)),
+            Some(object_key::Key::Acl(id)) => Some(Message::DeleteAcl(id)),
             None => None,
         };
         single(message, "the key of one object").map(|edit| edit.key())
@@ -71,6 +73,7 @@ impl From<&Object> for api::Object {
             Object::Route(route) => object::Object::Route(route.into()),
             Object::Mapping(mapping) => object::Object::Mapping(mapping.into()),
             Object::Ingress(rule) => object::Object::Ingress(rule.into()),
+            Object::Acl(group) => object::Object::Acl(group.into()),
         };
         api::Object { object: Some(object) }
     }
@@ -85,6 +88,7 @@ impl From<&ObjectKey> for api::ObjectKey {
             ObjectKey::Route(key) => object_key::Key::Route(key.into()),
             ObjectKey::Mapping(key) => object_key::Key::Mapping(key.into()),
             ObjectKey::Ingress(key) => object_key::Key::Ingress(key.into()),
+            ObjectKey::Acl(id) => object_key::Key::Acl(id.to_string()),
         };
         api::ObjectKey { key: Some(key) }
     }

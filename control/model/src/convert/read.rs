@@ -7,7 +7,7 @@ use crate::Vni;
 use crate::api::{self, egress_route, port};
 use crate::fault::{Fault, ModelError, Place, Section};
 use crate::host::Host;
-use crate::ids::{Mtu, PortId, VnetId};
+use crate::ids::{AclGroupId, Mtu, PortId, VnetId};
 use crate::port::{Attach, Port, PortState};
 use crate::rules::{
     EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
@@ -31,6 +31,7 @@ impl TryFrom<api::State> for Host {
         let routes = each(&state.routes, |index, route| read.route(index, route));
         let mappings = each(&state.mappings, |index, mapping| read.mapping(index, mapping));
         let ingress = each(&state.ingress, |index, rule| read.ingress(index, rule));
+        let acls = each(&state.acls, |index, group| read.acl(index, group));
         let draft = Draft {
             underlay,
             vnets,
@@ -38,8 +39,10 @@ impl TryFrom<api::State> for Host {
             routes,
             mappings,
             ingress,
+            acls,
             broken_vnets: read.broken_vnets,
             broken_ports: read.broken_ports,
+            broken_acls: read.broken_acls,
             broken_vnis: read.broken_vnis,
             unknown_vnis: read.unknown_vnis,
         };
@@ -57,6 +60,7 @@ pub(super) struct Read {
     pub(super) errors: Vec<ModelError>,
     broken_vnets: HashSet<VnetId>,
     broken_ports: HashSet<PortId>,
+    pub(super) broken_acls: HashSet<AclGroupId>,
     broken_vnis: HashSet<Vni>,
     unknown_vnis: bool,
 }
@@ -73,7 +77,7 @@ impl Read {
     }
 
     /// Every element, so that each fault is seen, then all of them or none.
-    fn list<T: Text>(&mut self, place: &Place, texts: &[String]) -> Option<Vec<T>> {
+    pub(super) fn list<T: Text>(&mut self, place: &Place, texts: &[String]) -> Option<Vec<T>> {
         let items = texts.iter().enumerate();
         let items: Vec<_> = items.map(|(n, text)| self.text(place.clone().at(n), text)).collect();
         items.into_iter().collect()
@@ -157,9 +161,18 @@ impl Read {
             })
             .collect();
         let flood = message.flood;
+        let dhcp = self.dhcp(&place, message.dhcp.as_ref());
         let vnet = (|| {
             let gateways = gateways.into_iter().collect::<Option<_>>()?;
-            Some(Vnet { id: id.clone()?, vni: vni?, format: format?, flood, miss: miss?, gateways })
+            Some(Vnet {
+                id: id.clone()?,
+                vni: vni?,
+                format: format?,
+                flood,
+                miss: miss?,
+                gateways,
+                dhcp: dhcp?,
+            })
         })();
         if vnet.is_none() {
             self.broken_vnets.extend(id);
@@ -195,6 +208,12 @@ impl Read {
                 api::PortState::Blocked => PortState::Blocked,
             })
         });
+        let acl = self.list(&place("acl"), &message.acl);
+        let meter = self.meter(&place, message.meter.as_ref());
+        let hostname = match message.hostname.as_str() {
+            "" => Some(None),
+            text => self.text(place("hostname"), text).map(Some),
+        };
         let port = (|| {
             Some(Port {
                 id: id.clone()?,
@@ -206,6 +225,9 @@ impl Read {
                 mtu: mtu?,
                 mode: mode?,
                 state: state?,
+                acl: acl?,
+                meter: meter?,
+                hostname: hostname?,
             })
         })();
         if port.is_none() {

@@ -1,10 +1,12 @@
 //! Values that are written as text.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
+use ipnet::Ipv4Net;
+
 use crate::fault::Fault;
-use crate::ids::{IfName, PortId, VnetId};
+use crate::ids::{AclGroupId, DomainName, IfName, PortId, VnetId};
 use crate::{IpNet, MacAddr};
 
 /// A value that is written as text.
@@ -29,6 +31,27 @@ impl Text for PortId {
     const LEGAL: &'static str = "1 to 63 of a-z, 0-9 and -";
     fn read(text: &str) -> Result<Self, Fault> {
         PortId::new(text)
+    }
+}
+
+impl Text for AclGroupId {
+    const LEGAL: &'static str = "1 to 63 of a-z, 0-9 and -";
+    fn read(text: &str) -> Result<Self, Fault> {
+        AclGroupId::new(text)
+    }
+}
+
+impl Text for DomainName {
+    const LEGAL: &'static str = "labels of a-z, 0-9 and - joined by dots";
+    fn read(text: &str) -> Result<Self, Fault> {
+        DomainName::new(text)
+    }
+}
+
+impl Text for Ipv4Net {
+    const LEGAL: &'static str = "an IPv4 prefix, as 10.0.0.0/24";
+    fn read(text: &str) -> Result<Self, Fault> {
+        parse(text, |value| Fault::BadPrefix { value })
     }
 }
 
@@ -67,5 +90,15 @@ impl Text for GatewayIp {
     const LEGAL: &'static str = "an address with the length of its subnet, as 10.0.0.1/24";
     fn read(text: &str) -> Result<Self, Fault> {
         parse(text, |value| Fault::BadGatewayIp { value }).map(GatewayIp)
+    }
+}
+
+/// An IPv4 address, where one of IPv6 is of no use.
+pub(super) struct V4Text(pub(super) Ipv4Addr);
+
+impl Text for V4Text {
+    const LEGAL: &'static str = "an IPv4 address";
+    fn read(text: &str) -> Result<Self, Fault> {
+        parse(text, |value| Fault::BadIp { value }).map(V4Text)
     }
 }

@@ -17,6 +17,7 @@ impl From<&Host> for api::State {
             routes: host.routes().iter().map(Into::into).collect(),
             mappings: host.mappings().iter().map(Into::into).collect(),
             ingress: host.ingress().iter().map(Into::into).collect(),
+            acls: host.acls().iter().map(Into::into).collect(),
         }
     }
 }
@@ -73,6 +74,7 @@ impl From<&Vnet> for api::Vnet {
             flood: vnet.flood,
             miss: miss.into(),
             gateways: vnet.gateways.iter().map(gateway).collect(),
+            dhcp: vnet.dhcp.as_ref().map(Into::into),
         }
     }
 }
@@ -97,6 +99,9 @@ impl From<&Port> for api::Port {
             mtu: bytes(port.mtu),
             mode: api::Mode::from(port.mode).into(),
             state: state.into(),
+            acl: port.acl.iter().map(ToString::to_string).collect(),
+            meter: port.meter.as_ref().map(Into::into),
+            hostname: port.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }

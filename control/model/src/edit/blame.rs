@@ -54,6 +54,11 @@ impl<'a> Blame<'a> {
         match fault {
             Fault::UnknownVnet { id, .. } => of(ObjectKey::Vnet(id.clone())),
             Fault::UnknownPort { id, .. } => of(ObjectKey::Port(id.clone())),
+            Fault::UnknownAcl { id, .. } => of(ObjectKey::Acl(id.clone())),
+            Fault::NoSubnet { .. } => {
+                let port = parts.ports.get(place.index?)?;
+                of(ObjectKey::Vnet(port.vnet.clone()))
+            }
             Fault::UnknownVni { vni } => {
                 let had = self.base?.vnets().iter().find(|vnet| vnet.vni == *vni)?;
                 of(ObjectKey::Vnet(had.id.clone()))

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::fault::{Place, Section};
 use crate::host::HostParts;
-use crate::ids::{PortId, VnetId};
+use crate::ids::{AclGroupId, PortId, VnetId};
 use crate::rules::{IngressKey, MappingKey, RouteKey};
 
 /// What tells an object of a state from all others. Displayed as `port web`.
@@ -22,6 +22,8 @@ pub enum ObjectKey {
     Mapping(MappingKey),
     /// An ingress rule.
     Ingress(IngressKey),
+    /// An ACL group.
+    Acl(AclGroupId),
 }
 
 impl ObjectKey {
@@ -34,6 +36,7 @@ impl ObjectKey {
             ObjectKey::Route(_) => Section::Route,
             ObjectKey::Mapping(_) => Section::Mapping,
             ObjectKey::Ingress(_) => Section::Ingress,
+            ObjectKey::Acl(_) => Section::Acl,
         }
     }
 
@@ -46,6 +49,7 @@ impl ObjectKey {
             ObjectKey::Route(key) => key.to_string(),
             ObjectKey::Mapping(key) => key.to_string(),
             ObjectKey::Ingress(key) => key.to_string(),
+            ObjectKey::Acl(id) => id.to_string(),
         }
     }
 
@@ -67,6 +71,7 @@ impl ObjectKey {
             Section::Route => ObjectKey::Route(parts.routes.get(index)?.key()),
             Section::Mapping => ObjectKey::Mapping(parts.mappings.get(index)?.key()),
             Section::Ingress => ObjectKey::Ingress(parts.ingress.get(index)?.key()),
+            Section::Acl => ObjectKey::Acl(parts.acls.get(index)?.id.clone()),
         })
     }
 }

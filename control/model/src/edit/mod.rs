@@ -14,9 +14,10 @@ pub use key::ObjectKey;
 pub use crate::convert::edits as from_messages;
 
 use self::blame::Blame;
+use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section};
 use crate::host::{Host, HostParts};
-use crate::ids::{PortId, VnetId};
+use crate::ids::{AclGroupId, PortId, VnetId};
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressKey, IngressRule, Mapping, MappingKey, RouteKey};
 use crate::underlay::Underlay;
@@ -48,6 +49,10 @@ pub enum Edit {
     PutIngress(IngressRule),
     /// No such rule any more.
     DeleteIngress(IngressKey),
+    /// An ACL group of this id.
+    PutAcl(AclGroup),
+    /// No ACL group of this id any more.
+    DeleteAcl(AclGroupId),
 }
 
 impl Edit {
@@ -65,6 +70,8 @@ impl Edit {
             Edit::DeleteMapping(key) => ObjectKey::Mapping(key.clone()),
             Edit::PutIngress(rule) => ObjectKey::Ingress(rule.key()),
             Edit::DeleteIngress(key) => ObjectKey::Ingress(*key),
+            Edit::PutAcl(group) => ObjectKey::Acl(group.id.clone()),
+            Edit::DeleteAcl(id) => ObjectKey::Acl(id.clone()),
         }
     }
 }
@@ -76,15 +83,18 @@ pub fn diff(a: &Host, b: &Host) -> Vec<Edit> {
     let (mappings_gone, mappings) = differ(a.mappings(), b.mappings(), Mapping::key);
     let (routes_gone, routes) = differ(a.routes(), b.routes(), EgressRoute::key);
     let (ports_gone, ports) = differ(a.ports(), b.ports(), |port| port.id.clone());
+    let (acls_gone, acls) = differ(a.acls(), b.acls(), |group| group.id.clone());
     let (vnets_gone, vnets) = differ(a.vnets(), b.vnets(), |vnet| vnet.id.clone());
     let underlay = (a.underlay() != b.underlay()).then(|| Edit::SetUnderlay(b.underlay().clone()));
     let gone = ingress_gone.into_iter().map(Edit::DeleteIngress);
     gone.chain(mappings_gone.into_iter().map(Edit::DeleteMapping))
         .chain(routes_gone.into_iter().map(Edit::DeleteRoute))
         .chain(ports_gone.into_iter().map(Edit::DeletePort))
+        .chain(acls_gone.into_iter().map(Edit::DeleteAcl))
         .chain(vnets_gone.into_iter().map(Edit::DeleteVnet))
         .chain(underlay)
         .chain(vnets.into_iter().map(Edit::PutVnet))
+        .chain(acls.into_iter().map(Edit::PutAcl))
         .chain(ports.into_iter().map(Edit::PutPort))
         .chain(routes.into_iter().map(Edit::PutRoute))
         .chain(mappings.into_iter().map(Edit::PutMapping))
@@ -155,6 +165,7 @@ struct Objects {
     routes: BTreeMap<RouteKey, EgressRoute>,
     mappings: BTreeMap<MappingKey, Mapping>,
     ingress: BTreeMap<IngressKey, IngressRule>,
+    acls: BTreeMap<AclGroupId, AclGroup>,
 }
 
 impl Objects {
@@ -166,6 +177,7 @@ impl Objects {
             routes: by_key(host.routes(), EgressRoute::key),
             mappings: by_key(host.mappings(), Mapping::key),
             ingress: by_key(host.ingress(), IngressRule::key),
+            acls: by_key(host.acls(), |group| group.id.clone()),
         }
     }
 
@@ -183,6 +195,8 @@ impl Objects {
             Edit::DeleteMapping(key) => return self.mappings.remove(&key).is_some(),
             Edit::PutIngress(rule) => drop(self.ingress.insert(rule.key(), rule)),
             Edit::DeleteIngress(key) => return self.ingress.remove(&key).is_some(),
+            Edit::PutAcl(group) => drop(self.acls.insert(group.id.clone(), group)),
+            Edit::DeleteAcl(id) => return self.acls.remove(&id).is_some(),
         }
         true
     }
@@ -196,6 +210,7 @@ impl Objects {
             routes: self.routes.into_values().collect(),
             mappings: self.mappings.into_values().collect(),
             ingress: self.ingress.into_values().collect(),
+            acls: self.acls.into_values().collect(),
         })
     }
 }

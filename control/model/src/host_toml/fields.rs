@@ -21,6 +21,8 @@ pub(super) struct Fields<'v, 'i, 'e> {
     offset: usize,
     place: Place,
     nested: bool,
+    /// Names of the fields of a table that is part of an object, as places have them.
+    paths: &'static [(&'static str, &'static str)],
     asked: Vec<&'static str>,
     pub(super) found: &'e mut Vec<Found>,
 }
@@ -49,7 +51,7 @@ impl<'v, 'i, 'e> Fields<'v, 'i, 'e> {
             Some(id) => place.named(id),
             None => place,
         };
-        Fields { table, offset, place, nested: false, asked: Vec::new(), found }
+        Fields { table, offset, place, nested: false, paths: &[], asked: Vec::new(), found }
     }
 
     /// The fields of a table that is itself the value of a field, of which all faults are.
@@ -58,8 +60,15 @@ impl<'v, 'i, 'e> Fields<'v, 'i, 'e> {
         self
     }
 
+    /// The fields of a table that is part of an object: places name them by these paths.
+    pub(super) fn within(mut self, paths: &'static [(&'static str, &'static str)]) -> Self {
+        self.paths = paths;
+        self
+    }
+
     pub(super) fn place(&self, field: &'static str) -> Place {
-        let field = if self.nested { self.place.field } else { field };
+        let path = self.paths.iter().find(|(name, _)| *name == field).map(|(_, path)| *path);
+        let field = if self.nested { self.place.field } else { path.unwrap_or(field) };
         Place { field, ..self.place.clone() }
     }
 
@@ -158,6 +167,40 @@ impl<'v, 'i, 'e> Fields<'v, 'i, 'e> {
             self.fault(value.span().start, self.place(field), illegal(number));
         }
         fits
+    }
+
+    /// A value that is written as text, or as a plain number.
+    pub(super) fn text_or_number<T: FromStr<Err = Fault>>(
+        &mut self,
+        field: &'static str,
+        legal: &'static str,
+    ) -> Option<T> {
+        let value = self.value(field)?;
+        let text = match value.get_ref() {
+            DeValue::String(text) => text.to_string(),
+            DeValue::Integer(number) => integer(number).to_string(),
+            _ => {
+                self.wrong(value, self.place(field), legal);
+                return None;
+            }
+        };
+        text.parse().map_err(|fault| self.fault(value.span().start, self.place(field), fault)).ok()
+    }
+
+    /// The tables of a list, each with its position in its place.
+    pub(super) fn tables<M: Default>(
+        &mut self,
+        field: &'static str,
+        legal: &'static str,
+        read: impl Fn(Fields<'v, 'i, '_>) -> M,
+    ) -> Vec<M> {
+        let Some(items) = self.array(field, legal) else { return Vec::new() };
+        let place = self.place(field);
+        let table = |(element, item)| {
+            let fields = Fields::of(item, place.clone().at(element), legal, self.found);
+            fields.map(&read).unwrap_or_default()
+        };
+        items.iter().enumerate().map(table).collect()
     }
 
     /// One of an enum's words; its default where absent or faulty.

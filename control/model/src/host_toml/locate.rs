@@ -6,6 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::api;
+use crate::fault::is_list_of_tables;
 
 /// A position in a file, both from 1; columns count characters.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +69,10 @@ pub(super) fn offset(
     let Some(section) = document.get(section) else { return 0 };
     let Some(object) = descend(section, index) else { return section.span().start };
     let Some(value) = child(object, list) else { return object.span().start };
+    if !is_list_of_tables(list) {
+        let Some(value) = child(value, leaf) else { return value.span().start };
+        return descend(value, element).unwrap_or(value).span().start;
+    }
     let Some(element) = descend(value, element) else { return value.span().start };
     child(element, leaf).unwrap_or(element).span().start
 }

@@ -32,7 +32,9 @@
 mod fields;
 mod locate;
 mod read;
+mod read_policy;
 mod write;
+mod write_policy;
 
 use std::fmt;
 
@@ -63,8 +65,8 @@ pub enum TomlFault {
     Model(#[from] ModelError),
     /// Correct the name of the section, or remove it.
     #[error(
-        "{name:?}: unknown section; legal is [underlay], [[vnet]], [[port]], [[route]], [[mapping]] and [[ingress]]{}",
-        hint(name, "underlay vnet port route mapping ingress")
+        "{name:?}: unknown section; legal is [underlay], [[vnet]], [[port]], [[route]], [[mapping]], [[ingress]] and [[acl]]{}",
+        hint(name, "underlay vnet port route mapping ingress acl")
     )]
     UnknownSection {
         /// As given.

@@ -6,6 +6,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::fields::{Fields, Found, Value};
 use super::locate::{Lines, Position, offset};
+use super::read_policy::{acl, dhcp, meter};
 use super::{TomlError, TomlErrors, TomlFault};
 use crate::api::{self, egress_route, port};
 use crate::fault::{Fault, ModelError, Place, Section};
@@ -20,13 +21,15 @@ const VNI: &str = "a number, 1 to 16777215";
 const MTU: &str = "a number, 576 to 65535";
 const ROUTE_TO: &str = "{ vnet = \"id\" }, \"local\", \"trap\" or \"drop\"";
 const ATTACH: &str = "{ xdp = \"interface\" } or { tap = \"interface\" }";
-const SECTIONS: [Section; 6] = [
+const GATEWAY: &str = "a list of { ip = \"10.0.0.1/24\", mac = \"02:00:00:00:00:01\" }";
+const SECTIONS: [Section; 7] = [
     Section::Underlay,
     Section::Vnet,
     Section::Port,
     Section::Route,
     Section::Mapping,
     Section::Ingress,
+    Section::Acl,
 ];
 
 /// Reads and checks the text of a `host.toml`.
@@ -110,6 +113,7 @@ fn state(document: &DeTable<'_>, found: &mut Vec<Found>) -> api::State {
         routes: objects(document, Section::Route, found, route),
         mappings: objects(document, Section::Mapping, found, mapping),
         ingress: objects(document, Section::Ingress, found, ingress),
+        acls: objects(document, Section::Acl, found, acl),
     }
 }
 
@@ -185,37 +189,17 @@ fn vnet(mut fields: Fields<'_, '_, '_>) -> api::Vnet {
             Miss::Drop => api::Miss::Drop.into(),
             Miss::Trap => api::Miss::Trap.into(),
         },
-        gateways: gateways(&mut fields),
+        gateways: fields.tables("gateway", GATEWAY, gateway),
+        dhcp: dhcp(&mut fields),
     };
     fields.finish();
     vnet
 }
 
-fn gateways(fields: &mut Fields<'_, '_, '_>) -> Vec<api::Gateway> {
-    let legal = "a list of { ip = \"10.0.0.1/24\", mac = \"02:00:00:00:00:01\" }";
-    let Some(items) = fields.array("gateway", legal) else { return Vec::new() };
-    let place = fields.place("gateway");
-    let gateway = |(element, item)| {
-        let fields = Fields::of(item, place.clone().at(element), legal, fields.found);
-        fields.map(|fields| gateway(fields, element)).unwrap_or_default()
-    };
-    items.iter().enumerate().map(gateway).collect()
-}
-
-fn gateway(mut fields: Fields<'_, '_, '_>, element: usize) -> api::Gateway {
-    let mut text = |field, path| {
-        let value = fields.value(field)?;
-        let text = value.get_ref().as_str();
-        if text.is_none() {
-            let fault = Fault::WrongType { found: value.get_ref().type_str(), legal: "a string" };
-            fields.fault(value.span().start, fields.place(path).at(element), fault);
-        }
-        text.map(str::to_owned)
-    };
-    let gateway = api::Gateway {
-        ip: text("ip", "gateway.ip").unwrap_or_default(),
-        mac: text("mac", "gateway.mac").unwrap_or_default(),
-    };
+fn gateway(fields: Fields<'_, '_, '_>) -> api::Gateway {
+    let mut fields = fields.within(&[("ip", "gateway.ip"), ("mac", "gateway.mac")]);
+    let gateway =
+        api::Gateway { ip: fields.text("ip", "a string"), mac: fields.text("mac", "a string") };
     fields.finish();
     gateway
 }
@@ -234,6 +218,9 @@ fn port(mut fields: Fields<'_, '_, '_>) -> api::Port {
             PortState::Active => api::PortState::Active.into(),
             PortState::Blocked => api::PortState::Blocked.into(),
         },
+        acl: fields.texts("acl", "a list of ids of ACL groups"),
+        meter: meter(&mut fields),
+        hostname: fields.text("hostname", "a domain name in a string"),
     };
     fields.finish();
     port

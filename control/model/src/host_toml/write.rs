@@ -2,11 +2,12 @@
 
 use std::fmt::{self, Display, Write};
 
+use super::write_policy::{acl, dhcp, port_policy};
 use crate::host::Host;
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressRule, Mapping, RouteAction, RouteScope};
 use crate::underlay::Underlay;
-use crate::vnet::Vnet;
+use crate::vnet::{Gateway, Vnet};
 
 /// The text of a `host.toml` that reads as this host. Fields at their default are left out.
 pub fn to_toml(host: &Host) -> String {
@@ -23,23 +24,24 @@ impl Display for File<'_> {
         host.ports().iter().try_for_each(|item| port(f, item))?;
         host.routes().iter().try_for_each(|item| route(f, item))?;
         host.mappings().iter().try_for_each(|item| mapping(f, item))?;
-        host.ingress().iter().try_for_each(|item| ingress(f, item))
+        host.ingress().iter().try_for_each(|item| ingress(f, item))?;
+        host.acls().iter().try_for_each(|item| acl(f, item))
     }
 }
 
-fn quote(value: impl Display) -> String {
+pub(super) fn quote(value: impl Display) -> String {
     toml::Value::String(value.to_string()).to_string()
 }
 
-fn field(f: &mut impl Write, name: &str, value: impl Display) -> fmt::Result {
+pub(super) fn field(f: &mut impl Write, name: &str, value: impl Display) -> fmt::Result {
     writeln!(f, "{name} = {value}")
 }
 
-fn text(f: &mut impl Write, name: &str, value: impl Display) -> fmt::Result {
+pub(super) fn text(f: &mut impl Write, name: &str, value: impl Display) -> fmt::Result {
     field(f, name, quote(value))
 }
 
-fn list<T: Display>(f: &mut impl Write, name: &str, values: &[T]) -> fmt::Result {
+pub(super) fn list<T: Display>(f: &mut impl Write, name: &str, values: &[T]) -> fmt::Result {
     let values: Vec<_> = values.iter().map(quote).collect();
     field(f, name, format_args!("[{}]", values.join(", ")))
 }
@@ -75,15 +77,14 @@ fn vnet(f: &mut impl Write, vnet: &Vnet) -> fmt::Result {
         field(f, "flood", true)?;
     }
     word(f, "miss", &vnet.miss)?;
-    if vnet.gateways.is_empty() {
-        return Ok(());
+    if !vnet.gateways.is_empty() {
+        let gateway = |gateway: &Gateway| {
+            format!("{{ ip = {}, mac = {} }}", quote(gateway.ip), quote(gateway.mac))
+        };
+        let gateways: Vec<_> = vnet.gateways.iter().map(gateway).collect();
+        field(f, "gateway", format_args!("[{}]", gateways.join(", ")))?;
     }
-    let gateways: Vec<_> = vnet
-        .gateways
-        .iter()
-        .map(|gateway| format!("{{ ip = {}, mac = {} }}", quote(gateway.ip), quote(gateway.mac)))
-        .collect();
-    field(f, "gateway", format_args!("[{}]", gateways.join(", ")))
+    vnet.dhcp.as_ref().map_or(Ok(()), |vnet| dhcp(f, vnet))
 }
 
 fn port(f: &mut impl Write, port: &Port) -> fmt::Result {
@@ -99,7 +100,8 @@ fn port(f: &mut impl Write, port: &Port) -> fmt::Result {
     }
     option(f, "mtu", port.mtu)?;
     word(f, "mode", &port.mode)?;
-    word(f, "state", &port.state)
+    word(f, "state", &port.state)?;
+    port_policy(f, port)
 }
 
 fn route(f: &mut impl Write, route: &EgressRoute) -> fmt::Result {

@@ -3,14 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use culvert_model::{
-    Attach, EgressRoute, Format, Gateway, Host, HostParts, IfName, IngressAction, IngressRule,
-    IpNet, MacAddr, Mapping, Miss, ModePreference, Mtu, Port, PortId, PortState, RouteAction,
-    RouteScope, Underlay, UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
+    AclAction, AclGroup, AclGroupId, AclRule, Attach, Dhcp, DhcpRoute, Direction, DomainName,
+    EgressRoute, Format, Gateway, Host, HostParts, IfName, IngressAction, IngressRule, IpNet,
+    MacAddr, Mapping, Meter, Miss, ModePreference, Mtu, Port, PortId, PortRange, PortRanges,
+    PortState, Protocol, RouteAction, RouteScope, TokenBucket, Underlay, UnderlayTx, Vnet, VnetId,
+    Vni, VtepMatch,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
 
 const VNETS: u32 = 3;
+const ACLS: [&str; 3] = ["web", "base", "none"];
 
 fn mode() -> impl Strategy<Value = ModePreference> {
     select(ModePreference::ALL)
@@ -53,8 +56,97 @@ fn underlay() -> impl Strategy<Value = Underlay> {
     )
 }
 
+fn domain() -> impl Strategy<Value = Option<DomainName>> {
+    proptest::option::of("[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?([.][a-z]{1,3}){0,2}")
+        .prop_map(|name| name.map(|name| DomainName::new(&name).unwrap()))
+}
+
+fn dhcp() -> impl Strategy<Value = Dhcp> {
+    let servers =
+        || (0..4_u32).prop_map(|n| (0..n).map(|i| ip(2_000_000 + i, i % 2 == 1)).collect());
+    let lease = select(&[Dhcp::LEASE_MIN_S, Dhcp::LEASE_DEFAULT_S, 7200, Dhcp::LEASE_MAX_S][..]);
+    (servers(), servers(), domain(), lease, 0..3_u8).prop_map(
+        |(dns, ntp, domain, lease_s, routes)| {
+            let route = |n| DhcpRoute {
+                prefix: format!("192.168.{n}.0/24").parse().unwrap(),
+                via: "10.0.0.1".parse().unwrap(),
+            };
+            Dhcp { dns, ntp, domain, lease_s, routes: (0..routes).map(route).collect() }
+        },
+    )
+}
+
+/// One that covers all addresses that [`ip`] makes, of each family, for DHCP.
+fn cover(v6: bool) -> Gateway {
+    let len = if v6 { 64 } else { 8 };
+    Gateway { ip: IpNet::new(ip(900_000, v6), len).unwrap(), mac: mac(0x00ff_ffff) }
+}
+
+fn bucket() -> impl Strategy<Value = Option<TokenBucket>> {
+    let rate = TokenBucket::RATE_MIN_BPS..=TokenBucket::RATE_MAX_BPS;
+    let burst = TokenBucket::BURST_MIN_BYTES..=TokenBucket::BURST_MAX_BYTES;
+    proptest::option::of(
+        (rate, burst).prop_map(|(rate, burst)| TokenBucket::new(rate, Some(burst.into())).unwrap()),
+    )
+}
+
+fn meter() -> impl Strategy<Value = Option<Meter>> {
+    proptest::option::of((bucket(), bucket()).prop_map(|(rx, tx)| Meter { rx, tx }))
+}
+
+fn acl_ids() -> impl Strategy<Value = Vec<AclGroupId>> {
+    proptest::sample::subsequence(ACLS.to_vec(), 0..=ACLS.len())
+        .prop_shuffle()
+        .prop_map(|ids| ids.into_iter().map(|id| AclGroupId::new(id).unwrap()).collect())
+}
+
+fn ports() -> impl Strategy<Value = PortRanges> {
+    let range = (any::<u16>(), any::<u16>())
+        .prop_map(|(a, b)| PortRange::new(a.min(b).into(), a.max(b).into()).unwrap());
+    proptest::collection::vec(range, 0..4).prop_map(PortRanges)
+}
+
+fn acl_rule() -> impl Strategy<Value = AclRule> {
+    let remote = select(&["10.0.0.0/8", "fd00::/8", "192.0.2.1/32", "0.0.0.0/0"][..]);
+    let protocols = [
+        Protocol::Any,
+        Protocol::TCP,
+        Protocol::UDP,
+        Protocol::SCTP,
+        Protocol::ICMP,
+        Protocol::ICMPV6,
+        Protocol::Number(0),
+        Protocol::Number(47),
+    ];
+    (
+        select(Direction::ALL),
+        select(AclAction::ALL),
+        select(protocols.to_vec()),
+        proptest::option::of(remote),
+        (ports(), ports()),
+    )
+        .prop_map(|(direction, action, protocol, remote, (local_ports, remote_ports))| {
+            let legal = |ports| if protocol.has_ports() { ports } else { PortRanges::default() };
+            let remote =
+                remote.map(|text| text.parse::<IpNet>().unwrap()).filter(|prefix| match protocol {
+                    Protocol::ICMP => prefix.addr().is_ipv4(),
+                    Protocol::ICMPV6 => prefix.addr().is_ipv6(),
+                    _ => true,
+                });
+            let (local_ports, remote_ports) = (legal(local_ports), legal(remote_ports));
+            AclRule { direction, action, protocol, remote, local_ports, remote_ports }
+        })
+}
+
+fn acl(id: &'static str) -> impl Strategy<Value = AclGroup> {
+    (any::<bool>(), proptest::collection::vec(acl_rule(), 0..5)).prop_map(
+        move |(stateful, rules)| AclGroup { id: AclGroupId::new(id).unwrap(), stateful, rules },
+    )
+}
+
 fn vnet(n: u32) -> impl Strategy<Value = Vnet> {
-    (any::<bool>(), select(Miss::ALL), 0..4_u32).prop_map(move |(flood, miss, gateways)| Vnet {
+    let plain = (any::<bool>(), select(Miss::ALL), 0..4_u32);
+    let plain = plain.prop_map(move |(flood, miss, gateways)| Vnet {
         id: vnet_id(n),
         vni: Vni::new(n * 5_000_000 + 1).unwrap(),
         format: Format::Vxlan,
@@ -66,13 +158,22 @@ fn vnet(n: u32) -> impl Strategy<Value = Vnet> {
                 mac: mac(0x00ff_ffff),
             })
             .collect(),
+        dhcp: None,
+    });
+    (plain, proptest::option::of(dhcp())).prop_map(|(mut vnet, dhcp)| {
+        if dhcp.is_some() {
+            vnet.gateways.extend([cover(false), cover(true)]);
+        }
+        vnet.dhcp = dhcp;
+        vnet
     })
 }
 
 fn port(n: u32) -> impl Strategy<Value = Port> {
     let choices = (0..VNETS, any::<bool>(), any::<bool>(), 0..4_u32);
-    (choices, mtu(), mode(), select(PortState::ALL)).prop_map(
-        move |((vnet, tap, anti_spoof, ips), mtu, mode, state)| {
+    let policy = (acl_ids(), meter(), domain());
+    (choices, mtu(), mode(), select(PortState::ALL), policy).prop_map(
+        move |((vnet, tap, anti_spoof, ips), mtu, mode, state, (acl, meter, hostname))| {
             let ifname = IfName::new(&format!("dev{n}")).unwrap();
             Port {
                 id: PortId::new(&format!("port-{n}")).unwrap(),
@@ -84,6 +185,9 @@ fn port(n: u32) -> impl Strategy<Value = Port> {
                 mtu,
                 mode,
                 state,
+                acl,
+                meter,
+                hostname,
             }
         },
     )
@@ -144,6 +248,7 @@ fn ingress(n: u16) -> impl Strategy<Value = IngressRule> {
     )
 }
 
+/// A legal host.
 pub(crate) fn host() -> impl Strategy<Value = Host> {
     (0..8_u32, 0..8_u32, 0..8_u32, 0..8_u16)
         .prop_flat_map(|(ports, routes, mappings, rules)| {
@@ -152,10 +257,11 @@ pub(crate) fn host() -> impl Strategy<Value = Host> {
             let routes: Vec<_> = (0..routes).map(|n| route(n, ports)).collect();
             let mappings: Vec<_> = (0..mappings).map(mapping).collect();
             let rules: Vec<_> = (0..rules).map(ingress).collect();
-            (underlay(), vnets, port_list, routes, mappings, rules)
+            let acls: Vec<_> = ACLS.into_iter().map(acl).collect();
+            (underlay(), vnets, port_list, routes, mappings, rules, acls)
         })
-        .prop_map(|(underlay, vnets, ports, routes, mappings, ingress)| {
-            let parts = HostParts { underlay, vnets, ports, routes, mappings, ingress };
+        .prop_map(|(underlay, vnets, ports, routes, mappings, ingress, acls)| {
+            let parts = HostParts { underlay, vnets, ports, routes, mappings, ingress, acls };
             Host::new(parts).unwrap_or_else(|errors| panic!("{errors:?}"))
         })
 }

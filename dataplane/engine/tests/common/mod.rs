@@ -50,6 +50,7 @@ pub(crate) fn parts() -> HostParts {
         routes: Vec::new(),
         mappings: Vec::new(),
         ingress: Vec::new(),
+        acls: Vec::new(),
     }
 }
 
@@ -62,6 +63,7 @@ pub(crate) fn vnet(id: &str, vni: u32) -> Vnet {
         flood: false,
         miss: Miss::Drop,
         gateways: Vec::new(),
+        dhcp: None,
     }
 }
 
@@ -82,6 +84,9 @@ pub(crate) fn port(id: &str, vnet: &str, mac: MacAddr, ips: &[&str]) -> Port {
         mtu: None,
         mode: ModePreference::Auto,
         state: PortState::Active,
+        acl: Vec::new(),
+        meter: None,
+        hostname: None,
     }
 }
 
