@@ -209,7 +209,7 @@ fn the_cli_finds_every_generated_configuration_valid() {
                 let path = topology.scratch.file("host.toml");
                 std::fs::write(&path, &toml).unwrap();
                 let mut command = std::process::Command::new(binary("culvert"));
-                command.args(["apply", "--dry-run", "-f"]).arg(&path);
+                command.args(["apply", "--check", "-f"]).arg(&path);
                 run_command(&mut command).unwrap_or_else(|e| panic!("{e}\n{toml}"));
             }
         }

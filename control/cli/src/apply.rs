@@ -7,13 +7,14 @@ use culvert_model::{Host, api, host_toml};
 use serde::Serialize;
 
 use crate::args::{Apply, Args, Output};
-use crate::client::{Client, fault_in_file};
+use crate::client::{Client, Daemon, fault_in_file, read_host};
 use crate::error::CliError;
+use crate::manage::{committed, waiting, would_be};
 use crate::output::{print, print_value};
 
 #[derive(Serialize)]
 struct Applied {
-    /// Absent for a dry run.
+    /// Absent where nothing was applied.
     generation: Option<u64>,
     warnings: Vec<String>,
 }
@@ -23,33 +24,74 @@ pub(crate) async fn run(args: &Args, apply: &Apply) -> Result<(), CliError> {
     let text = read(&apply.file).map_err(|error| CliError::File { file: file.clone(), error })?;
     let host = host_toml::read(&text)
         .map_err(|errors| CliError::Invalid { file: file.clone(), errors })?;
-
-    let applied = if apply.dry_run {
-        let warnings = host.warnings().iter().map(ToString::to_string).collect();
-        Applied { generation: None, warnings }
-    } else {
-        let mut client = Client::connect(&args.socket()).await?;
-        let request =
-            api::ReplaceRequest { state: Some((&host).into()), if_generation: apply.if_generation };
-        let answer = client.calls.replace(request).await.map_err(|status| {
-            let line = |fault: &api::Fault| fault_in_file(&file, &text, fault);
-            CliError::from_refusal(&status, &file, line).unwrap_or_else(|| client.failure(&status))
-        })?;
-        let api::Applied { generation, warnings } = answer.into_inner();
-        Applied { generation: Some(generation), warnings }
-    };
-
-    for warning in &applied.warnings {
-        eprintln!("culvert: warning: {warning}");
+    let line = |fault: &api::Fault| fault_in_file(&file, &text, fault);
+    if apply.check {
+        return checked(args, &file, &host);
     }
+    if args.socket.is_some() {
+        return directly(args, apply, &file, &host, line).await;
+    }
+    if apply.if_generation.is_some() {
+        let text =
+            "--if-generation is of a dataplane, without --socket; culvertd has --if-revision";
+        return Err(CliError::Usage(text.to_owned()));
+    }
+    let mut daemon = Daemon::connect(&args.control_socket()).await?;
+    let request = api::ApplyStateRequest {
+        state: Some((&host).into()),
+        if_revision: apply.if_revision,
+        dry_run: apply.how.dry_run,
+        wait_ms: apply.how.wait.saturating_mul(1000),
+        prune: apply.prune,
+    };
+    let waiting = waiting("waiting for this host to carry it");
+    let answer = daemon.calls.apply_state(request).await;
+    waiting.finish_and_clear();
+    let answer = answer.map_err(|status| daemon.refusal(&status, &file, line))?;
+    committed(args, answer.into_inner(), apply.how.dry_run)
+}
+
+fn checked(args: &Args, file: &str, host: &Host) -> Result<(), CliError> {
+    let warnings: Vec<_> = host.warnings().iter().map(ToString::to_string).collect();
+    warn(&warnings);
     match args.output {
-        Output::Json | Output::Yaml => print_value(args.output, &applied),
-        Output::Table => print(&match applied.generation {
-            Some(generation) => {
-                format!("{file}: applied as generation {generation}: {}", counts(&host))
-            }
-            None => format!("{file}: valid: {}", counts(&host)),
-        }),
+        Output::Table => print(&format!("{file}: valid: {}", counts(host))),
+        output => print_value(output, &Applied { generation: None, warnings }),
+    }
+}
+
+/// Gives the state to a dataplane itself.
+async fn directly(
+    args: &Args,
+    apply: &Apply,
+    file: &str,
+    host: &Host,
+    line: impl Fn(&api::Fault) -> String,
+) -> Result<(), CliError> {
+    let mut client = Client::connect(&args.socket()).await?;
+    if apply.how.dry_run {
+        let answer = client.calls.get_state(api::GetStateRequest {}).await;
+        let api::CurrentState { state, generation } = client.answer(answer)?;
+        let before = state.map(read_host).transpose()?;
+        return would_be(args, before.as_ref(), host, generation);
+    }
+    let request =
+        api::ReplaceRequest { state: Some(host.into()), if_generation: apply.if_generation };
+    let answer = client.calls.replace(request).await;
+    let answer = answer.map_err(|status| client.refusal(&status, file, line))?;
+    let api::Applied { generation, warnings } = answer.into_inner();
+    warn(&warnings);
+    match args.output {
+        Output::Table => {
+            print(&format!("{file}: applied as generation {generation}: {}", counts(host)))
+        }
+        output => print_value(output, &Applied { generation: Some(generation), warnings }),
+    }
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("culvert: warning: {warning}");
     }
 }
 

@@ -3,15 +3,28 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use culvert_model::{DATAPLANE_SOCKET, DEFAULT_RUN_DIR};
+use culvert_model::{CONTROL_SOCKET, DATAPLANE_SOCKET, DEFAULT_RUN_DIR};
+
+use crate::manage::host::HostVerb;
+use crate::manage::port::{PortFields, PortKeys};
+use crate::manage::rules::{
+    AclFields, AclKeys, IngressFields, IngressKeys, MappingFields, MappingKeys, RouteFields,
+    RouteKeys,
+};
+use crate::manage::vnet::{VnetFields, VnetKeys};
+use crate::manage::{How, Verb as ObjectVerb};
 
 const EXIT_CODES: &str = "Exit codes:
   0  done
-  1  refused by the dataplane, which changed nothing; or another failure
+  1  refused, and nothing was changed; or another failure
   2  wrong usage, or a file that cannot be read or is not valid
-  3  the dataplane cannot be reached";
+  3  culvertd or the dataplane cannot be reached
+  4  accepted, but this host does not carry all of it";
 
-/// Configures a culvert dataplane, and shows what happens.
+/// Manages the virtual networks of a host, and shows what happens.
+///
+/// Verbs that change something speak to culvertd, which keeps what is wanted; those that show what
+/// happens, to the dataplane, which carries the packets.
 #[derive(Debug, Parser)]
 #[command(name = "culvert", version, after_help = EXIT_CODES)]
 pub(crate) struct Args {
@@ -19,7 +32,8 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "DIR", env = "CULVERT_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
     pub(crate) run_dir: PathBuf,
 
-    /// The dataplane's socket, where it is not in the run directory.
+    /// The dataplane's socket, where it is not in the run directory. `apply` then gives its state to
+    /// this dataplane itself, without culvertd.
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 
@@ -36,6 +50,11 @@ impl Args {
     pub(crate) fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| self.run_dir.join(DATAPLANE_SOCKET))
     }
+
+    /// The socket of culvertd.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.run_dir.join(CONTROL_SOCKET)
+    }
 }
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,6 +68,29 @@ pub(crate) enum Output {
 pub(crate) enum Verb {
     /// Make the state in a file the wanted one: all of it, or nothing.
     Apply(Apply),
+    /// Write what is wanted of this host as a file that `apply` takes.
+    Export(Export),
+    /// Attachments of tenants.
+    #[command(subcommand)]
+    Port(ObjectVerb<PortFields, PortKeys>),
+    /// Virtual networks.
+    #[command(subcommand)]
+    Vnet(ObjectVerb<VnetFields, VnetKeys>),
+    /// Where frames may go.
+    #[command(subcommand)]
+    Route(ObjectVerb<RouteFields, RouteKeys>),
+    /// Behind which VTEP an address lives.
+    #[command(subcommand)]
+    Mapping(ObjectVerb<MappingFields, MappingKeys>),
+    /// What is taken from the underlay.
+    #[command(subcommand)]
+    Ingress(ObjectVerb<IngressFields, IngressKeys>),
+    /// ACL groups.
+    #[command(subcommand)]
+    Acl(ObjectVerb<AclFields, AclKeys>),
+    /// Hosts of the cluster, and this host's underlay.
+    #[command(subcommand)]
+    Host(HostVerb),
     /// Show the state of the dataplane.
     Show(Show),
     /// Show counters of ports, workers, kernel and packet memory.
@@ -68,13 +110,32 @@ pub(crate) struct Apply {
     #[arg(short, long, value_name = "HOST_TOML")]
     pub(crate) file: PathBuf,
 
-    /// Check the file only; needs no dataplane.
-    #[arg(long)]
-    pub(crate) dry_run: bool,
+    /// Check the file only; needs neither culvertd nor a dataplane.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) check: bool,
 
-    /// Replace only if this is the dataplane's generation.
+    #[command(flatten)]
+    pub(crate) how: How,
+
+    /// Delete what belongs to the whole cluster and is not in the file. Without it, such objects stay.
+    #[arg(long)]
+    pub(crate) prune: bool,
+
+    /// Only if this is the store's revision.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) if_revision: Option<u64>,
+
+    /// With --socket: only if this is the dataplane's generation.
     #[arg(long, value_name = "GENERATION")]
     pub(crate) if_generation: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Export {
+    /// What this host carries: with the mappings that follow from other hosts' ports, and without what
+    /// does not concern it.
+    #[arg(long)]
+    pub(crate) carried: bool,
 }
 
 #[derive(Debug, clap::Args)]

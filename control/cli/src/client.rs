@@ -1,66 +1,107 @@
-//! The way to the dataplane.
+//! The ways to the dataplane and to culvertd.
 
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use culvert_model::api::control_client::ControlClient;
 use culvert_model::api::dataplane_client::DataplaneClient;
 use culvert_model::host_toml;
 use culvert_model::limits::MESSAGE_BYTES_MAX;
-use culvert_model::{Host, api};
+use culvert_model::{Host, ModelError, api};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
-use crate::error::CliError;
+use crate::error::{CliError, Peer};
 
 /// A connected dataplane.
-pub(crate) struct Client {
-    pub(crate) calls: DataplaneClient<Channel>,
+pub(crate) type Client = Connected<DataplaneClient<Channel>>;
+
+/// A connected culvertd.
+pub(crate) type Daemon = Connected<ControlClient<Channel>>;
+
+/// Somebody at the other end of a Unix socket.
+pub(crate) struct Connected<Calls> {
+    pub(crate) calls: Calls,
+    who: Peer,
     socket: PathBuf,
 }
 
+/// Connects to a Unix socket.
+async fn channel(socket: &Path, who: Peer) -> Result<Channel, CliError> {
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The authority is part of the protocol, and without meaning on a Unix socket.
+    let channel = Endpoint::from_static("http://culvert").connect_with_connector(connector).await;
+    channel.map_err(|error| unreachable(&error, who, socket))
+}
+
 impl Client {
-    /// Connects to a Unix socket.
+    /// Connects to a dataplane.
     pub(crate) async fn connect(socket: &Path) -> Result<Client, CliError> {
-        let path = socket.to_owned();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The authority is part of the protocol, and without meaning on a Unix socket.
-        let channel =
-            Endpoint::from_static("http://dataplane").connect_with_connector(connector).await;
-        let channel = channel.map_err(|error| unreachable(&error, socket))?;
-        let calls = DataplaneClient::new(channel)
+        let who = Peer::Dataplane;
+        let calls = DataplaneClient::new(channel(socket, who).await?)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Client { calls, socket: socket.to_owned() })
+        Ok(Client { calls, who, socket: socket.to_owned() })
     }
 
+    /// The wanted state, once one was accepted.
+    pub(crate) async fn host(&mut self) -> Result<Option<Host>, CliError> {
+        let answer = self.calls.get_state(api::GetStateRequest {}).await;
+        self.answer(answer)?.state.map(read_host).transpose()
+    }
+}
+
+impl Daemon {
+    /// Connects to culvertd.
+    pub(crate) async fn connect(socket: &Path) -> Result<Daemon, CliError> {
+        let who = Peer::Control;
+        let calls = ControlClient::new(channel(socket, who).await?)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Daemon { calls, who, socket: socket.to_owned() })
+    }
+}
+
+/// A state that was answered.
+pub(crate) fn read_host(state: api::State) -> Result<Host, CliError> {
+    Host::try_from(state).map_err(|errors| not_understood(&errors))
+}
+
+/// What was answered is not what this version knows.
+pub(crate) fn not_understood(errors: &[ModelError]) -> CliError {
+    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    CliError::Answer(errors.join("; "))
+}
+
+impl<Calls> Connected<Calls> {
     /// The message of an answer.
     pub(crate) fn answer<T>(&self, answer: Result<Response<T>, Status>) -> Result<T, CliError> {
         answer.map(Response::into_inner).map_err(|status| self.failure(&status))
     }
 
     pub(crate) fn failure(&self, status: &Status) -> CliError {
-        CliError::from_status(status, self.socket.clone())
+        CliError::from_status(status, self.who, self.socket.clone())
     }
 
-    /// The wanted state, once one was accepted.
-    pub(crate) async fn host(&mut self) -> Result<Option<Host>, CliError> {
-        let answer = self.calls.get_state(api::GetStateRequest {}).await;
-        let Some(state) = self.answer(answer)?.state else { return Ok(None) };
-        let host = Host::try_from(state);
-        host.map(Some).map_err(|errors| {
-            let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
-            CliError::Answer(errors.join("; "))
-        })
+    /// A refusal with its faults in words, or any other failure.
+    pub(crate) fn refusal(
+        &self,
+        status: &Status,
+        what: &str,
+        line: impl Fn(&api::Fault) -> String,
+    ) -> CliError {
+        CliError::from_refusal(status, self.who, what, line).unwrap_or_else(|| self.failure(status))
     }
 }
 
-fn unreachable(error: &tonic::transport::Error, socket: &Path) -> CliError {
+fn unreachable(error: &tonic::transport::Error, who: Peer, socket: &Path) -> CliError {
     let socket = socket.to_owned();
     let mut cause: Option<&dyn Error> = Some(error);
     let mut reason = error.to_string();
@@ -69,13 +110,13 @@ fn unreachable(error: &tonic::transport::Error, socket: &Path) -> CliError {
         match error.downcast_ref::<io::Error>().map(io::Error::kind) {
             // A socket without a listener is what a killed dataplane leaves behind.
             Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                return CliError::Absent { socket };
+                return CliError::Absent { who, socket };
             }
             Some(io::ErrorKind::PermissionDenied) => return CliError::Forbidden { socket },
             _ => cause = error.source(),
         }
     }
-    CliError::Unreachable { socket, reason }
+    CliError::Unreachable { who, socket, reason }
 }
 
 /// A fault of the dataplane, where it stands in the file.

@@ -15,18 +15,27 @@ pub(crate) enum CliError {
     /// Correct the file at the positions given.
     #[error("{file}: {}; nothing was changed", faults(errors.errors().len()))]
     Invalid { file: String, errors: TomlErrors },
-    /// Start the dataplane, or name its socket.
-    #[error("no dataplane at {}: is culvert-dataplane running?", socket.display())]
-    Absent { socket: PathBuf },
+    /// Start it, or name its run directory or socket.
+    #[error("no {who} at {}: is {} running?", socket.display(), who.program())]
+    Absent { who: Peer, socket: PathBuf },
     /// Become root, or a member of the socket's group.
     #[error("{}: permission denied: run as root, or as a user who may write to the socket", socket.display())]
     Forbidden { socket: PathBuf },
     /// Look at the dataplane's own messages.
-    #[error("{}: cannot reach the dataplane: {reason}", socket.display())]
-    Unreachable { socket: PathBuf, reason: String },
-    /// Correct what the dataplane names; each fault has its own line.
-    #[error("the dataplane refused {file}: {}; nothing was changed", faults(lines.len() + omitted))]
-    Refused { file: String, lines: Vec<String>, omitted: usize },
+    #[error("{}: cannot reach {}: {reason}", socket.display(), who.the())]
+    Unreachable { who: Peer, socket: PathBuf, reason: String },
+    /// Correct what is named; each fault has its own line.
+    #[error("{} refused {what}: {}; nothing was changed", who.the(), faults(lines.len() + omitted))]
+    Refused { who: Peer, what: String, lines: Vec<String>, omitted: usize },
+    /// Look at the reason of each object; what is wanted stays, and is tried again.
+    #[error("accepted, but this host does not carry {} of it", objects(lines.len()))]
+    NotCarried { lines: Vec<String> },
+    /// Try again: others changed the same at the same time.
+    #[error("not applied: {0}")]
+    Outrun(String),
+    /// Give the flag that is missing, or name an object that there is.
+    #[error("{0}")]
+    Usage(String),
     /// Apply on top of the generation that there is now.
     #[error("{0}")]
     Status(String),
@@ -41,6 +50,42 @@ pub(crate) enum CliError {
     BrokenPipe,
 }
 
+/// Who answers.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Dataplane,
+    Control,
+}
+
+impl Peer {
+    fn program(self) -> &'static str {
+        match self {
+            Peer::Dataplane => "culvert-dataplane",
+            Peer::Control => "culvertd",
+        }
+    }
+
+    fn the(self) -> &'static str {
+        match self {
+            Peer::Dataplane => "the dataplane",
+            Peer::Control => "culvertd",
+        }
+    }
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Peer::Dataplane => "dataplane",
+            Peer::Control => "culvertd",
+        })
+    }
+}
+
+fn objects(count: usize) -> String {
+    format!("{count} object{}", if count == 1 { "" } else { "s" })
+}
+
 fn faults(count: usize) -> String {
     format!("{count} fault{}", if count == 1 { "" } else { "s" })
 }
@@ -49,11 +94,13 @@ impl CliError {
     /// As listed in `--help`.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            CliError::File { .. } | CliError::Invalid { .. } => 2,
+            CliError::File { .. } | CliError::Invalid { .. } | CliError::Usage(_) => 2,
             CliError::Absent { .. } | CliError::Forbidden { .. } | CliError::Unreachable { .. } => {
                 3
             }
+            CliError::NotCarried { .. } => 4,
             CliError::Refused { .. }
+            | CliError::Outrun(_)
             | CliError::Status(_)
             | CliError::Answer(_)
             | CliError::Other(_)
@@ -66,6 +113,12 @@ impl CliError {
         let mut report = String::new();
         match self {
             CliError::Invalid { file, errors } => report.push_str(&errors.report(file)),
+            CliError::NotCarried { lines } => {
+                for line in lines {
+                    report.push_str(line);
+                    report.push('\n');
+                }
+            }
             CliError::Refused { lines, omitted, .. } => {
                 for line in lines {
                     report.push_str(line);
@@ -80,12 +133,12 @@ impl CliError {
         report + &format!("culvert: {self}")
     }
 
-    /// An answer that is an error, to any call but `Replace` with its refusals.
-    pub(crate) fn from_status(status: &Status, socket: PathBuf) -> CliError {
+    /// An answer that is an error and no refusal.
+    pub(crate) fn from_status(status: &Status, who: Peer, socket: PathBuf) -> CliError {
         match status.code() {
-            // What tonic makes of a connection that breaks.
+            // What tonic makes of a connection that breaks, and culvertd of a store that does not answer.
             Code::Unavailable | Code::Unknown | Code::Cancelled => {
-                CliError::Unreachable { socket, reason: status.message().to_owned() }
+                CliError::Unreachable { who, socket, reason: status.message().to_owned() }
             }
             Code::Aborted => CliError::Status(format!("not applied: {}", status.message())),
             code => CliError::Status(format!("{}: {}", code.description(), status.message())),
@@ -95,12 +148,13 @@ impl CliError {
     /// A refused state: with typed faults, each of which `line` puts into words.
     pub(crate) fn from_refusal(
         status: &Status,
-        file: &str,
+        who: Peer,
+        what: &str,
         line: impl Fn(&api::Fault) -> String,
     ) -> Option<CliError> {
         let refusal = refusal(status)?;
         let lines = refusal.faults.iter().map(line).collect();
         let omitted = usize::try_from(refusal.omitted).unwrap_or(usize::MAX);
-        Some(CliError::Refused { file: file.to_owned(), lines, omitted })
+        Some(CliError::Refused { who, what: what.to_owned(), lines, omitted })
     }
 }

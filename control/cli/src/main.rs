@@ -1,13 +1,16 @@
-//! The culvert command line: configures a dataplane, and shows what happens.
+//! The culvert command line: manages what is wanted through culvertd, and shows what a dataplane does.
 //!
-//! Each verb has a module; [`client`] reaches the dataplane, [`output`] prints, [`error`] knows the exit
+//! Each verb has a module; [`client`] reaches culvertd and the dataplane, [`output`] prints, [`error`] knows the exit
 //! codes.
 
 mod apply;
 mod args;
 mod client;
 mod error;
+mod export;
+mod manage;
 mod manual;
+mod objects;
 mod output;
 mod show;
 mod stats;
@@ -40,6 +43,14 @@ fn main() -> ExitCode {
 async fn run(args: &Args) -> Result<(), CliError> {
     match &args.verb {
         Verb::Apply(apply) => apply::run(args, apply).await,
+        Verb::Export(export) => export::run(args, export).await,
+        Verb::Port(verb) => manage::run(args, verb).await,
+        Verb::Vnet(verb) => manage::run(args, verb).await,
+        Verb::Route(verb) => manage::run(args, verb).await,
+        Verb::Mapping(verb) => manage::run(args, verb).await,
+        Verb::Ingress(verb) => manage::run(args, verb).await,
+        Verb::Acl(verb) => manage::run(args, verb).await,
+        Verb::Host(verb) => manage::host::run(args, verb).await,
         Verb::Show(show) => show::run(args, show).await,
         Verb::Stats(stats) => stats::run(args, stats).await,
         Verb::Traps(traps) => traps::run(args, traps).await,

@@ -1,6 +1,7 @@
 //! The command line against a fake dataplane: what it prints, and with which code it exits.
 
 mod fake;
+mod manage;
 mod manual;
 
 use std::path::Path;
@@ -38,10 +39,10 @@ fn what_is_applied_can_be_shown_again() {
 }
 
 #[test]
-fn a_dry_run_needs_no_dataplane() {
+fn a_check_needs_no_dataplane() {
     let dataplane = Running::start();
     let file = dataplane.write("host.toml", EXAMPLE);
-    let ran = culvert(Path::new("/nonexistent/socket"), &["apply", "--dry-run", "-f", &file]);
+    let ran = culvert(Path::new("/nonexistent/socket"), &["apply", "--check", "-f", &file]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.out.contains(": valid: 2 vnets"), "{ran:?}");
     assert_eq!(dataplane.script.lock().unwrap().generation, 0);
@@ -71,7 +72,7 @@ fn a_dash_reads_standard_input() {
     let dataplane = Running::start();
     let file = dataplane.write("host.toml", EXAMPLE);
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_culvert"));
-    command.args(["apply", "--dry-run", "-f", "-"]).stdin(std::fs::File::open(file).unwrap());
+    command.args(["apply", "--check", "-f", "-"]).stdin(std::fs::File::open(file).unwrap());
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(output.stdout.starts_with(b"-: valid: 2 vnets"), "{output:?}");
@@ -94,7 +95,7 @@ fn wrong_usage_exits_2_and_help_lists_the_codes() {
     assert_eq!(culvert(socket, &["show", "everything"]).code, Some(2));
     let help = culvert(socket, &["--help"]);
     assert_eq!(help.code, Some(0));
-    assert!(help.out.contains("3  the dataplane cannot be reached"), "{help:?}");
+    assert!(help.out.contains("3  culvertd or the dataplane cannot be reached"), "{help:?}");
 }
 
 #[test]

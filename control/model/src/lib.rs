@@ -62,6 +62,8 @@ pub use vnet::{Format, Gateway, Miss, Vnet};
 pub const DEFAULT_RUN_DIR: &str = "/run/culvert";
 /// Name of the dataplane's socket in it.
 pub const DATAPLANE_SOCKET: &str = "dataplane.sock";
+/// Name of culvertd's socket in it.
+pub const CONTROL_SOCKET: &str = "culvertd.sock";
 /// The socket of the dataplane, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/culvert/dataplane.sock";
 

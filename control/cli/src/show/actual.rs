@@ -3,7 +3,7 @@
 use culvert_model::api;
 use serde::Serialize;
 
-use super::Row;
+use crate::objects::Row;
 
 #[derive(Serialize)]
 pub(super) struct ModeRefusal {

@@ -1,17 +1,15 @@
 //! `culvert show`.
 
 mod actual;
-mod policy;
-mod wanted;
 
 use culvert_model::{Host, api, host_toml};
 use serde::Serialize;
 
 use self::actual::{Device, Feature, Info, PortStatus, Worker};
-use self::wanted::{WantedUnderlay, WholeState};
 use crate::args::{Args, Output, Show, What};
 use crate::client::Client;
 use crate::error::CliError;
+use crate::objects::{self, Row, WholeState};
 use crate::output::{joined, or_dash, print, print_value, table};
 
 pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
@@ -34,10 +32,12 @@ pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
             (output, Some(host)) => print_value(output, &WholeState::from(&host)),
         },
         // Without a state, these lists are empty.
-        What::Vnets => rows(args.output, &list(client.host().await?.as_ref(), wanted::vnets)),
-        What::Routes => rows(args.output, &list(client.host().await?.as_ref(), wanted::routes)),
-        What::Mappings => rows(args.output, &list(client.host().await?.as_ref(), wanted::mappings)),
-        What::Ingress => rows(args.output, &list(client.host().await?.as_ref(), wanted::ingress)),
+        What::Vnets => rows(args.output, &list(client.host().await?.as_ref(), objects::vnets)),
+        What::Routes => rows(args.output, &list(client.host().await?.as_ref(), objects::routes)),
+        What::Mappings => {
+            rows(args.output, &list(client.host().await?.as_ref(), objects::mappings))
+        }
+        What::Ingress => rows(args.output, &list(client.host().await?.as_ref(), objects::ingress)),
         What::Acls => acls(args.output, client.host().await?.as_ref()),
     }
 }
@@ -51,12 +51,6 @@ fn list<T>(host: Option<&Host>, of: impl Fn(&Host) -> Vec<T>) -> Vec<T> {
     host.map(of).unwrap_or_default()
 }
 
-/// Something shown as one row of a table, or one object of JSON.
-trait Row: Serialize {
-    const HEADERS: &'static [&'static str];
-    fn cells(&self) -> Vec<String>;
-}
-
 fn rows<T: Row>(output: Output, items: &[T]) -> Result<(), CliError> {
     match output {
         Output::Table => print(&table(T::HEADERS, items.iter().map(Row::cells).collect())),
@@ -67,8 +61,8 @@ fn rows<T: Row>(output: Output, items: &[T]) -> Result<(), CliError> {
 /// One object per group of JSON, one row per rule of the table.
 fn acls(output: Output, host: Option<&Host>) -> Result<(), CliError> {
     match output {
-        Output::Table => rows(output, &list(host, policy::acl_rows)),
-        output => print_value(output, &list(host, policy::acls)),
+        Output::Table => rows(output, &list(host, objects::acl_rows)),
+        output => print_value(output, &list(host, objects::acls)),
     }
 }
 
@@ -76,15 +70,15 @@ fn underlay(output: Output, host: Option<&Host>, devices: Vec<Device>) -> Result
     #[derive(Serialize)]
     struct Underlay {
         /// Absent before the first accepted state.
-        wanted: Option<WantedUnderlay>,
+        wanted: Option<objects::Underlay>,
         devices: Vec<Device>,
     }
-    let wanted = host.map(|host| WantedUnderlay::from(host.underlay()));
+    let wanted = host.map(|host| objects::Underlay::from(host.underlay()));
     if output != Output::Table {
         return print_value(output, &Underlay { wanted, devices });
     }
     if let Some(wanted) = &wanted {
-        let WantedUnderlay { addresses, mtu, mode, tx, .. } = wanted;
+        let objects::Underlay { addresses, mtu, mode, tx, .. } = wanted;
         let (addresses, mtu) = (joined(addresses), or_dash(*mtu));
         print(&format!("wanted: addresses {addresses}; mtu {mtu}; mode {mode}; tx {tx}\n"))?;
     }

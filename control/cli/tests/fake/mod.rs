@@ -238,7 +238,7 @@ impl Drop for Running {
     }
 }
 
-fn fresh_directory() -> PathBuf {
+pub(crate) fn fresh_directory() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let directory =
@@ -263,13 +263,17 @@ impl Ran {
     }
 }
 
-pub(crate) fn culvert(socket: &Path, args: &[&str]) -> Ran {
-    let command =
-        Command::new(env!("CARGO_BIN_EXE_culvert")).arg("--socket").arg(socket).args(args).output();
-    let Output { status, stdout, stderr } = command.unwrap();
-    Ran {
-        code: status.code(),
-        out: String::from_utf8(stdout).unwrap(),
-        err: String::from_utf8(stderr).unwrap(),
+impl Ran {
+    pub(crate) fn of(command: &mut Command) -> Ran {
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        Ran {
+            code: status.code(),
+            out: String::from_utf8(stdout).unwrap(),
+            err: String::from_utf8(stderr).unwrap(),
+        }
     }
+}
+
+pub(crate) fn culvert(socket: &Path, args: &[&str]) -> Ran {
+    Ran::of(Command::new(env!("CARGO_BIN_EXE_culvert")).arg("--socket").arg(socket).args(args))
 }

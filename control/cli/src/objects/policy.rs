@@ -6,22 +6,22 @@ use serde::Serialize;
 use super::Row;
 
 #[derive(Serialize)]
-pub(super) struct Acl {
-    pub(super) id: String,
-    pub(super) stateful: bool,
+pub(crate) struct Acl {
+    pub(crate) id: String,
+    pub(crate) stateful: bool,
     /// The deciding ones first.
-    pub(super) rules: Vec<AclRule>,
+    pub(crate) rules: Vec<AclRule>,
 }
 
 /// `any` stands for what is not limited.
 #[derive(Clone, Serialize)]
-pub(super) struct AclRule {
-    pub(super) direction: &'static str,
-    pub(super) action: &'static str,
-    pub(super) protocol: String,
-    pub(super) remote: String,
-    pub(super) local_ports: String,
-    pub(super) remote_ports: String,
+pub(crate) struct AclRule {
+    pub(crate) direction: &'static str,
+    pub(crate) action: &'static str,
+    pub(crate) protocol: String,
+    pub(crate) remote: String,
+    pub(crate) local_ports: String,
+    pub(crate) remote_ports: String,
 }
 
 impl From<&culvert_model::AclRule> for AclRule {
@@ -37,25 +37,38 @@ impl From<&culvert_model::AclRule> for AclRule {
     }
 }
 
-pub(super) fn acls(host: &Host) -> Vec<Acl> {
-    let acl = |group: &culvert_model::AclGroup| Acl {
-        id: group.id.to_string(),
-        stateful: group.stateful,
-        rules: group.rules.iter().map(AclRule::from).collect(),
-    };
-    host.acls().iter().map(acl).collect()
+impl From<&culvert_model::AclGroup> for Acl {
+    fn from(group: &culvert_model::AclGroup) -> Acl {
+        Acl {
+            id: group.id.to_string(),
+            stateful: group.stateful,
+            rules: group.rules.iter().map(AclRule::from).collect(),
+        }
+    }
+}
+
+impl Row for Acl {
+    const HEADERS: &'static [&'static str] = &["acl", "stateful", "#rules"];
+    fn cells(&self) -> Vec<String> {
+        let stateful = if self.stateful { "yes" } else { "no" };
+        vec![self.id.clone(), stateful.to_owned(), self.rules.len().to_string()]
+    }
+}
+
+pub(crate) fn acls(host: &Host) -> Vec<Acl> {
+    host.acls().iter().map(Acl::from).collect()
 }
 
 /// A rule with the group around it; a group without rules has one row.
 #[derive(Serialize)]
-pub(super) struct AclRow {
+pub(crate) struct AclRow {
     group: String,
     stateful: bool,
     number: usize,
     rule: Option<AclRule>,
 }
 
-pub(super) fn acl_rows(host: &Host) -> Vec<AclRow> {
+pub(crate) fn acl_rows(host: &Host) -> Vec<AclRow> {
     let rows = |acl: Acl| {
         let row = move |number, rule| AclRow {
             group: acl.id.clone(),
@@ -102,17 +115,17 @@ impl Row for AclRow {
 }
 
 #[derive(Serialize)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     /// Absent: unlimited.
-    pub(super) rx: Option<TokenBucket>,
+    pub(crate) rx: Option<TokenBucket>,
     /// Absent: unlimited.
-    pub(super) tx: Option<TokenBucket>,
+    pub(crate) tx: Option<TokenBucket>,
 }
 
 #[derive(Serialize)]
-pub(super) struct TokenBucket {
-    pub(super) rate_bps: u64,
-    pub(super) burst_bytes: u32,
+pub(crate) struct TokenBucket {
+    pub(crate) rate_bps: u64,
+    pub(crate) burst_bytes: u32,
 }
 
 impl From<culvert_model::Meter> for Meter {
@@ -126,18 +139,18 @@ impl From<culvert_model::Meter> for Meter {
 }
 
 #[derive(Serialize)]
-pub(super) struct Dhcp {
-    pub(super) dns: Vec<String>,
-    pub(super) ntp: Vec<String>,
-    pub(super) domain: Option<String>,
-    pub(super) lease_s: u32,
-    pub(super) routes: Vec<DhcpRoute>,
+pub(crate) struct Dhcp {
+    pub(crate) dns: Vec<String>,
+    pub(crate) ntp: Vec<String>,
+    pub(crate) domain: Option<String>,
+    pub(crate) lease_s: u32,
+    pub(crate) routes: Vec<DhcpRoute>,
 }
 
 #[derive(Serialize)]
-pub(super) struct DhcpRoute {
-    pub(super) prefix: String,
-    pub(super) via: String,
+pub(crate) struct DhcpRoute {
+    pub(crate) prefix: String,
+    pub(crate) via: String,
 }
 
 impl From<&culvert_model::Dhcp> for Dhcp {

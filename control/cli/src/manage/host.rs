@@ -1,0 +1,193 @@
+//! `culvert host`: the hosts of the cluster, and this host's underlay.
+
+use std::net::IpAddr;
+
+use clap::Subcommand;
+use culvert_model::{
+    Edit, IfName, ModePreference, Mtu, Object, ObjectKey, Underlay, UnderlayTx, api,
+};
+use serde::Serialize;
+
+use super::values::{List, Setting, ips, mtu};
+use super::{How, commit, committed, known, needed};
+use crate::args::{Args, Output};
+use crate::client::{Daemon, not_understood};
+use crate::error::CliError;
+use crate::objects;
+use crate::output::{joined, or_dash, print, print_value, table};
+
+/// What one can do with hosts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostVerb {
+    /// Give this host an underlay, and so make it part of the cluster.
+    Add(Change),
+    /// Change the underlay of this host.
+    Set(Change),
+    /// Forget a host that is not alive, with its ports and their routes.
+    Del(Forget),
+    /// Show the hosts of the cluster.
+    Show,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Change {
+    #[command(flatten)]
+    fields: UnderlayFields,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct UnderlayFields {
+    /// Devices of the physical network, separated by commas.
+    #[arg(long = "interface", value_name = "DEVICES")]
+    interfaces: Option<List<IfName>>,
+    /// Our VTEP addresses on them, separated by commas.
+    #[arg(long = "address", value_name = "IPS", value_parser = ips)]
+    addresses: Option<List<IpAddr>>,
+    /// MTU towards the other hosts in bytes, or none: the least of the devices'.
+    #[arg(long, value_name = "BYTES", value_parser = mtu)]
+    mtu: Option<Setting<Mtu>>,
+    /// How AF_XDP attaches: auto, zero-copy, native or generic.
+    #[arg(long)]
+    mode: Option<ModePreference>,
+    /// How frames leave: auto, xdp or packet.
+    #[arg(long)]
+    tx: Option<UnderlayTx>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Forget {
+    /// Its name.
+    name: String,
+    /// Show what would be deleted, and delete nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) async fn run(args: &Args, verb: &HostVerb) -> Result<(), CliError> {
+    let mut daemon = Daemon::connect(&args.control_socket()).await?;
+    match verb {
+        HostVerb::Add(change) => put(args, &mut daemon, change, true).await,
+        HostVerb::Set(change) => put(args, &mut daemon, change, false).await,
+        HostVerb::Del(Forget { name, dry_run }) => {
+            let request = api::ForgetHostRequest { name: name.clone(), dry_run: *dry_run };
+            let answer = daemon.calls.forget_host(request).await;
+            committed(args, daemon.answer(answer)?, *dry_run)
+        }
+        HostVerb::Show => show(args, &mut daemon).await,
+    }
+}
+
+async fn put(args: &Args, daemon: &mut Daemon, change: &Change, new: bool) -> Result<(), CliError> {
+    let (revision, known) = known(daemon, api::ObjectKind::Underlay).await?;
+    let before = match known.get(&ObjectKey::Underlay) {
+        Some(Object::Underlay(underlay)) => Some(underlay.clone()),
+        _ => None,
+    };
+    match (&before, new) {
+        (Some(_), true) => {
+            let text = "this host has an underlay already; `culvert host set` changes it";
+            return Err(CliError::Usage(text.to_owned()));
+        }
+        (None, false) => {
+            let text = "this host has no underlay yet; `culvert host add` gives it one";
+            return Err(CliError::Usage(text.to_owned()));
+        }
+        _ => {}
+    }
+    let edit = Edit::SetUnderlay(change.fields.clone().onto(before)?);
+    commit(args, daemon, &[edit], &change.how, Some(revision)).await
+}
+
+impl UnderlayFields {
+    fn onto(self, before: Option<Underlay>) -> Result<Underlay, CliError> {
+        let mut underlay = match before {
+            Some(underlay) => underlay,
+            None => Underlay {
+                interfaces: needed(self.interfaces.clone(), "--interface", "names of devices")?.0,
+                addresses: needed(self.addresses.clone(), "--address", "IP addresses")?.0,
+                mtu: None,
+                mode: ModePreference::default(),
+                tx: UnderlayTx::default(),
+            },
+        };
+        underlay.interfaces = self.interfaces.map_or(underlay.interfaces, |list| list.0);
+        underlay.addresses = self.addresses.map_or(underlay.addresses, |list| list.0);
+        underlay.mtu = self.mtu.map_or(underlay.mtu, Setting::into_option);
+        underlay.mode = self.mode.unwrap_or(underlay.mode);
+        underlay.tx = self.tx.unwrap_or(underlay.tx);
+        Ok(underlay)
+    }
+}
+
+#[derive(Serialize)]
+struct Host {
+    name: String,
+    /// The host that answered.
+    this: bool,
+    alive: bool,
+    ports: u32,
+    version: String,
+    /// How far its clock is ahead of this host's, where known.
+    clock_ahead_ms: Option<i64>,
+    /// Absent: none was given yet.
+    underlay: Option<objects::Underlay>,
+    problems: Vec<String>,
+}
+
+fn host(entry: api::HostEntry) -> Result<Host, CliError> {
+    let object =
+        entry.underlay.map(|m| api::Object { object: Some(api::object::Object::Underlay(m)) });
+    let object = object.map(Object::try_from).transpose();
+    let underlay = match object.map_err(|errors| not_understood(&errors))? {
+        Some(Object::Underlay(underlay)) => Some(objects::Underlay::from(&underlay)),
+        _ => None,
+    };
+    Ok(Host {
+        name: entry.name,
+        this: entry.self_,
+        alive: entry.alive,
+        ports: entry.ports,
+        version: entry.version,
+        clock_ahead_ms: entry.clock_ahead_ms,
+        underlay,
+        problems: entry.problems,
+    })
+}
+
+async fn show(args: &Args, daemon: &mut Daemon) -> Result<(), CliError> {
+    let answer = daemon.calls.list_hosts(api::ListHostsRequest {}).await;
+    let hosts = daemon.answer(answer)?.hosts.into_iter().map(host);
+    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
+    if args.output != Output::Table {
+        return print_value(args.output, &hosts);
+    }
+    let row = |host: Host| {
+        let addresses =
+            host.underlay.as_ref().map_or_else(|| "-".to_owned(), |u| joined(&u.addresses));
+        let interfaces =
+            host.underlay.as_ref().map_or_else(|| "-".to_owned(), |u| joined(&u.interfaces));
+        let this = if host.this { "this host" } else { "" };
+        let notes: Vec<_> = [this]
+            .into_iter()
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+            .chain(host.problems)
+            .collect();
+        let alive = if host.alive { "yes" } else { "no" }.to_owned();
+        let clock = or_dash(host.clock_ahead_ms);
+        vec![
+            host.name,
+            alive,
+            host.ports.to_string(),
+            interfaces,
+            addresses,
+            clock,
+            notes.join("; "),
+        ]
+    };
+    let headers =
+        ["host", "alive", "#ports", "interfaces", "addresses", "#clock ahead ms", "notes"];
+    print(&table(&headers, hosts.into_iter().map(row).collect()))
+}

@@ -1,0 +1,252 @@
+//! Verbs that manage objects through culvertd: `culvert port add`, `culvert vnet set`, and so on.
+//!
+//! One module per kind says which flags make an object ([`Fields`]) and what names one ([`Keys`]); what
+//! happens with it is the same for all and stands here. An object is read, changed and put back only if
+//! nobody changed the store meanwhile.
+
+mod commit;
+mod difference;
+pub(crate) mod host;
+pub(crate) mod port;
+pub(crate) mod rules;
+pub(crate) mod values;
+pub(crate) mod vnet;
+
+use std::collections::BTreeMap;
+
+use clap::Subcommand;
+use culvert_model::{Edit, Object, ObjectKey, api, nearest};
+use serde::Serialize;
+
+pub(crate) use self::commit::{How, commit, committed, waiting, would_be};
+use crate::args::{Args, Output};
+use crate::client::{Daemon, not_understood};
+use crate::error::CliError;
+use crate::objects;
+use crate::output::{print, print_value, table};
+
+/// What the flags say of an object.
+pub(crate) trait Fields: clap::Args + Clone {
+    const KIND: api::ObjectKind;
+    fn key(&self) -> ObjectKey;
+    /// The object with what the flags say; a new one where there is none before.
+    fn onto(self, before: Option<Object>) -> Result<Object, CliError>;
+}
+
+/// What names objects.
+pub(crate) trait Keys: clap::Args {
+    fn keys(&self) -> Vec<ObjectKey>;
+}
+
+/// What one can do with objects of a kind.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb<F: clap::Args, K: clap::Args> {
+    /// Make one that is not there yet.
+    Add(Put<F>),
+    /// Change what the flags say of one, and leave the rest.
+    Set(Put<F>),
+    /// Delete.
+    Del(Delete<K>),
+    /// Show them, with what became of each on this host.
+    Show(List),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Put<F: clap::Args> {
+    #[command(flatten)]
+    fields: F,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Delete<K: clap::Args> {
+    #[command(flatten)]
+    keys: K,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct List {
+    /// Only the object of this name, as the first columns show it.
+    name: Option<String>,
+    /// Those of other hosts too.
+    #[arg(long)]
+    all_hosts: bool,
+}
+
+pub(crate) async fn run<F: Fields, K: Keys>(
+    args: &Args,
+    verb: &Verb<F, K>,
+) -> Result<(), CliError> {
+    let mut daemon = Daemon::connect(&args.control_socket()).await?;
+    match verb {
+        Verb::Add(put) => self::put(args, &mut daemon, put, true).await,
+        Verb::Set(put) => self::put(args, &mut daemon, put, false).await,
+        Verb::Del(delete) => {
+            let edits = delete.keys.keys().into_iter().filter_map(deletion).collect::<Vec<_>>();
+            commit(args, &mut daemon, &edits, &delete.how, None).await
+        }
+        Verb::Show(list) => show(args, &mut daemon, F::KIND, list).await,
+    }
+}
+
+/// How often a change is tried that others are in the way of.
+const ATTEMPTS: usize = 5;
+
+async fn put<F: Fields>(
+    args: &Args,
+    daemon: &mut Daemon,
+    put: &Put<F>,
+    new: bool,
+) -> Result<(), CliError> {
+    for attempt in 1.. {
+        let (revision, known) = known(daemon, F::KIND).await?;
+        let key = put.fields.key();
+        let before = known.get(&key).cloned();
+        if new && before.is_some() {
+            let section = key.section().name();
+            return Err(CliError::Usage(format!(
+                "{key}: there already; `culvert {section} set` changes it"
+            )));
+        }
+        if !new && before.is_none() {
+            return Err(absent(&key, known.keys()));
+        }
+        let object = put.fields.clone().onto(before)?;
+        let edits = [Edit::from(object)];
+        match commit(args, daemon, &edits, &put.how, Some(revision)).await {
+            Err(CliError::Outrun(_)) if attempt < ATTEMPTS => {}
+            done => return done,
+        }
+    }
+    Ok(())
+}
+
+/// The objects of a kind that were written, and the revision.
+async fn known(
+    daemon: &mut Daemon,
+    kind: api::ObjectKind,
+) -> Result<(u64, BTreeMap<ObjectKey, Object>), CliError> {
+    let request = api::ListObjectsRequest { kind: kind.into(), all_hosts: false, derived: false };
+    let answer = daemon.calls.list_objects(request).await;
+    let list = daemon.answer(answer)?;
+    let mut known = BTreeMap::new();
+    for object in list.objects.into_iter().filter_map(|listed| listed.object) {
+        let object = Object::try_from(object).map_err(|errors| not_understood(&errors))?;
+        known.insert(object.key(), object);
+    }
+    Ok((list.revision, known))
+}
+
+fn absent<'a>(key: &ObjectKey, known: impl Iterator<Item = &'a ObjectKey>) -> CliError {
+    let section = key.section().name();
+    let names: Vec<_> = known.map(ObjectKey::name).collect();
+    let meant = nearest(&key.name(), names.iter().map(String::as_str));
+    let meant = meant.map_or_else(String::new, |name| format!("; did you mean \"{name}\"?"));
+    CliError::Usage(format!("{key}: not there; `culvert {section} add` makes one{meant}"))
+}
+
+fn deletion(key: ObjectKey) -> Option<Edit> {
+    Some(match key {
+        ObjectKey::Vnet(id) => Edit::DeleteVnet(id),
+        ObjectKey::Port(id) => Edit::DeletePort(id),
+        ObjectKey::Route(key) => Edit::DeleteRoute(key),
+        ObjectKey::Mapping(key) => Edit::DeleteMapping(key),
+        ObjectKey::Ingress(key) => Edit::DeleteIngress(key),
+        ObjectKey::Acl(id) => Edit::DeleteAcl(id),
+        ObjectKey::Underlay => return None,
+    })
+}
+
+/// A value that a new object cannot be without.
+pub(crate) fn needed<T>(value: Option<T>, flag: &str, legal: &str) -> Result<T, CliError> {
+    value.ok_or_else(|| CliError::Usage(format!("{flag}: missing for a new one; legal is {legal}")))
+}
+
+/// One object with what became of it.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    object: objects::Object,
+    /// Absent: it belongs to the whole cluster.
+    host: Option<String>,
+    status: &'static str,
+    reason: String,
+    /// Present for a mapping that follows from a port of this host.
+    derived_from: Option<String>,
+}
+
+async fn show(
+    args: &Args,
+    daemon: &mut Daemon,
+    kind: api::ObjectKind,
+    list: &List,
+) -> Result<(), CliError> {
+    let request = api::ListObjectsRequest {
+        kind: kind.into(),
+        all_hosts: list.all_hosts,
+        derived: kind == api::ObjectKind::Mapping,
+    };
+    let answer = daemon.calls.list_objects(request).await;
+    let mut all = Vec::new();
+    let mut names = Vec::new();
+    for listed in daemon.answer(answer)?.objects {
+        let status = status_name(listed.status());
+        let Some(object) = listed.object else { continue };
+        let object = Object::try_from(object).map_err(|errors| not_understood(&errors))?;
+        let name = object.key().name();
+        if list.name.as_ref().is_none_or(|wanted| *wanted == name) {
+            let given = |text: String| (!text.is_empty()).then_some(text);
+            all.push(Listed {
+                object: (&object).into(),
+                host: given(listed.host),
+                status,
+                reason: listed.reason,
+                derived_from: given(listed.derived_from),
+            });
+        }
+        names.push(name);
+    }
+    if let (Some(wanted), true) = (&list.name, all.is_empty()) {
+        let meant = nearest(wanted, names.iter().map(String::as_str));
+        let meant = meant.map_or_else(String::new, |name| format!("; did you mean \"{name}\"?"));
+        return Err(CliError::Usage(format!("{wanted:?}: not there{meant}")));
+    }
+    match args.output {
+        Output::Table => print(&listed_table(&all, list.all_hosts)),
+        output => print_value(output, &all),
+    }
+}
+
+fn listed_table(all: &[Listed], hosts: bool) -> String {
+    let Some(first) = all.first() else { return "none".to_owned() };
+    let mut headers = first.object.headers().to_vec();
+    if hosts {
+        headers.push("host");
+    }
+    headers.extend(["status", "notes"]);
+    let row = |listed: &Listed| {
+        let mut cells = listed.object.cells();
+        if hosts {
+            cells.push(listed.host.clone().unwrap_or_else(|| "-".to_owned()));
+        }
+        let derived = listed.derived_from.as_ref().map(|host| format!("follows from host {host}"));
+        let notes = [Some(listed.reason.clone()).filter(|text| !text.is_empty()), derived];
+        cells.push(listed.status.to_owned());
+        cells.push(notes.into_iter().flatten().collect::<Vec<_>>().join("; "));
+        cells
+    };
+    table(&headers, all.iter().map(row).collect())
+}
+
+pub(crate) fn status_name(status: api::ApplyStatus) -> &'static str {
+    match status {
+        api::ApplyStatus::Applied => "applied",
+        api::ApplyStatus::Pending => "pending",
+        api::ApplyStatus::Failed => "failed",
+        api::ApplyStatus::Elsewhere => "elsewhere",
+        api::ApplyStatus::Unspecified => "unknown",
+    }
+}
