@@ -4,9 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use culvert_model::{
-    IngressKey, MappingKey, ObjectKey, PortId, RouteKey, RouteScope, VnetId, Vni,
-};
+use culvert_model::{IngressKey, MappingKey, ObjectKey, PortId, RouteKey, RouteScope, VnetId, Vni};
 
 /// Longest name of a host, in bytes: that of a DNS name.
 pub const HOST_NAME_LEN_MAX: usize = 253;
@@ -27,9 +25,9 @@ impl HostName {
     /// Where it is not of the legal form.
     pub fn new(name: &str) -> Result<HostName, BadHostName> {
         let legal = (1..=HOST_NAME_LEN_MAX).contains(&name.len())
-            && name.bytes().all(|b| {
-                b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.'
-            });
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
         if legal { Ok(HostName(name.into())) } else { Err(BadHostName(name.to_owned())) }
     }
 

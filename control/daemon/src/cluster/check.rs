@@ -209,8 +209,10 @@ impl Check<'_> {
         if !self.after.vnets.contains_key(id) {
             let near = nearest(id.as_str(), self.after.vnets.keys().map(VnetId::as_str));
             let near = near.map_or_else(String::new, |near| format!("; near is {near:?}"));
-            let message =
-                format!("{:?}: no such vnet; legal is the id of a vnet of the cluster{near}", id.as_str());
+            let message = format!(
+                "{:?}: no such vnet; legal is the id of a vnet of the cluster{near}",
+                id.as_str()
+            );
             self.fault(touched, field, None, message);
         }
     }

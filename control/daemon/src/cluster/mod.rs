@@ -4,6 +4,7 @@
 //! does I/O.
 
 pub mod check;
+pub mod problems;
 pub mod project;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ use crate::stored;
 pub struct Cluster {
     /// The header; `None` before the store has one.
     pub meta: Option<stored::Meta>,
+    /// When each host's lease was written last.
+    pub lives: BTreeMap<HostName, Revision>,
     /// The last change of an object. What other programs write into the same etcd does not count.
     pub revision: Revision,
     /// Hosts that joined, or that something was written of.
@@ -114,6 +117,10 @@ impl Cluster {
                 if was != live.is_some() {
                     effect.alive.push((host.clone(), live.is_some()));
                 }
+                match live {
+                    Some(_) => drop(self.lives.insert(host.clone(), revision)),
+                    None => drop(self.lives.remove(&host)),
+                }
                 self.host(host, |state| state.live = live);
             }),
             Name::Guard(guard) => {
@@ -203,12 +210,31 @@ impl Cluster {
             }
             (None, ObjectKey::Vnet(id)) => self.vnets.get(id).cloned().map(Object::Vnet),
             (None, ObjectKey::Route(key)) => self.routes.get(key).cloned().map(Object::Route),
-            (None, ObjectKey::Mapping(key)) => {
-                self.mappings.get(key).cloned().map(Object::Mapping)
-            }
+            (None, ObjectKey::Mapping(key)) => self.mappings.get(key).cloned().map(Object::Mapping),
             (None, ObjectKey::Ingress(key)) => self.ingress.get(key).copied().map(Object::Ingress),
             _ => None,
         }
+    }
+
+    /// What a store holds of it, without guards.
+    pub fn entries(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut entries = BTreeMap::new();
+        if let Some(meta) = &self.meta {
+            entries.insert(Name::Meta.to_string(), meta.encode_to_vec());
+        }
+        for (host, state) in &self.hosts {
+            if let Some(record) = &state.record {
+                entries.insert(Name::Host(host.clone()).to_string(), record.encode_to_vec());
+            }
+            if let Some(live) = &state.live {
+                entries.insert(Name::Live(host.clone()).to_string(), live.encode_to_vec());
+            }
+        }
+        for (host, object) in self.objects() {
+            let slot = Slot { host: host.cloned(), key: object.key() };
+            entries.insert(Name::Object(slot).to_string(), write_object(&object));
+        }
+        entries
     }
 
     /// Every object and whose it is; those of hosts first.
@@ -236,9 +262,8 @@ pub fn write_object(object: &Object) -> Vec<u8> {
 
 fn read_object(value: &[u8], key: &ObjectKey) -> Result<Object, String> {
     let message = api::Object::decode(value).map_err(|error| error.to_string())?;
-    let object = Object::try_from(message).map_err(|errors| {
-        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-    })?;
+    let object = Object::try_from(message)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     let found = object.key();
     if found == *key { Ok(object) } else { Err(format!("holds {found} instead of {key}")) }
 }

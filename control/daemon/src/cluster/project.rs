@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use culvert_model::{
-    EgressRoute, Host, HostParts, IngressAction, Mapping, MappingKey, ModelError, Object, ObjectKey,
-    Place, RouteAction, RouteScope, Section, Underlay, VnetId,
+    EgressRoute, Host, HostParts, IngressAction, Mapping, MappingKey, ModelError, Object,
+    ObjectKey, Place, RouteAction, RouteScope, Section, Underlay, VnetId,
 };
 
 use super::{Cluster, HostState};
@@ -57,10 +57,13 @@ pub fn project_holding(cluster: &Cluster, me: &HostName, held: &Held) -> Project
             let key = key_at(&error.place, &parts);
             let place = key.as_ref().map(|key| key.place());
             let key = key.unwrap_or(ObjectKey::Underlay);
-            if let (Some(place), ObjectKey::Route(_) | ObjectKey::Mapping(_) | ObjectKey::Ingress(_)) =
-                (place, &key)
+            if let (
+                Some(place),
+                ObjectKey::Route(_) | ObjectKey::Mapping(_) | ObjectKey::Ingress(_),
+            ) = (place, &key)
             {
-                let field = Place { field: error.place.field, element: error.place.element, ..place };
+                let field =
+                    Place { field: error.place.field, element: error.place.element, ..place };
                 let error = ModelError::new(field, error.fault);
                 projection.faults.entry(key.clone()).or_insert(error);
             } else {
@@ -195,28 +198,46 @@ fn parts(cluster: &Cluster, me: &HostName, held: &Held, left_out: &Held) -> Opti
     });
     let here = cluster.vnets.values().filter(|vnet| vnets.contains(&vnet.id));
     let parts = HostParts {
-        vnets: keep.all(here.cloned(), |v| ObjectKey::Vnet(v.id.clone()), |o| match o {
-            Object::Vnet(vnet) => Some(vnet),
-            _ => None,
-        }),
-        ports: keep.all(state.ports.values().cloned(), |p| ObjectKey::Port(p.id.clone()), |o| {
-            match o {
+        vnets: keep.all(
+            here.cloned(),
+            |v| ObjectKey::Vnet(v.id.clone()),
+            |o| match o {
+                Object::Vnet(vnet) => Some(vnet),
+                _ => None,
+            },
+        ),
+        ports: keep.all(
+            state.ports.values().cloned(),
+            |p| ObjectKey::Port(p.id.clone()),
+            |o| match o {
                 Object::Port(port) => Some(port),
                 _ => None,
-            }
-        }),
-        routes: keep.all(routes, |r| ObjectKey::Route(r.key()), |o| match o {
-            Object::Route(route) => Some(route),
-            _ => None,
-        }),
-        mappings: keep.all(mappings, |m| ObjectKey::Mapping(m.key()), |o| match o {
-            Object::Mapping(mapping) => Some(mapping),
-            _ => None,
-        }),
-        ingress: keep.all(ingress.copied(), |r| ObjectKey::Ingress(r.key()), |o| match o {
-            Object::Ingress(rule) => Some(rule),
-            _ => None,
-        }),
+            },
+        ),
+        routes: keep.all(
+            routes,
+            |r| ObjectKey::Route(r.key()),
+            |o| match o {
+                Object::Route(route) => Some(route),
+                _ => None,
+            },
+        ),
+        mappings: keep.all(
+            mappings,
+            |m| ObjectKey::Mapping(m.key()),
+            |o| match o {
+                Object::Mapping(mapping) => Some(mapping),
+                _ => None,
+            },
+        ),
+        ingress: keep.all(
+            ingress.copied(),
+            |r| ObjectKey::Ingress(r.key()),
+            |o| match o {
+                Object::Ingress(rule) => Some(rule),
+                _ => None,
+            },
+        ),
         underlay,
     };
     Some((parts, origins))

@@ -249,9 +249,8 @@ impl Store for FileStore {
         let mut database = Arc::clone(&self.database).lock_owned().await;
         let (path, opener, core) = (self.path.clone(), self.opener.clone(), self.core.clone());
         // Runs to its end even if the caller goes away.
-        let done = tokio::task::spawn_blocking(move || {
-            commit(&path, &opener, &mut database, &core, txn)
-        });
+        let done =
+            tokio::task::spawn_blocking(move || commit(&path, &opener, &mut database, &core, txn));
         done.await.unwrap_or_else(|error| {
             Err(StoreError::File { path: self.path.clone(), reason: error.to_string() })
         })
@@ -267,6 +266,7 @@ impl Store for FileStore {
         _: &str,
         _: Vec<u8>,
         _: Duration,
+        _: Revision,
     ) -> Result<Box<dyn Lease>, StoreError> {
         Ok(Box::new(Nothing))
     }
@@ -314,4 +314,3 @@ fn of_redb(path: &Path, error: &redb::Error) -> StoreError {
         error => StoreError::File { path: path.to_owned(), reason: error.to_string() },
     }
 }
-

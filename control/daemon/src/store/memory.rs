@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{
-    Change, Changes, Description, Entry, Lease, Outcome, Revision, Snapshot, Store, StoreError, Txn,
-    Watch,
+    Change, Changes, Description, Entry, Lease, Outcome, Revision, Snapshot, Store, StoreError,
+    Txn, Watch,
 };
 
 /// Transactions that are kept for watches that begin in the past.
@@ -170,11 +170,24 @@ impl Shared {
     }
 
     /// Holds a key in memory only.
-    pub(super) fn hold(&self, key: &str, value: Vec<u8>, ttl: Duration) -> Box<dyn Lease> {
-        let id = self.lock().hold(key, value, Instant::now() + ttl);
-        let core = Arc::downgrade(&self.0);
-        tokio::spawn(expire(core));
-        Box::new(MemoryLease { core: self.clone(), key: key.to_owned(), id, ttl })
+    fn hold(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        ttl: Duration,
+        replaces: Revision,
+    ) -> Result<Box<dyn Lease>, StoreError> {
+        let key = key.to_owned();
+        let id = {
+            let mut core = self.lock();
+            let expect = vec![(key.clone(), replaces)];
+            if core.check(&Txn { expect, ..Txn::default() }).is_none() {
+                return Err(StoreError::Held { key });
+            }
+            core.hold(&key, value, Instant::now() + ttl)
+        };
+        tokio::spawn(expire(Arc::downgrade(&self.0)));
+        Ok(Box::new(MemoryLease { core: self.clone(), key, id, ttl }))
     }
 }
 
@@ -267,8 +280,9 @@ impl Store for MemoryStore {
         key: &str,
         value: Vec<u8>,
         ttl: Duration,
+        replaces: Revision,
     ) -> Result<Box<dyn Lease>, StoreError> {
         self.reach()?;
-        Ok(self.core.hold(key, value, ttl))
+        self.core.hold(key, value, ttl, replaces)
     }
 }

@@ -106,12 +106,17 @@ pub trait Store: Send + Sync + 'static {
     /// What changes below `prefix` after the revision `after`, transaction by transaction.
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError>;
 
-    /// Puts a key that is deleted by itself when the lease is not renewed for `ttl`.
+    /// Puts a key that is deleted by itself when the lease is not renewed for `ttl`. `replaces` is when the
+    /// key was changed last; 0: it must not be there.
+    ///
+    /// # Errors
+    /// [`StoreError::Held`] where the key is another.
     async fn hold(
         &self,
         key: &str,
         value: Vec<u8>,
         ttl: Duration,
+        replaces: Revision,
     ) -> Result<Box<dyn Lease>, StoreError>;
 }
 
@@ -137,7 +142,9 @@ pub enum StoreError {
         reason: String,
     },
     /// Read what is wanted again: whether the transaction happened is not known.
-    #[error("{location}: the connection to the store broke during the change, which may have happened: {reason}")]
+    #[error(
+        "{location}: the connection to the store broke during the change, which may have happened: {reason}"
+    )]
     Unknown {
         /// The endpoints.
         location: String,
@@ -192,6 +199,12 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// Nothing to do: what holds it is read again.
+    #[error("{key} is held by another")]
+    Held {
+        /// The key.
+        key: String,
     },
     /// Look at the store's log: it refused what was asked.
     #[error("{location}: the store refused: {reason}")]
