@@ -184,7 +184,10 @@ fn guards(slot: &Slot, object: &Object, into: &mut BTreeSet<String>) {
     match object {
         Object::Underlay(_) => drop(into.insert("hosts".to_owned())),
         Object::Vnet(v) => into.extend(["vnets".to_owned(), vnet(&v.id)]),
-        Object::Port(port) => drop(into.insert(vnet(&port.vnet))),
+        Object::Port(port) => {
+            into.insert(vnet(&port.vnet));
+            into.extend(port.acl.iter().map(|id| format!("acl/{id}")));
+        }
         Object::Route(route) => {
             if let RouteScope::Vnet(id) = &route.scope {
                 into.insert(vnet(id));
@@ -195,6 +198,7 @@ fn guards(slot: &Slot, object: &Object, into: &mut BTreeSet<String>) {
         }
         Object::Mapping(mapping) => drop(into.insert(vnet(&mapping.vnet))),
         Object::Ingress(_) => drop(into.insert("vnets".to_owned())),
+        Object::Acl(group) => drop(into.insert(format!("acl/{}", group.id))),
     }
 }
 
@@ -269,6 +273,7 @@ pub fn plan_state(cluster: &Cluster, me: &HostName, state: &[Object], prune: boo
         own.ports.keys().for_each(|key| delete(ObjectKey::Port(key.clone())));
     }
     if prune {
+        cluster.acls.keys().for_each(|key| delete(ObjectKey::Acl(key.clone())));
         cluster.vnets.keys().for_each(|key| delete(ObjectKey::Vnet(key.clone())));
     }
     gone.into_iter().filter_map(delete_edit).chain(puts).collect()
@@ -283,6 +288,7 @@ pub fn delete_edit(key: ObjectKey) -> Option<Edit> {
         ObjectKey::Route(key) => Edit::DeleteRoute(key),
         ObjectKey::Mapping(key) => Edit::DeleteMapping(key),
         ObjectKey::Ingress(key) => Edit::DeleteIngress(key),
+        ObjectKey::Acl(id) => Edit::DeleteAcl(id),
     })
 }
 

@@ -81,12 +81,35 @@ pub fn check(settings: &Settings) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// Opens a store, once the state folder is there.
+pub type OpenStore = Box<dyn FnOnce(&StateDir) -> Result<Arc<dyn Store>, StoreError> + Send>;
+
 /// Runs until `stop` resolves. `ready` is called once the API answers.
 ///
 /// # Errors
 /// See [`DaemonError`].
 pub async fn run(
     settings: Settings,
+    ready: impl FnOnce(),
+    stop: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
+    let of = settings.store.clone();
+    let open: OpenStore = Box::new(move |_| match of {
+        StoreSettings::Redb { path } => Ok(Arc::new(FileStore::open(&path)?)),
+        StoreSettings::Etcd { endpoints, prefix, tls } => {
+            Ok(Arc::new(EtcdStore::new(&endpoints, &prefix, tls.as_ref())?))
+        }
+    });
+    run_with(settings, open, ready, stop).await
+}
+
+/// As [`run`], with another store.
+///
+/// # Errors
+/// See [`DaemonError`].
+pub async fn run_with(
+    settings: Settings,
+    open: OpenStore,
     ready: impl FnOnce(),
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
@@ -112,12 +135,11 @@ pub async fn run(
         (Some(id), None) => Some((id.clone(), "cluster_id in the settings".to_owned())),
         (None, None) => None,
     };
-    let (store, cache): (Arc<dyn Store>, _) = match &settings.store {
-        StoreSettings::Redb { path } => (Arc::new(FileStore::open(path)?), None),
-        StoreSettings::Etcd { endpoints, prefix, tls } => {
-            let store = EtcdStore::new(endpoints, prefix, tls.as_ref())?;
-            (Arc::new(store), Some(state_dir.cache().await?))
-        }
+    let store = open(&state_dir)?;
+    // A store of this host needs nobody to remember what is in it.
+    let cache = match settings.store {
+        StoreSettings::Redb { .. } => None,
+        StoreSettings::Etcd { .. } => Some(state_dir.cache().await?),
     };
     let identity =
         Identity { host: settings.host.clone(), machine, cluster, lease: settings.lease };

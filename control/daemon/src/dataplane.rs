@@ -201,6 +201,8 @@ fn blamed(fault: &api::Fault, edits: &[Edit], target: &Host) -> Option<ObjectKey
         find!(target.mappings(), |m: &culvert_model::Mapping| ObjectKey::Mapping(m.key()))
     } else if is(Section::Ingress) {
         find!(target.ingress(), |r: &culvert_model::IngressRule| ObjectKey::Ingress(r.key()))
+    } else if is(Section::Acl) {
+        find!(target.acls(), |g: &culvert_model::AclGroup| ObjectKey::Acl(g.id.clone()))
     } else {
         None
     }

@@ -4,7 +4,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use culvert_model::{IngressKey, MappingKey, ObjectKey, PortId, RouteKey, RouteScope, VnetId, Vni};
+use culvert_model::{
+    AclGroupId, IngressKey, MappingKey, ObjectKey, PortId, RouteKey, RouteScope, VnetId, Vni,
+};
 
 /// Longest name of a host, in bytes: that of a DNS name.
 pub const HOST_NAME_LEN_MAX: usize = 253;
@@ -82,7 +84,10 @@ impl Slot {
         let own = match &key {
             ObjectKey::Underlay | ObjectKey::Port(_) => true,
             ObjectKey::Route(route) => matches!(route.scope, RouteScope::Port(_)),
-            ObjectKey::Vnet(_) | ObjectKey::Mapping(_) | ObjectKey::Ingress(_) => false,
+            ObjectKey::Vnet(_)
+            | ObjectKey::Mapping(_)
+            | ObjectKey::Ingress(_)
+            | ObjectKey::Acl(_) => false,
         };
         Slot { host: own.then(|| host.clone()), key }
     }
@@ -121,6 +126,7 @@ impl fmt::Display for Name {
             (None, ObjectKey::Ingress(IngressKey { vni, vtep, priority })) => {
                 write!(f, "ingress/{}/{priority}/{vtep}", vni.get())
             }
+            (None, ObjectKey::Acl(id)) => write!(f, "acl/{id}"),
             // No slot is made like that; the key would be read as nothing.
             (_, key) => write!(f, "misplaced/{key}"),
         }
@@ -163,6 +169,7 @@ impl Name {
                 let prefix = prefix.parse().ok()?;
                 object(None, ObjectKey::Route(RouteKey { scope, prefix }))
             }
+            "acl" => object(None, ObjectKey::Acl(AclGroupId::new(rest).ok()?)),
             "vnet" => object(None, ObjectKey::Vnet(VnetId::new(rest).ok()?)),
             "mapping" => {
                 let (vnet, ip) = rest.split_once('/')?;
@@ -197,6 +204,7 @@ mod tests {
             "port-route/a/web/10.0.0.0/24",
             "vnet-route/blue/2001:db8::/64",
             "vnet/blue",
+            "acl/web",
             "mapping/blue/10.0.0.1",
             "mapping/blue/fd00::1",
             "ingress/100/7/any",

@@ -147,5 +147,6 @@ pub fn find(host: &Host, key: &ObjectKey) -> Option<Object> {
         ObjectKey::Ingress(key) => {
             host.ingress().iter().find(|rule| rule.key() == *key).copied().map(Object::Ingress)
         }
+        ObjectKey::Acl(id) => host.acl(id.as_str()).cloned().map(Object::Acl),
     }
 }

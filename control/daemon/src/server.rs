@@ -196,7 +196,7 @@ impl Control for Api {
     ) -> Answer<api::ObjectList> {
         let request = request.into_inner();
         let kind = api::ObjectKind::try_from(request.kind).map_err(|_| {
-            Status::invalid_argument(format!("kind {}: unknown; legal is 0 to 6", request.kind))
+            Status::invalid_argument(format!("kind {}: unknown; legal is 0 to 7", request.kind))
         })?;
         let report = Arc::clone(&self.report.borrow());
         let statuses = report.statuses();
@@ -354,7 +354,8 @@ fn places(host: &Host) -> HashMap<ObjectKey, usize> {
     let routes = host.routes().iter().map(|route| ObjectKey::Route(route.key())).enumerate();
     let mappings = host.mappings().iter().map(|m| ObjectKey::Mapping(m.key())).enumerate();
     let ingress = host.ingress().iter().map(|rule| ObjectKey::Ingress(rule.key())).enumerate();
-    let all = vnets.chain(ports).chain(routes).chain(mappings).chain(ingress);
+    let acls = host.acls().iter().map(|group| ObjectKey::Acl(group.id.clone())).enumerate();
+    let all = vnets.chain(acls).chain(ports).chain(routes).chain(mappings).chain(ingress);
     all.map(|(index, key)| (key, index)).collect()
 }
 
@@ -369,6 +370,7 @@ fn written(cluster: &Cluster, me: &HostName) -> Option<api::State> {
         routes: routes.map(Into::into).collect(),
         mappings: cluster.mappings.values().map(Into::into).collect(),
         ingress: cluster.ingress.values().map(Into::into).collect(),
+        acls: cluster.acls.values().map(Into::into).collect(),
     })
 }
 
@@ -390,6 +392,7 @@ fn is_of(kind: api::ObjectKind, key: &ObjectKey) -> bool {
         api::ObjectKind::Route => Section::Route,
         api::ObjectKind::Mapping => Section::Mapping,
         api::ObjectKind::Ingress => Section::Ingress,
+        api::ObjectKind::Acl => Section::Acl,
     };
     key.section() == section
 }

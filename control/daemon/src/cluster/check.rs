@@ -5,8 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use culvert_model::{
-    Edit, EgressRoute, IngressAction, IngressRule, MacAddr, Mapping, Object, ObjectKey, Port,
-    RouteAction, RouteScope, Underlay, Vnet, VnetId, Vni, api,
+    AclGroupId, Edit, EgressRoute, IngressAction, IngressRule, MacAddr, Mapping, Object, ObjectKey,
+    Port, RouteAction, RouteScope, Underlay, Vnet, VnetId, Vni, api, nearest,
 };
 
 use super::Cluster;
@@ -183,7 +183,8 @@ impl Check<'_> {
             (_, Some(Object::Route(route))) => self.route(touched, route),
             (_, Some(Object::Mapping(mapping))) => self.mapping(touched, mapping),
             (_, Some(Object::Ingress(rule))) => self.ingress(touched, rule),
-            (_, None) => {}
+            (Some(Object::Acl(group)), None) => self.acl_gone(touched, &group.id),
+            (_, Some(Object::Acl(_)) | None) => {}
         }
     }
 
@@ -208,7 +209,7 @@ impl Check<'_> {
     fn known_vnet(&mut self, touched: &Touched, field: &'static str, id: &VnetId) {
         if !self.after.vnets.contains_key(id) {
             let near = nearest(id.as_str(), self.after.vnets.keys().map(VnetId::as_str));
-            let near = near.map_or_else(String::new, |near| format!("; near is {near:?}"));
+            let near = near.map_or_else(String::new, did_you_mean);
             let message = format!(
                 "{:?}: no such vnet; legal is the id of a vnet of the cluster{near}",
                 id.as_str()
@@ -263,12 +264,7 @@ impl Check<'_> {
         users.extend(routes.map(|route| format!("route {}", route.key())));
         let mappings = after.mappings.keys().filter(|key| key.vnet == vnet.id);
         users.extend(mappings.map(|key| format!("mapping {key}")));
-        if !users.is_empty() {
-            let shown = users.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-            let more = users.len().saturating_sub(3);
-            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-            let message =
-                format!("still used by {shown}{more}; legal is to delete what uses it first");
+        if let Some(message) = still_used(&users) {
             self.fault(touched, "", None, message);
         }
         self.vni_in_use(touched, vnet.vni);
@@ -302,6 +298,17 @@ impl Check<'_> {
             owners.into_iter().flatten().find(elsewhere).map(ToString::to_string)
         };
         let mut found = Vec::new();
+        for (element, id) in port.acl.iter().enumerate() {
+            if !self.after.acls.contains_key(id) {
+                let near = nearest(id.as_str(), self.after.acls.keys().map(AclGroupId::as_str));
+                let near = near.map_or_else(String::new, did_you_mean);
+                let message = format!(
+                    "{:?}: no such ACL group; legal is the id of one of the cluster{near}",
+                    id.as_str()
+                );
+                found.push(("acl", Some(element), message));
+            }
+        }
         if let Some(owner) = owner(self.owners.macs.get(&(&port.vnet, port.mac))) {
             let message = format!("{}: is the address of {owner}; {ONE_OWNER}", port.mac);
             found.push(("mac", None, message));
@@ -319,6 +326,19 @@ impl Check<'_> {
         }
         for (field, element, message) in found {
             self.fault(touched, field, element, message);
+        }
+    }
+
+    fn acl_gone(&mut self, touched: &Touched, id: &AclGroupId) {
+        let hosts = self.after.hosts.iter();
+        let users: Vec<String> = hosts
+            .flat_map(|(host, state)| {
+                let ports = state.ports.values().filter(|port| port.acl.contains(id));
+                ports.map(move |port| format!("port {} of host {host}", port.id))
+            })
+            .collect();
+        if let Some(message) = still_used(&users) {
+            self.fault(touched, "", None, message);
         }
     }
 
@@ -385,30 +405,18 @@ impl Check<'_> {
 
 const ONE_OWNER: &str = "legal is one owner for each address of a vnet";
 
+fn still_used(users: &[String]) -> Option<String> {
+    let shown = users.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+    let more = users.len().saturating_sub(3);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let message = || format!("still used by {shown}{more}; legal is to delete what uses it first");
+    (!users.is_empty()).then(message)
+}
+
 fn leads_to(route: &EgressRoute, id: &VnetId) -> bool {
     matches!(&route.action, RouteAction::Vnet(to) if to == id)
 }
 
-/// The name most like `text`, if one is alike: one letter more, less or other for each three.
-fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let most = text.len().div_ceil(3);
-    let near = names.map(|name| (distance(text, name), name));
-    near.filter(|(distance, _)| *distance <= most).min().map(|(_, name)| name)
-}
-
-/// Letters to add, take away or change (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut last = i;
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-        for (j, y) in b.bytes().enumerate() {
-            let change = last + usize::from(x != y);
-            last = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(last + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
+fn did_you_mean(near: &str) -> String {
+    format!("; did you mean {near:?}?")
 }

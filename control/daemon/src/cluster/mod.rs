@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use culvert_model::{
-    EgressRoute, IngressKey, IngressRule, Mapping, MappingKey, Object, ObjectKey, Port, PortId,
-    RouteKey, Underlay, Vnet, VnetId, api,
+    AclGroup, AclGroupId, EgressRoute, IngressKey, IngressRule, Mapping, MappingKey, Object,
+    ObjectKey, Port, PortId, RouteKey, Underlay, Vnet, VnetId, api,
 };
 use prost::Message;
 
@@ -39,6 +39,8 @@ pub struct Cluster {
     pub mappings: Arc<BTreeMap<MappingKey, Mapping>>,
     /// Ingress rules.
     pub ingress: BTreeMap<IngressKey, IngressRule>,
+    /// ACL groups.
+    pub acls: BTreeMap<AclGroupId, AclGroup>,
     /// When each guard was written last.
     pub guards: BTreeMap<String, Revision>,
     /// Keys whose values cannot be read, and why.
@@ -195,6 +197,7 @@ impl Cluster {
                 set(Arc::make_mut(&mut self.mappings), key, of!(Mapping));
             }
             (None, ObjectKey::Ingress(key)) => set(&mut self.ingress, key, of!(Ingress)),
+            (None, ObjectKey::Acl(id)) => set(&mut self.acls, id, of!(Acl)),
             (Some(_) | None, _) => {}
         }
     }
@@ -212,6 +215,7 @@ impl Cluster {
             (None, ObjectKey::Route(key)) => self.routes.get(key).cloned().map(Object::Route),
             (None, ObjectKey::Mapping(key)) => self.mappings.get(key).cloned().map(Object::Mapping),
             (None, ObjectKey::Ingress(key)) => self.ingress.get(key).copied().map(Object::Ingress),
+            (None, ObjectKey::Acl(id)) => self.acls.get(id).cloned().map(Object::Acl),
             _ => None,
         }
     }
@@ -250,7 +254,8 @@ impl Cluster {
         let shared = shared
             .chain(self.routes.values().cloned().map(Object::Route))
             .chain(self.mappings.values().cloned().map(Object::Mapping))
-            .chain(self.ingress.values().copied().map(Object::Ingress));
+            .chain(self.ingress.values().copied().map(Object::Ingress))
+            .chain(self.acls.values().cloned().map(Object::Acl));
         own.chain(shared.map(|object| (None, object)))
     }
 }

@@ -1,6 +1,6 @@
 //! What of a cluster one host carries.
 //!
-//! A host is given what concerns it: its own objects; the vnets that its ports are in and those that routes
+//! A host is given what concerns it: its own objects, and the ACL groups that its ports name; the vnets that its ports are in and those that routes
 //! lead them to, with their routes, mappings and ingress rules; and, for each port of another living
 //! host in such a vnet, the mappings that follow from it.
 
@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use culvert_model::{
     EgressRoute, Host, HostParts, IngressAction, Mapping, MappingKey, ModelError, Object,
-    ObjectKey, Place, RouteAction, RouteScope, Section, Underlay, VnetId,
+    ObjectKey, Place, RouteAction, RouteScope, Underlay, VnetId,
 };
 
 use super::{Cluster, HostState};
@@ -54,7 +54,7 @@ pub fn project_holding(cluster: &Cluster, me: &HostName, held: &Held) -> Project
         };
         let Some((parts, _)) = self::parts(cluster, me, held, &left_out) else { return projection };
         for error in errors {
-            let key = key_at(&error.place, &parts);
+            let key = ObjectKey::at(&error.place, &parts);
             let place = key.as_ref().map(|key| key.place());
             let key = key.unwrap_or(ObjectKey::Underlay);
             if let (
@@ -78,22 +78,6 @@ pub fn project_holding(cluster: &Cluster, me: &HostName, held: &Held) -> Project
             }
         }
     }
-}
-
-/// The object at a place of a state.
-pub fn key_at(place: &Place, parts: &HostParts) -> Option<ObjectKey> {
-    if place.section == Section::Underlay {
-        return Some(ObjectKey::Underlay);
-    }
-    let index = place.index?;
-    Some(match place.section {
-        Section::Underlay => ObjectKey::Underlay,
-        Section::Vnet => ObjectKey::Vnet(parts.vnets.get(index)?.id.clone()),
-        Section::Port => ObjectKey::Port(parts.ports.get(index)?.id.clone()),
-        Section::Route => ObjectKey::Route(parts.routes.get(index)?.key()),
-        Section::Mapping => ObjectKey::Mapping(parts.mappings.get(index)?.key()),
-        Section::Ingress => ObjectKey::Ingress(parts.ingress.get(index)?.key()),
-    })
 }
 
 /// Vnets that concern a host: those of its ports, and where their routes lead.
@@ -196,6 +180,12 @@ fn parts(cluster: &Cluster, me: &HostName, held: &Held, left_out: &Held) -> Opti
         let delivers = matches!(rule.action, IngressAction::DecapValidate | IngressAction::Decap);
         ours.contains(&rule.vni) || !(delivers && vnis.contains(&rule.vni))
     });
+    let ports = state.ports.values().chain(held.values().filter_map(|kept| match kept {
+        Some(Object::Port(port)) => Some(port),
+        _ => None,
+    }));
+    let named: BTreeSet<_> = ports.flat_map(|port| &port.acl).collect();
+    let groups = cluster.acls.values().filter(|group| named.contains(&group.id));
     let here = cluster.vnets.values().filter(|vnet| vnets.contains(&vnet.id));
     let parts = HostParts {
         vnets: keep.all(
@@ -235,6 +225,14 @@ fn parts(cluster: &Cluster, me: &HostName, held: &Held, left_out: &Held) -> Opti
             |r| ObjectKey::Ingress(r.key()),
             |o| match o {
                 Object::Ingress(rule) => Some(rule),
+                _ => None,
+            },
+        ),
+        acls: keep.all(
+            groups.cloned(),
+            |g| ObjectKey::Acl(g.id.clone()),
+            |o| match o {
+                Object::Acl(group) => Some(group),
                 _ => None,
             },
         ),
