@@ -59,7 +59,7 @@ impl ObjectKey {
     }
 
     /// The object at a place of `parts`; none for a section as a whole.
-    pub(super) fn at(place: &Place, parts: &HostParts) -> Option<ObjectKey> {
+    pub fn at(place: &Place, parts: &HostParts) -> Option<ObjectKey> {
         if place.section == Section::Underlay {
             return Some(ObjectKey::Underlay);
         }

@@ -1,0 +1,422 @@
+//! Whether a change may be written: what must hold between hosts, and what this host can then carry.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+
+use culvert_model::{
+    AclGroupId, Edit, EgressRoute, IngressAction, IngressRule, MacAddr, Mapping, Object, ObjectKey,
+    Port, RouteAction, RouteScope, Underlay, Vnet, VnetId, Vni, api, nearest,
+};
+
+use super::Cluster;
+use super::project::{Projection, project};
+use crate::names::{HostName, Slot};
+
+/// An object that a change touches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Touched {
+    /// Which, and whose.
+    pub slot: Slot,
+    /// As it was.
+    pub before: Option<Object>,
+    /// As it is to be.
+    pub after: Option<Object>,
+    /// Position of the edit that touches it last.
+    pub edit: usize,
+}
+
+/// What is wrong with a change, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} {field} {message}", slot.key)]
+pub struct Conflict {
+    /// The edit to blame.
+    pub edit: usize,
+    /// The object at fault.
+    pub slot: Slot,
+    /// Its field; empty: the object as a whole.
+    pub field: &'static str,
+    /// Position in the field, where that is a list.
+    pub element: Option<usize>,
+    /// The value, what is wrong and what is legal.
+    pub message: String,
+}
+
+impl From<&Conflict> for api::Fault {
+    fn from(conflict: &Conflict) -> api::Fault {
+        let mut place = conflict.slot.key.place().in_edit(conflict.edit);
+        (place.field, place.element) = (conflict.field, conflict.element);
+        api::Fault::new(&place, &conflict.message)
+    }
+}
+
+/// The cluster as edits of `me` leave it, and what they touch.
+///
+/// # Errors
+/// Edits that delete what is not there.
+pub fn edited(
+    cluster: &Cluster,
+    me: &HostName,
+    edits: &[Edit],
+) -> Result<(Cluster, Vec<Touched>), Vec<Conflict>> {
+    let mut after = cluster.clone();
+    let mut conflicts = Vec::new();
+    let mut touched: Vec<Touched> = Vec::new();
+    let mut position: HashMap<String, usize> = HashMap::new();
+    for (edit, change) in edits.iter().enumerate() {
+        let slot = Slot::of(change.key(), me);
+        let now = after.get(&slot);
+        let object = Option::<Object>::from(change.clone());
+        if object.is_none() && now.is_none() {
+            let message = "there is none to delete; legal is an object that is there".to_owned();
+            conflicts.push(Conflict { edit, slot, field: "", element: None, message });
+            continue;
+        }
+        after.put(&slot, object.clone());
+        let known = position.entry(slot.to_string()).or_insert(touched.len());
+        match touched.get_mut(*known) {
+            Some(touched) => (touched.after, touched.edit) = (object, edit),
+            None => touched.push(Touched { slot, before: now, after: object, edit }),
+        }
+    }
+    touched.retain(|touched| touched.before != touched.after);
+    if conflicts.is_empty() { Ok((after, touched)) } else { Err(conflicts) }
+}
+
+/// What contradicts what in the cluster as it would be. Empty: it may be written.
+pub fn conflicts(
+    before: &Cluster,
+    after: &Cluster,
+    me: &HostName,
+    touched: &[Touched],
+) -> Vec<Conflict> {
+    let mut check = Check { after, me, owners: Owners::of(after), found: Vec::new() };
+    for touched in touched {
+        check.object(touched);
+    }
+    if check.found.is_empty() {
+        check.carried(before, touched);
+    }
+    check.found
+}
+
+/// Who has an address of a vnet: ports of all hosts, and gateways.
+#[derive(Default)]
+struct Owners<'a> {
+    ips: HashMap<(&'a VnetId, IpAddr), Vec<Owner<'a>>>,
+    macs: HashMap<(&'a VnetId, MacAddr), Vec<Owner<'a>>>,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Owner<'a> {
+    Port(&'a HostName, &'a Port),
+    Gateway(&'a Vnet),
+}
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owner::Port(host, port) => write!(f, "port {} of host {host}", port.id),
+            Owner::Gateway(vnet) => write!(f, "a gateway of vnet {}", vnet.id),
+        }
+    }
+}
+
+impl<'a> Owners<'a> {
+    fn of(cluster: &'a Cluster) -> Owners<'a> {
+        let mut owners = Owners::default();
+        for vnet in cluster.vnets.values() {
+            for gateway in &vnet.gateways {
+                let owner = Owner::Gateway(vnet);
+                owners.ips.entry((&vnet.id, gateway.ip.addr())).or_default().push(owner);
+                let macs = owners.macs.entry((&vnet.id, gateway.mac)).or_default();
+                if !macs.contains(&owner) {
+                    macs.push(owner);
+                }
+            }
+        }
+        for (host, state) in &cluster.hosts {
+            for port in state.ports.values() {
+                let owner = Owner::Port(host, port);
+                owners.macs.entry((&port.vnet, port.mac)).or_default().push(owner);
+                for &ip in &port.ips {
+                    owners.ips.entry((&port.vnet, ip)).or_default().push(owner);
+                }
+            }
+        }
+        owners
+    }
+}
+
+struct Check<'a> {
+    after: &'a Cluster,
+    me: &'a HostName,
+    owners: Owners<'a>,
+    found: Vec<Conflict>,
+}
+
+impl Check<'_> {
+    fn fault(
+        &mut self,
+        touched: &Touched,
+        field: &'static str,
+        element: Option<usize>,
+        message: String,
+    ) {
+        let slot = touched.slot.clone();
+        self.found.push(Conflict { edit: touched.edit, slot, field, element, message });
+    }
+
+    fn object(&mut self, touched: &Touched) {
+        match (&touched.before, &touched.after) {
+            (_, Some(Object::Underlay(underlay))) => self.underlay(touched, underlay),
+            (before, Some(Object::Vnet(vnet))) => {
+                self.vnet(touched, vnet);
+                if let Some(Object::Vnet(before)) = before
+                    && before.vni != vnet.vni
+                {
+                    self.vni_in_use(touched, before.vni);
+                }
+            }
+            (Some(Object::Vnet(vnet)), None) => self.vnet_gone(touched, vnet),
+            (_, Some(Object::Port(port))) => self.port(touched, port),
+            (_, Some(Object::Route(route))) => self.route(touched, route),
+            (_, Some(Object::Mapping(mapping))) => self.mapping(touched, mapping),
+            (_, Some(Object::Ingress(rule))) => self.ingress(touched, rule),
+            (Some(Object::Acl(group)), None) => self.acl_gone(touched, &group.id),
+            (_, Some(Object::Acl(_)) | None) => {}
+        }
+    }
+
+    fn underlay(&mut self, touched: &Touched, underlay: &Underlay) {
+        let others = self.after.hosts.iter().filter(|(name, _)| *name != self.me);
+        let mut found = Vec::new();
+        for (name, state) in others {
+            let theirs = state.underlay.iter().flat_map(|underlay| &underlay.addresses);
+            for ip in theirs {
+                if let Some(element) = underlay.addresses.iter().position(|ours| ours == ip) {
+                    found.push((element, format!(
+                        "{ip}: is a VTEP address of host {name}; legal is an address of one host only"
+                    )));
+                }
+            }
+        }
+        for (element, message) in found {
+            self.fault(touched, "addresses", Some(element), message);
+        }
+    }
+
+    fn known_vnet(&mut self, touched: &Touched, field: &'static str, id: &VnetId) {
+        if !self.after.vnets.contains_key(id) {
+            let near = nearest(id.as_str(), self.after.vnets.keys().map(VnetId::as_str));
+            let near = near.map_or_else(String::new, did_you_mean);
+            let message = format!(
+                "{:?}: no such vnet; legal is the id of a vnet of the cluster{near}",
+                id.as_str()
+            );
+            self.fault(touched, field, None, message);
+        }
+    }
+
+    fn vnet(&mut self, touched: &Touched, vnet: &Vnet) {
+        let other = self.after.vnets.values().find(|v| v.vni == vnet.vni && v.id != vnet.id);
+        if let Some(other) = other {
+            let message = format!(
+                "{}: already used by vnet {}; legal is a VNI used once",
+                vnet.vni, other.id
+            );
+            self.fault(touched, "vni", None, message);
+        }
+        for (element, gateway) in vnet.gateways.iter().enumerate() {
+            let ip = gateway.ip.addr();
+            let ports = self.owners.ips.get(&(&vnet.id, ip)).into_iter().flatten();
+            let port = ports.into_iter().find(|owner| matches!(owner, Owner::Port(..)));
+            if let Some(owner) = port {
+                let message = format!("{ip}: is the address of {owner}; {ONE_OWNER}");
+                self.fault(touched, "gateway.ip", Some(element), message);
+            }
+            let key = culvert_model::MappingKey { vnet: vnet.id.clone(), ip };
+            if self.after.mappings.contains_key(&key) {
+                let message = format!("{ip}: has a mapping; {ONE_OWNER}");
+                self.fault(touched, "gateway.ip", Some(element), message);
+            }
+            let ports = self.owners.macs.get(&(&vnet.id, gateway.mac)).into_iter().flatten();
+            let port = ports.into_iter().find(|owner| matches!(owner, Owner::Port(..)));
+            if let Some(owner) = port {
+                let message = format!("{}: is the address of {owner}; {ONE_OWNER}", gateway.mac);
+                self.fault(touched, "gateway.mac", Some(element), message);
+            }
+        }
+    }
+
+    fn vnet_gone(&mut self, touched: &Touched, vnet: &Vnet) {
+        let after = self.after;
+        let mut users: Vec<String> = Vec::new();
+        for (host, state) in &after.hosts {
+            let ports = state.ports.values().filter(|port| port.vnet == vnet.id);
+            users.extend(ports.map(|port| format!("port {} of host {host}", port.id)));
+            let routes = state.routes.values().filter(|route| leads_to(route, &vnet.id));
+            users.extend(routes.map(|route| format!("route {} of host {host}", route.key())));
+        }
+        let routes = after.routes.values().filter(|route| {
+            leads_to(route, &vnet.id) || route.scope == RouteScope::Vnet(vnet.id.clone())
+        });
+        users.extend(routes.map(|route| format!("route {}", route.key())));
+        let mappings = after.mappings.keys().filter(|key| key.vnet == vnet.id);
+        users.extend(mappings.map(|key| format!("mapping {key}")));
+        if let Some(message) = still_used(&users) {
+            self.fault(touched, "", None, message);
+        }
+        self.vni_in_use(touched, vnet.vni);
+    }
+
+    fn vni_in_use(&mut self, touched: &Touched, vni: Vni) {
+        if self.after.vnets.values().any(|vnet| vnet.vni == vni) {
+            return;
+        }
+        let rule = self.after.ingress.values().find(|rule| {
+            rule.vni == vni
+                && matches!(rule.action, IngressAction::DecapValidate | IngressAction::Decap)
+        });
+        if let Some(rule) = rule {
+            let message = format!(
+                "VNI {vni} is still used by ingress rule {}; legal is to delete or change that rule first",
+                rule.key()
+            );
+            self.fault(touched, "vni", None, message);
+        }
+    }
+
+    fn port(&mut self, touched: &Touched, port: &Port) {
+        self.known_vnet(touched, "vnet", &port.vnet);
+        // Ports of this host are compared with each other as the host's state is.
+        let elsewhere = |owner: &&Owner<'_>| match owner {
+            Owner::Port(host, _) => *host != self.me,
+            Owner::Gateway(_) => true,
+        };
+        let owner = |owners: Option<&Vec<Owner<'_>>>| {
+            owners.into_iter().flatten().find(elsewhere).map(ToString::to_string)
+        };
+        let mut found = Vec::new();
+        for (element, id) in port.acl.iter().enumerate() {
+            if !self.after.acls.contains_key(id) {
+                let near = nearest(id.as_str(), self.after.acls.keys().map(AclGroupId::as_str));
+                let near = near.map_or_else(String::new, did_you_mean);
+                let message = format!(
+                    "{:?}: no such ACL group; legal is the id of one of the cluster{near}",
+                    id.as_str()
+                );
+                found.push(("acl", Some(element), message));
+            }
+        }
+        if let Some(owner) = owner(self.owners.macs.get(&(&port.vnet, port.mac))) {
+            let message = format!("{}: is the address of {owner}; {ONE_OWNER}", port.mac);
+            found.push(("mac", None, message));
+        }
+        for (element, &ip) in port.ips.iter().enumerate() {
+            if let Some(owner) = owner(self.owners.ips.get(&(&port.vnet, ip))) {
+                let message = format!("{ip}: is the address of {owner}; {ONE_OWNER}");
+                found.push(("ips", Some(element), message));
+            }
+            let key = culvert_model::MappingKey { vnet: port.vnet.clone(), ip };
+            if let Some(mapping) = self.after.mappings.get(&key) {
+                let message = format!("{ip}: has a mapping to {}; {ONE_OWNER}", mapping.vtep);
+                found.push(("ips", Some(element), message));
+            }
+        }
+        for (field, element, message) in found {
+            self.fault(touched, field, element, message);
+        }
+    }
+
+    fn acl_gone(&mut self, touched: &Touched, id: &AclGroupId) {
+        let hosts = self.after.hosts.iter();
+        let users: Vec<String> = hosts
+            .flat_map(|(host, state)| {
+                let ports = state.ports.values().filter(|port| port.acl.contains(id));
+                ports.map(move |port| format!("port {} of host {host}", port.id))
+            })
+            .collect();
+        if let Some(message) = still_used(&users) {
+            self.fault(touched, "", None, message);
+        }
+    }
+
+    fn route(&mut self, touched: &Touched, route: &EgressRoute) {
+        if let RouteScope::Vnet(id) = &route.scope {
+            self.known_vnet(touched, "vnet", id);
+        }
+        if let RouteAction::Vnet(id) = &route.action {
+            self.known_vnet(touched, "to", id);
+        }
+        if route.prefix.addr() != route.prefix.network() {
+            let message = format!(
+                "{}: has host bits set; the network is {}",
+                route.prefix,
+                route.prefix.trunc()
+            );
+            self.fault(touched, "prefix", None, message);
+        }
+    }
+
+    fn mapping(&mut self, touched: &Touched, mapping: &Mapping) {
+        self.known_vnet(touched, "vnet", &mapping.vnet);
+        let ips = self.owners.ips.get(&(&mapping.vnet, mapping.ip)).into_iter().flatten();
+        if let Some(owner) = ips.into_iter().next().map(ToString::to_string) {
+            let message = format!("{}: is the address of {owner}; {ONE_OWNER}", mapping.ip);
+            self.fault(touched, "ip", None, message);
+        }
+        let macs = self.owners.macs.get(&(&mapping.vnet, mapping.mac)).into_iter().flatten();
+        if let Some(owner) = macs.into_iter().next().map(ToString::to_string) {
+            let message = format!("{}: is the address of {owner}; {ONE_OWNER}", mapping.mac);
+            self.fault(touched, "mac", None, message);
+        }
+    }
+
+    fn ingress(&mut self, touched: &Touched, rule: &IngressRule) {
+        let delivers = matches!(rule.action, IngressAction::DecapValidate | IngressAction::Decap);
+        if delivers && !self.after.vnets.values().any(|vnet| vnet.vni == rule.vni) {
+            let message = format!(
+                "{}: no vnet has this VNI; legal without one is the action trap or drop",
+                rule.vni
+            );
+            self.fault(touched, "vni", None, message);
+        }
+    }
+
+    /// What this host could not carry that it can now.
+    fn carried(&mut self, before: &Cluster, touched: &[Touched]) {
+        let known = project(before, self.me).faults;
+        let Projection { faults, .. } = project(self.after, self.me);
+        let keys: BTreeSet<&ObjectKey> = touched.iter().map(|touched| &touched.slot.key).collect();
+        let last = touched.iter().map(|touched| touched.edit).max().unwrap_or(0);
+        for (key, error) in faults {
+            if known.contains_key(&key) && !keys.contains(&key) {
+                continue;
+            }
+            let slot = Slot::of(key, self.me);
+            let edit = touched.iter().find(|t| t.slot == slot).map_or(last, |t| t.edit);
+            let (field, element) = (error.place.field, error.place.element);
+            let message = error.fault.to_string();
+            self.found.push(Conflict { edit, slot, field, element, message });
+        }
+    }
+}
+
+const ONE_OWNER: &str = "legal is one owner for each address of a vnet";
+
+fn still_used(users: &[String]) -> Option<String> {
+    let shown = users.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+    let more = users.len().saturating_sub(3);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let message = || format!("still used by {shown}{more}; legal is to delete what uses it first");
+    (!users.is_empty()).then(message)
+}
+
+fn leads_to(route: &EgressRoute, id: &VnetId) -> bool {
+    matches!(&route.action, RouteAction::Vnet(to) if to == id)
+}
+
+fn did_you_mean(near: &str) -> String {
+    format!("; did you mean {near:?}?")
+}

@@ -1,0 +1,399 @@
+//! Brings the dataplane to carry what is wanted, again and again.
+//!
+//! The dataplane takes a state as a whole or not at all. So that one object that this host cannot carry does
+//! not keep the others from it, the objects that a refusal names are *held back*: one that runs in an
+//! older form stays as it is (taking a port away would open its device to the host), a new one is left out.
+//! They are marked as failed, with the dataplane's reason, and tried again after a while, and at once when
+//! they change.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_model::{Host, Object, ObjectKey, api, diff};
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+
+use crate::cluster::project::{Held, Projection, project, project_holding};
+use crate::dataplane::{Carried, Link, Rejected};
+use crate::events::Events;
+use crate::follow::Known;
+use crate::names::HostName;
+use crate::report::{Report, find};
+use crate::store::Revision;
+
+/// How often a dataplane that is not there is looked for: within a second after its start it must carry
+/// everything again.
+const CONNECT_PAUSE: Duration = Duration::from_millis(25);
+/// How often a connected one is asked whether it is still the same.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// First and longest pause before objects that were held back are tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Refusals of one pass, each of which names more objects, before it is given up for now.
+const REFUSALS_MAX: usize = 64;
+
+/// An object that the dataplane refused.
+#[derive(Clone, Debug)]
+struct HeldBack {
+    /// What was refused.
+    wanted: Option<Object>,
+    /// What stays in its place.
+    kept: Option<Object>,
+    /// The dataplane's reason.
+    reason: String,
+}
+
+/// Why a session with a dataplane ended.
+struct Ended(String);
+
+/// The reconciler of one host.
+pub struct Reconciler {
+    me: HostName,
+    socket: PathBuf,
+    known: watch::Receiver<Arc<Known>>,
+    report: watch::Sender<Arc<Report>>,
+    events: Events,
+    traps: broadcast::Sender<api::Trap>,
+    carried: Carried,
+    /// The state that was carried last, by whichever dataplane.
+    last: Option<Host>,
+    held: BTreeMap<ObjectKey, HeldBack>,
+    /// Why nothing at all is taken.
+    stuck: Option<String>,
+    retry: Option<Instant>,
+    pause: Duration,
+    replays: u64,
+}
+
+impl Reconciler {
+    /// A reconciler of the dataplane that serves `socket`.
+    pub fn new(
+        me: HostName,
+        socket: PathBuf,
+        known: watch::Receiver<Arc<Known>>,
+        events: Events,
+        traps: broadcast::Sender<api::Trap>,
+    ) -> (Reconciler, watch::Receiver<Arc<Report>>) {
+        let (report, receiver) = watch::channel(Arc::new(Report::default()));
+        let reconciler = Reconciler {
+            me,
+            socket,
+            known,
+            report,
+            events,
+            traps,
+            carried: Carried::default(),
+            last: None,
+            held: BTreeMap::new(),
+            stuck: None,
+            retry: None,
+            pause: RETRY.0,
+            replays: 0,
+        };
+        (reconciler, receiver)
+    }
+
+    /// Runs until it is dropped, or nobody follows the store any more.
+    pub async fn run(mut self) {
+        let mut connected = true;
+        loop {
+            let reason = match Link::connect(&self.socket).await {
+                Ok(link) => {
+                    connected = true;
+                    self.session(link).await.0
+                }
+                Err(reason) => reason,
+            };
+            if connected {
+                connected = false;
+                tracing::warn!(%reason, "no dataplane; its state follows when it is there");
+                self.events.dataplane(false, &reason, &self.carried.instance);
+            }
+            self.publish(Err(reason.clone()), None);
+            tokio::select! {
+                () = tokio::time::sleep(CONNECT_PAUSE) => {}
+                changed = self.known.changed() => match changed {
+                    Ok(()) => drop(self.known.borrow_and_update()),
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+
+    /// Looks after one dataplane until it is gone.
+    async fn session(&mut self, mut link: Link) -> Ended {
+        match self.try_session(&mut link).await {
+            Ok(()) => Ended("culvertd ends".to_owned()),
+            Err(ended) => ended,
+        }
+    }
+
+    async fn try_session(&mut self, link: &mut Link) -> Result<(), Ended> {
+        self.observe(link).await?;
+        let mut traps = link.traps().await.map_err(Ended)?;
+        self.events.dataplane(true, "", &self.carried.instance);
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        look.reset();
+        self.known.mark_unchanged();
+        self.pass(link, true).await?;
+        loop {
+            let retry = self.retry;
+            tokio::select! {
+                changed = self.known.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.pass(link, false).await?;
+                }
+                trap = traps.message() => match trap {
+                    // Nobody listening is no error.
+                    Ok(Some(trap)) => drop(self.traps.send(trap)),
+                    Ok(None) => return Err(Ended("it closed the connection".to_owned())),
+                    Err(status) => return Err(Ended(status.message().to_owned())),
+                },
+                () = until(retry) => {
+                    self.retry = None;
+                    self.pass(link, true).await?;
+                }
+                _ = look.tick() => {
+                    let info = link.info().await.map_err(Ended)?;
+                    let same = info.instance_id == self.carried.instance
+                        && info.generation == self.carried.generation;
+                    if !same {
+                        tracing::info!("the dataplane carries what it was not given here");
+                        self.observe(link).await?;
+                        self.pass(link, true).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn observe(&mut self, link: &mut Link) -> Result<(), Ended> {
+        let carried = link.observe().await.map_err(Ended)?;
+        if carried.instance != self.carried.instance {
+            if !self.carried.instance.is_empty() {
+                self.replays += 1;
+            }
+            tracing::info!(
+                instance = %carried.instance, generation = carried.generation, "a dataplane"
+            );
+        }
+        if let Some(host) = carried.host.as_ref().or(self.carried.host.as_ref()) {
+            self.last = Some(host.clone());
+        }
+        self.carried = carried;
+        Ok(())
+    }
+
+    /// Gives the dataplane what it lacks. With `all`, what was held back is tried again.
+    async fn pass(&mut self, link: &mut Link, all: bool) -> Result<(), Ended> {
+        let known = Arc::clone(&self.known.borrow_and_update());
+        if !(known.joined || known.from_cache) {
+            self.publish(Ok(()), None);
+            return Ok(());
+        }
+        let cluster = Arc::clone(&known.cluster);
+        let wanted = project(&cluster, &self.me);
+        let Some(host) = &wanted.host else {
+            self.publish_as(Ok(()), Some(cluster.revision), wanted, &known);
+            return Ok(());
+        };
+        if all {
+            self.held.clear();
+        } else {
+            self.held.retain(|key, held| held.wanted == find(host, key));
+        }
+        self.stuck = None;
+        let before = self.carried.host.clone();
+        let failed_before: Vec<ObjectKey> = self.failed().keys().cloned().collect();
+        self.settle(link, &cluster, host).await?;
+        if self.held.is_empty() && self.stuck.is_none() {
+            (self.retry, self.pause) = (None, RETRY.0);
+        } else if self.retry.is_none() {
+            self.retry = Some(Instant::now() + self.pause);
+            self.pause = (self.pause * 2).min(RETRY.1);
+        }
+        self.publish_as(Ok(()), Some(cluster.revision), wanted, &known);
+        self.tell(before.as_ref(), failed_before);
+        Ok(())
+    }
+
+    /// Has the dataplane carry as much as it can of what is wanted.
+    async fn settle(
+        &mut self,
+        link: &mut Link,
+        cluster: &crate::cluster::Cluster,
+        wanted: &Host,
+    ) -> Result<(), Ended> {
+        let mut refusals = 0;
+        loop {
+            let target = if self.held.is_empty() {
+                wanted.clone()
+            } else {
+                let held: Held =
+                    self.held.iter().map(|(key, held)| (key.clone(), held.kept.clone())).collect();
+                match project_holding(cluster, &self.me, &held).host {
+                    Some(target) => target,
+                    None => return Ok(()),
+                }
+            };
+            if self.carried.host.as_ref().is_some_and(|carried| same(carried, &target)) {
+                return Ok(());
+            }
+            match link.apply(&self.carried, &target).await {
+                Ok(generation) => {
+                    self.carried.generation = generation;
+                    self.carried.host = Some(target.clone());
+                    self.last = Some(target);
+                    return Ok(());
+                }
+                Err(Rejected::Stale) => self.observe(link).await?,
+                Err(Rejected::Gone(reason)) => return Err(Ended(reason)),
+                Err(Rejected::Refused(faults)) => {
+                    if !self.hold_back(faults, wanted) {
+                        return Ok(());
+                    }
+                }
+            }
+            refusals += 1;
+            if refusals == REFUSALS_MAX {
+                self.stuck = Some("refused again and again".to_owned());
+                return Ok(());
+            }
+        }
+    }
+
+    /// Holds back what a refusal names. False: there is nothing more to hold back.
+    fn hold_back(&mut self, faults: Vec<(Option<ObjectKey>, String)>, wanted: &Host) -> bool {
+        let mut progress = false;
+        let mut unknown = Vec::new();
+        for (key, reason) in faults {
+            let Some(key) = key else {
+                unknown.push(reason);
+                continue;
+            };
+            let refused = find(wanted, &key);
+            // What runs is not taken away for a refusal: that would open its device.
+            let running = self.carried.host.as_ref().and_then(|carried| find(carried, &key));
+            let in_place = match self.held.get(&key) {
+                None => &refused,
+                Some(held) => &held.kept,
+            };
+            if running.is_some() && running == *in_place {
+                unknown.push(reason);
+                continue;
+            }
+            let old = self.last.as_ref().and_then(|last| find(last, &key));
+            match self.held.get_mut(&key) {
+                None => {
+                    // The same in another place would be refused again.
+                    let kept = old.filter(|old| Some(old) != refused.as_ref());
+                    tracing::warn!(object = %key, %reason, kept = kept.is_some(), "refused");
+                    self.held.insert(key, HeldBack { wanted: refused, kept, reason });
+                    progress = true;
+                }
+                // Not even as it was.
+                Some(held) if held.kept.is_some() && key != ObjectKey::Underlay => {
+                    held.kept = None;
+                    progress = true;
+                }
+                Some(_) => {}
+            }
+        }
+        let without_underlay =
+            self.held.get(&ObjectKey::Underlay).filter(|held| held.kept.is_none());
+        if let Some(held) = without_underlay {
+            self.stuck = Some(held.reason.clone());
+            return false;
+        }
+        if !progress {
+            let reason = if unknown.is_empty() { "refused".to_owned() } else { unknown.join("; ") };
+            tracing::warn!(%reason, "the dataplane refuses the state");
+            self.stuck = Some(reason);
+        }
+        progress
+    }
+
+    fn failed(&self) -> BTreeMap<ObjectKey, String> {
+        self.held.iter().map(|(key, held)| (key.clone(), held.reason.clone())).collect()
+    }
+
+    fn publish(&self, link: Result<(), String>, revision: Option<Revision>) {
+        let known = Arc::clone(&self.known.borrow());
+        let wanted = project(&known.cluster, &self.me);
+        self.publish_as(link, revision, wanted, &known);
+    }
+
+    fn publish_as(
+        &self,
+        link: Result<(), String>,
+        revision: Option<Revision>,
+        wanted: Projection,
+        known: &Arc<Known>,
+    ) {
+        self.report.send_modify(|report| {
+            let before = Arc::make_mut(report);
+            let link_up = link.is_ok();
+            before.known = Arc::clone(known);
+            before.wanted = Arc::new(wanted);
+            // A dataplane that is gone carries nothing.
+            before.carried = self.carried.host.clone().filter(|_| link_up).map(Arc::new);
+            before.failed = Arc::new(self.failed());
+            before.stuck = self.stuck.clone();
+            before.link = link;
+            before.instance.clone_from(&self.carried.instance);
+            before.version.clone_from(&self.carried.version);
+            before.generation = self.carried.generation;
+            before.replays = self.replays;
+            if let Some(revision) = revision {
+                before.revision = revision;
+            }
+            if link_up && before.revision >= known.cluster.revision {
+                before.behind_since = None;
+            } else {
+                before.behind_since.get_or_insert_with(Instant::now);
+            }
+        });
+    }
+
+    /// Tells subscribers what became of objects in a pass.
+    fn tell(&self, before: Option<&Host>, failed_before: Vec<ObjectKey>) {
+        let report = Arc::clone(&self.report.borrow());
+        self.events.revision(report.revision);
+        if self.events.unheard() {
+            return;
+        }
+        let changed = match (before, &self.carried.host) {
+            (Some(before), Some(after)) => diff(before, after),
+            (None, Some(after)) => {
+                Object::all_of(after.clone().into_parts()).map(Into::into).collect()
+            }
+            (_, None) => Vec::new(),
+        };
+        let mut keys: Vec<ObjectKey> = changed.iter().map(culvert_model::Edit::key).collect();
+        keys.extend(failed_before);
+        keys.extend(report.failed.keys().cloned());
+        keys.sort();
+        keys.dedup();
+        let statuses = report.statuses();
+        for key in keys {
+            self.events.object(statuses.of(&key));
+        }
+    }
+}
+
+/// Whether two states are the same set of objects.
+fn same(a: &Host, b: &Host) -> bool {
+    a == b || diff(a, b).is_empty()
+}
+
+/// Sleeps until then; without one, for ever.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,288 @@
+//! A store in memory.
+//!
+//! [`Core`] is what the embedded store keeps beside its file: every entry, the latest transactions for
+//! watches that begin in the past, and the watchers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{
+    Change, Changes, Description, Entry, Lease, Outcome, Revision, Snapshot, Store, StoreError,
+    Txn, Watch,
+};
+
+/// Transactions that are kept for watches that begin in the past.
+const LOG_LEN_MAX: usize = 1024;
+/// Transactions that wait for one watcher; a slower one has to begin again.
+const WATCH_QUEUE: usize = 1024;
+
+/// Entries, latest transactions and watchers.
+#[derive(Default)]
+pub(super) struct Core {
+    revision: Revision,
+    entries: BTreeMap<String, (Vec<u8>, Revision)>,
+    log: VecDeque<Arc<Changes>>,
+    watchers: Vec<(String, mpsc::Sender<Result<Changes, StoreError>>)>,
+    held: BTreeMap<String, (u64, Instant)>,
+    leases: u64,
+}
+
+impl Core {
+    /// Begins with entries that were read from somewhere.
+    pub(super) fn new(snapshot: Snapshot) -> Core {
+        let entries = snapshot.entries.into_iter();
+        let entries = entries.map(|entry| (entry.key, (entry.value, entry.changed))).collect();
+        Core { revision: snapshot.revision, entries, ..Core::default() }
+    }
+
+    pub(super) const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(super) fn snapshot(&self, prefix: &str) -> Snapshot {
+        let from = self.entries.range(prefix.to_owned()..);
+        let entries = from
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, (value, changed))| Entry {
+                key: key.clone(),
+                value: value.clone(),
+                changed: *changed,
+            })
+            .collect();
+        Snapshot { revision: self.revision, entries }
+    }
+
+    /// The revision that the transaction gets, if its expectations hold.
+    pub(super) fn check(&self, txn: &Txn) -> Option<Revision> {
+        let changed = |key: &str| self.entries.get(key).map_or(0, |(_, changed)| *changed);
+        let holds = txn.expect.iter().all(|(key, revision)| changed(key) == *revision);
+        holds.then(|| self.revision.saturating_add(1))
+    }
+
+    /// Makes a transaction happen that was checked.
+    pub(super) fn apply(&mut self, revision: Revision, txn: Txn) {
+        self.revision = revision;
+        let mut changes = Vec::with_capacity(txn.puts.len() + txn.deletes.len());
+        for key in txn.deletes {
+            if self.entries.remove(&key).is_some() {
+                changes.push(Change { key, value: None });
+            }
+        }
+        for (key, value) in txn.puts {
+            self.entries.insert(key.clone(), (value.clone(), revision));
+            changes.push(Change { key, value: Some(value) });
+        }
+        let changes = Arc::new(Changes { revision, changes });
+        self.watchers.retain(|(prefix, watcher)| match below(&changes, prefix) {
+            // A watcher that is full loses its end of the channel, and sees that the watch ended.
+            Some(changes) => watcher.try_send(Ok(changes)).is_ok(),
+            None => !watcher.is_closed(),
+        });
+        self.log.push_back(changes);
+        if self.log.len() > LOG_LEN_MAX {
+            self.log.pop_front();
+        }
+    }
+
+    pub(super) fn watch(&mut self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+        let oldest = self.log.front().map_or(self.revision, |changes| changes.revision - 1);
+        if after < oldest {
+            return Err(StoreError::Compacted { after });
+        }
+        let (sender, receiver) = mpsc::channel(WATCH_QUEUE + LOG_LEN_MAX);
+        for changes in self.log.iter().filter(|changes| changes.revision > after) {
+            if let Some(changes) = below(changes, prefix) {
+                // There is room for the whole log.
+                let _ = sender.try_send(Ok(changes));
+            }
+        }
+        self.watchers.push((prefix.to_owned(), sender));
+        Ok(receiver)
+    }
+
+    /// Puts a key with a lease.
+    fn hold(&mut self, key: &str, value: Vec<u8>, until: Instant) -> u64 {
+        self.leases += 1;
+        self.held.insert(key.to_owned(), (self.leases, until));
+        let txn = Txn { puts: vec![(key.to_owned(), value)], ..Txn::default() };
+        self.apply(self.revision.saturating_add(1), txn);
+        self.leases
+    }
+
+    /// Whether the lease is still that of its key; it then lives until `until`.
+    fn renew(&mut self, key: &str, id: u64, value: Option<Vec<u8>>, until: Instant) -> bool {
+        match self.held.get_mut(key) {
+            Some((owner, deadline)) if *owner == id && *deadline > Instant::now() => {
+                *deadline = until;
+            }
+            _ => return false,
+        }
+        if let Some(value) = value {
+            let txn = Txn { puts: vec![(key.to_owned(), value)], ..Txn::default() };
+            self.apply(self.revision.saturating_add(1), txn);
+        }
+        true
+    }
+
+    /// Deletes keys whose leases have ended; says when to look again.
+    fn expire(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let ended: Vec<String> = self
+            .held
+            .iter()
+            .filter(|(_, (_, until))| *until <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
+        if !ended.is_empty() {
+            for key in &ended {
+                self.held.remove(key);
+            }
+            let txn = Txn { deletes: ended, ..Txn::default() };
+            self.apply(self.revision.saturating_add(1), txn);
+        }
+        self.held.values().map(|(_, until)| *until).min()
+    }
+}
+
+/// The part of a transaction below a prefix.
+fn below(changes: &Changes, prefix: &str) -> Option<Changes> {
+    let part: Vec<_> =
+        changes.changes.iter().filter(|change| change.key.starts_with(prefix)).cloned().collect();
+    (!part.is_empty()).then_some(Changes { revision: changes.revision, changes: part })
+}
+
+/// A core that is shared by the store, its leases and whoever ends them.
+#[derive(Clone, Default)]
+pub(super) struct Shared(Arc<Mutex<Core>>);
+
+impl Shared {
+    pub(super) fn new(core: Core) -> Shared {
+        Shared(Arc::new(Mutex::new(core)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
+        // No panic can leave a transaction half applied: nothing in `apply` can fail.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds a key in memory only.
+    fn hold(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        ttl: Duration,
+        replaces: Revision,
+    ) -> Result<Box<dyn Lease>, StoreError> {
+        let key = key.to_owned();
+        let id = {
+            let mut core = self.lock();
+            let expect = vec![(key.clone(), replaces)];
+            if core.check(&Txn { expect, ..Txn::default() }).is_none() {
+                return Err(StoreError::Held { key });
+            }
+            core.hold(&key, value, Instant::now() + ttl)
+        };
+        tokio::spawn(expire(Arc::downgrade(&self.0)));
+        Ok(Box::new(MemoryLease { core: self.clone(), key, id, ttl }))
+    }
+}
+
+/// Deletes what expires, until nothing is held any more or the store is gone.
+async fn expire(core: Weak<Mutex<Core>>) {
+    while let Some(shared) = core.upgrade() {
+        let next = Shared(shared).lock().expire();
+        let Some(next) = next else { return };
+        tokio::time::sleep_until(next).await;
+    }
+}
+
+struct MemoryLease {
+    core: Shared,
+    key: String,
+    id: u64,
+    ttl: Duration,
+}
+
+#[tonic::async_trait]
+impl Lease for MemoryLease {
+    async fn renew(&mut self, value: Option<Vec<u8>>) -> Result<(), StoreError> {
+        let until = Instant::now() + self.ttl;
+        if self.core.lock().renew(&self.key, self.id, value, until) {
+            Ok(())
+        } else {
+            Err(StoreError::LeaseLost { key: self.key.clone() })
+        }
+    }
+}
+
+/// A store in memory; clones share it.
+#[derive(Clone, Default)]
+pub struct MemoryStore {
+    core: Shared,
+    outage: Arc<Mutex<Option<String>>>,
+}
+
+impl MemoryStore {
+    /// An empty one.
+    pub fn new() -> MemoryStore {
+        MemoryStore::default()
+    }
+
+    /// From now on every call fails as if the store were not there, and watches end; `None` ends that.
+    pub fn set_outage(&self, reason: Option<&str>) {
+        *self.outage.lock().unwrap_or_else(PoisonError::into_inner) = reason.map(str::to_owned);
+        if reason.is_some() {
+            self.core.lock().watchers.clear();
+        }
+    }
+
+    fn reach(&self) -> Result<(), StoreError> {
+        match &*self.outage.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(reason) => Err(StoreError::Unreachable {
+                location: self.describe().location,
+                reason: reason.clone(),
+            }),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Store for MemoryStore {
+    fn describe(&self) -> Description {
+        Description { kind: "memory", location: "memory".to_owned() }
+    }
+
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        self.reach()?;
+        Ok(self.core.lock().snapshot(prefix))
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        self.reach()?;
+        let mut core = self.core.lock();
+        let Some(revision) = core.check(&txn) else { return Ok(Outcome::Stale) };
+        core.apply(revision, txn);
+        Ok(Outcome::Done(revision))
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+        self.reach()?;
+        self.core.lock().watch(prefix, after)
+    }
+
+    async fn hold(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        ttl: Duration,
+        replaces: Revision,
+    ) -> Result<Box<dyn Lease>, StoreError> {
+        self.reach()?;
+        self.core.hold(key, value, ttl, replaces)
+    }
+}

@@ -1,0 +1,1 @@
+//! Many hosts, one store.

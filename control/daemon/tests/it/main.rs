@@ -1,0 +1,8 @@
+//! The control plane of a host against a fake dataplane: what clients see, what the dataplane gets.
+
+mod support;
+
+mod access;
+mod api;
+mod cluster;
+mod reconcile;
