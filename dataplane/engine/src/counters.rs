@@ -110,6 +110,12 @@ pub struct WorkerCounters {
     pub flow_misses: Counter,
     /// Packets handed to another worker.
     pub handoffs: Counter,
+    /// Connections that are remembered now.
+    pub connections: Counter,
+    /// Connections forgotten for want of room while they were still believed.
+    pub connections_evicted: Counter,
+    /// Connections that found no room, since those of their port have taken it.
+    pub connections_refused: Counter,
     /// Frames that this worker's sockets and queues hold now.
     pub frames_held: Counter,
     /// Free frames in this worker's own stock.
@@ -127,6 +133,9 @@ impl Default for WorkerCounters {
             flow_hits: Counter::default(),
             flow_misses: Counter::default(),
             handoffs: Counter::default(),
+            connections: Counter::default(),
+            connections_evicted: Counter::default(),
+            connections_refused: Counter::default(),
             frames_held: Counter::default(),
             frames_cached: Counter::default(),
         }
@@ -149,6 +158,11 @@ impl WorkerCounters {
     /// Zeroes a port's counters before its index is given to another port.
     pub fn clear_port(&self, index: u16) {
         self.ports[usize::from(index)].clear();
+    }
+
+    /// Publishes how many connections the worker remembers.
+    pub fn set_connections(&self, connections: usize) {
+        self.connections.0.store(connections as u64, Relaxed);
     }
 
     /// Publishes how many frames the worker's sockets hold and how many it has in stock.

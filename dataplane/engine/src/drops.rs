@@ -44,6 +44,11 @@ drop_reasons! {
     RogueRouter = "rogue_router",
     /// The port is administratively blocked.
     PortBlocked = "port_blocked",
+    /// A rule of the port's ACL groups denies it, or no rule of them matches, and it is part of no
+    /// connection that a stateful group allows. Counted at the port whose groups they are.
+    AclDenied = "acl_denied",
+    /// Above the rate of the port's meter, in either direction.
+    Metered = "metered",
     /// No egress route covers the destination.
     NoRoute = "no_route",
     /// An egress route says drop.

@@ -9,14 +9,18 @@
 //! | [`shared`] | what threads tell each other |
 //! | [`control`] | the control thread: desired state in, tables and devices out |
 //! | [`server`] | the API on a Unix socket |
+//! | [`connections`] | what stateful ACL groups remember |
+//! | [`meter`] | token buckets |
 //! | [`counters`], [`drops`] | what is counted, and the names of drops |
 //! | [`limits`] | the limit of everything |
 
+pub mod connections;
 pub mod control;
 pub mod counters;
 pub mod drops;
 pub mod flow;
 pub mod limits;
+pub mod meter;
 pub mod policy;
 pub mod server;
 pub mod shared;

@@ -14,6 +14,10 @@ pub const BATCH: usize = 64;
 /// Entries of a worker's flow cache, egress and ingress each.
 pub const FLOW_ENTRIES: usize = 8192;
 
+/// Connections that a worker remembers for stateful ACL groups: 64 bytes each, 4 MiB in all, which a
+/// worker takes when it first needs them.
+pub const CONNECTIONS: usize = 65_536;
+
 /// Packets waiting for another worker; above it they are dropped and counted.
 pub const HANDOFF_QUEUE: usize = 2048;
 

@@ -28,6 +28,8 @@ pub enum Handoff {
         port: PortIndex,
         /// The packet.
         buf: Buf,
+        /// Its headers, where the port's ACL groups and rates are still to be asked.
+        pkt: Option<Packet>,
         /// What is still to be done on it.
         off: Offload,
     },

@@ -18,5 +18,7 @@ pub const AUTHENTICATION: u8 = 51;
 pub const ICMPV6: u8 = 58;
 /// IPv6 "no next header" (RFC 8200).
 pub const NO_NEXT: u8 = 59;
+/// SCTP (RFC 9260).
+pub const SCTP: u8 = 132;
 /// IPv6 destination options (RFC 8200).
 pub const DESTINATION: u8 = 60;

@@ -4,6 +4,7 @@
 //! [`anti_spoof`] whether a tenant may be who it says it is; [`observe`] is how they tell what they
 //! decided, and by which rule. Nothing here sends, counts or caches.
 
+pub mod acl;
 pub mod anti_spoof;
 pub mod egress;
 pub mod ingress;

@@ -40,6 +40,12 @@ stages! {
     FlowCache = "flow_cache",
     /// Whether the tenant may send this.
     AntiSpoof = "anti_spoof",
+    /// What the port's ACL groups say.
+    Acl = "acl",
+    /// Whether it is part of a connection that a stateful group allows.
+    Connection = "connection",
+    /// Whether it is within the port's rate.
+    Meter = "meter",
     /// The egress route.
     Route = "route",
     /// Where the destination lives.

@@ -9,6 +9,7 @@ use culvert_model::{
 };
 use rustc_hash::FxHashMap;
 
+use super::acl::Groups;
 use super::{
     Gateway, Indices, Ingress, IngressEntry, Neighbour, PortEntry, PortIndex, Reach, Route, Routes,
     Tables, Target, VnetEntry, VnetIndex, VtepEntry,
@@ -65,7 +66,7 @@ pub fn build(inputs: &Inputs<'_>) -> Tables {
             tables.strangers.entry(vni).or_insert_with(|| ingress(inputs.host, vni));
         }
     }
-    for entry in port_entries(inputs) {
+    for entry in port_entries(inputs, generation) {
         let index = usize::from(entry.index);
         let entry = keep_port(inputs.previous, &tables, entry);
         place(&mut tables.ports, index, entry);
@@ -139,6 +140,7 @@ fn vnet_entries(inputs: &Inputs<'_>, generation: u64) -> Vec<VnetEntry> {
             flood: vnet.flood,
             miss: vnet.miss,
             gateways: vnet.gateways.iter().map(|g| Gateway { net: g.ip, mac: g.mac }).collect(),
+            dhcp: vnet.dhcp.clone().map(Arc::new),
             neighbours: FxHashMap::default(),
             macs: FxHashMap::default(),
             flood_vteps: Vec::new(),
@@ -235,7 +237,11 @@ fn routes<'a>(inputs: &Inputs<'_>, list: impl Iterator<Item = &'a EgressRoute>) 
     routes
 }
 
-fn port_entries<'a>(inputs: &'a Inputs<'_>) -> impl Iterator<Item = PortEntry> + 'a {
+fn port_entries<'a>(
+    inputs: &'a Inputs<'_>,
+    generation: u64,
+) -> impl Iterator<Item = PortEntry> + 'a {
+    let groups = Groups::of(inputs.host);
     let mut own_routes: HashMap<&PortId, Vec<&EgressRoute>> = HashMap::new();
     for route in inputs.host.routes() {
         if let RouteScope::Port(id) = &route.scope {
@@ -244,16 +250,21 @@ fn port_entries<'a>(inputs: &'a Inputs<'_>) -> impl Iterator<Item = PortEntry> +
     }
     inputs.host.ports().iter().filter_map(move |port| {
         let facts = inputs.ports.get(&port.id)?;
+        let vnet = inputs.vnets.get(&port.vnet)? as VnetIndex;
+        let previous = inputs.previous.port(facts.index);
         Some(PortEntry {
             index: facts.index,
             id: port.id.clone(),
-            vnet: inputs.vnets.get(&port.vnet)? as VnetIndex,
+            vnet,
             mac: port.mac,
             ips: port.ips.clone(),
             anti_spoof: port.anti_spoof,
             blocked: port.state == PortState::Blocked,
             worker: facts.worker,
             mtu: facts.mtu,
+            acl: groups.of_port(port, vnet, previous, generation),
+            meter: port.meter,
+            hostname: port.hostname.clone(),
             routes: routes(inputs, own_routes.get(&port.id).into_iter().flatten().copied()),
             epoch: 0,
         })

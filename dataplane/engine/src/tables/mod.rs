@@ -7,6 +7,7 @@
 //! Ports, virtual networks, VTEPs and links are known by small indices that stay with their object
 //! from snapshot to snapshot ([`Indices`]).
 
+mod acl;
 mod build;
 mod indices;
 mod names;
@@ -14,13 +15,14 @@ mod names;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use culvert_model::{Miss, PortId, VnetId};
+use culvert_model::{Dhcp, DomainName, Meter, Miss, PortId, VnetId};
 use culvert_wire::eth::MacAddr;
 use culvert_wire::vni::Vni;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 use rustc_hash::FxHashMap;
 
+pub use acl::PortAcl;
 pub use build::{Inputs, PortFacts, build};
 pub use indices::Indices;
 
@@ -112,6 +114,12 @@ pub struct PortEntry {
     pub worker: u16,
     /// The largest IP packet that it takes, in bytes.
     pub mtu: u32,
+    /// Its ACL groups; none where everything passes.
+    pub acl: Option<Arc<PortAcl>>,
+    /// Limits of its rate.
+    pub meter: Option<Meter>,
+    /// What DHCP tells it to call itself.
+    pub hostname: Option<DomainName>,
     /// Its own routes, which form one table with those of its network.
     pub routes: Option<Routes>,
     /// Changes whenever a decision made for a packet of this port may have changed.
@@ -238,6 +246,8 @@ pub struct VnetEntry {
     pub miss: Miss,
     /// Its routers.
     pub gateways: Vec<Gateway>,
+    /// What tenants are told that ask for their configuration.
+    pub dhcp: Option<Arc<Dhcp>>,
     /// All that is known by address: local ports and mappings.
     pub neighbours: FxHashMap<IpAddr, Neighbour>,
     /// All that is known by MAC.

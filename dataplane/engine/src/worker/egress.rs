@@ -1,5 +1,6 @@
 //! From a tenant: anti-spoof, flow cache, verdict.
 
+use culvert_model::Direction;
 use culvert_port::Buf;
 use culvert_wire::eth::{self, ether_type};
 use culvert_wire::packet::{IpKind, Packet};
@@ -11,6 +12,7 @@ use super::key::{EgressKey, Headers, is_of_a_flow};
 use super::offload::{Gso, Offload};
 use super::tunnel::Tunnel;
 use crate::drops::DropReason;
+use crate::policy::acl::{Judgement, judge};
 use crate::policy::anti_spoof;
 use crate::policy::egress::{Rewrite, Verdict, decide};
 use crate::policy::observe::Unwatched;
@@ -23,6 +25,8 @@ pub struct EgressFlow {
     verdict: Verdict,
     /// The way to the remote VTEP, where the verdict leads to one.
     tunnel: Option<Tunnel>,
+    /// What the rules of the port's ACL groups say.
+    acl: Judgement,
 }
 
 impl Worker {
@@ -63,6 +67,12 @@ impl Worker {
         let Some(flow) = self.egress_flow(&key, &buf, pkt) else {
             return self.drop_tenant(port, buf, DropReason::PortGone);
         };
+        if !matches!(flow.verdict, Verdict::Drop(_)) {
+            let head = buf.head().data();
+            if let Err(reason) = self.admit(port, Direction::Egress, flow.acl, head, pkt, &off) {
+                return self.drop_tenant(port, buf, reason);
+            }
+        }
         match flow.verdict {
             Verdict::Drop(reason) => self.drop_tenant(port, buf, reason),
             Verdict::Trap => self.trap(Role::Tenant(port), buf, "egress"),
@@ -145,7 +155,11 @@ impl Worker {
                 }
             }
         }
-        let flow = EgressFlow { verdict, tunnel };
+        let acl = match verdict {
+            Verdict::Drop(_) => Judgement::Free,
+            _ => judge(port, Direction::Egress, head, pkt, &mut Unwatched),
+        };
+        let flow = EgressFlow { verdict, tunnel, acl };
         if lasting {
             self.egress_flows.insert(pkt.flow_hash, *key, port.epoch, flow.clone());
         }
@@ -172,7 +186,7 @@ impl Worker {
         super::checksum::infer_partial(&buf, pkt, &mut off);
         for to in vnet.local_ports.iter().filter(|to| **to != port) {
             match self.copy(&buf) {
-                Some(copy) => self.deliver(*to, copy, off),
+                Some(copy) => self.deliver_judged(*to, copy, pkt, off, None),
                 None => self.counters.port(port).drop(DropReason::NoFrames),
             }
         }
@@ -215,7 +229,7 @@ impl Worker {
                 return self.drop_tenant(from, buf, DropReason::BadSuperframeChecksum);
             }
         }
-        self.deliver(to, buf, off);
+        self.deliver_judged(to, buf, pkt, off, None);
     }
 
     pub(super) fn copy(&mut self, buf: &Buf) -> Option<Buf> {
@@ -229,7 +243,8 @@ impl Worker {
         buf: Buf,
         off: Offload,
     ) {
-        self.hand_over(worker, Role::Tenant(port), Handoff::Deliver { port, buf, off });
+        let packet = Handoff::Deliver { port, buf, pkt: None, off };
+        self.hand_over(worker, Role::Tenant(port), packet);
     }
 }
 

@@ -338,7 +338,10 @@ impl Worker {
             };
             let off = Offload { known: true, ..Offload::default() };
             match exit {
-                Exit::Local(to) => self.deliver(to, fragment, off),
+                Exit::Local(to) => match Packet::parse(fragment.head().data(), fragment.len()) {
+                    Ok(pkt) => self.deliver_judged(to, fragment, &pkt, off, None),
+                    Err(error) => self.drop_tenant(port, fragment, error.into()),
+                },
                 Exit::Tunnel(tunnel) => {
                     match Packet::parse(fragment.head().data(), fragment.len()) {
                         Ok(pkt) => self.forward_remote(port, fragment, pkt, off, tunnel),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
+use culvert_model::Direction;
 use culvert_port::{Buf, HoldId, Place};
 use culvert_wire::checksum::Sum;
 use culvert_wire::format::{self, VXLAN};
@@ -18,13 +19,20 @@ use super::offload::{Csum, Gso, Offload};
 use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
 use crate::limits::MAX_SEGMENTS;
+use crate::policy::acl::{Judgement, judge};
 use crate::policy::ingress::{Verdict, decide, decide_without_vnet};
 use crate::policy::observe::Unwatched;
 use crate::shared::Handoff;
 use crate::tables::{LinkIndex, PortIndex, Tables, VnetIndex};
 
 /// What was decided for a flow from the underlay.
-pub type IngressFlow = Verdict;
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct IngressFlow {
+    /// Where it goes.
+    pub verdict: Verdict,
+    /// Where that is a port: what the rules of its ACL groups say.
+    pub acl: Judgement,
+}
 
 /// Bytes of an inner packet's headers that are looked at where they are not contiguous.
 const HEAD_MAX: usize = 256;
@@ -116,8 +124,8 @@ impl Worker {
             Ok(inner) => inner,
             Err(error) => return self.drop_underlay(link, buf, error.into()),
         };
-        let verdict = self.ingress_verdict(outer, head, &inner);
-        let Some(buf_kept) = self.not_elsewhere(link, buf, off, verdict) else { return };
+        let flow = self.ingress_flow(outer, head, &inner);
+        let Some(buf_kept) = self.not_elsewhere(link, buf, off, flow.verdict) else { return };
         buf = buf_kept;
         let Some(checked) = verify(&mut buf, outer, &inner, off) else {
             return self.drop_underlay(link, buf, DropReason::BadOuterChecksum);
@@ -125,16 +133,21 @@ impl Worker {
         if let Err(reason) = strip(&mut buf, outer, &mut inner) {
             return self.drop_underlay(link, buf, reason);
         }
-        match verdict {
-            Verdict::Deliver(port) if inner.is_tcp() => {
-                if checked.right && self.fits(port, &inner) {
-                    self.merge_own(port, outer.key(), buf, &inner, checked.off);
-                } else {
-                    self.flush_merging();
-                    self.deliver(port, buf, checked.off);
+        match flow.verdict {
+            Verdict::Deliver(port)
+                if inner.is_tcp() && checked.right && self.fits(port, &inner) =>
+            {
+                let (head, off) = (buf.head().data(), &checked.off);
+                match self.admit(port, Direction::Ingress, flow.acl, head, &inner, off) {
+                    Ok(()) => self.merge_own(port, outer.key(), buf, &inner, checked.off),
+                    Err(reason) => self.drop_tenant(port, buf, reason),
                 }
             }
-            other => self.dispatch(link, buf, other, checked.off),
+            Verdict::Deliver(_) if inner.is_tcp() => {
+                self.flush_merging();
+                self.dispatch(link, buf, &inner, flow, checked.off);
+            }
+            _ => self.dispatch(link, buf, &inner, flow, checked.off),
         }
     }
 
@@ -160,7 +173,8 @@ impl Worker {
             (IpKind::V6, proto::TCP) if !udp => Gso::TcpV6,
             _ => return self.drop_underlay(link, buf, DropReason::UnknownSuperframe),
         };
-        let verdict = self.ingress_verdict(outer, head, &inner);
+        let flow = self.ingress_flow(outer, head, &inner);
+        let verdict = flow.verdict;
         let Some(buf_kept) = self.not_elsewhere(link, buf, off, verdict) else { return };
         buf = buf_kept;
         if let Err(reason) = strip(&mut buf, outer, &mut inner) {
@@ -182,7 +196,7 @@ impl Worker {
             }
         }
         self.flush_merging();
-        self.dispatch(link, buf, verdict, off);
+        self.dispatch(link, buf, &inner, flow, off);
     }
 
     /// Several tunnel packets of one size that came uncut as one UDP superframe. Their payloads
@@ -203,7 +217,7 @@ impl Worker {
         let first = start..buf.len().min(start + size);
         let mut place = Place::default();
         let verdict = match read_piece(&buf, &mut place, outer, first, &mut scratch) {
-            Ok(piece) => self.ingress_verdict(outer, piece.head, &piece.pkt),
+            Ok(piece) => self.ingress_flow(outer, piece.head, &piece.pkt).verdict,
             Err(reason) => return self.drop_underlay(link, buf, reason),
         };
         let port = match verdict {
@@ -247,10 +261,16 @@ impl Worker {
         let held = held.ok_or(DropReason::PortGone)?;
         let piece = read_piece(held, place, outer, range, &mut scratch)?;
         let (head, mut inner, right) = (piece.head, piece.pkt, piece.right);
-        let verdict = self.ingress_verdict(outer, head, &inner);
+        let flow = self.ingress_flow(outer, head, &inner);
         let mark = inner_ecn(&inner, outer.pkt.tos)?;
         let fits = self.fits(port, &inner);
-        if verdict == Verdict::Deliver(port) && right && fits && mark.is_none() {
+        if flow.verdict == Verdict::Deliver(port) && right && fits && mark.is_none() {
+            let off = Offload::default();
+            if let Err(reason) = self.admit(port, Direction::Ingress, flow.acl, head, &inner, &off)
+            {
+                self.counters.port(port).drop(reason);
+                return Ok(());
+            }
             let place = Piece::Held { id, start: inner_at };
             self.merge(port, outer.key(), place, head, &inner, true);
             return Ok(());
@@ -265,7 +285,7 @@ impl Worker {
         }
         self.flush_merging();
         let off = Offload { known: true, ..Offload::default() };
-        self.dispatch(link, copy, verdict, off);
+        self.dispatch(link, copy, &inner, flow, off);
         Ok(())
     }
 
@@ -275,12 +295,21 @@ impl Worker {
         self.tables.port(port).is_some_and(|entry| ip_len <= entry.mtu)
     }
 
-    fn dispatch(&mut self, link: LinkIndex, buf: Buf, verdict: Verdict, off: Offload) {
-        match verdict {
+    fn dispatch(
+        &mut self,
+        link: LinkIndex,
+        buf: Buf,
+        inner: &Packet,
+        flow: IngressFlow,
+        off: Offload,
+    ) {
+        match flow.verdict {
             Verdict::Drop(reason) => self.drop_underlay(link, buf, reason),
             Verdict::Trap => self.trap(Role::Underlay(link), buf, "ingress"),
-            Verdict::Flood(vnet) => self.flood_to_tenants(link, vnet, buf, off),
-            Verdict::Deliver(port) => self.deliver(port, buf, off),
+            Verdict::Flood(vnet) => self.flood_to_tenants(link, vnet, buf, inner, off),
+            Verdict::Deliver(port) => {
+                self.deliver_judged(port, buf, inner, off, Some(flow.acl));
+            }
         }
     }
 
@@ -304,16 +333,16 @@ impl Worker {
         None
     }
 
-    fn ingress_verdict(&mut self, outer: &Outer, head: &[u8], inner: &Packet) -> Verdict {
+    fn ingress_flow(&mut self, outer: &Outer, head: &[u8], inner: &Packet) -> IngressFlow {
         let key = IngressKey {
             vni: outer.vni.get(),
             from: outer.from,
             headers: Headers::of(head, inner),
         };
         let hash = inner.flow_hash ^ outer.vni.get();
-        if let Some(verdict) = self.ingress_flows.get(hash, &key, self.tables.generation) {
+        if let Some(flow) = self.ingress_flows.get(hash, &key, self.tables.generation) {
             self.counters.flow_hits.add(1);
-            return *verdict;
+            return *flow;
         }
         self.counters.flow_misses.add(1);
         let tables: Arc<Tables> = Arc::clone(&self.tables);
@@ -325,17 +354,31 @@ impl Worker {
             Verdict::Deliver(port) => deliverable(&tables, port),
             other => other,
         };
+        let acl = match verdict {
+            Verdict::Deliver(port) => tables.port(port).map_or(Judgement::Free, |entry| {
+                judge(entry, Direction::Ingress, head, inner, &mut Unwatched)
+            }),
+            _ => Judgement::Free,
+        };
+        let flow = IngressFlow { verdict, acl };
         if is_of_a_flow(head, inner) {
-            self.ingress_flows.insert(hash, key, tables.generation, verdict);
+            self.ingress_flows.insert(hash, key, tables.generation, flow);
         }
-        verdict
+        flow
     }
 
-    fn flood_to_tenants(&mut self, link: LinkIndex, vnet: VnetIndex, buf: Buf, off: Offload) {
+    fn flood_to_tenants(
+        &mut self,
+        link: LinkIndex,
+        vnet: VnetIndex,
+        buf: Buf,
+        inner: &Packet,
+        off: Offload,
+    ) {
         let tables = Arc::clone(&self.tables);
         for port in tables.vnet(vnet).map_or(&[][..], |vnet| &vnet.local_ports) {
             match self.copy(&buf) {
-                Some(copy) => self.deliver(*port, copy, off),
+                Some(copy) => self.deliver_judged(*port, copy, inner, off, None),
                 None => self.counters.link(link).drop(DropReason::NoFrames),
             }
         }

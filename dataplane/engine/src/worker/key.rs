@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 
 use culvert_wire::eth::ether_type;
-use culvert_wire::packet::Packet;
+use culvert_wire::packet::{Frag, Packet};
 use culvert_wire::{arp, icmpv6, proto};
+
+use crate::policy::acl::l4_ports;
 
 /// Headers of a packet that decide where it goes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub struct Headers {
     ether_type: u16,
     vlan: u16,
     proto: u8,
+    /// A later fragment, which names no ports: another one than a packet of port 0.
+    later: bool,
 }
 
 impl Headers {
@@ -27,6 +31,7 @@ impl Headers {
             ether_type: pkt.ether_type,
             vlan: pkt.vlan.unwrap_or(0),
             proto: pkt.proto,
+            later: pkt.frag == Frag::Later,
         };
         if let Some(macs) = head.first_chunk() {
             key.macs = *macs;
@@ -55,7 +60,7 @@ impl Headers {
         {
             key.ports[0] = *kind;
         }
-        if let (Some(src), Some(dst)) = (pkt.src_port(head), pkt.dst_port(head)) {
+        if let Some((src, dst)) = l4_ports(head, pkt) {
             key.ports[..2].copy_from_slice(&src.to_be_bytes());
             key.ports[2..].copy_from_slice(&dst.to_be_bytes());
         }

@@ -10,6 +10,7 @@
 //! | [`device`] | a device: receive, queue, flush in order |
 //! | [`offload`], [`checksum`] | what the kernel left undone, and doing it |
 //! | [`egress`] | from a tenant: anti-spoof, flow cache, verdict |
+//! | [`admission`] | ACL groups and rates of a port |
 //! | [`answer`] | ARP and neighbour discovery, answered from the mappings |
 //! | [`tunnel`], [`encap`] | to a remote VTEP: cut, encapsulate, queue |
 //! | [`ingress`] | from the underlay: verify, decapsulate, source check |
@@ -18,6 +19,7 @@
 //! | [`pmtu_report`] | path MTU from the underlay: which reports are believed |
 //! | [`polling`] | which devices are looked at, and when to sleep |
 
+pub mod admission;
 pub mod answer;
 pub mod checksum;
 pub mod deliver;
@@ -40,6 +42,7 @@ use std::sync::mpsc::Receiver;
 
 use culvert_port::{Buf, FrameCache};
 
+use self::admission::Admission;
 use self::deliver::Merging;
 use self::device::{AttachmentId, Device, Losses, Role};
 use self::egress::EgressFlow;
@@ -88,6 +91,7 @@ pub struct Worker {
     egress_flows: FlowCache<EgressKey, EgressFlow>,
     ingress_flows: FlowCache<IngressKey, IngressFlow>,
     merging: Merging,
+    admission: Admission,
     traps: RateLimit,
     icmp: RateLimit,
     pmtu_reports: RateLimit,
@@ -127,6 +131,7 @@ impl Worker {
             egress_flows: FlowCache::new(FLOW_ENTRIES),
             ingress_flows: FlowCache::new(FLOW_ENTRIES),
             merging: Merging::default(),
+            admission: Admission::new(),
             traps: RateLimit::new(TRAPS_PER_SECOND),
             icmp: RateLimit::new(ICMP_ERRORS_PER_SECOND),
             pmtu_reports: RateLimit::new(PMTU_REPORTS_PER_SECOND),
@@ -165,6 +170,9 @@ impl Worker {
     fn round(&mut self) -> usize {
         let mut work = 0;
         self.load_tables();
+        if self.admission.measures() {
+            self.polling.read_clock();
+        }
         for at in 0..self.polling.active_len() {
             let Some(slot) = self.polling.active(at) else { break };
             work += self.receive_from(slot);
@@ -213,7 +221,10 @@ impl Worker {
 
     fn take_over(&mut self, packet: Handoff) {
         match packet {
-            Handoff::Deliver { port, buf, off } => self.deliver(port, buf, off),
+            Handoff::Deliver { port, buf, pkt: None, off } => self.deliver(port, buf, off),
+            Handoff::Deliver { port, buf, pkt: Some(pkt), off } => {
+                self.deliver_judged(port, buf, &pkt, off, None);
+            }
             Handoff::Encap { port, buf, pkt, off, tunnel } => {
                 self.forward_remote(port, buf, pkt, off, &tunnel);
             }

@@ -79,6 +79,11 @@ impl Polling {
         self.now
     }
 
+    /// Reads the clock between two rests, for what needs to know the time more exactly.
+    pub fn read_clock(&mut self) {
+        self.now = Instant::now();
+    }
+
     /// Number of active devices.
     pub fn active_len(&self) -> usize {
         self.active.len()
@@ -220,9 +225,11 @@ impl Worker {
         self.devices.get(slot).and_then(Option::as_ref).is_some_and(Device::unfinished)
     }
 
-    /// Publishes how many frames this worker holds, for the account of the arena.
-    fn publish_held(&self) {
+    /// Publishes how many frames this worker holds, for the account of the arena, and what else changes
+    /// with time alone.
+    fn publish_held(&mut self) {
         let devices: usize = self.devices.iter().flatten().map(Device::outstanding).sum();
         self.counters.set_frames(devices + self.merging.held_frames(), self.cache.len());
+        self.sweep_connections();
     }
 }

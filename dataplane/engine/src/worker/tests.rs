@@ -51,6 +51,7 @@ fn tables() -> Tables {
         flood: false,
         miss: Miss::Drop,
         gateways: vec![Gateway { net: "10.0.0.254/24".parse().unwrap(), mac: ROUTER }],
+        dhcp: None,
         neighbours: Default::default(),
         macs: Default::default(),
         flood_vteps: Vec::new(),
@@ -70,6 +71,9 @@ fn tables() -> Tables {
         blocked: false,
         worker: 0,
         mtu: 1500,
+        acl: None,
+        meter: None,
+        hostname: None,
         routes: None,
         epoch: 1,
     };
