@@ -8,6 +8,7 @@
 //! | [`worker`] | the pinned thread that carries packets |
 //! | [`shared`] | what threads tell each other |
 //! | [`control`] | the control thread: desired state in, tables and devices out |
+//! | [`sight`] | what operators see of packets: captures, traces, flows |
 //! | [`server`] | the API on a Unix socket |
 //! | [`counters`], [`drops`] | what is counted, and the names of drops |
 //! | [`limits`] | the limit of everything |
@@ -20,5 +21,6 @@ pub mod limits;
 pub mod policy;
 pub mod server;
 pub mod shared;
+pub mod sight;
 pub mod tables;
 pub mod worker;
