@@ -48,6 +48,8 @@ impl Point {
 pub struct Record {
     /// Nanoseconds since 1970.
     pub time_ns: u64,
+    /// By which worker.
+    pub worker: u16,
     /// Where.
     pub point: Point,
     /// The device; of a drop, that which it came from or was for.
@@ -155,6 +157,7 @@ mod tests {
     fn record(time_ns: u64) -> Record {
         Record {
             time_ns,
+            worker: 0,
             point: Point::FromTenant,
             role: Role::Tenant(0),
             port: None,

@@ -23,8 +23,6 @@ pub enum Source {
     Port(PortIndex),
     /// A remote VTEP, in the network of this VNI.
     Vtep(IpAddr, u32),
-    /// The underlay, where no more is known.
-    Underlay,
 }
 
 /// What makes packets one flow here: source, addresses, protocol and ports.
@@ -32,7 +30,7 @@ pub enum Source {
 pub struct FlowKey {
     /// Where it comes from.
     pub source: Source,
-    /// Its EtherType.
+    /// Its `EtherType`.
     pub ether_type: u16,
     /// Its IP protocol; 0 without IP.
     pub proto: u8,

@@ -106,7 +106,7 @@ impl Sight {
     ///
     /// # Errors
     /// [`TooMany`].
-    pub fn begin(self: &Arc<Self>, watch: Watch) -> Result<Watching, TooMany> {
+    pub fn begin(self: &Arc<Self>, watch: &Watch) -> Result<Watching, TooMany> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut full = false;
         self.watches.rcu(|now| {
@@ -151,12 +151,12 @@ mod tests {
         let sight = Arc::new(Sight::default());
         let watch = || Watch::Flows(Arc::new(FlowWatch::default()));
         let before = sight.epoch();
-        let mut held: Vec<_> = (0..WATCHES_MAX).map(|_| sight.begin(watch()).unwrap()).collect();
+        let mut held: Vec<_> = (0..WATCHES_MAX).map(|_| sight.begin(&watch()).unwrap()).collect();
         assert!(sight.epoch() > before);
-        assert_eq!(sight.begin(watch()).err(), Some(TooMany));
+        assert_eq!(sight.begin(&watch()).err(), Some(TooMany));
         assert_eq!(sight.watches().flows().count(), WATCHES_MAX);
         held.pop();
-        let last = sight.begin(watch()).unwrap();
+        let last = sight.begin(&watch()).unwrap();
         held.clear();
         assert_eq!(sight.watches().flows().count(), 1);
         drop(last);

@@ -52,7 +52,7 @@ impl Tracing {
 
     /// Takes one of the packets that are left.
     pub fn claim(&self) -> bool {
-        self.left.try_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
+        self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 
     fn put(&self, part: Part) {
@@ -155,7 +155,7 @@ impl Observer for Active {
 }
 
 /// A packet's whole way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// Where it came in.
     pub origin: Option<Origin>,
@@ -190,6 +190,11 @@ impl Joining {
         let late = |(since, _): &mut (Instant, Vec<Part>)| now.duration_since(*since) >= PATIENCE;
         let late = self.waiting.extract_if(|_, entry| late(entry));
         late.map(|(_, (_, parts))| joined(parts, true)).collect()
+    }
+
+    /// Gives up on the rest of every way.
+    pub fn abandon(self) -> Vec<Trace> {
+        self.waiting.into_values().map(|(_, parts)| joined(parts, true)).collect()
     }
 
     /// When to look for those.

@@ -17,6 +17,7 @@
 //! | [`icmp`], [`too_big`] | errors to tenants; what is above the MTU of its way |
 //! | [`pmtu_report`] | path MTU from the underlay: which reports are believed |
 //! | `sight` | what captures and traces are shown |
+//! | [`explain`] | what would become of a packet |
 //! | [`polling`] | which devices are looked at, and when to sleep |
 
 pub mod answer;
@@ -25,6 +26,7 @@ pub mod deliver;
 pub mod device;
 pub mod egress;
 pub mod encap;
+pub mod explain;
 pub mod icmp;
 pub mod ingress;
 pub mod key;

@@ -234,6 +234,7 @@ impl Worker {
             }
             let record = record.get_or_insert_with(|| Record {
                 time_ns: now_ns(),
+                worker: self.config.index,
                 point,
                 role,
                 port: self.port_name(role),
