@@ -20,7 +20,7 @@ use culvert_dataplane::worker::device::{Facts, Role};
 use culvert_dataplane::worker::explain::{KnownDevice, explain};
 use culvert_dataplane::worker::offload::{Gso, Offload};
 use culvert_dataplane::worker::{Worker, WorkerConfig};
-use culvert_model::HostParts;
+use culvert_model::{HostParts, Mapping, PortState};
 use culvert_port::{Arena, FrameCache};
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum};
 use culvert_wire::format::VXLAN;
@@ -247,6 +247,7 @@ struct Plan {
     damage: Option<(Index, u8)>,
     segment: Option<u16>,
     outside: bool,
+    legal: bool,
 }
 
 fn any_plan() -> impl Strategy<Value = Plan> {
@@ -259,14 +260,73 @@ fn any_plan() -> impl Strategy<Value = Plan> {
         prop::option::weighted(0.15, (any::<Index>(), any::<u8>())),
         prop::option::weighted(0.3, select(vec![100, 1000, 1472, 2000])),
         any::<bool>(),
+        prop::bool::weighted(0.6),
     )
-        .prop_map(|([from, as_if, probe], extra, vtep, vni, cut, damage, segment, outside)| {
-            Plan { from, as_if, probe, extra, vtep, vni, cut, damage, segment, outside }
-        })
+        .prop_map(
+            |([from, as_if, probe], extra, vtep, vni, cut, damage, segment, outside, legal)| Plan {
+                from,
+                as_if,
+                probe,
+                extra,
+                vtep,
+                vni,
+                cut,
+                damage,
+                segment,
+                outside,
+                legal,
+            },
+        )
+}
+
+/// States in which more is forwarded than dropped, and others.
+fn any_state() -> impl Strategy<Value = HostParts> {
+    (any_host(), any::<[bool; 3]>()).prop_map(|(mut parts, [active, routes, rules])| {
+        if active {
+            parts.ports.iter_mut().for_each(|port| port.state = PortState::Active);
+        }
+        if routes {
+            parts.routes.clear();
+        }
+        if rules {
+            parts.ingress.clear();
+        }
+        parts
+    })
 }
 
 impl Plan {
-    fn frame(&self, parts: &HostParts, world: &World) -> Option<(Role, Vec<u8>, Offload)> {
+    /// A packet between a port and what a mapping of its network names.
+    fn legal(&self, parts: &HostParts, world: &World) -> Option<(Role, Vec<u8>)> {
+        let port = self.from.get(&parts.ports);
+        let same = |mapping: &&Mapping| mapping.vnet == port.vnet;
+        let mappings: Vec<_> = parts.mappings.iter().filter(same).collect();
+        let mapping = mappings.get(self.as_if.index(mappings.len().max(1)))?;
+        let own = port.ips.iter().find(|ip| ip.is_ipv4() == mapping.ip.is_ipv4())?.to_string();
+        let remote = mapping.ip.to_string();
+        let entry = world.port(port.id.as_str());
+        if self.outside {
+            let frame = sized(mapping.mac, port.mac, &remote, &own, self.extra);
+            let vni = world.tables.vnet(entry.vnet)?.vni.get();
+            return Some((LINK, tunnelled(&mapping.vtep.to_string(), vni, &frame.bytes)));
+        }
+        let frame = sized(port.mac, mapping.mac, &own, &remote, self.extra);
+        Some((Role::Tenant(entry.index), frame.bytes))
+    }
+
+    fn frame(&self, parts: &HostParts, world: &World) -> (Role, Vec<u8>, Offload) {
+        let legal = if self.legal { self.legal(parts, world) } else { None };
+        let (role, mut bytes) = legal.unwrap_or_else(|| self.any(parts, world));
+        if let Some(cut) = self.cut {
+            bytes.truncate(cut.index(bytes.len()).max(1));
+        }
+        let gso = self.segment.filter(|_| !self.outside || bytes.len() > 1500);
+        let gso = gso.filter(|_| Packet::parse(&bytes, bytes.len()).is_ok_and(|pkt| pkt.is_udp()));
+        let gso = gso.map(|size| (Gso::UdpL4, size));
+        (role, bytes, Offload { known: true, gso, ..Offload::default() })
+    }
+
+    fn any(&self, parts: &HostParts, world: &World) -> (Role, Vec<u8>) {
         let from = world.port(self.from.get(&parts.ports).id.as_str());
         let as_if = world.port(self.as_if.get(&parts.ports).id.as_str());
         let mut probes = probes(as_if);
@@ -296,27 +356,20 @@ impl Plan {
         if self.outside {
             bytes = tunnelled(self.vtep, self.vni, &bytes);
         }
-        if let Some(cut) = self.cut {
-            bytes.truncate(cut.index(bytes.len()).max(1));
-        }
-        let gso = self.segment.filter(|_| !self.outside || bytes.len() > 1500);
-        let gso = gso.filter(|_| Packet::parse(&bytes, bytes.len()).is_ok_and(|pkt| pkt.is_udp()));
-        let off =
-            Offload { known: true, gso: gso.map(|size| (Gso::UdpL4, size)), ..Offload::default() };
-        Some((role, bytes, off))
+        (role, bytes)
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
     fn what_is_explained_is_what_is_traced_and_what_is_done(
-        parts in any_host().prop_filter("ports", |parts| !parts.ports.is_empty()),
+        parts in any_state().prop_filter("ports", |parts| !parts.ports.is_empty()),
         plans in prop::collection::vec(any_plan(), 1..30),
         sends_trains in any::<bool>(),
     ) {
         let world = World::new(parts.clone());
-        let packets: Vec<_> = plans.iter().filter_map(|plan| plan.frame(&parts, &world)).collect();
+        let packets: Vec<_> = plans.iter().map(|plan| plan.frame(&parts, &world)).collect();
         let mut engine = Engine::new(world, sends_trains);
         for (role, frame, off) in packets {
             check(&mut engine, role, &frame, off)?;
