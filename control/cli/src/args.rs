@@ -9,7 +9,8 @@ const EXIT_CODES: &str = "Exit codes:
   0  done
   1  refused by the dataplane, which changed nothing; or another failure
   2  wrong usage, or a file that cannot be read or is not valid
-  3  the dataplane cannot be reached";
+  3  the dataplane cannot be reached
+  4  health found something wrong";
 
 /// Configures a culvert dataplane, and shows what happens.
 #[derive(Debug, Parser)]
@@ -55,6 +56,12 @@ pub(crate) enum Verb {
     Stats(Stats),
     /// Print frames that rules hand to the control plane, as they come.
     Traps(Traps),
+    /// Show packets as they pass, or write them to a file for Wireshark.
+    Capture(crate::sight::args::Capture),
+    /// Follow the next packets through every stage, and see what each decided and by which rule.
+    Trace(crate::sight::args::Trace),
+    /// Say what would become of a packet, without sending it.
+    Explain(Box<crate::sight::args::Explain>),
     /// Print a completion script for a shell.
     Completions(Completions),
     /// Write the manual pages of all verbs into a directory.

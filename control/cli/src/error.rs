@@ -15,6 +15,12 @@ pub(crate) enum CliError {
     /// Correct the file at the positions given.
     #[error("{file}: {}; nothing was changed", faults(errors.errors().len()))]
     Invalid { file: String, errors: TomlErrors },
+    /// Correct the option that is named.
+    #[error("{0}")]
+    Usage(String),
+    /// Do what the findings advise.
+    #[error("{0}")]
+    Unhealthy(String),
     /// Start the dataplane, or name its socket.
     #[error("no dataplane at {}: is culvert-dataplane running?", socket.display())]
     Absent { socket: PathBuf },
@@ -49,7 +55,8 @@ impl CliError {
     /// As listed in `--help`.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            CliError::File { .. } | CliError::Invalid { .. } => 2,
+            CliError::File { .. } | CliError::Invalid { .. } | CliError::Usage(_) => 2,
+            CliError::Unhealthy(_) => 4,
             CliError::Absent { .. } | CliError::Forbidden { .. } | CliError::Unreachable { .. } => {
                 3
             }
@@ -102,5 +109,51 @@ impl CliError {
         let lines = refusal.faults.iter().map(line).collect();
         let omitted = usize::try_from(refusal.omitted).unwrap_or(usize::MAX);
         Some(CliError::Refused { file: file.to_owned(), lines, omitted })
+    }
+}
+
+/// What was meant, perhaps: `; did you mean ...?`, or what there is.
+pub(crate) fn nearest<'a>(word: &str, legal: impl Iterator<Item = &'a str>) -> String {
+    let legal: Vec<_> = legal.collect();
+    let near = legal.iter().map(|other| (distance(word, other), other)).min();
+    match near {
+        None => "; there is none".to_owned(),
+        Some((far, other)) if far <= word.len().max(3) / 3 => format!("; did you mean {other}?"),
+        Some(_) if legal.len() <= 12 => format!("; legal is {}", legal.join(", ")),
+        Some(_) => String::new(),
+    }
+}
+
+/// Letters to be changed, put in or left out to make one word of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let here = (diagonal + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], here);
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_suggested() {
+        let words = ["spoofed_ip", "spoofed_mac", "no_route"];
+        assert_eq!(nearest("spofed_ip", words.into_iter()), "; did you mean spoofed_ip?");
+        assert_eq!(
+            nearest("xyz", words.into_iter()),
+            "; legal is spoofed_ip, spoofed_mac, no_route"
+        );
+        assert_eq!(nearest("x", [].into_iter()), "; there is none");
+        assert_eq!(
+            (distance("abc", "abc"), distance("", "ab"), distance("kitten", "sitting")),
+            (0, 2, 3)
+        );
     }
 }
