@@ -19,7 +19,7 @@ const EXIT_CODES: &str = "Exit codes:
   1  refused, and nothing was changed; or another failure
   2  wrong usage, or a file that cannot be read or is not valid
   3  culvertd or the dataplane cannot be reached
-  4  accepted, but this host does not carry all of it";
+  4  accepted, but this host does not carry all of it; or health found something wrong";
 
 /// Manages the virtual networks of a host, and shows what happens.
 ///
@@ -97,6 +97,12 @@ pub(crate) enum Verb {
     Stats(Stats),
     /// Print frames that rules hand to the control plane, as they come.
     Traps(Traps),
+    /// Show packets as they pass, or write them to a file for Wireshark.
+    Capture(crate::sight::args::Capture),
+    /// Follow the next packets through every stage, and see what each decided and by which rule.
+    Trace(crate::sight::args::Trace),
+    /// Say what would become of a packet, without sending it.
+    Explain(Box<crate::sight::args::Explain>),
     /// Print a completion script for a shell.
     Completions(Completions),
     /// Write the manual pages of all verbs into a directory.

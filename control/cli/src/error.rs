@@ -18,6 +18,9 @@ pub(crate) enum CliError {
     /// Start it, or name its run directory or socket.
     #[error("no {who} at {}: is {} running?", socket.display(), who.program())]
     Absent { who: Peer, socket: PathBuf },
+    /// Do what the findings advise.
+    #[error("{0}")]
+    Unhealthy(String),
     /// Become root, or a member of the socket's group.
     #[error("{}: permission denied: run as root, or as a user who may write to the socket", socket.display())]
     Forbidden { socket: PathBuf },
@@ -95,6 +98,7 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             CliError::File { .. } | CliError::Invalid { .. } | CliError::Usage(_) => 2,
+            CliError::Unhealthy(_) => 4,
             CliError::Absent { .. } | CliError::Forbidden { .. } | CliError::Unreachable { .. } => {
                 3
             }
@@ -156,5 +160,32 @@ impl CliError {
         let lines = refusal.faults.iter().map(line).collect();
         let omitted = usize::try_from(refusal.omitted).unwrap_or(usize::MAX);
         Some(CliError::Refused { who, what: what.to_owned(), lines, omitted })
+    }
+}
+
+/// What was meant, perhaps: `; did you mean ...?`, or what there is.
+pub(crate) fn nearest<'a>(word: &str, legal: impl Iterator<Item = &'a str>) -> String {
+    let legal: Vec<_> = legal.collect();
+    match culvert_model::nearest(word, legal.iter().copied()) {
+        Some(other) => format!("; did you mean \"{other}\"?"),
+        None if legal.is_empty() => "; there is none".to_owned(),
+        None if legal.len() <= 12 => format!("; legal is {}", legal.join(", ")),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_suggested() {
+        let words = ["spoofed_ip", "spoofed_mac", "no_route"];
+        assert_eq!(nearest("spofed_ip", words.into_iter()), "; did you mean \"spoofed_ip\"?");
+        assert_eq!(
+            nearest("xyz", words.into_iter()),
+            "; legal is spoofed_ip, spoofed_mac, no_route"
+        );
+        assert_eq!(nearest("x", [].into_iter()), "; there is none");
     }
 }

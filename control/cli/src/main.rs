@@ -13,6 +13,7 @@ mod manual;
 mod objects;
 mod output;
 mod show;
+mod sight;
 mod stats;
 mod traps;
 
@@ -54,6 +55,9 @@ async fn run(args: &Args) -> Result<(), CliError> {
         Verb::Show(show) => show::run(args, show).await,
         Verb::Stats(stats) => stats::run(args, stats).await,
         Verb::Traps(traps) => traps::run(args, traps).await,
+        Verb::Capture(capture) => sight::capture::run(args, capture).await,
+        Verb::Trace(trace) => sight::trace::run(args, trace).await,
+        Verb::Explain(explain) => sight::explain::run(args, explain).await,
         Verb::Completions(completions) => manual::completions(completions.shell),
         Verb::Man(man) => manual::pages(&man.dir),
     }

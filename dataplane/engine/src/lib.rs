@@ -8,6 +8,7 @@
 //! | [`worker`] | the pinned thread that carries packets |
 //! | [`shared`] | what threads tell each other |
 //! | [`control`] | the control thread: desired state in, tables and devices out |
+//! | [`sight`] | what operators see of packets: captures, traces, flows |
 //! | [`server`] | the API on a Unix socket |
 //! | [`connections`] | what stateful ACL groups remember |
 //! | [`meter`] | token buckets |
@@ -24,5 +25,6 @@ pub mod meter;
 pub mod policy;
 pub mod server;
 pub mod shared;
+pub mod sight;
 pub mod tables;
 pub mod worker;

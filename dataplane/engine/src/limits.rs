@@ -66,3 +66,27 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Reports of smaller path MTUs that a worker believes in a second. Each lets the tables be built
 /// anew; real routers limit themselves to fewer.
 pub const PMTU_REPORTS_PER_SECOND: u32 = 10;
+
+/// Captures, traces and watches of flows at the same time: each costs every packet something.
+pub const WATCHES_MAX: usize = 16;
+
+/// Packets of a capture that wait for its client, per worker.
+pub const CAPTURE_QUEUE: usize = 4096;
+
+/// Bytes of them, per worker.
+pub const CAPTURE_BYTES: usize = 8 << 20;
+
+/// Stretches of traced packets that wait for the client.
+pub const TRACE_QUEUE: usize = 4096;
+
+/// Steps of one stretch that are kept.
+pub const TRACE_STEPS_MAX: usize = 256;
+
+/// Bytes of a traced packet that are kept.
+pub const TRACE_HEAD_LEN: usize = 256;
+
+/// Packets of one trace at most.
+pub const TRACE_PACKETS_MAX: u32 = 10_000;
+
+/// Flows that a worker counts at the same time for one watch.
+pub const WATCHED_FLOWS_MAX: usize = 8192;

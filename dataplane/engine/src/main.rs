@@ -151,6 +151,7 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
             index: index as u16,
             busy_poll: options.busy_poll,
             spin: Duration::from_micros(options.spin_us.into()),
+            alone: false,
         };
         let cache = FrameCache::new(arena);
         let mut worker = Worker::new(config, Arc::clone(&shared), commands, cache)?;

@@ -16,6 +16,8 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::control::{ApplyError, Controller};
 
+mod watching;
+
 /// The controller behind the API.
 pub type Shared = Arc<Mutex<Controller>>;
 
@@ -120,7 +122,9 @@ impl Api {
     }
 }
 
-type TrapStream = Pin<Box<dyn Stream<Item = Result<api::Trap, Status>> + Send>>;
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+type TrapStream = Streamed<api::Trap>;
 
 #[tonic::async_trait]
 impl Dataplane for Api {
@@ -203,5 +207,45 @@ impl Dataplane for Api {
             }
         });
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    type CaptureStream = Streamed<api::CaptureBatch>;
+
+    async fn capture(
+        &self,
+        request: Request<api::CaptureRequest>,
+    ) -> Result<Response<Self::CaptureStream>, Status> {
+        let stream = watching::capture(&self.controller, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    type TracePacketsStream = Streamed<api::TracedPacket>;
+
+    async fn trace_packets(
+        &self,
+        request: Request<api::TraceRequest>,
+    ) -> Result<Response<Self::TracePacketsStream>, Status> {
+        let stream = watching::trace(&self.controller, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    type WatchFlowsStream = Streamed<api::FlowReport>;
+
+    async fn watch_flows(
+        &self,
+        request: Request<api::WatchFlowsRequest>,
+    ) -> Result<Response<Self::WatchFlowsStream>, Status> {
+        let stream = watching::flows(&self.controller, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<api::ExplainRequest>,
+    ) -> Result<Response<api::TracedPacket>, Status> {
+        let controller = self.controller.lock().await;
+        let (trace, role) = controller.explain(request.get_ref())?;
+        let device = controller.device_name(role);
+        Ok(Response::new(api::TracedPacket { device, ..watching::told(&trace) }))
     }
 }

@@ -14,6 +14,9 @@ use tokio::sync::oneshot;
 
 use crate::counters::WorkerCounters;
 use crate::limits::{HANDOFF_QUEUE, TRAP_QUEUE};
+use crate::sight::Sight;
+use crate::sight::flows::{FlowTable, FlowWatch};
+use crate::sight::trace::Mark;
 use crate::tables::{LinkIndex, PortIndex, Tables};
 use crate::worker::device::{AttachmentId, Device, DeviceStats, Facts};
 use crate::worker::offload::Offload;
@@ -76,6 +79,8 @@ pub enum Command {
     Detach(AttachmentId, oneshot::Sender<Vec<Device>>),
     /// Facts about the devices of an attachment have changed.
     Update(AttachmentId, Facts),
+    /// Report what was counted for a watch of flows, and begin anew.
+    Flows(Arc<FlowWatch>, oneshot::Sender<FlowTable>),
     /// Report the devices' counters.
     Stats(oneshot::Sender<Vec<(AttachmentId, DeviceStats)>>),
     /// End.
@@ -109,7 +114,7 @@ pub struct Trap {
 
 /// Everything another thread may send to a worker, and the bell that wakes it.
 pub struct Inbox {
-    packets: ArrayQueue<Handoff>,
+    packets: ArrayQueue<(Handoff, Option<Arc<Mark>>)>,
     commands: mpsc::Sender<Command>,
     has_commands: AtomicBool,
     asleep: AtomicBool,
@@ -135,13 +140,13 @@ impl Inbox {
         Ok((inbox, receiver))
     }
 
-    /// Hands a packet over.
+    /// Hands a packet over, with what follows it where it is traced.
     ///
     /// # Errors
     /// The packet, when the queue is full.
     #[allow(clippy::result_large_err)] // the packet comes back whole; boxing it would allocate
-    pub fn push(&self, packet: Handoff) -> Result<(), Handoff> {
-        self.packets.push(packet)?;
+    pub fn push(&self, packet: Handoff, mark: Option<Arc<Mark>>) -> Result<(), Handoff> {
+        self.packets.push((packet, mark)).map_err(|(packet, _)| packet)?;
         self.ring();
         Ok(())
     }
@@ -162,7 +167,7 @@ impl Inbox {
     }
 
     /// Takes a packet.
-    pub fn pop(&self) -> Option<Handoff> {
+    pub fn pop(&self) -> Option<(Handoff, Option<Arc<Mark>>)> {
         self.packets.pop()
     }
 
@@ -213,6 +218,8 @@ pub struct Shared {
     pub events: ArrayQueue<Event>,
     /// Rings when a trap or an event was queued.
     pub news: tokio::sync::Notify,
+    /// What is watched.
+    pub sight: Arc<Sight>,
 }
 
 impl Shared {
@@ -235,6 +242,7 @@ impl Shared {
             traps: ArrayQueue::new(TRAP_QUEUE),
             events: ArrayQueue::new(TRAP_QUEUE),
             news: tokio::sync::Notify::new(),
+            sight: Arc::default(),
         };
         Ok((Arc::new(shared), receivers))
     }

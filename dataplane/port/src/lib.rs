@@ -14,6 +14,7 @@
 //! | [`vnet`], [`gather`] | `virtio_net_hdr` and batches of scattered messages |
 //! | [`packet`] | transmit through a packet socket, superframes included |
 //! | [`tap`] | TAP devices with offloads |
+//! | [`sink`] | a device that is none, to ask what would be sent |
 //! | [`device`] | what a network device is and can do |
 //! | [`links`] | all devices at once, and a bell for their changes |
 //!
@@ -28,6 +29,7 @@ pub mod gather;
 pub mod links;
 pub mod packet;
 mod ring;
+pub mod sink;
 mod sys;
 pub mod tap;
 pub mod vnet;
@@ -40,6 +42,7 @@ pub use frame::{CHUNK_LEN, DEFAULT_HEADROOM, Frame, META_LEN, TX_META_LEN};
 pub use gather::{FlushOutcome, HoldId, Message, MessageError};
 pub use links::{Link, LinkBell, LinkCounters, Links};
 pub use packet::{PacketError, PacketOptions, PacketTx};
+pub use sink::Sink;
 pub use tap::{Tap, TapError, TapOptions, TapStats, TapWatch};
 pub use vnet::VnetHdr;
 pub use xsk::{

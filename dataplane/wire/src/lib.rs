@@ -10,6 +10,7 @@
 //! | [`encap`] | outer headers, prebuilt per destination, stamped per frame |
 //! | [`segment`], [`coalesce`] | cut superframes into segments, merge segments into superframes |
 //! | [`fragment`] | IPv4 fragmentation |
+//! | [`bpf`] | packet filters: classic BPF, checked and run |
 //! | [`ecn`] | congestion notification across the tunnel |
 //! | [`reply`] | frames that answer a frame: ARP, neighbour advertisement, ICMP errors |
 //! | [`eth`], [`arp`], [`ipv4`], [`ipv6`], [`udp`], [`tcp`], [`icmpv4`], [`icmpv6`], [`vxlan`] | one header each: a checked `View` of bytes and a plain `Repr` |
@@ -21,6 +22,7 @@ mod hash;
 mod pieces;
 
 pub mod arp;
+pub mod bpf;
 pub mod checksum;
 pub mod coalesce;
 pub mod ecn;

@@ -99,6 +99,9 @@ type Traps = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<api::Trap,
 #[tonic::async_trait]
 impl Dataplane for Fake {
     type WatchTrapsStream = Traps;
+    type CaptureStream = tokio_stream::Empty<Result<api::CaptureBatch, Status>>;
+    type TracePacketsStream = tokio_stream::Empty<Result<api::TracedPacket, Status>>;
+    type WatchFlowsStream = tokio_stream::Empty<Result<api::FlowReport, Status>>;
 
     async fn get_info(
         &self,
@@ -172,6 +175,34 @@ impl Dataplane for Fake {
         let traps = BroadcastStream::new(self.traps.subscribe());
         let traps = traps.filter_map(Result::ok).map(Ok);
         Ok(Response::new(Box::pin(traps)))
+    }
+
+    async fn capture(
+        &self,
+        _: Request<api::CaptureRequest>,
+    ) -> Result<Response<Self::CaptureStream>, Status> {
+        Err(Status::unimplemented("culvertd does not ask for it"))
+    }
+
+    async fn trace_packets(
+        &self,
+        _: Request<api::TraceRequest>,
+    ) -> Result<Response<Self::TracePacketsStream>, Status> {
+        Err(Status::unimplemented("culvertd does not ask for it"))
+    }
+
+    async fn watch_flows(
+        &self,
+        _: Request<api::WatchFlowsRequest>,
+    ) -> Result<Response<Self::WatchFlowsStream>, Status> {
+        Err(Status::unimplemented("culvertd does not ask for it"))
+    }
+
+    async fn explain(
+        &self,
+        _: Request<api::ExplainRequest>,
+    ) -> Result<Response<api::TracedPacket>, Status> {
+        Err(Status::unimplemented("culvertd does not ask for it"))
     }
 }
 

@@ -10,6 +10,7 @@ mod devices;
 mod modes;
 pub mod pmtu;
 pub mod retry;
+mod sight;
 pub mod slots;
 pub mod status;
 mod underlay;

@@ -16,7 +16,7 @@ use super::offload::Offload;
 use crate::drops::DropReason;
 use crate::policy::anti_spoof;
 use crate::policy::ingress::asked_for;
-use crate::policy::observe::Unwatched;
+use crate::policy::observe::{Observer, Stage, Step};
 use crate::tables::{PortIndex, VnetEntry};
 
 /// Bytes of the longest answer: a quoted IPv6 packet in an ICMPv6 error.
@@ -43,7 +43,7 @@ impl Worker {
             return self.drop_tenant(port, buf, DropReason::PortGone);
         };
         let head = buf.head().data();
-        if let Err(reason) = anti_spoof::check(entry, head, pkt, &mut Unwatched) {
+        if let Err(reason) = anti_spoof::check(entry, head, pkt, &mut self.sight.trace) {
             return self.drop_tenant(port, buf, reason);
         }
         let is_arp = pkt.ether_type == ether_type::ARP;
@@ -53,6 +53,10 @@ impl Worker {
         };
         // A tenant that asks for its own address looks for duplicates: silence means there is none.
         if anti_spoof::owns(entry, ip) {
+            self.sight.trace.saw(|| {
+                Step::drop(Stage::Neighbour, DropReason::Unanswered)
+                    .because(format!("{ip} is the port's own: silence means no duplicate"))
+            });
             return self.drop_tenant(port, buf, DropReason::Unanswered);
         }
         let Some((mac, router)) = find(vnet, ip) else {
@@ -64,6 +68,15 @@ impl Worker {
             } else {
                 reply::neighbour_advertisement(out, head, pkt, mac, router)
             }
+        });
+        self.sight.trace.saw(|| {
+            let outcome = match answered {
+                Answered::Queued => "answered",
+                Answered::Nothing | Answered::NoFrame => "unanswered",
+            };
+            let who = if router { "the gateway" } else { "the mapping" };
+            Step::new(Stage::Neighbour, outcome)
+                .by(format!("vnet {}: {ip} is at {mac}, by {who}", vnet.id))
         });
         match answered {
             Answered::Queued => self.cache.free_buf(buf),
@@ -87,6 +100,11 @@ impl Worker {
             .port(port)
             .and_then(|entry| self.tables.vnet(entry.vnet))
             .is_some_and(|vnet| vnet.flood);
+        self.sight.trace.saw(|| match (unicast, floods) {
+            (true, _) => Step::new(Stage::Neighbour, "pass").because("unicast: as addressed"),
+            (_, true) => Step::new(Stage::Neighbour, "pass").because("the vnet floods"),
+            (false, false) => Step::drop(Stage::Neighbour, reason),
+        });
         if unicast || floods {
             self.forward_by_rules(port, buf, pkt, off);
         } else {
@@ -113,6 +131,7 @@ impl Worker {
             return Answered::Nothing;
         }
         self.counters.port(port).replies.add(1);
+        self.sight.trace.saw(|| Step::new(Stage::Reply, "pass").by(self.tables.name_of_port(port)));
         self.deliver(port, Buf::from(frame), Offload { known: true, ..Offload::default() });
         Answered::Queued
     }

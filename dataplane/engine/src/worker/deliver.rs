@@ -1,5 +1,7 @@
 //! To a tenant: merge what belongs together, queue the rest as it is.
 
+use std::sync::Arc;
+
 use culvert_port::{Buf, HoldId, Place, VnetHdr};
 use culvert_wire::coalesce::{CoalesceConfig, Coalescer, MAX_HEADERS_LEN, Merged, OuterKey};
 use culvert_wire::packet::Packet;
@@ -10,7 +12,10 @@ use super::device::{Losses, Role};
 use super::offload::{Csum, Gso, Offload};
 use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
-use crate::tables::PortIndex;
+use crate::policy::observe::{Observer, Stage, Step};
+use crate::sight::pieces::Pieces;
+use crate::sight::trace::Mark;
+use crate::tables::{PortIndex, Tables};
 
 /// Segments of a merged frame at most. Each is a buffer or two of a message.
 const MAX_MERGED: usize = 64;
@@ -40,6 +45,8 @@ pub enum Piece {
 pub struct Token {
     port: PortIndex,
     piece: Piece,
+    /// Follows it, where it is traced.
+    mark: Option<Arc<Mark>>,
 }
 
 /// The coalescer, away while it runs.
@@ -73,7 +80,7 @@ impl Worker {
             return self.drop_tenant(port, buf, DropReason::PortBlocked);
         }
         let (worker, mtu) = (entry.worker, entry.mtu);
-        if worker != self.config.index {
+        if !self.is_own(worker) {
             return self.hand_over_delivery(worker, port, buf, off);
         }
         let Some(slot) = self.tenant_slot(port) else {
@@ -110,10 +117,16 @@ impl Worker {
             Csum::Partial { start, offset } => Some((start, offset)),
             Csum::Given | Csum::Verified => None,
         };
+        let way_out = device.way_out(false);
+        self.watch_queued(Role::Tenant(port), &buf, &off);
+        let Some(Some(device)) = self.devices.get_mut(slot) else {
+            return self.cache.free_buf(buf);
+        };
         let mut losses = Losses::default();
         match device.send(buf, partial, &mut self.cache, &mut losses) {
             Ok(()) => {
                 self.counters.port(port).tx.count(len);
+                self.sight.trace.saw(|| delivered(&self.tables, port, len, way_out));
                 self.mark_dirty(slot);
             }
             Err((buf, reason)) => self.drop_tenant(port, buf, reason),
@@ -143,8 +156,12 @@ impl Worker {
         }
         let len = buf.len();
         let mut losses = Losses::default();
-        let Some(Some(device)) = self.devices.get_mut(slot) else {
+        if self.slot_is_empty(slot) {
             return self.drop_tenant(port, buf, DropReason::PortGone);
+        }
+        self.watch_queued(Role::Tenant(port), &buf, &off);
+        let Some(Some(device)) = self.devices.get_mut(slot) else {
+            return self.cache.free_buf(buf);
         };
         device.make_room(buf.frame_count() + 1, 1, &mut self.cache, &mut losses);
         let id = device.hold(buf);
@@ -156,11 +173,17 @@ impl Worker {
         self.flush_slot(slot);
     }
 
+    fn slot_is_empty(&self, slot: Slot) -> bool {
+        self.devices.get(slot).is_none_or(Option::is_none)
+    }
+
     fn count_message(&mut self, port: PortIndex, slot: Slot, finished: bool, len: usize) {
         if finished {
             self.counters.port(port).tx.count(len);
+            let way_out = self.way_out_of(slot);
+            self.sight.trace.saw(|| delivered(&self.tables, port, len, way_out));
         } else {
-            self.counters.port(port).drop(DropReason::TxRefused);
+            self.lose_unseen(Role::Tenant(port), DropReason::TxRefused);
         }
         self.mark_dirty(slot);
     }
@@ -194,15 +217,20 @@ impl Worker {
         udp: bool,
     ) {
         let outer = OuterKey { flow: vni << 16 | u64::from(port), merge: rest };
+        let mark = self.sight.mark();
+        let token = Token { port, piece, mark };
         let Some(mut coalescer) = self.merging.coalescer.take() else {
-            return self.forget(Token { port, piece });
+            return self.forget(token);
         };
-        self.merging.frames += piece.frames();
-        let token = Token { port, piece };
+        self.merging.frames += token.piece.frames();
         let back = coalescer
             .offer_as(udp, head, pkt, outer, token, &mut |merged| self.deliver_merged(merged));
         self.merging.coalescer = Some(coalescer);
-        let Some(token) = back else { return };
+        let Some(token) = back else {
+            self.sight.lead_on();
+            return self.sight.trace.saw(|| Step::new(Stage::Merge, "waits"));
+        };
+        self.sight.trace.saw(|| Step::new(Stage::Merge, "pass").because("not to be merged"));
         self.merging.frames -= token.piece.frames();
         match token.piece {
             Piece::Own { buf, off } => self.deliver(port, buf, off),
@@ -221,30 +249,46 @@ impl Worker {
         self.merging.coalescer = Some(coalescer);
     }
 
+    /// Delivers what was merged.
     fn deliver_merged(&mut self, merged: Merged<'_, Token>) {
-        let Merged { headers, packet, kind, gso_size, segs, tokens, .. } = merged;
-        let mut tokens = tokens.inspect(|held| {
-            debug_assert!(held.payload_len > 0 || segs == 1);
-        });
-        if segs == 1 {
-            let Some(held) = tokens.next() else { return };
-            self.merging.frames -= held.token.piece.frames();
-            let port = held.token.port;
-            match held.token.piece {
-                Piece::Own { buf, off } => self.deliver(port, buf, off),
-                Piece::Held { id, start } => {
-                    let at = start + usize::from(held.payload_offset);
-                    let payload = at..at + usize::from(held.payload_len);
-                    self.send_held(port, id, headers, payload, VnetHdr::default());
-                }
-            }
-            return;
+        // The packet at hand is another one.
+        let aside = self.put_aside();
+        if merged.segs == 1 {
+            self.deliver_unmerged(merged);
+        } else {
+            self.deliver_segments(merged);
         }
+        self.take_up(aside);
+    }
+
+    /// A segment that waited in vain for others.
+    fn deliver_unmerged(&mut self, merged: Merged<'_, Token>) {
+        let Merged { headers, mut tokens, .. } = merged;
+        let Some(held) = tokens.next() else { return };
+        self.merging.frames -= held.token.piece.frames();
+        let Token { port, piece, mark } = held.token;
+        self.resume_trace(mark);
+        self.sight.trace.saw(|| Step::new(Stage::Merge, "pass").because("no other came"));
+        match piece {
+            Piece::Own { buf, off } => self.deliver(port, buf, off),
+            Piece::Held { id, start } => {
+                let at = start + usize::from(held.payload_offset);
+                let payload = at..at + usize::from(held.payload_len);
+                self.send_held(port, id, headers, payload, VnetHdr::default());
+            }
+        }
+        self.leave_trace();
+    }
+
+    fn deliver_segments(&mut self, merged: Merged<'_, Token>) {
+        let Merged { headers, packet, kind, gso_size, segs, tokens, .. } = merged;
         let mut port = None;
         let mut slot = 0;
         let mut losses = Losses::default();
         let mut parts = std::mem::take(&mut self.parts);
+        let mut marks = Vec::new();
         for held in tokens {
+            debug_assert!(held.payload_len > 0);
             self.merging.frames -= held.token.piece.frames();
             port = Some(held.token.port);
             let Some(at) = self.tenant_slot(held.token.port) else {
@@ -256,6 +300,7 @@ impl Worker {
                 self.forget(held.token);
                 continue;
             };
+            marks.extend(held.token.mark);
             let (id, start) = match held.token.piece {
                 Piece::Own { buf, .. } => {
                     if parts.is_empty() {
@@ -273,6 +318,12 @@ impl Worker {
             let at = start + usize::from(held.payload_offset);
             parts.push((id, at..at + usize::from(held.payload_len)));
         }
+        if self.sight.on
+            && let Some(port) = port
+        {
+            let shown = self.bytes_of(slot, headers, &parts);
+            self.watch_queued_pieces(Role::Tenant(port), &Pieces::from(&shown[..]), gso_size);
+        }
         if let (Some(port), Some(Some(device)), false) =
             (port, self.devices.get_mut(slot), parts.is_empty())
         {
@@ -289,16 +340,58 @@ impl Worker {
             let finished = message.finish();
             self.count_message(port, slot, finished.is_ok(), len);
             self.count_losses(Role::Tenant(port), losses);
+            for mark in marks {
+                self.resume_trace(Some(mark));
+                self.see_merged(port, slot, segs, finished.is_ok(), len);
+                self.leave_trace();
+            }
         }
         parts.clear();
         self.parts = parts;
     }
 
-    fn forget(&mut self, token: Token) {
-        self.counters.port(token.port).drop(DropReason::PortGone);
-        if let Piece::Own { buf, .. } = token.piece {
-            self.cache.free_buf(buf);
+    fn see_merged(&mut self, port: PortIndex, slot: Slot, segs: u16, sent: bool, len: usize) {
+        let way_out = self.way_out_of(slot);
+        self.sight
+            .trace
+            .saw(|| Step::new(Stage::Merge, "merged").because(format!("{segs} segments in one")));
+        self.sight.trace.saw(|| match sent {
+            true => delivered(&self.tables, port, len, way_out),
+            false => Step::drop(Stage::Drop, DropReason::TxRefused),
+        });
+    }
+
+    /// Headers, and parts of packets that a device holds, in one.
+    fn bytes_of(
+        &self,
+        slot: Slot,
+        headers: &[u8],
+        parts: &[(HoldId, std::ops::Range<usize>)],
+    ) -> Vec<u8> {
+        let mut bytes = headers.to_vec();
+        let device = self.devices.get(slot).and_then(Option::as_ref);
+        for (id, range) in parts {
+            if let Some(buf) = device.and_then(|device| device.held(*id)) {
+                buf.slice_range(range.clone(), |piece| bytes.extend_from_slice(piece));
+            }
         }
+        bytes
+    }
+
+    fn way_out_of(&self, slot: Slot) -> &'static str {
+        let device = self.devices.get(slot).and_then(Option::as_ref);
+        device.map_or("", |device| device.way_out(true))
+    }
+
+    fn forget(&mut self, token: Token) {
+        self.resume_trace(token.mark);
+        match token.piece {
+            Piece::Own { buf, .. } => self.drop_tenant(token.port, buf, DropReason::PortGone),
+            Piece::Held { .. } => {
+                self.lose_unseen(Role::Tenant(token.port), DropReason::PortGone);
+            }
+        }
+        self.leave_trace();
     }
 
     /// Sends part of a held packet as a frame of its own, behind `headers`.
@@ -315,13 +408,17 @@ impl Worker {
             found.and_then(|slot| Some((slot, self.devices.get_mut(slot)?.as_mut()?)))
         else {
             // The packet went with the device that held it.
-            return self.counters.port(port).drop(DropReason::PortGone);
+            return self.lose_unseen(Role::Tenant(port), DropReason::PortGone);
         };
         let mut message = device.message(header);
         message.copy(headers);
-        message.slice(id, range);
+        message.slice(id, range.clone());
         let len = message.len();
         let finished = message.finish();
+        if self.sight.on && finished.is_ok() {
+            let shown = self.bytes_of(slot, headers, &[(id, range)]);
+            self.watch_queued_pieces(Role::Tenant(port), &Pieces::from(&shown[..]), 0);
+        }
         self.count_message(port, slot, finished.is_ok(), len);
     }
 
@@ -357,6 +454,13 @@ impl Piece {
             Piece::Held { .. } => 0,
         }
     }
+}
+
+/// A packet is queued for a tenant.
+fn delivered(tables: &Tables, port: PortIndex, len: usize, way_out: &str) -> Step {
+    Step::new(Stage::Delivery, "pass")
+        .by(tables.name_of_port(port))
+        .because(format!("{len} bytes, {way_out}"))
 }
 
 /// The header that tells the kernel how to cut a frame, and where its partial checksum is.
@@ -397,7 +501,6 @@ fn l2_len(head: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::Tables;
     use crate::worker::tests::{buf_of, worker_with};
 
     #[test]

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use culvert_ebpf::FrameMeta;
 use culvert_port::gather::MESSAGES_MAX;
 use culvert_port::{
-    Buf, CsumRequest, FlushOutcome, FrameCache, Health, HoldId, Kick, Message, PacketTx, Tap,
+    Buf, CsumRequest, FlushOutcome, FrameCache, Health, HoldId, Kick, Message, PacketTx, Sink, Tap,
     TapStats, VnetHdr, Xsk, XskStats,
 };
 
@@ -61,6 +61,13 @@ pub enum Io {
     },
     /// A TAP of ours.
     Tap(Box<Tap>),
+    /// Nothing: what is sent is forgotten.
+    Sink {
+        /// Takes it.
+        sink: Box<Sink>,
+        /// Whether it stands for a TAP.
+        tap: bool,
+    },
 }
 
 /// A device, or one queue of it, owned by one worker.
@@ -143,11 +150,12 @@ impl Device {
         self.unmarked = facts.unmarked;
     }
 
-    /// The descriptor that is readable when packets wait.
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    /// The descriptor that is readable when packets wait; none where none will.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.io {
-            Io::Xdp { xsk, .. } => xsk.fd(),
-            Io::Tap(tap) => tap.fd(),
+            Io::Xdp { xsk, .. } => Some(xsk.fd()),
+            Io::Tap(tap) => Some(tap.fd()),
+            Io::Sink { .. } => None,
         }
     }
 
@@ -177,6 +185,7 @@ impl Device {
                     (buf, off)
                 }));
             }
+            Io::Sink { .. } => {}
         }
     }
 
@@ -185,7 +194,7 @@ impl Device {
     pub fn takes_partial(&self) -> bool {
         match &self.io {
             Io::Xdp { xsk, .. } => self.packet_only || self.packet_pending || xsk.bound().tx_meta,
-            Io::Tap(_) => true,
+            Io::Tap(_) | Io::Sink { .. } => true,
         }
     }
 
@@ -201,8 +210,12 @@ impl Device {
         cache: &mut FrameCache,
         losses: &mut Losses,
     ) -> Result<(), (Buf, DropReason)> {
-        if self.packet_pending || self.packet_only || matches!(self.io, Io::Tap(_)) {
+        if self.goes_gathered() {
             return self.send_gathered(buf, partial, cache, losses);
+        }
+        if matches!(self.io, Io::Sink { .. }) {
+            cache.free_buf(buf);
+            return Ok(());
         }
         let request = partial.map(|(start, offset)| CsumRequest { start, offset });
         for attempt in 0..2 {
@@ -226,6 +239,15 @@ impl Device {
         Err((buf, DropReason::TxRingFull))
     }
 
+    /// Whether a single frame is queued beside the ring.
+    fn goes_gathered(&self) -> bool {
+        match self.io {
+            Io::Xdp { .. } => self.packet_pending || self.packet_only,
+            Io::Tap(_) => true,
+            Io::Sink { .. } => false,
+        }
+    }
+
     fn send_gathered(
         &mut self,
         buf: Buf,
@@ -245,6 +267,7 @@ impl Device {
         let sent = match &mut self.io {
             Io::Xdp { packet, .. } => packet.send(header, buf),
             Io::Tap(tap) => tap.send(header, buf),
+            Io::Sink { .. } => Err(buf),
         };
         sent.map_err(|buf| (buf, DropReason::TxRefused))
     }
@@ -262,6 +285,7 @@ impl Device {
             && match &self.io {
                 Io::Xdp { packet, .. } => packet.has_room(pieces, header_bytes),
                 Io::Tap(tap) => tap.has_room(pieces, header_bytes),
+                Io::Sink { sink, .. } => sink.has_room(pieces, header_bytes),
             };
         if !room {
             self.flush(cache, losses);
@@ -274,6 +298,7 @@ impl Device {
         match &mut self.io {
             Io::Xdp { packet, .. } => packet.hold(buf),
             Io::Tap(tap) => tap.hold(buf),
+            Io::Sink { sink, .. } => sink.hold(buf),
         }
     }
 
@@ -282,6 +307,7 @@ impl Device {
         match &self.io {
             Io::Xdp { packet, .. } => packet.held(id),
             Io::Tap(tap) => tap.held(id),
+            Io::Sink { sink, .. } => sink.held(id),
         }
     }
 
@@ -292,6 +318,7 @@ impl Device {
         match &mut self.io {
             Io::Xdp { packet, .. } => packet.message(header),
             Io::Tap(tap) => tap.message(header),
+            Io::Sink { sink, .. } => sink.message(header),
         }
     }
 
@@ -324,6 +351,19 @@ impl Device {
                     losses.count(&tap.flush(cache));
                 }
             }
+            Io::Sink { sink, .. } => {
+                self.packet_pending = false;
+                sink.flush(cache);
+            }
+        }
+    }
+
+    /// How packets leave, in a word: `ring`, `packet_socket`, `tap`.
+    pub fn way_out(&self, message: bool) -> &'static str {
+        match self.io {
+            Io::Tap(_) | Io::Sink { tap: true, .. } => "tap",
+            _ if message || self.goes_gathered() || self.packet_only => "packet_socket",
+            _ => "ring",
         }
     }
 
@@ -337,6 +377,7 @@ impl Device {
         match &self.io {
             Io::Xdp { xsk, packet } => xsk.outstanding() + packet.outstanding(),
             Io::Tap(tap) => tap.outstanding(),
+            Io::Sink { sink, .. } => sink.outstanding(),
         }
     }
 
@@ -344,7 +385,7 @@ impl Device {
     pub fn health(&self) -> Health {
         match &self.io {
             Io::Xdp { xsk, .. } => xsk.health(),
-            Io::Tap(_) => Health::Up,
+            Io::Tap(_) | Io::Sink { .. } => Health::Up,
         }
     }
 
@@ -353,6 +394,7 @@ impl Device {
         match &self.io {
             Io::Xdp { xsk, .. } => DeviceStats::Xdp(xsk.stats()),
             Io::Tap(tap) => DeviceStats::Tap(tap.stats()),
+            Io::Sink { .. } => DeviceStats::Tap(TapStats::default()),
         }
     }
 
@@ -364,6 +406,7 @@ impl Device {
                 let _ = packet.flush(cache);
             }
             Io::Tap(tap) => tap.close(cache),
+            Io::Sink { mut sink, .. } => sink.flush(cache),
         }
     }
 }

@@ -10,14 +10,15 @@ use super::Worker;
 use super::device::Role;
 use super::key::{EgressKey, Headers, is_of_a_flow};
 use super::offload::{Gso, Offload};
+use super::sight::received;
 use super::tunnel::Tunnel;
 use crate::drops::DropReason;
 use crate::policy::acl::{Judgement, judge};
 use crate::policy::anti_spoof;
 use crate::policy::egress::{Rewrite, Verdict, decide};
-use crate::policy::observe::Unwatched;
+use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::Handoff;
-use crate::tables::{PortIndex, Target, VnetIndex};
+use crate::tables::{PortEntry, PortIndex, Tables, Target, VnetIndex};
 
 /// What was decided for a flow.
 #[derive(Clone, Debug)]
@@ -31,8 +32,19 @@ pub struct EgressFlow {
 
 impl Worker {
     /// Carries a packet that came from a tenant.
-    pub(super) fn egress(&mut self, port: PortIndex, mut buf: Buf, mut off: Offload) {
+    pub(super) fn egress(&mut self, port: PortIndex, buf: Buf, off: Offload) {
         self.counters.port(port).rx.count(buf.len());
+        if self.sight.on {
+            self.watch_in(Role::Tenant(port), &buf, &off);
+            self.egress_here(port, buf, off);
+            return self.watch_out();
+        }
+        self.egress_here(port, buf, off);
+    }
+
+    /// As [`egress`](Self::egress), for a packet that was counted and seen already.
+    pub(super) fn egress_here(&mut self, port: PortIndex, mut buf: Buf, mut off: Offload) {
+        self.sight.trace.saw(|| received(self.tables.name_of_port(port), buf.len(), &off));
         if let Some((tpid, tci)) = off.vlan.take() {
             if !insert_vlan(&mut buf, tpid, tci) {
                 return self.drop_tenant(port, buf, DropReason::Malformed);
@@ -45,7 +57,16 @@ impl Worker {
         };
         if off.gso.is_none() && !off.known {
             match self.guess_superframe(port, &pkt) {
-                Ok(gso) => off.gso = gso,
+                Ok(gso) => {
+                    off.gso = gso;
+                    if let Some((kind, size)) = gso {
+                        self.sight.trace.saw(|| {
+                            Step::new(Stage::Segmentation, "guessed").because(format!(
+                                "above the port's MTU: taken for a superframe {kind:?}, segments of {size} bytes"
+                            ))
+                        });
+                    }
+                }
                 Err(reason) => return self.drop_tenant(port, buf, reason),
             }
         }
@@ -81,10 +102,18 @@ impl Worker {
                 if let Some(rewrite) = rewrite
                     && let Err(reason) = apply(&mut buf, pkt, rewrite)
                 {
+                    self.sight.trace.saw(|| Step::drop(Stage::Rewrite, reason));
                     if reason == DropReason::TtlExceeded {
                         self.time_exceeded(port, &buf, pkt);
                     }
                     return self.drop_tenant(port, buf, reason);
+                }
+                if let Some(Rewrite { src_mac, dst_mac, hop }) = rewrite {
+                    self.sight.trace.saw(|| {
+                        let hop = if hop { ", hop limit less one" } else { "" };
+                        Step::new(Stage::Rewrite, "pass")
+                            .because(format!("source {src_mac}, destination {dst_mac}{hop}"))
+                    });
                 }
                 match (target, flow.tunnel) {
                     (Target::Local(to), _) => self.forward_local(port, to, buf, pkt, off),
@@ -129,41 +158,35 @@ impl Worker {
             });
             if current {
                 self.counters.flow_hits.add(1);
-                return Some(flow.clone());
+                let flow = flow.clone();
+                if self.sight.trace.is_some() {
+                    self.retell_egress(key, buf, pkt);
+                }
+                return Some(flow);
             }
         }
         self.counters.flow_misses.add(1);
+        self.sight.trace.saw(|| Step::new(Stage::FlowCache, "miss"));
         let tables = std::sync::Arc::clone(&self.tables);
         let port = tables.port(key.port)?;
         let head = buf.head().data();
-        let mut verdict = match anti_spoof::check(port, head, pkt, &mut Unwatched) {
-            Ok(()) => decide(&tables, port, head, pkt, &mut Unwatched),
-            Err(reason) => Verdict::Drop(reason),
-        };
-        let mut tunnel = None;
-        let mut lasting = is_of_a_flow(head, pkt);
-        if let Verdict::Forward { vnet, target: Target::Remote { vtep, mtu }, .. } = verdict {
-            let made = match (tables.vnet(vnet), tables.vtep(vtep)) {
-                (Some(vnet), Some(vtep)) => Tunnel::new(vnet, vtep, pkt.flow_hash, mtu),
-                _ => Err(DropReason::NextHopUnreachable),
-            };
-            match made {
-                Ok(made) => tunnel = Some(made),
-                Err(reason) => {
-                    verdict = Verdict::Drop(reason);
-                    lasting = false;
-                }
-            }
-        }
-        let acl = match verdict {
-            Verdict::Drop(_) => Judgement::Free,
-            _ => judge(port, Direction::Egress, head, pkt, &mut Unwatched),
-        };
-        let flow = EgressFlow { verdict, tunnel, acl };
+        let (flow, lasting) = egress_flow(&tables, port, head, pkt, &mut self.sight.trace);
         if lasting {
             self.egress_flows.insert(pkt.flow_hash, *key, port.epoch, flow.clone());
         }
         Some(flow)
+    }
+
+    /// What the rules said when the flow was new, they say again: for the trace.
+    #[cold]
+    fn retell_egress(&mut self, key: &EgressKey, buf: &Buf, pkt: &Packet) {
+        self.sight.trace.saw(|| {
+            Step::new(Stage::FlowCache, "hit").because("decided before, by the rules that follow")
+        });
+        let tables = std::sync::Arc::clone(&self.tables);
+        if let Some(port) = tables.port(key.port) {
+            egress_flow(&tables, port, buf.head().data(), pkt, &mut self.sight.trace);
+        }
     }
 
     /// Replicates to every other member of the network, head end (RFC 7348 section 4.2 leaves
@@ -187,15 +210,15 @@ impl Worker {
         for to in vnet.local_ports.iter().filter(|to| **to != port) {
             match self.copy(&buf) {
                 Some(copy) => self.deliver_judged(*to, copy, pkt, off, None),
-                None => self.counters.port(port).drop(DropReason::NoFrames),
+                None => self.lose(Role::Tenant(port), DropReason::NoFrames, 1, &buf),
             }
         }
         for vtep in vnet.flood_vteps.iter().filter_map(|index| tables.vtep(*index)) {
             match Tunnel::new(vnet, vtep, pkt.flow_hash, 0) {
-                Err(reason) => self.counters.port(port).drop(reason),
+                Err(reason) => self.lose(Role::Tenant(port), reason, 1, &buf),
                 Ok(tunnel) => match self.copy(&buf) {
                     Some(copy) => self.forward_remote(port, copy, *pkt, off, &tunnel),
-                    None => self.counters.port(port).drop(DropReason::NoFrames),
+                    None => self.lose(Role::Tenant(port), DropReason::NoFrames, 1, &buf),
                 },
             }
         }
@@ -214,6 +237,7 @@ impl Worker {
         let mtu = self.tables.port(to).map_or(0, |port| port.mtu);
         let ip_len = pkt.len.saturating_sub(pkt.l3.into());
         if off.gso.is_none() && ip_len > mtu {
+            self.sight.trace.saw(|| above_mtu(ip_len, mtu, self.tables.name_of_port(to)));
             return self.too_big(from, buf, pkt, off, mtu, super::encap::Exit::Local(to));
         }
         super::checksum::infer_partial(&buf, pkt, &mut off);
@@ -224,6 +248,10 @@ impl Worker {
                     return self.drop_tenant(from, buf, DropReason::ExceedsPortMtu);
                 }
                 off.gso = Some((kind, room as u16));
+                self.sight.trace.saw(|| {
+                    Step::new(Stage::Segmentation, "pass")
+                        .because(format!("segments of {room} bytes, for the port's MTU"))
+                });
             }
             if !super::checksum::ready_to_cut(&mut buf, pkt, &mut off) {
                 return self.drop_tenant(from, buf, DropReason::BadSuperframeChecksum);
@@ -248,12 +276,58 @@ impl Worker {
     }
 }
 
+/// Decides for a flow; and whether the decision lasts for the flow's next packets.
+fn egress_flow(
+    tables: &Tables,
+    port: &PortEntry,
+    head: &[u8],
+    pkt: &Packet,
+    seen: &mut impl Observer,
+) -> (EgressFlow, bool) {
+    let mut verdict = match anti_spoof::check(port, head, pkt, seen) {
+        Ok(()) => decide(tables, port, head, pkt, seen),
+        Err(reason) => Verdict::Drop(reason),
+    };
+    let mut tunnel = None;
+    let mut lasting = is_of_a_flow(head, pkt);
+    if let Verdict::Forward { vnet, target: Target::Remote { vtep, mtu }, .. } = verdict {
+        let made = match (tables.vnet(vnet), tables.vtep(vtep)) {
+            (Some(vnet), Some(vtep)) => Tunnel::new(vnet, vtep, pkt.flow_hash, mtu),
+            _ => Err(DropReason::NextHopUnreachable),
+        };
+        seen.saw(|| {
+            let at = tables.vtep(vtep).map_or_else(String::new, |vtep| format!("vtep {}", vtep.ip));
+            match &made {
+                Ok(tunnel) => Step::new(Stage::NextHop, "pass").by(at).because(tunnel.to_string()),
+                Err(reason) => Step::drop(Stage::NextHop, *reason).by(at),
+            }
+        });
+        match made {
+            Ok(made) => tunnel = Some(made),
+            Err(reason) => {
+                verdict = Verdict::Drop(reason);
+                lasting = false;
+            }
+        }
+    }
+    let acl = match verdict {
+        Verdict::Drop(_) => Judgement::Free,
+        _ => judge(port, Direction::Egress, head, pkt, seen),
+    };
+    (EgressFlow { verdict, tunnel, acl }, lasting)
+}
+
 /// Whether the packet is an ARP packet or a neighbour solicitation: those we answer.
 fn is_neighbour_query(head: &[u8], pkt: &Packet) -> bool {
     pkt.ether_type == ether_type::ARP
         || (pkt.ip == IpKind::V6
             && pkt.proto == proto::ICMPV6
             && head.get(usize::from(pkt.l4)) == Some(&icmpv6::kind::NEIGHBOUR_SOLICITATION))
+}
+
+/// A packet is too big for its way.
+pub(super) fn above_mtu(ip_len: u32, mtu: u32, way: String) -> Step {
+    Step::new(Stage::Mtu, "too_big").by(way).because(format!("{ip_len} bytes, {mtu} fit"))
 }
 
 /// Puts a tag that the kernel took out of band back into the frame.

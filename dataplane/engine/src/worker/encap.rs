@@ -7,21 +7,24 @@
 
 use std::ops::Range;
 
-use culvert_port::{Buf, Frame, FrameCache, Place, VnetHdr};
+use culvert_port::{Buf, Frame, FrameCache, HoldId, Message, Place, VnetHdr};
 use culvert_wire::checksum::{Sum, copy_and_sum};
 use culvert_wire::encap::{OuterChecksum, inner_sum_from_headers};
 use culvert_wire::fragment::Fragmenter;
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::{GsoKind, Segmenter};
 
-use super::device::Losses;
+use super::device::{Losses, Role};
+use super::egress::above_mtu;
 use super::offload::{Csum, Gso, Offload};
 use super::tunnel::Tunnel;
 use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
 use crate::limits::MAX_SEGMENTS;
+use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::Handoff;
-use crate::tables::PortIndex;
+use crate::sight::pieces::Pieces;
+use crate::tables::{PortIndex, Tables};
 
 /// Room in front of a frame that we fill: outer headers, and what a driver may want.
 const OUTER_ROOM: usize = 192;
@@ -64,9 +67,13 @@ impl Worker {
         let ip_len = pkt.len.saturating_sub(pkt.l3.into());
         if buf.len() as u32 > tunnel.frame_max || ip_len > tunnel.ip_mtu(pkt.l3) {
             let mtu = tunnel.ip_mtu(pkt.l3);
+            self.sight.trace.saw(|| above_mtu(ip_len, mtu, name_of_way(&self.tables, tunnel)));
             return self.too_big(port, buf, &pkt, off, mtu, Exit::Tunnel(tunnel));
         }
         let right = checksum::complete(&mut buf, &pkt, &mut off);
+        if right {
+            self.sight.trace.saw(|| Step::new(Stage::Checksum, "completed"));
+        }
         let head = buf.head().data();
         let inner = if right && pkt.len == pkt.frame_len {
             inner_sum_from_headers(head, &pkt)
@@ -93,6 +100,12 @@ impl Worker {
         };
         let sum = OuterChecksum::Full { inner };
         tunnel.template.emit(room, len, pkt.flow_hash as u16, pkt.tos, ip_id, sum);
+        self.sight.trace.saw(|| {
+            let outer = tunnel.template.len();
+            Step::new(Stage::Encapsulation, "vxlan")
+                .by(name_of_way(&self.tables, tunnel))
+                .because(format!("{outer} bytes of outer headers in front of {len}"))
+        });
         self.send_outer(port, slot, buf);
     }
 
@@ -103,9 +116,17 @@ impl Worker {
             return self.drop_tenant(port, buf, DropReason::LinkDown);
         };
         let role = device.role;
+        let way_out = device.way_out(false);
+        if self.sight.on {
+            self.watch_queued(role, &buf, &Offload::default());
+        }
+        let Some(Some(device)) = self.devices.get_mut(slot) else {
+            return self.cache.free_buf(buf);
+        };
         match device.send(buf, None, &mut self.cache, &mut losses) {
             Ok(()) => {
                 self.counters_of(role).tx.count(len);
+                self.sight.trace.saw(|| Step::new(Stage::Queue, "pass").because(way_out));
                 self.mark_dirty(slot);
             }
             Err((buf, reason)) => self.drop_tenant(port, buf, reason),
@@ -131,13 +152,13 @@ impl Worker {
         let Some(worker) = workers.get(choice).copied() else {
             return self.drop_tenant(port, buf, DropReason::LinkDown);
         };
-        if worker == self.config.index {
+        if self.is_own(worker) {
             // The tables still name us, but the device is being closed or opened again.
             return self.drop_tenant(port, buf, DropReason::LinkDown);
         }
         let tunnel = tunnel.clone();
         let packet = Handoff::Encap { port, buf, pkt, off, tunnel };
-        self.hand_over(worker, super::device::Role::Tenant(port), packet);
+        self.hand_over(worker, Role::Tenant(port), packet);
     }
 
     /// Cuts a superframe.
@@ -167,10 +188,19 @@ impl Worker {
             Ok(plan) if plan.headers_len() <= INNER_MAX => plan,
             _ => return self.drop_tenant(port, buf, DropReason::NotSegmentable),
         };
+        let sends_trains = self.devices[slot].as_ref().is_some_and(|device| device.sends_trains);
+        self.sight.trace.saw(|| {
+            let each = format!("{} segments of up to {mss} bytes", plan.count());
+            let asked = if fits { "" } else { ", too big for the path" };
+            let outcome = match sends_trains && plan.count() > 1 {
+                true => "trains",
+                false => "frames",
+            };
+            Step::new(Stage::Segmentation, outcome).because(format!("{each}{asked}"))
+        });
         if !fits && kind == GsoKind::UdpL4 {
             return self.cut_oversize_datagrams(port, &buf, &plan, mtu, tunnel).finish(self, buf);
         }
-        let sends_trains = self.devices[slot].as_ref().is_some_and(|device| device.sends_trains);
         if sends_trains && plan.count() > 1 {
             self.send_trains(port, slot, buf, pkt, &plan, tunnel);
         } else {
@@ -193,7 +223,7 @@ impl Worker {
                 Some((segment, sum)) => self.send_inner(port, slot, segment, pkt, sum, tunnel),
                 None => {
                     let lost = (plan.count() - i) as u64;
-                    self.counters.port(port).drop_many(DropReason::NoFrames, lost);
+                    self.lose(Role::Tenant(port), DropReason::NoFrames, lost, &buf);
                     break;
                 }
             }
@@ -229,6 +259,7 @@ impl Worker {
         let mut sent = 0u64;
         let mut bytes = 0u64;
         let mut failed = 0u64;
+        let mut shown: Vec<Vec<u8>> = Vec::new();
         let held = device.hold(buf);
         let mut place = Place::default();
         let mut first = 0;
@@ -259,6 +290,9 @@ impl Worker {
             };
             let mut message = device.message(header);
             message.copy(l4_headers);
+            if self.sight.on {
+                shown.push(l4_headers.to_vec());
+            }
             let mut inner = [0u8; INNER_MAX];
             for i in train {
                 let range = shifted(plan.payload_range(i), pkt.payload);
@@ -268,6 +302,11 @@ impl Worker {
                 plan.emit(source.head().data(), i, sum, inner);
                 message.copy(tunnel_header);
                 message.copy(inner);
+                if let Some(shown) = shown.last_mut() {
+                    shown.extend_from_slice(tunnel_header);
+                    shown.extend_from_slice(inner);
+                    source_range(&message, held, range.clone(), shown);
+                }
                 message.slice_at(&mut place, held, range);
             }
             match message.finish() {
@@ -275,13 +314,29 @@ impl Worker {
                     sent += 1;
                     bytes += (l4_headers.len() + payload) as u64;
                 }
-                Err(_) => failed += packets,
+                Err(_) => {
+                    failed += packets;
+                    shown.pop();
+                }
             }
         }
+        for train in &shown {
+            let size = layout.segment_len as u16;
+            self.watch_queued_pieces(role, &Pieces::from(&train[..]), size);
+        }
+        self.sight.trace.saw(|| {
+            Step::new(Stage::Encapsulation, "vxlan")
+                .by(name_of_way(&self.tables, tunnel))
+                .because(format!("{sent} trains, {bytes} bytes"))
+        });
+        self.sight.trace.saw(|| Step::new(Stage::Queue, "pass").because("packet_socket"));
         let counters = self.counters_of(role);
         counters.tx.packets.add(sent);
         counters.tx.bytes.add(bytes);
         self.counters.port(port).drop_many(DropReason::TxRefused, failed);
+        if failed > 0 && self.sight.looks() {
+            self.see_drop(Role::Tenant(port), DropReason::TxRefused, &Pieces::default());
+        }
         self.count_losses(role, losses);
         // At once, while the payload that was summed is still in the cache.
         self.flush_slot(slot);
@@ -299,7 +354,7 @@ impl Worker {
         for i in 0..plan.count() {
             let Some((segment, _)) = build_segment(&mut self.cache, buf, plan, i) else {
                 let lost = (plan.count() - i) as u64;
-                self.counters.port(port).drop_many(DropReason::NoFrames, lost);
+                self.lose(Role::Tenant(port), DropReason::NoFrames, lost, buf);
                 break;
             };
             let off = Offload { csum: Csum::Given, known: true, ..Offload::default() };
@@ -326,6 +381,9 @@ impl Worker {
             return self.refuse_too_big(port, buf, pkt, off, mtu, exit);
         };
         checksum::complete(&mut buf, pkt, &mut off);
+        self.sight.trace.saw(|| {
+            Step::new(Stage::Mtu, "fragmented").because(format!("{} fragments", plan.count()))
+        });
         for i in 0..plan.count() {
             let range = shifted(plan.payload_range(i), pkt.l4);
             let header_len = plan.headers_len(i);
@@ -333,7 +391,7 @@ impl Worker {
                 plan.emit(buf.head().data(), i, header);
             });
             let Some((fragment, _)) = made else {
-                self.counters.port(port).drop(DropReason::NoFrames);
+                self.lose(Role::Tenant(port), DropReason::NoFrames, 1, &buf);
                 break;
             };
             let off = Offload { known: true, ..Offload::default() };
@@ -384,6 +442,17 @@ impl TrainLayout {
         let last = plan.payload_range(train.end - 1).len();
         (train.len() - 1) * self.segment_len + self.tunnel_len + plan.headers_len() + last
     }
+}
+
+/// Appends part of a packet that a message holds.
+fn source_range(message: &Message<'_>, id: HoldId, range: Range<usize>, out: &mut Vec<u8>) {
+    if let Some(buf) = message.held(id) {
+        buf.slice_range(range, |piece| out.extend_from_slice(piece));
+    }
+}
+
+fn name_of_way(tables: &Tables, tunnel: &Tunnel) -> String {
+    tables.vtep(tunnel.vtep).map_or_else(String::new, |vtep| format!("vtep {}", vtep.ip))
 }
 
 fn shifted(range: Range<usize>, by: u16) -> Range<usize> {

@@ -16,13 +16,15 @@ use super::deliver::Piece;
 use super::device::Role;
 use super::key::{Headers, IngressKey, is_of_a_flow};
 use super::offload::{Csum, Gso, Offload};
+use super::sight::received;
 use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
 use crate::limits::MAX_SEGMENTS;
 use crate::policy::acl::{Judgement, judge};
 use crate::policy::ingress::{Verdict, decide, decide_without_vnet};
-use crate::policy::observe::Unwatched;
+use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::Handoff;
+use crate::sight::pieces::Pieces;
 use crate::tables::{LinkIndex, PortIndex, Tables, VnetIndex};
 
 /// What was decided for a flow from the underlay.
@@ -51,6 +53,10 @@ struct Outer {
 }
 
 impl Outer {
+    fn flow_source(&self) -> (IpAddr, u32) {
+        (self.from, self.vni.get())
+    }
+
     fn inner_at(&self) -> usize {
         usize::from(self.pkt.payload) + self.tunnel_len
     }
@@ -69,17 +75,24 @@ impl Worker {
     /// Carries a frame that came from the underlay.
     pub(super) fn ingress(&mut self, link: LinkIndex, buf: Buf, off: Offload) {
         self.counters.link(link).rx.count(buf.len());
+        if self.sight.on {
+            self.watch_in(Role::Underlay(link), &buf, &off);
+            self.ingress_here(link, buf, off);
+            return self.watch_out();
+        }
         self.ingress_here(link, buf, off);
     }
 
     /// As [`ingress`](Self::ingress), for a frame that was counted already.
     pub(super) fn ingress_here(&mut self, link: LinkIndex, mut buf: Buf, off: Offload) {
+        self.sight.trace.saw(|| received("underlay".to_owned(), buf.len(), &off));
         let pkt = match Packet::parse(buf.head().data(), buf.len()) {
             Ok(pkt) => pkt,
             Err(error) => return self.drop_underlay(link, buf, error.into()),
         };
         if matches!(pkt.proto, proto::ICMPV4 | proto::ICMPV6) && pkt.ip != IpKind::None {
             self.path_mtu_report(link, &buf, &pkt);
+            self.sight.trace.saw(|| Step::new(Stage::Outer, "icmp_error"));
             return self.cache.free_buf(buf);
         }
         let outer = match parse_outer(buf.head().data(), pkt) {
@@ -93,6 +106,15 @@ impl Worker {
             None if !off.known => self.guess_train(link, &buf, &outer),
             gso => gso,
         };
+        self.sight.trace.saw(|| {
+            let detail = format!("vni {} from {}", outer.vni, outer.from);
+            let step = match gso {
+                None => Step::new(Stage::Outer, "packet"),
+                Some((Gso::UdpL4, _)) => Step::new(Stage::Outer, "train"),
+                Some(_) => Step::new(Stage::Outer, "superframe"),
+            };
+            step.by("vxlan").because(detail)
+        });
         match gso {
             None => self.ingress_single(link, buf, &outer, off),
             Some((Gso::UdpL4, size)) => self.ingress_train(link, buf, &outer, off, size),
@@ -125,12 +147,23 @@ impl Worker {
             Err(error) => return self.drop_underlay(link, buf, error.into()),
         };
         let flow = self.ingress_flow(outer, head, &inner);
+        if self.sight.on {
+            self.count_inner(outer.flow_source(), head, &inner, port_of(flow.verdict));
+        }
         let Some(buf_kept) = self.not_elsewhere(link, buf, off, flow.verdict) else { return };
         buf = buf_kept;
         let Some(checked) = verify(&mut buf, outer, &inner, off) else {
+            self.sight.trace.saw(|| Step::drop(Stage::Checksum, DropReason::BadOuterChecksum));
             return self.drop_underlay(link, buf, DropReason::BadOuterChecksum);
         };
-        if let Err(reason) = strip(&mut buf, outer, &mut inner) {
+        self.sight.trace.saw(|| {
+            let inner =
+                if checked.right { "inner right, too" } else { "inner not looked at, or wrong" };
+            Step::new(Stage::Checksum, "pass").because(format!("outer right or none; {inner}"))
+        });
+        let stripped = strip(&mut buf, outer, &mut inner);
+        self.sight.trace.saw(|| Step::of(Stage::Decapsulation, stripped));
+        if let Err(reason) = stripped {
             return self.drop_underlay(link, buf, reason);
         }
         match flow.verdict {
@@ -175,9 +208,14 @@ impl Worker {
         };
         let flow = self.ingress_flow(outer, head, &inner);
         let verdict = flow.verdict;
+        if self.sight.on {
+            self.count_inner(outer.flow_source(), head, &inner, port_of(flow.verdict));
+        }
         let Some(buf_kept) = self.not_elsewhere(link, buf, off, verdict) else { return };
         buf = buf_kept;
-        if let Err(reason) = strip(&mut buf, outer, &mut inner) {
+        let stripped = strip(&mut buf, outer, &mut inner);
+        self.sight.trace.saw(|| Step::of(Stage::Decapsulation, stripped));
+        if let Err(reason) = stripped {
             return self.drop_underlay(link, buf, reason);
         }
         let mut off = off.moved(-(at as i32));
@@ -236,14 +274,33 @@ impl Worker {
         while at < len {
             let range = at..len.min(at + size);
             at = range.end;
-            let to = (port, slot, id);
+            let (to, shown) = ((port, slot, id), range.clone());
             if let Err(reason) = self.train_piece(link, to, outer, range, &mut place) {
-                self.counters.link(link).drop(reason);
+                self.lose_piece(link, slot, id, shown, reason);
             }
         }
         self.flush_merging();
         // At once, while the payload that was summed is still in the cache.
         self.flush_slot(slot);
+    }
+
+    /// Counts a piece of a train that ends here, and shows it.
+    fn lose_piece(
+        &mut self,
+        link: LinkIndex,
+        slot: Slot,
+        id: HoldId,
+        range: Range<usize>,
+        reason: DropReason,
+    ) {
+        self.counters.link(link).drop(reason);
+        if self.sight.looks() {
+            let device = self.devices.get(slot).and_then(Option::as_ref);
+            let held = device.and_then(|device| device.held(id));
+            let bytes = held.map(|buf| Pieces::of_range(buf, range).to_vec(usize::MAX));
+            let bytes = bytes.unwrap_or_default();
+            self.see_drop(Role::Underlay(link), reason, &Pieces::from(&bytes[..]));
+        }
     }
 
     fn train_piece(
@@ -262,6 +319,9 @@ impl Worker {
         let piece = read_piece(held, place, outer, range, &mut scratch)?;
         let (head, mut inner, right) = (piece.head, piece.pkt, piece.right);
         let flow = self.ingress_flow(outer, head, &inner);
+        if self.sight.on {
+            self.count_inner(outer.flow_source(), head, &inner, port_of(flow.verdict));
+        }
         let mark = inner_ecn(&inner, outer.pkt.tos)?;
         let fits = self.fits(port, &inner);
         if flow.verdict == Verdict::Deliver(port) && right && fits && mark.is_none() {
@@ -326,7 +386,7 @@ impl Worker {
         let Some(worker) = self.tables.port(port).map(|entry| entry.worker) else {
             return Some(buf);
         };
-        if worker == self.config.index {
+        if self.is_own(worker) {
             return Some(buf);
         }
         self.hand_over(worker, Role::Underlay(link), Handoff::Ingress { link, buf, off });
@@ -340,27 +400,22 @@ impl Worker {
             headers: Headers::of(head, inner),
         };
         let hash = inner.flow_hash ^ outer.vni.get();
-        if let Some(flow) = self.ingress_flows.get(hash, &key, self.tables.generation) {
+        let tables: Arc<Tables> = Arc::clone(&self.tables);
+        if let Some(flow) = self.ingress_flows.get(hash, &key, tables.generation) {
+            let flow = *flow;
             self.counters.flow_hits.add(1);
-            return *flow;
+            if self.sight.trace.is_some() {
+                self.sight.trace.saw(|| {
+                    Step::new(Stage::FlowCache, "hit")
+                        .because("decided before, by the rules that follow")
+                });
+                ingress_flow(&tables, outer, head, inner, &mut self.sight.trace);
+            }
+            return flow;
         }
         self.counters.flow_misses.add(1);
-        let tables: Arc<Tables> = Arc::clone(&self.tables);
-        let verdict = match tables.vnet_of(outer.vni) {
-            None => decide_without_vnet(&tables, outer.vni, outer.from, &mut Unwatched),
-            Some(vnet) => decide(&tables, vnet, outer.from, head, inner, &mut Unwatched),
-        };
-        let verdict = match verdict {
-            Verdict::Deliver(port) => deliverable(&tables, port),
-            other => other,
-        };
-        let acl = match verdict {
-            Verdict::Deliver(port) => tables.port(port).map_or(Judgement::Free, |entry| {
-                judge(entry, Direction::Ingress, head, inner, &mut Unwatched)
-            }),
-            _ => Judgement::Free,
-        };
-        let flow = IngressFlow { verdict, acl };
+        self.sight.trace.saw(|| Step::new(Stage::FlowCache, "miss"));
+        let flow = ingress_flow(&tables, outer, head, inner, &mut self.sight.trace);
         if is_of_a_flow(head, inner) {
             self.ingress_flows.insert(hash, key, tables.generation, flow);
         }
@@ -379,17 +434,55 @@ impl Worker {
         for port in tables.vnet(vnet).map_or(&[][..], |vnet| &vnet.local_ports) {
             match self.copy(&buf) {
                 Some(copy) => self.deliver_judged(*port, copy, inner, off, None),
-                None => self.counters.link(link).drop(DropReason::NoFrames),
+                None => self.lose(Role::Underlay(link), DropReason::NoFrames, 1, &buf),
             }
         }
         self.cache.free_buf(buf);
     }
 }
 
+/// Decides for a flow.
+fn ingress_flow(
+    tables: &Tables,
+    outer: &Outer,
+    head: &[u8],
+    inner: &Packet,
+    seen: &mut impl Observer,
+) -> IngressFlow {
+    let verdict = match tables.vnet_of(outer.vni) {
+        None => decide_without_vnet(tables, outer.vni, outer.from, seen),
+        Some(vnet) => decide(tables, vnet, outer.from, head, inner, seen),
+    };
+    let verdict = match verdict {
+        Verdict::Deliver(port) => deliverable(tables, port, seen),
+        other => other,
+    };
+    let acl = match verdict {
+        Verdict::Deliver(port) => tables
+            .port(port)
+            .map_or(Judgement::Free, |entry| judge(entry, Direction::Ingress, head, inner, seen)),
+        _ => Judgement::Free,
+    };
+    IngressFlow { verdict, acl }
+}
+
+/// The one port that the verdict is about.
+fn port_of(verdict: Verdict) -> Option<PortIndex> {
+    match verdict {
+        Verdict::Deliver(port) => Some(port),
+        _ => None,
+    }
+}
+
 /// A blocked port gets nothing, whichever way it would go: merged, in a train, or alone.
-fn deliverable(tables: &Tables, port: PortIndex) -> Verdict {
+fn deliverable(tables: &Tables, port: PortIndex, seen: &mut impl Observer) -> Verdict {
     match tables.port(port) {
-        Some(entry) if entry.blocked => Verdict::Drop(DropReason::PortBlocked),
+        Some(entry) if entry.blocked => {
+            seen.saw(|| {
+                Step::drop(Stage::Port, DropReason::PortBlocked).by(format!("port {}", entry.id))
+            });
+            Verdict::Drop(DropReason::PortBlocked)
+        }
         _ => Verdict::Deliver(port),
     }
 }

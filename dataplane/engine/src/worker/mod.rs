@@ -17,6 +17,8 @@
 //! | [`deliver`] | to a tenant: coalesce, queue |
 //! | [`icmp`], [`too_big`] | errors to tenants; what is above the MTU of its way |
 //! | [`pmtu_report`] | path MTU from the underlay: which reports are believed |
+//! | `sight` | what captures and traces are shown |
+//! | [`explain`] | what would become of a packet |
 //! | [`polling`] | which devices are looked at, and when to sleep |
 
 pub mod admission;
@@ -26,12 +28,14 @@ pub mod deliver;
 pub mod device;
 pub mod egress;
 pub mod encap;
+pub mod explain;
 pub mod icmp;
 pub mod ingress;
 pub mod key;
 pub mod offload;
 pub mod pmtu_report;
 pub mod polling;
+mod sight;
 #[cfg(test)]
 mod tests;
 pub mod too_big;
@@ -51,6 +55,7 @@ use self::ingress::IngressFlow;
 use self::key::{EgressKey, IngressKey};
 use self::offload::Offload;
 use self::polling::Polling;
+use self::sight::View;
 use crate::counters::{PortCounters, WorkerCounters};
 use crate::drops::DropReason;
 use crate::flow::FlowCache;
@@ -58,6 +63,7 @@ use crate::limits::{
     BATCH, FLOW_ENTRIES, ICMP_ERRORS_PER_SECOND, PMTU_REPORTS_PER_SECOND, TRAP_HEAD_LEN,
     TRAPS_PER_SECOND,
 };
+use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::{Command, Handoff, Shared, Trap};
 use crate::tables::{LinkIndex, PortIndex, Tables};
 
@@ -73,6 +79,8 @@ pub struct WorkerConfig {
     pub busy_poll: bool,
     /// Time without work after which it sleeps.
     pub spin: std::time::Duration,
+    /// It has every device itself, whatever the tables say: one that only shows what would be done.
+    pub alone: bool,
 }
 
 /// A worker.
@@ -100,6 +108,7 @@ pub struct Worker {
     received: Vec<Buf>,
     received_taps: Vec<(Buf, culvert_port::VnetHdr)>,
     parts: Vec<(culvert_port::HoldId, std::ops::Range<usize>)>,
+    sight: View,
 }
 
 impl Worker {
@@ -128,8 +137,8 @@ impl Worker {
             link_slots: Vec::new(),
             dirty: Vec::new(),
             polling,
-            egress_flows: FlowCache::new(FLOW_ENTRIES),
-            ingress_flows: FlowCache::new(FLOW_ENTRIES),
+            egress_flows: FlowCache::new(if config.alone { 1 } else { FLOW_ENTRIES }),
+            ingress_flows: FlowCache::new(if config.alone { 1 } else { FLOW_ENTRIES }),
             merging: Merging::default(),
             admission: Admission::new(),
             traps: RateLimit::new(TRAPS_PER_SECOND),
@@ -140,6 +149,7 @@ impl Worker {
             received: Vec::with_capacity(BATCH),
             received_taps: Vec::with_capacity(BATCH),
             parts: Vec::with_capacity(BATCH),
+            sight: View::default(),
         })
     }
 
@@ -173,14 +183,22 @@ impl Worker {
         if self.admission.measures() {
             self.polling.read_clock();
         }
+        self.load_watches();
         for at in 0..self.polling.active_len() {
             let Some(slot) = self.polling.active(at) else { break };
             work += self.receive_from(slot);
         }
         for _ in 0..BATCH {
-            let Some(packet) = self.inbox().pop() else { break };
+            let Some((packet, mark)) = self.inbox().pop() else { break };
             work += 1;
-            self.take_over(packet);
+            match mark {
+                None => self.take_over(packet),
+                mark => {
+                    self.resume_trace(mark);
+                    self.take_over(packet);
+                    self.watch_out();
+                }
+            }
         }
         self.finish_batch();
         work
@@ -238,6 +256,7 @@ impl Worker {
         while let Some(slot) = self.dirty.pop() {
             self.flush_slot(slot);
         }
+        self.ring_captures();
     }
 
     fn flush_slot(&mut self, slot: Slot) {
@@ -278,27 +297,39 @@ impl Worker {
     }
 
     fn drop_tenant(&mut self, port: PortIndex, buf: Buf, reason: DropReason) {
-        self.counters.port(port).drop(reason);
+        self.lose(Role::Tenant(port), reason, 1, &buf);
         self.cache.free_buf(buf);
     }
 
     fn drop_underlay(&mut self, link: LinkIndex, buf: Buf, reason: DropReason) {
-        self.counters.link(link).drop(reason);
+        self.lose(Role::Underlay(link), reason, 1, &buf);
         self.cache.free_buf(buf);
+    }
+
+    /// Whether the devices that the tables give to this worker are ours.
+    fn is_own(&self, worker: u16) -> bool {
+        worker == self.config.index || self.config.alone
     }
 
     /// Hands a packet to another worker, or drops it where that does not keep up.
     fn hand_over(&mut self, worker: u16, role: Role, packet: Handoff) {
-        let Some(inbox) = self.shared.inboxes.get(usize::from(worker)) else {
-            self.cache.free_buf(packet.into_buf());
-            self.counters_of(role).drop(DropReason::PortGone);
-            return;
+        let mark = self.sight.mark();
+        let pushed = match self.shared.inboxes.get(usize::from(worker)) {
+            None => Err((packet, DropReason::PortGone)),
+            Some(inbox) => inbox.push(packet, mark).map_err(|p| (p, DropReason::HandoffFull)),
         };
-        match inbox.push(packet) {
-            Ok(()) => self.counters.handoffs.add(1),
-            Err(packet) => {
-                self.cache.free_buf(packet.into_buf());
-                self.counters_of(role).drop(DropReason::HandoffFull);
+        match pushed {
+            Ok(()) => {
+                self.counters.handoffs.add(1);
+                self.sight.lead_on();
+                self.sight
+                    .trace
+                    .saw(|| Step::new(Stage::HandOver, "pass").by(format!("worker {worker}")));
+            }
+            Err((packet, reason)) => {
+                let buf = packet.into_buf();
+                self.lose(role, reason, 1, &buf);
+                self.cache.free_buf(buf);
             }
         }
     }
@@ -315,12 +346,12 @@ impl Worker {
             head.truncate(kept);
             self.shared.traps.push(Trap { port, reason, len: buf.len(), head }).is_ok()
         };
-        let counters = self.counters_of(role);
         if queued {
-            counters.traps.add(1);
+            self.counters_of(role).traps.add(1);
             self.shared.news.notify_one();
+            self.sight.trace.saw(|| Step::new(Stage::Trap, "trap").because(reason));
         } else {
-            counters.drop(DropReason::TrapLimited);
+            self.lose(role, DropReason::TrapLimited, 1, &buf);
         }
         self.cache.free_buf(buf);
     }
@@ -339,6 +370,9 @@ impl Worker {
                 Command::Update(id, facts) => {
                     let devices = self.devices.iter_mut().flatten();
                     devices.filter(|d| d.attachment == id).for_each(|device| device.update(facts));
+                }
+                Command::Flows(watch, reply) => {
+                    let _ = reply.send(self.take_flows(&watch));
                 }
                 Command::Stats(reply) => {
                     let stats = |device: &Device| (device.attachment, device.stats());

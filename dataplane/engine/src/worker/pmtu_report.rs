@@ -14,6 +14,7 @@ use culvert_wire::vni::Vni;
 use culvert_wire::{icmpv4, icmpv6, proto};
 
 use super::Worker;
+use super::device::Role;
 use crate::drops::DropReason;
 use crate::limits::{MIN_PMTU_V4, MIN_PMTU_V6};
 use crate::shared::Event;
@@ -84,7 +85,7 @@ impl Worker {
             }
             Judgement::Believe(..) | Judgement::Forged => DropReason::BadPathMtuReport,
         };
-        self.counters.link(link).drop(dropped);
+        self.lose(Role::Underlay(link), dropped, 1, buf);
     }
 }
 

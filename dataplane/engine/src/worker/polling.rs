@@ -97,7 +97,9 @@ impl Polling {
     /// Looks at a device from now on.
     pub fn add(&mut self, slot: Slot, device: &Device) {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, slot as u64);
-        if let Err(error) = self.epoll.add(device.fd(), event) {
+        if let Some(fd) = device.fd()
+            && let Err(error) = self.epoll.add(fd, event)
+        {
             tracing::warn!(%error, ?device.role, "device cannot be polled; it will be spun on");
         }
         if self.idle_rounds.len() <= slot {
@@ -108,7 +110,9 @@ impl Polling {
 
     /// Looks at a device no more.
     pub fn remove(&mut self, slot: Slot, device: &Device) {
-        let _ = self.epoll.delete(device.fd());
+        if let Some(fd) = device.fd() {
+            let _ = self.epoll.delete(fd);
+        }
         self.active.retain(|active| *active != slot);
     }
 

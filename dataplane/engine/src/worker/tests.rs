@@ -25,7 +25,7 @@ const ROUTER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xfe]);
 pub(super) fn worker_with(tables: Tables, frames: usize) -> Worker {
     let (shared, mut commands) = Shared::new(1).unwrap();
     shared.tables.store(Arc::new(tables));
-    let config = WorkerConfig { index: 0, busy_poll: false, spin: Duration::ZERO };
+    let config = WorkerConfig { index: 0, busy_poll: false, spin: Duration::ZERO, alone: false };
     let cache = FrameCache::new(Arena::new(frames).unwrap());
     Worker::new(config, shared, commands.remove(0), cache).unwrap()
 }

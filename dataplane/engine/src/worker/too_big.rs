@@ -13,6 +13,7 @@ use super::encap::Exit;
 use super::offload::Offload;
 use super::tunnel::Tunnel;
 use crate::drops::DropReason;
+use crate::policy::observe::{Observer, Stage, Step};
 use crate::tables::PortIndex;
 
 /// The least that a link of IPv6 carries, in bytes of an IP packet (RFC 8200 section 5).
@@ -54,7 +55,13 @@ impl Worker {
             }
             (Refusal::Minimal, Exit::Tunnel(tunnel)) => {
                 match self.fragmentable(tunnel, buf.len() as u32) {
-                    Some(tunnel) => self.forward_remote(port, buf, *pkt, off, &tunnel),
+                    Some(tunnel) => {
+                        self.sight.trace.saw(|| {
+                            Step::new(Stage::Mtu, "fragmentable")
+                                .because("without DF: IPv6 may not be asked for less")
+                        });
+                        self.forward_remote(port, buf, *pkt, off, &tunnel);
+                    }
                     None => self.drop_tenant(port, buf, DropReason::BelowIpv6Minimum),
                 }
             }

@@ -85,3 +85,13 @@ impl Tunnel {
         if self.ip_max == 0 { path } else { path.min(self.ip_max) }
     }
 }
+
+impl std::fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "inner frames of up to {} bytes", self.frame_max)?;
+        if self.ip_max > 0 {
+            write!(f, ", the mapping allows IP packets of {}", self.ip_max)?;
+        }
+        Ok(())
+    }
+}

@@ -1,6 +1,7 @@
 //! What each fuzz target does with its bytes. The targets run these under libFuzzer; the crate's
 //! tests run the same over the kept corpus, truncations and random bytes.
 
+use culvert_wire::bpf::{Instruction, Program};
 use culvert_wire::checksum::Sum;
 use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterKey};
 use culvert_wire::format::{VXLAN, decap};
@@ -24,6 +25,7 @@ pub const ALL: &[Target] = &[
     ("fragmenter", fragmenter),
     ("coalescer", coalescer),
     ("replies", replies),
+    ("filters", filters),
 ];
 
 /// A parsed descriptor keeps its promises, whole and with a short head.
@@ -198,4 +200,27 @@ pub fn replies(data: &[u8]) {
     let mut copy = data.to_vec();
     ecn::set(&mut copy, &mut pkt, ecn::CE);
     assert_eq!(Packet::parse(&copy, copy.len()), Ok(pkt));
+}
+
+/// A count, so many instructions of eight bytes, and a packet. A filter that is taken comes to its
+/// end on every packet, and says the same twice.
+pub fn filters(data: &[u8]) {
+    let Some((&count, rest)) = data.split_first() else { return };
+    let len = (usize::from(count) * 8).min(rest.len() / 8 * 8);
+    let (program, packet) = rest.split_at(len);
+    let (chunks, _) = program.as_chunks::<8>();
+    let instructions: Vec<_> = chunks
+        .iter()
+        .map(|&[c0, c1, jt, jf, k0, k1, k2, k3]| Instruction {
+            code: u16::from_be_bytes([c0, c1]),
+            jt,
+            jf,
+            k: u32::from_be_bytes([k0, k1, k2, k3]),
+        })
+        .collect();
+    let Ok(program) = Program::new(&instructions) else { return };
+    assert_eq!(program.matches(packet), program.matches(packet));
+    for len in 0..packet.len().min(64) {
+        program.matches(&packet[..len]);
+    }
 }

@@ -3,6 +3,7 @@
 mod checksums;
 mod coalescing;
 mod encapsulation;
+mod filters;
 mod forge;
 mod fragments;
 mod golden;

@@ -1,0 +1,168 @@
+//! `culvert trace`, and how a packet's way is shown.
+
+use std::fmt::Write;
+
+use culvert_model::api;
+use serde::Serialize;
+
+use crate::args::{Args, Output};
+use crate::client::Client;
+use crate::error::CliError;
+use crate::output::{print, print_item};
+use crate::sight::args::Trace;
+use crate::sight::capture::stop_signal;
+use crate::sight::filter;
+use crate::sight::packet::{describe, time_of_day};
+
+/// A packet's way, for programs.
+#[derive(Serialize)]
+pub(super) struct Traced {
+    /// Nanoseconds since 1970.
+    time_ns: u64,
+    /// Absent: from the underlay.
+    port: Option<String>,
+    device: String,
+    frame_len: u32,
+    summary: String,
+    /// What became of it: `delivered`, `sent`, `answered`, `trapped`, `dropped`, or `nothing`, where a
+    /// flood found nobody or a report was taken.
+    result: &'static str,
+    /// Of a dropped packet.
+    drop_reason: Option<String>,
+    steps: Vec<Step>,
+    /// The rest of its way is not known.
+    incomplete: bool,
+}
+
+#[derive(Serialize)]
+struct Step {
+    stage: String,
+    outcome: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    worker: u32,
+    /// How often in a row.
+    times: u32,
+}
+
+impl From<api::TracedPacket> for Traced {
+    fn from(packet: api::TracedPacket) -> Traced {
+        let absent = |text: String| (!text.is_empty()).then_some(text);
+        let (result, drop_reason) = result(&packet.steps);
+        let step = |step: api::TraceStep| Step {
+            stage: step.stage,
+            outcome: step.outcome,
+            reason: absent(step.reason),
+            rule: absent(step.rule),
+            detail: absent(step.detail),
+            worker: step.worker,
+            times: step.times,
+        };
+        Traced {
+            time_ns: packet.time_ns,
+            port: absent(packet.port),
+            device: packet.device,
+            frame_len: packet.frame_len,
+            summary: describe(&packet.head, packet.frame_len as usize),
+            result,
+            drop_reason,
+            steps: packet.steps.into_iter().map(step).collect(),
+            incomplete: packet.incomplete,
+        }
+    }
+}
+
+/// What became of a packet, and why it was dropped.
+fn result(steps: &[api::TraceStep]) -> (&'static str, Option<String>) {
+    let has = |stage: &str| steps.iter().any(|step| step.stage == stage && step.outcome != "drop");
+    let dropped = steps.iter().rev().find(|step| step.stage == "drop");
+    let reason = dropped.map(|step| step.reason.clone());
+    let result = match dropped {
+        // A packet that is too big is dropped, and its sender told.
+        Some(_) => "dropped",
+        None if has("trap") => "trapped",
+        None if has("reply") => "answered",
+        None if has("queue") => "sent",
+        None if has("delivery") => "delivered",
+        None => "nothing",
+    };
+    (result, reason)
+}
+
+pub(crate) async fn run(args: &Args, trace: &Trace) -> Result<(), CliError> {
+    let select = filter::select(&trace.which, !trace.outer)?;
+    let request = api::TraceRequest { select: Some(select), count: trace.count };
+    let mut client = Client::connect(&args.socket()).await?;
+    let answer = client.calls.trace_packets(request).await;
+    let mut stream = client.answer(answer)?;
+    eprintln!("culvert: waiting for {}; interrupt to end", packets(trace.count));
+    for number in 0..trace.count {
+        let next = tokio::select! {
+            next = stream.message() => next.map_err(|status| client.failure(&status))?,
+            () = stop_signal() => return Ok(()),
+        };
+        let Some(packet) = next else {
+            return Err(CliError::Other("the dataplane ended the stream".to_owned()));
+        };
+        if packet.lost > 0 {
+            eprintln!("culvert: {} stretches of packets' ways were lost", packet.lost);
+        }
+        if number > 0 && args.output == Output::Table {
+            print("")?;
+        }
+        show(args.output, packet)?;
+    }
+    Ok(())
+}
+
+fn packets(count: u32) -> String {
+    match count {
+        1 => "a packet".to_owned(),
+        n => format!("{n} packets"),
+    }
+}
+
+/// Shows the way of a packet that went it, or would go it.
+pub(super) fn show(output: Output, packet: api::TracedPacket) -> Result<(), CliError> {
+    let traced = Traced::from(packet);
+    if output == Output::Table {
+        print(text(&traced).trim_end())
+    } else {
+        print_item(output, &traced)
+    }
+}
+
+fn text(traced: &Traced) -> String {
+    let mut text = String::new();
+    let from = traced.port.as_ref().unwrap_or(&traced.device);
+    let time = time_of_day(traced.time_ns);
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{time} from {from}: {}", traced.summary);
+    let several = traced.steps.iter().any(|step| step.worker != traced.steps[0].worker);
+    for step in &traced.steps {
+        let outcome = match &step.reason {
+            Some(reason) => format!("{} {reason}", step.outcome),
+            None => step.outcome.clone(),
+        };
+        let said: Vec<_> = [&step.rule, &step.detail].into_iter().flatten().cloned().collect();
+        let times = if step.times > 1 { format!(" ({} times)", step.times) } else { String::new() };
+        let worker = if several { format!("  [worker {}]", step.worker) } else { String::new() };
+        let said = said.join("; ");
+        let line = format!("  {:<14} {outcome:<14} {said}{times}{worker}", step.stage);
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    let end = match (&traced.drop_reason, traced.result) {
+        (Some(reason), _) => format!("dropped: {reason} (`culvert explain-drop {reason}`)"),
+        (None, "nothing") => "went nowhere".to_owned(),
+        (None, result) => result.to_owned(),
+    };
+    let _ = writeln!(text, "  = {end}");
+    if traced.incomplete {
+        let _ = writeln!(text, "  the rest of its way is not known");
+    }
+    text
+}
