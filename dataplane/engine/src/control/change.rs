@@ -100,8 +100,7 @@ impl Controller {
         let known = &self.known;
         let ports = known.ports.moved_to(host.ports().iter().map(|port| &port.id));
         let ports = ports.map_err(|id: &PortId| {
-            let at = host.ports().iter().position(|port| port.id == *id).unwrap_or(0);
-            let place = Place::object(Section::Port, at, "id").named(id.as_str());
+            let place = Place::section(Section::Port, "id").named(id.as_str());
             too_many(place, crate::limits::MAX_PORTS, "ports")
         })?;
         let links = known.links.moved_to(host.underlay().interfaces.iter());
@@ -112,7 +111,8 @@ impl Controller {
         let vnets = known.vnets.moved_to(host.vnets().iter().map(|vnet| &vnet.id));
         let vnets =
             vnets.map_err(|_| too_many(Place::section(Section::Vnet, "id"), 1 << 16, "vnets"))?;
-        let vteps = known.vteps.moved_to(host.mappings().iter().map(|mapping| &mapping.vtep));
+        let host_vteps: Vec<_> = host.vteps().collect();
+        let vteps = known.vteps.moved_to(&host_vteps);
         let vteps = vteps
             .map_err(|_| too_many(Place::section(Section::Mapping, "vtep"), 1 << 20, "VTEPs"))?;
         Ok(Known { ports, links, vnets, vteps })
@@ -412,7 +412,7 @@ fn plan(host: &Host, known: &Known) -> Plan {
         let place = Place::section(Section::Underlay, "interfaces").at(i);
         all.insert(name.clone(), (wanted, place));
     }
-    for (i, port) in host.ports().iter().enumerate() {
+    for port in host.ports() {
         let Some(index) = known.ports.get(&port.id) else { continue };
         let wanted = Wanted {
             role: Role::Tenant(index as u16),
@@ -420,7 +420,7 @@ fn plan(host: &Host, known: &Known) -> Plan {
             mode: port.mode,
             tx: UnderlayTx::Auto,
         };
-        let place = Place::object(Section::Port, i, "attach").named(port.id.as_str());
+        let place = Place::section(Section::Port, "attach").named(port.id.as_str());
         all.insert(port.attach.ifname().clone(), (wanted, place));
     }
     all

@@ -154,19 +154,13 @@ impl World {
     pub(crate) fn apply_with(&mut self, parts: HostParts, mtu: u32) -> Tables {
         let host = Host::new(parts).unwrap_or_else(|errors| panic!("{errors:?}"));
         let vteps: BTreeSet<IpAddr> = host.mappings().iter().map(|mapping| mapping.vtep).collect();
-        self.ports.retain(|id| host.port(id.as_str()).is_some());
-        self.vnets.retain(|id| host.vnet(id.as_str()).is_some());
-        self.vteps.retain(|at| vteps.contains(at));
+        self.ports = self.ports.moved_to(host.ports().iter().map(|port| &port.id)).unwrap();
+        self.vnets = self.vnets.moved_to(host.vnets().iter().map(|vnet| &vnet.id)).unwrap();
+        self.vteps = self.vteps.moved_to(&vteps).unwrap();
         let mut facts = HashMap::new();
         for port in host.ports() {
-            let index = self.ports.assign(&port.id).unwrap() as PortIndex;
+            let index = self.ports.get(&port.id).unwrap() as PortIndex;
             facts.insert(port.id.clone(), PortFacts { index, worker: 0, mtu });
-        }
-        for vnet in host.vnets() {
-            self.vnets.assign(&vnet.id).unwrap();
-        }
-        for vtep in &vteps {
-            self.vteps.assign(vtep).unwrap();
         }
         let hop =
             Hop { link: 0, vlan: None, src_mac: mac(0xfff0), dst_mac: mac(0xfff1), mtu: 1500 };
