@@ -62,10 +62,10 @@ impl fmt::Display for RouteKey {
 /// Whose frames a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RouteScope {
-    /// Those of one port.
-    Port(PortId),
     /// Those of every port in a vnet.
     Vnet(VnetId),
+    /// Those of one port.
+    Port(PortId),
 }
 
 /// What a route does.

@@ -40,7 +40,7 @@ fn vni() -> impl Strategy<Value = Vni> {
 }
 
 fn prefix() -> impl Strategy<Value = IpNet> {
-    let all = vec!["10.0.0.0/24", "10.0.0.0/8", "0.0.0.0/0", "fd00::/64", "10.0.0.1/24"];
+    let all = ["10.0.0.0/24", "10.0.0.0/8", "0.0.0.0/0", "fd00::/64", "10.0.0.1/24"];
     prop_oneof![8 => 0..4_usize, 1 => Just(4)].prop_map(move |n| all[n].parse().unwrap())
 }
 
