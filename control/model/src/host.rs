@@ -1,5 +1,6 @@
 //! Everything one host is asked to carry, valid as a whole.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use culvert_wire::vni::Vni;
 use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section, Warning};
 use crate::ids::{AclGroupId, IfName, PortId, VnetId};
-use crate::index::{Entry, Index};
+use crate::index::{Count, Entry, Index};
 use crate::objects::Objects;
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressRule, Mapping, RouteKey, RouteScope};
@@ -182,6 +183,11 @@ impl Host {
         self.vnets.find(|vnet| vnet.id.as_str().cmp(id))
     }
 
+    /// The vnet of a VNI.
+    pub fn vnet_of(&self, vni: Vni) -> Option<&Vnet> {
+        self.vnets_with_vni(vni).next()
+    }
+
     /// The port of a name.
     pub fn port(&self, id: &str) -> Option<&Port> {
         self.ports.find(|port| port.id.as_str().cmp(id))
@@ -209,6 +215,24 @@ impl Host {
     /// The routes that lead to a vnet.
     pub fn routes_to<'a>(&'a self, vnet: &'a VnetId) -> impl Iterator<Item = &'a RouteKey> {
         self.index.routed_to.range(move |Entry((to, _))| to.cmp(vnet)).map(|Entry((_, key))| key)
+    }
+
+    /// The scopes of routes that lead to a vnet, each once, however many routes each has.
+    pub fn scopes_to<'a>(&'a self, vnet: &'a VnetId) -> Vec<&'a RouteScope> {
+        let mut scopes: Vec<&RouteScope> = Vec::new();
+        loop {
+            let last = scopes.last().copied();
+            let next = self.index.routed_to.first(|Entry((to, key))| {
+                to.cmp(vnet).then_with(|| match last {
+                    Some(last) if key.scope <= *last => Ordering::Less,
+                    _ => Ordering::Greater,
+                })
+            });
+            match next {
+                Some(Entry((to, key))) if to == vnet => scopes.push(&key.scope),
+                _ => return scopes,
+            }
+        }
     }
 
     /// The ports of a vnet, by MAC address.
@@ -269,6 +293,11 @@ impl Host {
         self.index.vnis.range(of).filter_map(|Entry((_, id))| self.vnets.get(id))
     }
 
+    /// The port that is attached to a device.
+    pub fn port_on<'a>(&'a self, name: &'a IfName) -> Option<&'a Port> {
+        self.ports_on(name).next()
+    }
+
     /// The mapping of an address in a vnet.
     pub fn mapping(&self, vnet: &VnetId, ip: IpAddr) -> Option<&Mapping> {
         self.mappings.find(|mapping| mapping.vnet.cmp(vnet).then_with(|| mapping.ip.cmp(&ip)))
@@ -299,6 +328,14 @@ impl Host {
     /// Whether any mapping names this VTEP.
     pub fn has_vtep(&self, vtep: IpAddr) -> bool {
         self.index.vteps.contains(&vtep)
+    }
+
+    /// Whether any mapping of a vnet names this VTEP.
+    pub fn has_vtep_in(&self, vnet: &VnetId, vtep: IpAddr) -> bool {
+        let of = |count: &Count<(VnetId, IpAddr)>| {
+            count.of.0.cmp(vnet).then_with(|| count.of.1.cmp(&vtep))
+        };
+        self.index.vnet_vteps.find(of).is_some()
     }
 
     /// The VTEPs that a vnet's mappings name, each once.

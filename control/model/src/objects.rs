@@ -94,6 +94,12 @@ impl<T> Objects<T> {
         self.chunks.get(chunk)?.get(item).filter(|item| order(item).is_eq())
     }
 
+    /// The first for which `order` does not say less; it has to rise with the key.
+    pub fn first(&self, order: impl Fn(&T) -> Ordering) -> Option<&T> {
+        let Position { chunk, item } = self.position(&order);
+        self.chunks.get(chunk)?.get(item)
+    }
+
     /// Where the first stands for which `order` does not say less.
     fn position(&self, order: &impl Fn(&T) -> Ordering) -> Position {
         let before = |chunk: &Arc<Vec<T>>| chunk.last().is_some_and(|item| order(item).is_lt());

@@ -101,6 +101,35 @@ pub struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
+    /// None.
+    pub fn none() -> Changes<'a> {
+        Changes {
+            underlay: false,
+            vnets: Vec::new(),
+            ports: Vec::new(),
+            routes: Vec::new(),
+            mappings: Vec::new(),
+            ingress: Vec::new(),
+            acls: Vec::new(),
+        }
+    }
+
+    /// From one state, or from nothing, to another.
+    pub fn since(old: Option<&'a Host>, new: &'a Host) -> Changes<'a> {
+        if let Some(old) = old {
+            return Changes::between(old, new);
+        }
+        Changes {
+            underlay: true,
+            vnets: new.vnets.iter().map(|vnet| (None, Some(vnet))).collect(),
+            ports: new.ports.iter().map(|port| (None, Some(port))).collect(),
+            routes: new.routes.iter().map(|route| (None, Some(route))).collect(),
+            mappings: new.mappings.iter().map(|mapping| (None, Some(mapping))).collect(),
+            ingress: new.ingress.iter().map(|rule| (None, Some(rule))).collect(),
+            acls: new.acls.iter().map(|group| (None, Some(group))).collect(),
+        }
+    }
+
     /// Between two states. Costs what they do not share, which is little where the one was edited into
     /// the other.
     pub fn between(old: &'a Host, new: &'a Host) -> Changes<'a> {

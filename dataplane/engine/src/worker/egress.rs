@@ -15,7 +15,7 @@ use crate::policy::anti_spoof;
 use crate::policy::egress::{Rewrite, Verdict, decide};
 use crate::policy::observe::Unwatched;
 use crate::shared::Handoff;
-use crate::tables::{PortIndex, Target, VnetIndex};
+use crate::tables::{PortIndex, Stamp, Tables, Target, VnetIndex};
 
 /// What was decided for a flow.
 #[derive(Clone, Debug)]
@@ -23,6 +23,18 @@ pub struct EgressFlow {
     verdict: Verdict,
     /// The way to the remote VTEP, where the verdict leads to one.
     tunnel: Option<Tunnel>,
+    /// What it depends on, beside the epochs of port and VTEP.
+    stamp: Stamp,
+}
+
+impl EgressFlow {
+    /// Whether it would be decided so again.
+    fn holds(&self, tables: &Tables) -> bool {
+        let way = self.tunnel.as_ref().is_none_or(|tunnel| {
+            tables.vtep(tunnel.vtep).is_some_and(|vtep| vtep.changed_in == tunnel.epoch)
+        });
+        way && tables.holds(&self.stamp)
+    }
 }
 
 impl Worker {
@@ -113,14 +125,11 @@ impl Worker {
     /// The decision for a flow, from the cache where it is still valid. None when the port is gone.
     fn egress_flow(&mut self, key: &EgressKey, buf: &Buf, pkt: &Packet) -> Option<EgressFlow> {
         let epoch = self.tables.port(key.port)?.epoch;
-        if let Some(flow) = self.egress_flows.get(pkt.flow_hash, key, epoch) {
-            let current = flow.tunnel.as_ref().is_none_or(|tunnel| {
-                self.tables.vtep(tunnel.vtep).is_some_and(|vtep| vtep.changed_in == tunnel.epoch)
-            });
-            if current {
-                self.counters.flow_hits.add(1);
-                return Some(flow.clone());
-            }
+        if let Some(flow) = self.egress_flows.get(pkt.flow_hash, key, epoch)
+            && flow.holds(&self.tables)
+        {
+            self.counters.flow_hits.add(1);
+            return Some(flow.clone());
         }
         self.counters.flow_misses.add(1);
         let tables = std::sync::Arc::clone(&self.tables);
@@ -145,7 +154,7 @@ impl Worker {
                 }
             }
         }
-        let flow = EgressFlow { verdict, tunnel };
+        let flow = EgressFlow { verdict, tunnel, stamp: tables.stamp_egress(head, pkt) };
         if lasting {
             self.egress_flows.insert(pkt.flow_hash, *key, port.epoch, flow.clone());
         }

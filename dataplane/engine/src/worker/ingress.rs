@@ -21,10 +21,10 @@ use crate::limits::MAX_SEGMENTS;
 use crate::policy::ingress::{Verdict, decide, decide_without_vnet};
 use crate::policy::observe::Unwatched;
 use crate::shared::Handoff;
-use crate::tables::{LinkIndex, PortIndex, Tables, VnetIndex};
+use crate::tables::{LinkIndex, PortIndex, Stamp, Tables, VnetIndex};
 
 /// What was decided for a flow from the underlay.
-pub type IngressFlow = Verdict;
+pub type IngressFlow = (Verdict, Stamp);
 
 /// Bytes of an inner packet's headers that are looked at where they are not contiguous.
 const HEAD_MAX: usize = 256;
@@ -311,7 +311,10 @@ impl Worker {
             headers: Headers::of(head, inner),
         };
         let hash = inner.flow_hash ^ outer.vni.get();
-        if let Some(verdict) = self.ingress_flows.get(hash, &key, self.tables.generation) {
+        if let Some((verdict, stamp)) =
+            self.ingress_flows.get(hash, &key, self.tables.ingress_epoch)
+            && self.tables.holds(stamp)
+        {
             self.counters.flow_hits.add(1);
             return *verdict;
         }
@@ -326,14 +329,15 @@ impl Worker {
             other => other,
         };
         if is_of_a_flow(head, inner) {
-            self.ingress_flows.insert(hash, key, tables.generation, verdict);
+            let flow = (verdict, tables.stamp_ingress(outer.from, head, inner));
+            self.ingress_flows.insert(hash, key, tables.ingress_epoch, flow);
         }
         verdict
     }
 
     fn flood_to_tenants(&mut self, link: LinkIndex, vnet: VnetIndex, buf: Buf, off: Offload) {
         let tables = Arc::clone(&self.tables);
-        for port in tables.vnet(vnet).map_or(&[][..], |vnet| &vnet.local_ports) {
+        for port in tables.vnet(vnet).map_or(&[][..], |vnet| &vnet.local_ports[..]) {
             match self.copy(&buf) {
                 Some(copy) => self.deliver(*port, copy, off),
                 None => self.counters.link(link).drop(DropReason::NoFrames),
