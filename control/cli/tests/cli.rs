@@ -167,7 +167,7 @@ fn warnings_go_to_standard_error() {
     let ran = dataplane.culvert(&["apply", "-f", &file]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(
-        ran.err.starts_with("culvert: warning: port[0] \"a1\": mtu 9000: above the 1430"),
+        ran.err.starts_with("culvert: warning: port \"a1\": mtu 9000: above the 1430"),
         "{ran:?}"
     );
 }

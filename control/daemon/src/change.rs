@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::{
-    Edit, Host, Mapping, MappingKey, Object, ObjectKey, RouteAction, RouteScope, api,
+    Edit, Keyed, Mapping, MappingKey, Object, ObjectKey, RouteAction, RouteScope, api,
 };
 use tokio::sync::{Mutex, watch};
 
@@ -235,7 +235,7 @@ fn transaction(cluster: &Cluster, me: &HostName, touched: &[Touched], strict: bo
 pub fn plan_state(cluster: &Cluster, me: &HostName, state: &[Object], prune: bool) -> Vec<Edit> {
     let Projection { host, derived, .. } = project(cluster, me);
     // A mapping that another host's port amounts to need not be written.
-    let carried = host.as_ref().map(Host::mappings).unwrap_or_default();
+    let carried = host.as_ref().map(|host| host.mappings().clone()).unwrap_or_default();
     let derived: BTreeMap<MappingKey, &Mapping> = carried
         .iter()
         .map(|mapping| (mapping.key(), mapping))

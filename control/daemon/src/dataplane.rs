@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use culvert_model::api::dataplane_client::DataplaneClient;
 use culvert_model::limits::MESSAGE_BYTES_MAX;
-use culvert_model::{Edit, Host, ObjectKey, Section, api, diff};
+use culvert_model::{Edit, Host, Keyed, ObjectKey, Section, api, diff};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};

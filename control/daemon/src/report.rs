@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use culvert_model::{Host, Object, ObjectKey, api};
+use culvert_model::{Host, Keyed, Object, ObjectKey, api};
 use tokio::time::Instant;
 
 use crate::cluster::project::Projection;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::api::control_server::Control;
-use culvert_model::{Edit, Host, Object, ObjectKey, Section, api, edit};
+use culvert_model::{Edit, Host, Keyed, Object, ObjectKey, Section, api, edit};
 use futures_util::Stream;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -218,8 +218,8 @@ impl Control for Api {
             objects.push(listed);
         }
         if request.derived && is_of_mappings(kind) {
-            let carried = report.wanted.host.as_ref().map(Host::mappings).unwrap_or_default();
-            for mapping in carried {
+            let carried = report.wanted.host.as_ref().map(|host| host.mappings().clone());
+            for mapping in carried.unwrap_or_default().iter() {
                 let Some(from) = report.wanted.derived.get(&mapping.key()) else { continue };
                 let key = ObjectKey::Mapping(mapping.key());
                 let status = statuses.of(&key);

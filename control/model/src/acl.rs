@@ -1,5 +1,6 @@
 //! ACL groups: which flows a tenant may have.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::fault::Fault;
 use crate::ids::{AclGroupId, words};
+use crate::objects::Keyed;
 
 /// A list of rules that ports refer to by name, replaced as a whole.
 ///
@@ -240,6 +242,18 @@ impl FromStr for PortRanges {
                 .collect::<Result<_, _>>()
                 .map(PortRanges),
         }
+    }
+}
+
+impl Keyed for AclGroup {
+    type Key = AclGroupId;
+
+    fn key(&self) -> AclGroupId {
+        self.id.clone()
+    }
+
+    fn compare(&self, key: &AclGroupId) -> Ordering {
+        self.id.cmp(key)
     }
 }
 

@@ -1,13 +1,20 @@
 //! Everything one host is asked to carry, valid as a whole.
 
+use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use culvert_wire::eth::MacAddr;
 use culvert_wire::vni::Vni;
 
 use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section, Warning};
+use crate::ids::{AclGroupId, IfName, PortId, VnetId};
+use crate::index::{Count, Entry, Index};
+use crate::objects::Objects;
 use crate::port::Port;
-use crate::rules::{EgressRoute, IngressRule, Mapping, RouteScope};
+use crate::rules::{EgressRoute, IngressRule, Mapping, RouteKey, RouteScope};
 use crate::underlay::Underlay;
 use crate::validate::{Draft, validate};
 use crate::vnet::Vnet;
@@ -15,10 +22,35 @@ use crate::{IPV4_MTU_MIN, IPV6_MTU_MIN, IPV6_OUTER_OVERHEAD};
 
 /// The state of one host. A value of this type has passed every check in [`Host::new`], and cannot be
 /// changed but by making a new one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// It is a set of objects: two states of the same objects are equal, in whatever order they were given.
+/// Versions of a state share what they have in common, so that one is cheap to clone and to change.
+#[derive(Clone, Debug)]
 pub struct Host {
-    parts: HostParts,
+    pub(crate) underlay: Arc<Underlay>,
+    pub(crate) vnets: Objects<Vnet>,
+    pub(crate) ports: Objects<Port>,
+    pub(crate) routes: Objects<EgressRoute>,
+    pub(crate) mappings: Objects<Mapping>,
+    pub(crate) ingress: Objects<IngressRule>,
+    pub(crate) acls: Objects<AclGroup>,
+    pub(crate) index: Index,
 }
+
+impl PartialEq for Host {
+    fn eq(&self, other: &Host) -> bool {
+        // The index follows from the rest.
+        self.underlay == other.underlay
+            && self.vnets == other.vnets
+            && self.ports == other.ports
+            && self.routes == other.routes
+            && self.mappings == other.mappings
+            && self.ingress == other.ingress
+            && self.acls == other.acls
+    }
+}
+
+impl Eq for Host {}
 
 /// What a [`Host`] is made of, not yet checked as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +78,9 @@ impl Host {
     /// Every fault found, in the order of the sections.
     pub fn new(parts: HostParts) -> Result<Host, Vec<ModelError>> {
         let draft = Draft::from(parts);
-        let errors = validate(&draft);
+        let errors = validate(&draft, None);
         match draft.complete() {
-            Some(parts) if errors.is_empty() => Ok(Host { parts }),
+            Some(parts) if errors.is_empty() => Ok(Host::of(parts)),
             _ => Err(errors),
         }
     }
@@ -59,9 +91,9 @@ impl Host {
         draft: Draft,
         mut errors: Vec<ModelError>,
     ) -> Result<Host, Vec<ModelError>> {
-        errors.extend(validate(&draft));
+        errors.extend(validate(&draft, None));
         match draft.complete() {
-            Some(parts) if errors.is_empty() => Ok(Host { parts }),
+            Some(parts) if errors.is_empty() => Ok(Host::of(parts)),
             _ => {
                 errors.sort_by_key(|error| error.place.order());
                 Err(errors)
@@ -69,59 +101,101 @@ impl Host {
         }
     }
 
+    /// An underlay alone, which may be wrong: only to be edited.
+    pub(crate) fn unchecked(underlay: Underlay) -> Host {
+        Host {
+            underlay: Arc::new(underlay),
+            vnets: Objects::default(),
+            ports: Objects::default(),
+            routes: Objects::default(),
+            mappings: Objects::default(),
+            ingress: Objects::default(),
+            acls: Objects::default(),
+            index: Index::default(),
+        }
+    }
+
+    /// Of parts that are legal.
+    fn of(parts: HostParts) -> Host {
+        let HostParts { underlay, vnets, ports, routes, mut mappings, ingress, acls } = parts;
+        // Of a hundred thousand copies of a name, one is kept.
+        let names: HashSet<&VnetId> = vnets.iter().map(|vnet| &vnet.id).collect();
+        for mapping in &mut mappings {
+            if let Some(name) = names.get(&mapping.vnet) {
+                mapping.vnet = VnetId::clone(name);
+            }
+        }
+        let index = Index::of(vnets.iter(), ports.iter(), routes.iter(), mappings.iter());
+        Host {
+            underlay: Arc::new(underlay),
+            vnets: vnets.into_iter().collect(),
+            ports: ports.into_iter().collect(),
+            routes: routes.into_iter().collect(),
+            mappings: mappings.into_iter().collect(),
+            ingress: ingress.into_iter().collect(),
+            acls: acls.into_iter().collect(),
+            index,
+        }
+    }
+
     /// The physical network.
     pub fn underlay(&self) -> &Underlay {
-        &self.parts.underlay
+        &self.underlay
     }
 
     /// Virtual networks.
-    pub fn vnets(&self) -> &[Vnet] {
-        &self.parts.vnets
+    pub fn vnets(&self) -> &Objects<Vnet> {
+        &self.vnets
     }
 
     /// Attachments of tenants.
-    pub fn ports(&self) -> &[Port] {
-        &self.parts.ports
+    pub fn ports(&self) -> &Objects<Port> {
+        &self.ports
     }
 
     /// Egress routes.
-    pub fn routes(&self) -> &[EgressRoute] {
-        &self.parts.routes
+    pub fn routes(&self) -> &Objects<EgressRoute> {
+        &self.routes
     }
 
     /// Where addresses live.
-    pub fn mappings(&self) -> &[Mapping] {
-        &self.parts.mappings
+    pub fn mappings(&self) -> &Objects<Mapping> {
+        &self.mappings
     }
 
     /// What is taken from the underlay, as given: see [`IngressRule`] for what holds without a rule.
-    pub fn ingress(&self) -> &[IngressRule] {
-        &self.parts.ingress
+    pub fn ingress(&self) -> &Objects<IngressRule> {
+        &self.ingress
     }
 
     /// Which flows ports may have.
-    pub fn acls(&self) -> &[AclGroup] {
-        &self.parts.acls
+    pub fn acls(&self) -> &Objects<AclGroup> {
+        &self.acls
     }
 
     /// The ACL group of a name.
     pub fn acl(&self, id: &str) -> Option<&AclGroup> {
-        self.parts.acls.iter().find(|group| group.id.as_str() == id)
+        self.acls.find(|group| group.id.as_str().cmp(id))
     }
 
     /// The vnet of a name.
     pub fn vnet(&self, id: &str) -> Option<&Vnet> {
-        self.parts.vnets.iter().find(|vnet| vnet.id.as_str() == id)
+        self.vnets.find(|vnet| vnet.id.as_str().cmp(id))
+    }
+
+    /// The vnet of a VNI.
+    pub fn vnet_of(&self, vni: Vni) -> Option<&Vnet> {
+        self.vnets_with_vni(vni).next()
     }
 
     /// The port of a name.
     pub fn port(&self, id: &str) -> Option<&Port> {
-        self.parts.ports.iter().find(|port| port.id.as_str() == id)
+        self.ports.find(|port| port.id.as_str().cmp(id))
     }
 
     /// The rules for a VNI, the deciding ones first. Empty: the default of [`IngressRule`] holds.
     pub fn ingress_of(&self, vni: Vni) -> Vec<&IngressRule> {
-        let mut rules: Vec<_> = self.parts.ingress.iter().filter(|rule| rule.vni == vni).collect();
+        let mut rules: Vec<_> = self.ingress.range(move |rule| rule.vni.cmp(&vni)).collect();
         rules.sort_by_key(|rule| std::cmp::Reverse((rule.priority, rule.vtep.prefix_len())));
         rules
     }
@@ -129,20 +203,154 @@ impl Host {
     /// The routes that hold for a port: its own and those of its vnet. Empty: every destination is looked up
     /// in its own vnet.
     pub fn routes_of<'a>(&'a self, port: &'a Port) -> impl Iterator<Item = &'a EgressRoute> {
-        self.parts.routes.iter().filter(|route| match &route.scope {
-            RouteScope::Port(id) => *id == port.id,
-            RouteScope::Vnet(id) => *id == port.vnet,
-        })
+        let own = RouteScope::Port(port.id.clone());
+        self.routes_in(own).chain(self.routes_in(RouteScope::Vnet(port.vnet.clone())))
+    }
+
+    /// The routes of a scope, by prefix.
+    pub fn routes_in(&self, scope: RouteScope) -> impl Iterator<Item = &EgressRoute> {
+        self.routes.range(move |route| route.scope.cmp(&scope))
+    }
+
+    /// The routes that lead to a vnet.
+    pub fn routes_to<'a>(&'a self, vnet: &'a VnetId) -> impl Iterator<Item = &'a RouteKey> {
+        self.index.routed_to.range(move |Entry((to, _))| to.cmp(vnet)).map(|Entry((_, key))| key)
+    }
+
+    /// The scopes of routes that lead to a vnet, each once, however many routes each has.
+    pub fn scopes_to<'a>(&'a self, vnet: &'a VnetId) -> Vec<&'a RouteScope> {
+        let mut scopes: Vec<&RouteScope> = Vec::new();
+        loop {
+            let last = scopes.last().copied();
+            let next = self.index.routed_to.first(|Entry((to, key))| {
+                to.cmp(vnet).then_with(|| match last {
+                    Some(last) if key.scope <= *last => Ordering::Less,
+                    _ => Ordering::Greater,
+                })
+            });
+            match next {
+                Some(Entry((to, key))) if to == vnet => scopes.push(&key.scope),
+                _ => return scopes,
+            }
+        }
+    }
+
+    /// The ports of a vnet, by MAC address.
+    pub fn ports_in<'a>(&'a self, vnet: &'a VnetId) -> impl Iterator<Item = &'a Port> {
+        let names = self.index.port_macs.range(move |Entry((of, _, _))| of.cmp(vnet));
+        names.filter_map(|Entry((_, _, id))| self.ports.get(id))
+    }
+
+    /// The port that has an address in a vnet.
+    pub fn port_with_ip<'a>(&'a self, vnet: &'a VnetId, ip: IpAddr) -> Option<&'a Port> {
+        self.ports_with_ip(vnet, ip).next()
+    }
+
+    /// The port that has a MAC address in a vnet.
+    pub fn port_with_mac<'a>(&'a self, vnet: &'a VnetId, mac: MacAddr) -> Option<&'a Port> {
+        self.ports_with_mac(vnet, mac).next()
+    }
+
+    /// The ports that refer to an ACL group.
+    pub fn ports_with_acl<'a>(&'a self, id: &'a AclGroupId) -> impl Iterator<Item = &'a Port> {
+        let of = self.index.port_acls.range(move |Entry((group, _))| group.cmp(id));
+        of.filter_map(|Entry((_, port))| self.ports.get(port))
+    }
+
+    /// All of them, while a change is checked.
+    pub(crate) fn ports_with_ip<'a>(
+        &'a self,
+        vnet: &'a VnetId,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = &'a Port> {
+        let of = move |Entry((of, its, _)): &Entry<(VnetId, IpAddr, PortId)>| {
+            of.cmp(vnet).then_with(|| its.cmp(&ip))
+        };
+        self.index.port_ips.range(of).filter_map(|Entry((_, _, id))| self.ports.get(id))
+    }
+
+    /// Likewise.
+    pub(crate) fn ports_with_mac<'a>(
+        &'a self,
+        vnet: &'a VnetId,
+        mac: MacAddr,
+    ) -> impl Iterator<Item = &'a Port> {
+        let of = move |Entry((of, its, _)): &Entry<(VnetId, MacAddr, PortId)>| {
+            of.cmp(vnet).then_with(|| its.cmp(&mac))
+        };
+        self.index.port_macs.range(of).filter_map(|Entry((_, _, id))| self.ports.get(id))
+    }
+
+    /// All ports that are attached to a device, likewise.
+    pub(crate) fn ports_on<'a>(&'a self, name: &'a IfName) -> impl Iterator<Item = &'a Port> {
+        let of = move |Entry((its, _)): &Entry<(IfName, PortId)>| its.cmp(name);
+        self.index.interfaces.range(of).filter_map(|Entry((_, id))| self.ports.get(id))
+    }
+
+    /// All vnets of a VNI, likewise.
+    pub(crate) fn vnets_with_vni(&self, vni: Vni) -> impl Iterator<Item = &Vnet> {
+        let of = move |Entry((its, _)): &Entry<(Vni, VnetId)>| its.cmp(&vni);
+        self.index.vnis.range(of).filter_map(|Entry((_, id))| self.vnets.get(id))
+    }
+
+    /// The port that is attached to a device.
+    pub fn port_on<'a>(&'a self, name: &'a IfName) -> Option<&'a Port> {
+        self.ports_on(name).next()
+    }
+
+    /// The mapping of an address in a vnet.
+    pub fn mapping(&self, vnet: &VnetId, ip: IpAddr) -> Option<&Mapping> {
+        self.mappings.find(|mapping| mapping.vnet.cmp(vnet).then_with(|| mapping.ip.cmp(&ip)))
+    }
+
+    /// The mappings of a vnet, by address.
+    pub fn mappings_in<'a>(&'a self, vnet: &'a VnetId) -> impl Iterator<Item = &'a Mapping> {
+        self.mappings.range(move |mapping| mapping.vnet.cmp(vnet))
+    }
+
+    /// The mappings of a MAC address in a vnet, by IP address. A cluster, or a virtual router, has several.
+    pub fn mappings_with_mac<'a>(
+        &'a self,
+        vnet: &'a VnetId,
+        mac: MacAddr,
+    ) -> impl Iterator<Item = &'a Mapping> {
+        let of = move |Entry((of, its, _)): &Entry<(VnetId, MacAddr, IpAddr)>| {
+            of.cmp(vnet).then_with(|| its.cmp(&mac))
+        };
+        self.index.mapping_macs.range(of).filter_map(|Entry((of, _, ip))| self.mapping(of, *ip))
+    }
+
+    /// The VTEPs that any mapping names, each once.
+    pub fn vteps(&self) -> impl Iterator<Item = IpAddr> {
+        self.index.vteps.iter().map(|count| count.of)
+    }
+
+    /// Whether any mapping names this VTEP.
+    pub fn has_vtep(&self, vtep: IpAddr) -> bool {
+        self.index.vteps.contains(&vtep)
+    }
+
+    /// Whether any mapping of a vnet names this VTEP.
+    pub fn has_vtep_in(&self, vnet: &VnetId, vtep: IpAddr) -> bool {
+        let of = |count: &Count<(VnetId, IpAddr)>| {
+            count.of.0.cmp(vnet).then_with(|| count.of.1.cmp(&vtep))
+        };
+        self.index.vnet_vteps.find(of).is_some()
+    }
+
+    /// The VTEPs that a vnet's mappings name, each once.
+    pub fn vteps_in<'a>(&'a self, vnet: &'a VnetId) -> impl Iterator<Item = IpAddr> + 'a {
+        self.index.vnet_vteps.range(move |count| count.of.0.cmp(vnet)).map(|count| count.of.1)
     }
 
     /// What is wrong with an underlay device of this MTU, in bytes, if it is too small for the tenants
     /// of this state: the same that is asked of `underlay.mtu`, which need not be given.
     pub fn underlay_mtu_fault(&self, mtu: u32) -> Option<Fault> {
-        let gateways = self.parts.vnets.iter().flat_map(|vnet| &vnet.gateways);
+        let gateways = self.vnets.iter().flat_map(|vnet| &vnet.gateways);
         let ipv6 = gateways.map(|gateway| gateway.ip.addr()).any(|ip| ip.is_ipv6())
-            || self.parts.ports.iter().flat_map(|port| &port.ips).any(IpAddr::is_ipv6);
+            || self.ports.iter().flat_map(|port| &port.ips).any(IpAddr::is_ipv6);
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        underlay_mtu_fault(mtu, &self.parts.underlay.addresses, ipv6)
+        underlay_mtu_fault(mtu, &self.underlay.addresses, ipv6)
     }
 
     /// Ports whose packets do not fit underlay devices of this MTU, in bytes. `device_mtu` is that of a
@@ -152,17 +360,17 @@ impl Host {
         underlay_mtu: u32,
         device_mtu: impl Fn(&Port) -> Option<u32>,
     ) -> Vec<Warning> {
-        let underlay = &self.parts.underlay;
+        let underlay = &self.underlay;
         let underlay_mtu = underlay.mtu.map_or(u32::MAX, |mtu| mtu.get().into()).min(underlay_mtu);
         let room = underlay_mtu.saturating_sub(outer_overhead(&underlay.addresses).into());
-        let ports = self.parts.ports.iter().enumerate();
+        let ports = self.ports.iter();
         ports
-            .filter(|(_, port)| port.mtu.is_none() || underlay.mtu.is_none())
-            .filter_map(|(index, port)| {
+            .filter(|port| port.mtu.is_none() || underlay.mtu.is_none())
+            .filter_map(|port| {
                 let field = if port.mtu.is_some() { "mtu" } else { "attach" };
                 let given = port.mtu.map(|mtu| u32::from(mtu.get()));
                 let mtu = given.or_else(|| device_mtu(port)).filter(|mtu| *mtu > room)?;
-                let place = Place::object(Section::Port, index, field).named(port.id.as_str());
+                let place = Place::section(Section::Port, field).named(port.id.as_str());
                 let ifname = port.attach.ifname().clone();
                 Some(Warning::DeviceMtuAboveRoom { place, ifname, mtu, room })
             })
@@ -171,22 +379,29 @@ impl Host {
 
     /// What is legal, but hardly meant.
     pub fn warnings(&self) -> Vec<Warning> {
-        let Some(underlay_mtu) = self.parts.underlay.mtu else { return Vec::new() };
-        let room =
-            underlay_mtu.get().saturating_sub(outer_overhead(&self.parts.underlay.addresses));
-        let ports = self.parts.ports.iter().enumerate();
+        let Some(underlay_mtu) = self.underlay.mtu else { return Vec::new() };
+        let room = underlay_mtu.get().saturating_sub(outer_overhead(&self.underlay.addresses));
+        let ports = self.ports.iter();
         ports
-            .filter_map(|(index, port)| {
+            .filter_map(|port| {
                 let mtu = port.mtu.filter(|mtu| mtu.get() > room)?;
-                let place = Place::object(Section::Port, index, "mtu").named(port.id.as_str());
+                let place = Place::section(Section::Port, "mtu").named(port.id.as_str());
                 Some(Warning::PortMtuAboveRoom { place, mtu, room })
             })
             .collect()
     }
 
-    /// The parts, to be changed and checked again.
+    /// The parts, to be changed and checked again; each list by key.
     pub fn into_parts(self) -> HostParts {
-        self.parts
+        HostParts {
+            underlay: Arc::unwrap_or_clone(self.underlay),
+            vnets: self.vnets.iter().cloned().collect(),
+            ports: self.ports.iter().cloned().collect(),
+            routes: self.routes.iter().cloned().collect(),
+            mappings: self.mappings.iter().cloned().collect(),
+            ingress: self.ingress.iter().copied().collect(),
+            acls: self.acls.iter().cloned().collect(),
+        }
     }
 }
 

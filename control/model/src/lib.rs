@@ -10,6 +10,7 @@
 //! | [`ids`] | names and small quantities that cannot hold an illegal value |
 //! | [`underlay`], [`vnet`], [`port`], [`rules`], [`acl`], [`meter`], [`dhcp`] | the nouns |
 //! | [`host`] | all of them, valid as a whole |
+//! | [`objects`] | many objects by key, of which versions share what they have in common |
 //! | [`fault`] | what can be wrong, where, and what is legal |
 //! | [`object`] | one object of a state, whichever kind it is |
 //! | [`edit`] | changes of one object each: what differs between two states, and applying it |
@@ -28,10 +29,12 @@ pub mod fault;
 pub mod host;
 pub mod host_toml;
 pub mod ids;
+mod index;
 pub mod limits;
 pub mod meter;
 mod nearest;
 pub mod object;
+pub mod objects;
 pub mod port;
 pub mod rules;
 pub mod underlay;
@@ -50,6 +53,7 @@ pub use ipnet::IpNet;
 pub use meter::{Meter, TokenBucket};
 pub use nearest::nearest;
 pub use object::Object;
+pub use objects::{Keyed, Objects};
 pub use port::{Attach, Port, PortState};
 pub use rules::{
     EgressRoute, IngressAction, IngressKey, IngressRule, Mapping, MappingKey, RouteAction,

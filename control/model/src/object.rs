@@ -3,6 +3,7 @@
 use crate::acl::AclGroup;
 use crate::edit::{Edit, ObjectKey};
 use crate::host::HostParts;
+use crate::objects::Keyed;
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressRule, Mapping};
 use crate::underlay::Underlay;

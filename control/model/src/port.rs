@@ -1,11 +1,13 @@
 //! Attachments of tenants.
 
+use std::cmp::Ordering;
 use std::net::IpAddr;
 
 use culvert_wire::eth::MacAddr;
 
 use crate::ids::{AclGroupId, DomainName, IfName, Mtu, PortId, VnetId, words};
 use crate::meter::Meter;
+use crate::objects::Keyed;
 use crate::underlay::ModePreference;
 
 /// One tenant's attachment to one vnet.
@@ -82,3 +84,15 @@ pub enum PortState {
     Blocked,
 }
 words!(PortState { Active = "active", Blocked = "blocked" });
+
+impl Keyed for Port {
+    type Key = PortId;
+
+    fn key(&self) -> PortId {
+        self.id.clone()
+    }
+
+    fn compare(&self, key: &PortId) -> Ordering {
+        self.id.cmp(key)
+    }
+}

@@ -1,5 +1,6 @@
 //! Rules: where a tenant's frame may go, where addresses live, what is taken from the underlay.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -10,6 +11,7 @@ use ipnet::IpNet;
 
 use crate::fault::Fault;
 use crate::ids::{Mtu, PortId, VnetId, words};
+use crate::objects::Keyed;
 
 /// What happens to frames from a port by their IP destination.
 ///
@@ -36,10 +38,15 @@ pub struct RouteKey {
     pub prefix: IpNet,
 }
 
-impl EgressRoute {
-    /// What tells it from others.
-    pub fn key(&self) -> RouteKey {
+impl Keyed for EgressRoute {
+    type Key = RouteKey;
+
+    fn key(&self) -> RouteKey {
         RouteKey { scope: self.scope.clone(), prefix: self.prefix }
+    }
+
+    fn compare(&self, key: &RouteKey) -> Ordering {
+        self.scope.cmp(&key.scope).then_with(|| self.prefix.cmp(&key.prefix))
     }
 }
 
@@ -55,10 +62,10 @@ impl fmt::Display for RouteKey {
 /// Whose frames a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RouteScope {
-    /// Those of one port.
-    Port(PortId),
     /// Those of every port in a vnet.
     Vnet(VnetId),
+    /// Those of one port.
+    Port(PortId),
 }
 
 /// What a route does.
@@ -109,10 +116,15 @@ pub struct MappingKey {
     pub ip: IpAddr,
 }
 
-impl Mapping {
-    /// What tells it from others.
-    pub fn key(&self) -> MappingKey {
+impl Keyed for Mapping {
+    type Key = MappingKey;
+
+    fn key(&self) -> MappingKey {
         MappingKey { vnet: self.vnet.clone(), ip: self.ip }
+    }
+
+    fn compare(&self, key: &MappingKey) -> Ordering {
+        self.vnet.cmp(&key.vnet).then_with(|| self.ip.cmp(&key.ip))
     }
 }
 
@@ -140,6 +152,13 @@ pub struct IngressRule {
     pub action: IngressAction,
 }
 
+impl IngressRule {
+    /// Whether it lets frames in, so that there has to be a vnet for them.
+    pub(crate) const fn delivers(&self) -> bool {
+        matches!(self.action, IngressAction::DecapValidate | IngressAction::Decap)
+    }
+}
+
 /// What tells ingress rules apart.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IngressKey {
@@ -151,9 +170,10 @@ pub struct IngressKey {
     pub priority: u16,
 }
 
-impl IngressRule {
-    /// What tells it from others.
-    pub const fn key(&self) -> IngressKey {
+impl Keyed for IngressRule {
+    type Key = IngressKey;
+
+    fn key(&self) -> IngressKey {
         IngressKey { vni: self.vni, vtep: self.vtep, priority: self.priority }
     }
 }

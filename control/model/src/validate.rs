@@ -14,12 +14,12 @@ use ipnet::IpNet;
 
 use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section};
-use crate::host::{HostParts, underlay_mtu_fault};
+use crate::host::{Host, HostParts, underlay_mtu_fault};
 use crate::ids::{AclGroupId, IfName, PortId, VnetId};
+use crate::objects::Keyed;
 use crate::port::Port;
 use crate::rules::{
-    EgressRoute, IngressAction, IngressKey, IngressRule, Mapping, RouteAction, RouteScope,
-    VtepMatch,
+    EgressRoute, IngressKey, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
 };
 use crate::underlay::Underlay;
 use crate::vnet::Vnet;
@@ -82,33 +82,72 @@ impl Draft {
 /// of names.
 const SUGGESTIONS_MAX: usize = 32;
 
-/// Every fault of a draft, in the order of the sections.
-pub(crate) fn validate(draft: &Draft) -> Vec<ModelError> {
+/// How many objects the whole state has, where a draft is a part of it.
+pub(crate) struct Counts {
+    vnets: usize,
+    ports: usize,
+    routes: usize,
+    mappings: usize,
+    ingress: usize,
+    acls: usize,
+}
+
+impl Counts {
+    pub(crate) fn of(host: &Host) -> Counts {
+        Counts {
+            vnets: host.vnets().len(),
+            ports: host.ports().len(),
+            routes: host.routes().len(),
+            mappings: host.mappings().len(),
+            ingress: host.ingress().len(),
+            acls: host.acls().len(),
+        }
+    }
+}
+
+impl From<&Draft> for Counts {
+    fn from(draft: &Draft) -> Counts {
+        Counts {
+            vnets: draft.vnets.len(),
+            ports: draft.ports.len(),
+            routes: draft.routes.len(),
+            mappings: draft.mappings.len(),
+            ingress: draft.ingress.len(),
+            acls: draft.acls.len(),
+        }
+    }
+}
+
+/// Every fault of a draft, in the order of the sections. A draft that is part of a state comes with the
+/// counts of the whole.
+pub(crate) fn validate(draft: &Draft, whole: Option<&Counts>) -> Vec<ModelError> {
+    let own = Counts::from(draft);
+    let counts = whole.unwrap_or(&own);
     let mut check = Check::new(draft);
     if let Some(underlay) = &draft.underlay {
         check.underlay(underlay);
     }
-    check.limit(Section::Vnet, draft.vnets.len(), limits::VNETS_MAX);
+    check.limit(Section::Vnet, counts.vnets, limits::VNETS_MAX);
     for (index, vnet) in present(&draft.vnets) {
         check.vnet(index, vnet);
     }
-    check.limit(Section::Port, draft.ports.len(), limits::PORTS_MAX);
+    check.limit(Section::Port, counts.ports, limits::PORTS_MAX);
     for (index, port) in present(&draft.ports) {
         check.port(index, port);
     }
-    check.limit(Section::Route, draft.routes.len(), limits::ROUTES_MAX);
+    check.limit(Section::Route, counts.routes, limits::ROUTES_MAX);
     for (index, route) in present(&draft.routes) {
         check.route(index, route);
     }
-    check.limit(Section::Mapping, draft.mappings.len(), limits::MAPPINGS_MAX);
+    check.limit(Section::Mapping, counts.mappings, limits::MAPPINGS_MAX);
     for (index, mapping) in present(&draft.mappings) {
         check.mapping(index, mapping);
     }
-    check.limit(Section::Ingress, draft.ingress.len(), limits::INGRESS_RULES_MAX);
+    check.limit(Section::Ingress, counts.ingress, limits::INGRESS_RULES_MAX);
     for (index, rule) in present(&draft.ingress) {
         check.ingress(index, rule);
     }
-    check.limit(Section::Acl, draft.acls.len(), limits::ACL_GROUPS_MAX);
+    check.limit(Section::Acl, counts.acls, limits::ACL_GROUPS_MAX);
     for (index, group) in present(&draft.acls) {
         check.acl(index, group);
     }
@@ -364,8 +403,7 @@ impl<'a> Check<'a> {
 
     fn ingress(&mut self, index: usize, rule: &IngressRule) {
         let place = |field| Place::object(Section::Ingress, index, field);
-        let delivers = matches!(rule.action, IngressAction::DecapValidate | IngressAction::Decap);
-        if delivers && !self.vnis.contains(&rule.vni) && !self.draft.unknown_vnis {
+        if rule.delivers() && !self.vnis.contains(&rule.vni) && !self.draft.unknown_vnis {
             self.fault(place("vni"), Fault::UnknownVni { vni: rule.vni });
         }
         if let VtepMatch::Prefix(prefix) = rule.vtep {

@@ -1,11 +1,14 @@
 //! Virtual networks.
 
+use std::cmp::Ordering;
+
 use culvert_wire::eth::MacAddr;
 use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
 use crate::dhcp::Dhcp;
 use crate::ids::{VnetId, words};
+use crate::objects::Keyed;
 
 /// A virtual network: an address space of its own, that nothing enters or leaves but by a rule.
 ///
@@ -59,3 +62,15 @@ pub enum Miss {
     Trap,
 }
 words!(Miss { Drop = "drop", Trap = "trap" });
+
+impl Keyed for Vnet {
+    type Key = VnetId;
+
+    fn key(&self) -> VnetId {
+        self.id.clone()
+    }
+
+    fn compare(&self, key: &VnetId) -> Ordering {
+        self.id.cmp(key)
+    }
+}

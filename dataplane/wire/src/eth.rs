@@ -101,6 +101,14 @@ impl MacAddr {
             f,
         ]))
     }
+
+    /// The MAC that makes this link-local address by [`eui64_link_local`](Self::eui64_link_local); none
+    /// where no MAC does.
+    pub fn of_eui64_link_local(ip: Ipv6Addr) -> Option<MacAddr> {
+        let [.., a, b, c, _, _, d, e, f] = ip.octets();
+        let mac = MacAddr([a ^ 0x02, b, c, d, e, f]);
+        (mac.eui64_link_local() == ip).then_some(mac)
+    }
 }
 
 impl fmt::Display for MacAddr {
@@ -304,6 +312,10 @@ mod tests {
     fn the_link_local_address_flips_the_universal_bit() {
         let mac: MacAddr = "34:56:78:9a:bc:de".parse().unwrap();
         assert_eq!(mac.eui64_link_local().to_string(), "fe80::3656:78ff:fe9a:bcde");
+        assert_eq!(MacAddr::of_eui64_link_local(mac.eui64_link_local()), Some(mac));
+        for other in ["fe80::3656:78fe:fe9a:bcde", "fe80:1::3656:78ff:fe9a:bcde", "::1"] {
+            assert_eq!(MacAddr::of_eui64_link_local(other.parse().unwrap()), None, "{other}");
+        }
     }
 
     #[test]

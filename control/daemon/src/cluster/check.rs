@@ -5,8 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use culvert_model::{
-    AclGroupId, Edit, EgressRoute, IngressAction, IngressRule, MacAddr, Mapping, Object, ObjectKey,
-    Port, RouteAction, RouteScope, Underlay, Vnet, VnetId, Vni, api, nearest,
+    AclGroupId, Edit, EgressRoute, IngressAction, IngressRule, Keyed, MacAddr, Mapping, Object,
+    ObjectKey, Port, RouteAction, RouteScope, Underlay, Vnet, VnetId, Vni, api, nearest,
 };
 
 use super::Cluster;

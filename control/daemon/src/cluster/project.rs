@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use culvert_model::{
-    EgressRoute, Host, HostParts, IngressAction, Mapping, MappingKey, ModelError, Object,
+    EgressRoute, Host, HostParts, IngressAction, Keyed, Mapping, MappingKey, ModelError, Object,
     ObjectKey, Place, RouteAction, RouteScope, Underlay, VnetId,
 };
 

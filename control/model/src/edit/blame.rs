@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use super::{Edit, ObjectKey};
 use crate::fault::{Fault, ModelError, Place};
 use crate::host::{Host, HostParts};
+use crate::nearest;
 
 /// The last edit of each object.
 pub(super) struct Blame<'a> {
-    base: Option<&'a Host>,
+    base: &'a Host,
     edits: &'a [Edit],
     by_key: HashMap<ObjectKey, usize>,
 }
@@ -23,13 +24,13 @@ pub(super) fn absent(at: usize, edit: &Edit) -> ModelError {
 }
 
 impl<'a> Blame<'a> {
-    pub(super) fn new(base: Option<&'a Host>, edits: &'a [Edit]) -> Blame<'a> {
+    pub(super) fn new(base: &'a Host, edits: &'a [Edit]) -> Blame<'a> {
         let by_key = edits.iter().enumerate().map(|(at, edit)| (edit.key(), at)).collect();
         Blame { base, edits, by_key }
     }
 
     /// The fault of `parts` with the edit that is to blame; objects are named instead of numbered.
-    pub(super) fn assign(&self, error: ModelError, parts: &HostParts) -> ModelError {
+    pub(super) fn assign(&self, error: ModelError, host: &Host, parts: &HostParts) -> ModelError {
         let ModelError { place, mut fault } = error;
         let culprit = self.culprit(&place, &fault, parts);
         let mut place = self.named(place, parts);
@@ -37,6 +38,7 @@ impl<'a> Blame<'a> {
         if let Fault::Duplicate { by, .. } | Fault::Overlap { by, .. } = &mut fault {
             *by = self.named(by.clone(), parts);
         }
+        suggest(&mut fault, host);
         ModelError { place, fault }
     }
 
@@ -60,7 +62,7 @@ impl<'a> Blame<'a> {
                 of(ObjectKey::Vnet(port.vnet.clone()))
             }
             Fault::UnknownVni { vni } => {
-                let had = self.base?.vnets().iter().find(|vnet| vnet.vni == *vni)?;
+                let had = self.base.vnets_with_vni(*vni).next()?;
                 of(ObjectKey::Vnet(had.id.clone()))
             }
             Fault::Duplicate { by, .. } | Fault::Overlap { by, .. } => {
@@ -73,6 +75,25 @@ impl<'a> Blame<'a> {
             }
             _ => None,
         }
+    }
+}
+
+/// Looks for the name that was meant among all of the state: the checks saw those of a part.
+fn suggest(fault: &mut Fault, host: &Host) {
+    match fault {
+        Fault::UnknownVnet { id, nearest: meant } => {
+            let names = host.vnets().iter().map(|vnet| vnet.id.as_str());
+            *meant = nearest(id.as_str(), names).and_then(|name| name.parse().ok());
+        }
+        Fault::UnknownPort { id, nearest: meant } => {
+            let names = host.ports().iter().map(|port| port.id.as_str());
+            *meant = nearest(id.as_str(), names).and_then(|name| name.parse().ok());
+        }
+        Fault::UnknownAcl { id, nearest: meant } => {
+            let names = host.acls().iter().map(|group| group.id.as_str());
+            *meant = nearest(id.as_str(), names).and_then(|name| name.parse().ok());
+        }
+        _ => {}
     }
 }
 

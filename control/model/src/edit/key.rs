@@ -5,6 +5,7 @@ use std::fmt;
 use crate::fault::{Place, Section};
 use crate::host::HostParts;
 use crate::ids::{AclGroupId, PortId, VnetId};
+use crate::objects::Keyed;
 use crate::rules::{IngressKey, MappingKey, RouteKey};
 
 /// What tells an object of a state from all others. Displayed as `port web`.

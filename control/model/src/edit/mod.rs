@@ -3,24 +3,29 @@
 //! [`diff`] says what differs between two states, [`Host::edited`] applies it, all or nothing. Edits are
 //! applied in their order, and what they come to is checked as a whole after the last: one may break what
 //! a later one mends, as where two ports swap their addresses.
+//!
+//! The rules of a legal state stand once, in the checks of a whole state. An edit is checked by the same
+//! rules on its neighbourhood ([`near`]): what it puts, and whatever that might clash with or be missed by.
 
 mod blame;
 mod key;
+mod near;
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub use key::ObjectKey;
 
-pub use crate::convert::edits as from_messages;
-
 use self::blame::Blame;
 use crate::acl::AclGroup;
+pub use crate::convert::edits as from_messages;
 use crate::fault::{Fault, ModelError, Place, Section};
-use crate::host::{Host, HostParts};
+use crate::host::Host;
 use crate::ids::{AclGroupId, PortId, VnetId};
+use crate::objects::{Change, Keyed, changes};
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressKey, IngressRule, Mapping, MappingKey, RouteKey};
 use crate::underlay::Underlay;
+use crate::validate::{Counts, Draft, validate};
 use crate::vnet::Vnet;
 
 /// A change of one object. What is put takes the place of the whole object of the same key, or is added;
@@ -76,50 +81,129 @@ impl Edit {
     }
 }
 
+/// What differs between two states, section by section, each in the order of keys.
+#[derive(Debug)]
+pub struct Changes<'a> {
+    /// The underlay.
+    pub underlay: bool,
+    /// Vnets.
+    pub vnets: Vec<Change<'a, Vnet>>,
+    /// Ports.
+    pub ports: Vec<Change<'a, Port>>,
+    /// Egress routes.
+    pub routes: Vec<Change<'a, EgressRoute>>,
+    /// Mappings.
+    pub mappings: Vec<Change<'a, Mapping>>,
+    /// Ingress rules.
+    pub ingress: Vec<Change<'a, IngressRule>>,
+    /// ACL groups.
+    pub acls: Vec<Change<'a, AclGroup>>,
+}
+
+impl<'a> Changes<'a> {
+    /// None.
+    pub fn none() -> Changes<'a> {
+        Changes {
+            underlay: false,
+            vnets: Vec::new(),
+            ports: Vec::new(),
+            routes: Vec::new(),
+            mappings: Vec::new(),
+            ingress: Vec::new(),
+            acls: Vec::new(),
+        }
+    }
+
+    /// From one state, or from nothing, to another.
+    pub fn since(old: Option<&'a Host>, new: &'a Host) -> Changes<'a> {
+        if let Some(old) = old {
+            return Changes::between(old, new);
+        }
+        Changes {
+            underlay: true,
+            vnets: new.vnets.iter().map(|vnet| (None, Some(vnet))).collect(),
+            ports: new.ports.iter().map(|port| (None, Some(port))).collect(),
+            routes: new.routes.iter().map(|route| (None, Some(route))).collect(),
+            mappings: new.mappings.iter().map(|mapping| (None, Some(mapping))).collect(),
+            ingress: new.ingress.iter().map(|rule| (None, Some(rule))).collect(),
+            acls: new.acls.iter().map(|group| (None, Some(group))).collect(),
+        }
+    }
+
+    /// Between two states. Costs what they do not share, which is little where the one was edited into
+    /// the other.
+    pub fn between(old: &'a Host, new: &'a Host) -> Changes<'a> {
+        Changes {
+            underlay: old.underlay != new.underlay,
+            vnets: changes(&old.vnets, &new.vnets),
+            ports: changes(&old.ports, &new.ports),
+            routes: changes(&old.routes, &new.routes),
+            mappings: changes(&old.mappings, &new.mappings),
+            ingress: changes(&old.ingress, &new.ingress),
+            acls: changes(&old.acls, &new.acls),
+        }
+    }
+}
+
 /// The edits that make `b` of `a`: none where they are the same. What goes is first, so that names and
 /// addresses are free for what comes; what is referred to comes before what refers to it.
 pub fn diff(a: &Host, b: &Host) -> Vec<Edit> {
-    let (ingress_gone, ingress) = differ(a.ingress(), b.ingress(), IngressRule::key);
-    let (mappings_gone, mappings) = differ(a.mappings(), b.mappings(), Mapping::key);
-    let (routes_gone, routes) = differ(a.routes(), b.routes(), EgressRoute::key);
-    let (ports_gone, ports) = differ(a.ports(), b.ports(), |port| port.id.clone());
-    let (acls_gone, acls) = differ(a.acls(), b.acls(), |group| group.id.clone());
-    let (vnets_gone, vnets) = differ(a.vnets(), b.vnets(), |vnet| vnet.id.clone());
-    let underlay = (a.underlay() != b.underlay()).then(|| Edit::SetUnderlay(b.underlay().clone()));
-    let gone = ingress_gone.into_iter().map(Edit::DeleteIngress);
-    gone.chain(mappings_gone.into_iter().map(Edit::DeleteMapping))
-        .chain(routes_gone.into_iter().map(Edit::DeleteRoute))
-        .chain(ports_gone.into_iter().map(Edit::DeletePort))
-        .chain(acls_gone.into_iter().map(Edit::DeleteAcl))
-        .chain(vnets_gone.into_iter().map(Edit::DeleteVnet))
+    let Changes { underlay, vnets, ports, routes, mappings, ingress, acls } =
+        Changes::between(a, b);
+    let underlay = underlay.then(|| Edit::SetUnderlay(b.underlay().clone()));
+    gone(&ingress, Edit::DeleteIngress)
+        .chain(gone(&mappings, Edit::DeleteMapping))
+        .chain(gone(&routes, Edit::DeleteRoute))
+        .chain(gone(&ports, Edit::DeletePort))
+        .chain(gone(&acls, Edit::DeleteAcl))
+        .chain(gone(&vnets, Edit::DeleteVnet))
         .chain(underlay)
-        .chain(vnets.into_iter().map(Edit::PutVnet))
-        .chain(acls.into_iter().map(Edit::PutAcl))
-        .chain(ports.into_iter().map(Edit::PutPort))
-        .chain(routes.into_iter().map(Edit::PutRoute))
-        .chain(mappings.into_iter().map(Edit::PutMapping))
-        .chain(ingress.into_iter().map(Edit::PutIngress))
+        .chain(put(&vnets, Edit::PutVnet))
+        .chain(put(&acls, Edit::PutAcl))
+        .chain(put(&ports, Edit::PutPort))
+        .chain(put(&routes, Edit::PutRoute))
+        .chain(put(&mappings, Edit::PutMapping))
+        .chain(put(&ingress, Edit::PutIngress))
         .collect()
 }
 
-/// Keys that only the first list has, and objects that are new or other in the second.
-fn differ<T: Clone + PartialEq, K: Ord>(
-    from: &[T],
-    to: &[T],
-    key: impl Fn(&T) -> K,
-) -> (Vec<K>, Vec<T>) {
-    let mut old: BTreeMap<K, &T> = from.iter().map(|item| (key(item), item)).collect();
-    let new = to.iter().filter(|item| old.remove(&key(item)) != Some(item)).cloned().collect();
-    (old.into_keys().collect(), new)
+fn gone<'c, T: Keyed>(
+    changes: &'c [Change<'_, T>],
+    delete: fn(T::Key) -> Edit,
+) -> impl Iterator<Item = Edit> + 'c {
+    let gone = changes.iter().filter(|(_, new)| new.is_none());
+    gone.filter_map(move |(old, _)| Some(delete((*old)?.key())))
+}
+
+fn put<'c, T: Clone>(
+    changes: &'c [Change<'_, T>],
+    put: fn(T) -> Edit,
+) -> impl Iterator<Item = Edit> + 'c {
+    changes.iter().filter_map(move |(_, new)| Some(put((*new)?.clone())))
 }
 
 impl Host {
-    /// This state with the edits applied, checked as a whole.
+    /// This state with the edits applied, checked as a whole. Costs what the edits touch.
     ///
     /// # Errors
-    /// Every fault found; each names the edit that is to blame, where one is.
+    /// The faults found; each names the edit that is to blame. Of many objects that one edit leaves
+    /// without what they refer to, some are named.
     pub fn edited(&self, edits: &[Edit]) -> Result<Host, Vec<ModelError>> {
-        made(Some(self), edits)
+        let mut host = self.clone();
+        let mut errors = Vec::new();
+        for (at, edit) in edits.iter().enumerate() {
+            if !host.apply(edit) {
+                errors.push(blame::absent(at, edit));
+            }
+        }
+        let parts = near::parts(self, &host, edits);
+        let counts = Counts::of(&host);
+        let faults = validate(&Draft::from(parts.clone()), Some(&counts));
+        if !faults.is_empty() {
+            let blame = Blame::new(self, edits);
+            errors.extend(faults.into_iter().map(|fault| blame.assign(fault, &host, &parts)));
+        }
+        if errors.is_empty() { Ok(host) } else { Err(errors) }
     }
 
     /// The state that edits make of nothing; one of them sets the underlay.
@@ -127,94 +211,69 @@ impl Host {
     /// # Errors
     /// As [`Host::edited`].
     pub fn of_edits(edits: &[Edit]) -> Result<Host, Vec<ModelError>> {
-        made(None, edits)
-    }
-}
-
-fn made(base: Option<&Host>, edits: &[Edit]) -> Result<Host, Vec<ModelError>> {
-    let mut objects = base.map_or_else(Objects::default, Objects::of);
-    let mut absent = Vec::new();
-    for (at, edit) in edits.iter().enumerate() {
-        if !objects.apply(edit) {
-            absent.push(blame::absent(at, edit));
-        }
-    }
-    let blame = Blame::new(base, edits);
-    let Some(parts) = objects.into_parts() else {
-        let legal = "an edit that sets the underlay, since there is no state yet";
-        let place = Place::section(Section::Underlay, "");
-        return Err(vec![ModelError::new(place, Fault::Missing { legal })]);
-    };
-    let places = parts.clone();
-    match Host::new(parts) {
-        Ok(host) if absent.is_empty() => Ok(host),
-        Ok(_) => Err(absent),
-        Err(errors) => {
-            absent.extend(errors.into_iter().map(|error| blame.assign(error, &places)));
-            Err(absent)
-        }
-    }
-}
-
-/// A state while it is changed, by key.
-#[derive(Default)]
-struct Objects {
-    underlay: Option<Underlay>,
-    vnets: BTreeMap<VnetId, Vnet>,
-    ports: BTreeMap<PortId, Port>,
-    routes: BTreeMap<RouteKey, EgressRoute>,
-    mappings: BTreeMap<MappingKey, Mapping>,
-    ingress: BTreeMap<IngressKey, IngressRule>,
-    acls: BTreeMap<AclGroupId, AclGroup>,
-}
-
-impl Objects {
-    fn of(host: &Host) -> Objects {
-        Objects {
-            underlay: Some(host.underlay().clone()),
-            vnets: by_key(host.vnets(), |vnet| vnet.id.clone()),
-            ports: by_key(host.ports(), |port| port.id.clone()),
-            routes: by_key(host.routes(), EgressRoute::key),
-            mappings: by_key(host.mappings(), Mapping::key),
-            ingress: by_key(host.ingress(), IngressRule::key),
-            acls: by_key(host.acls(), |group| group.id.clone()),
+        let underlay = edits.iter().find_map(|edit| match edit {
+            Edit::SetUnderlay(underlay) => Some(underlay),
+            _ => None,
+        });
+        match underlay {
+            Some(underlay) => Host::unchecked(underlay.clone()).edited(edits),
+            None => {
+                let legal = "an edit that sets the underlay, since there is no state yet";
+                let place = Place::section(Section::Underlay, "");
+                Err(vec![ModelError::new(place, Fault::Missing { legal })])
+            }
         }
     }
 
     /// False where there is nothing to delete.
     fn apply(&mut self, edit: &Edit) -> bool {
         match edit.clone() {
-            Edit::SetUnderlay(underlay) => self.underlay = Some(underlay),
-            Edit::PutVnet(vnet) => drop(self.vnets.insert(vnet.id.clone(), vnet)),
-            Edit::DeleteVnet(id) => return self.vnets.remove(&id).is_some(),
-            Edit::PutPort(port) => drop(self.ports.insert(port.id.clone(), port)),
-            Edit::DeletePort(id) => return self.ports.remove(&id).is_some(),
-            Edit::PutRoute(route) => drop(self.routes.insert(route.key(), route)),
-            Edit::DeleteRoute(key) => return self.routes.remove(&key).is_some(),
-            Edit::PutMapping(mapping) => drop(self.mappings.insert(mapping.key(), mapping)),
-            Edit::DeleteMapping(key) => return self.mappings.remove(&key).is_some(),
-            Edit::PutIngress(rule) => drop(self.ingress.insert(rule.key(), rule)),
+            Edit::SetUnderlay(underlay) => self.underlay = Arc::new(underlay),
+            Edit::PutVnet(vnet) => {
+                let old = self.vnets.insert(vnet.clone());
+                self.index.vnet(old.as_ref(), Some(&vnet));
+            }
+            Edit::DeleteVnet(id) => {
+                let old = self.vnets.remove(&id);
+                self.index.vnet(old.as_ref(), None);
+                return old.is_some();
+            }
+            Edit::PutPort(port) => {
+                let old = self.ports.insert(port.clone());
+                self.index.port(old.as_ref(), Some(&port));
+            }
+            Edit::DeletePort(id) => {
+                let old = self.ports.remove(&id);
+                self.index.port(old.as_ref(), None);
+                return old.is_some();
+            }
+            Edit::PutRoute(route) => {
+                let old = self.routes.insert(route.clone());
+                self.index.route(old.as_ref(), Some(&route));
+            }
+            Edit::DeleteRoute(key) => {
+                let old = self.routes.remove(&key);
+                self.index.route(old.as_ref(), None);
+                return old.is_some();
+            }
+            Edit::PutMapping(mut mapping) => {
+                // Of all copies of a name, one is kept.
+                if let Some(vnet) = self.vnets.get(&mapping.vnet) {
+                    mapping.vnet = vnet.id.clone();
+                }
+                let old = self.mappings.insert(mapping.clone());
+                self.index.mapping(old.as_ref(), Some(&mapping));
+            }
+            Edit::DeleteMapping(key) => {
+                let old = self.mappings.remove(&key);
+                self.index.mapping(old.as_ref(), None);
+                return old.is_some();
+            }
+            Edit::PutIngress(rule) => drop(self.ingress.insert(rule)),
             Edit::DeleteIngress(key) => return self.ingress.remove(&key).is_some(),
-            Edit::PutAcl(group) => drop(self.acls.insert(group.id.clone(), group)),
+            Edit::PutAcl(group) => drop(self.acls.insert(group)),
             Edit::DeleteAcl(id) => return self.acls.remove(&id).is_some(),
         }
         true
     }
-
-    /// None where there is no underlay.
-    fn into_parts(self) -> Option<HostParts> {
-        Some(HostParts {
-            underlay: self.underlay?,
-            vnets: self.vnets.into_values().collect(),
-            ports: self.ports.into_values().collect(),
-            routes: self.routes.into_values().collect(),
-            mappings: self.mappings.into_values().collect(),
-            ingress: self.ingress.into_values().collect(),
-            acls: self.acls.into_values().collect(),
-        })
-    }
-}
-
-fn by_key<T: Clone, K: Ord>(items: &[T], key: impl Fn(&T) -> K) -> BTreeMap<K, T> {
-    items.iter().map(|item| (key(item), item.clone())).collect()
 }

@@ -53,8 +53,19 @@ pub fn locate(text: &str, fault: &api::Fault) -> Option<Position> {
     let document = DeTable::parse(text).ok()?;
     let position = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
     let (index, element) = (position(fault.index), position(fault.element));
+    let index = index.or_else(|| named(document.get_ref(), &fault.section, &fault.id));
     let offset = offset(document.get_ref(), &fault.section, index, &fault.field, element);
     Some(Lines::new(text).position(offset))
+}
+
+/// Position of the object that has an id; the state, unlike its file, has no order.
+fn named(document: &DeTable<'_>, section: &str, id: &str) -> Option<usize> {
+    let objects = document.get(section)?.get_ref().as_array()?;
+    objects.iter().position(|object| {
+        let object = object.get_ref().as_table();
+        let own = object.and_then(|object| object.get("id")).and_then(|own| own.get_ref().as_str());
+        own.is_some_and(|own| own == id)
+    })
 }
 
 /// Offset of the value at a place, or of the nearest thing around it.
@@ -122,5 +133,8 @@ mod tests {
         assert_eq!(at("port", Some(0), "id", None), "4:6");
         assert_eq!(at("port", Some(0), "mac", None), "3:1");
         assert_eq!(at("nonsense", None, "", None), "1:1");
+        let (section, id, field) = ("port".to_owned(), "a".to_owned(), "id".to_owned());
+        let fault = api::Fault { section, id, field, ..Default::default() };
+        assert_eq!(locate(text, &fault).unwrap().to_string(), "4:6");
     }
 }

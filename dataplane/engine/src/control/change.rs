@@ -8,8 +8,11 @@
 //! roles, and closes those that nobody wants.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::Duration;
 
 use culvert_ebpf::AttachError;
+use culvert_model::edit::Changes;
 use culvert_model::{Attach, Edit, Host, IfName, Place, PortId, Section, UnderlayTx, api};
 use culvert_port::IDLE_FRAMES;
 use culvert_port::device::Device as NetDevice;
@@ -20,6 +23,7 @@ use super::devices::{Attached, Fault};
 use super::modes::{BUSY_WAIT, Moved};
 use super::underlay::Following;
 use super::{ApplyError, Controller, Known};
+use crate::tables::Scope;
 use crate::worker::device::{Device, Role};
 
 /// Devices that cannot be opened and are named in one refusal. To find out about each may take the
@@ -29,8 +33,30 @@ const FAULTS_MAX: usize = 16;
 /// Ports that are named for their MTU in the warnings of one state.
 const MTU_WARNINGS_MAX: usize = 8;
 
-/// The devices that a state needs, with the place that names each.
-type Plan = BTreeMap<IfName, (Wanted, Place)>;
+/// How long new VTEPs are waited for that come with a whole state, and by an edit: who edits often waits
+/// often.
+const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE_EDIT: Duration = Duration::from_millis(5);
+
+/// The devices that a change concerns: those of changed ports, and those that carry nothing at present.
+/// All others stay as they are.
+#[derive(Default)]
+struct Plan {
+    /// What is wanted of a device from now on, with the place that names it.
+    wanted: BTreeMap<IfName, (Wanted, Place)>,
+    /// Open devices that nothing wants any more.
+    unwanted: Vec<IfName>,
+}
+
+impl Plan {
+    fn is_empty(&self) -> bool {
+        self.wanted.is_empty() && self.unwanted.is_empty()
+    }
+
+    fn has_underlay(&self) -> bool {
+        self.wanted.values().any(|(wanted, _)| matches!(wanted.role, Role::Underlay(_)))
+    }
+}
 
 /// What was prepared, and how to take it back.
 #[derive(Default)]
@@ -62,14 +88,25 @@ impl Controller {
         if if_generation.is_some_and(|wanted| wanted != self.generation) {
             return Err(ApplyError::Generation(self.generation));
         }
-        let known = self.known_in(&host).map_err(|fault| ApplyError::Refused(vec![fault]))?;
-        let plan = plan(&host, &known);
+        self.change_to(host, PATIENCE).await
+    }
+
+    /// Makes `host` the state. Costs what differs from the state before.
+    async fn change_to(
+        &mut self,
+        host: Host,
+        patience: Duration,
+    ) -> Result<(u64, Vec<String>), ApplyError> {
+        let before = self.host.clone();
+        let changes = Changes::since(before.as_ref(), &host);
+        let known = self.known_in(&host, &changes).map_err(|f| ApplyError::Refused(vec![f]))?;
+        let plan = self.plan(&host, before.as_ref(), &known, &changes);
         let mut change = Change::default();
-        if let Err(mut faults) = self.prepare(&host, &plan, &mut change).await {
+        if let Err(mut faults) = self.prepare(&host, &changes, &plan, &mut change).await {
             faults.extend(self.undo(change).await);
             return Err(ApplyError::Refused(faults));
         }
-        Ok(self.commit(host, known, plan, change).await)
+        Ok(self.commit(&host, &changes, known, plan, change, patience).await)
     }
 
     /// Changes objects of the state.
@@ -89,19 +126,19 @@ impl Controller {
             return Err(ApplyError::Generation(self.generation));
         }
         let edited = self.host.as_ref().map_or_else(|| Host::of_edits(edits), |h| h.edited(edits));
-        self.replace(edited.map_err(ApplyError::Invalid)?, None).await
+        self.change_to(edited.map_err(ApplyError::Invalid)?, PATIENCE_EDIT).await
     }
 
     /// The indices of the objects of a state.
-    fn known_in(&self, host: &Host) -> Result<Known, api::Fault> {
+    fn known_in(&self, host: &Host, changes: &Changes<'_>) -> Result<Known, api::Fault> {
         let too_many = |place: Place, limit: usize, what: &str| {
             api::Fault::new(&place, format!("more than {limit} {what}, which is the limit"))
         };
         let known = &self.known;
-        let ports = known.ports.moved_to(host.ports().iter().map(|port| &port.id));
+        let ports =
+            known.ports.changed(gone(&changes.ports, |p| &p.id), came(&changes.ports, |p| &p.id));
         let ports = ports.map_err(|id: &PortId| {
-            let at = host.ports().iter().position(|port| port.id == *id).unwrap_or(0);
-            let place = Place::object(Section::Port, at, "id").named(id.as_str());
+            let place = Place::section(Section::Port, "id").named(id.as_str());
             too_many(place, crate::limits::MAX_PORTS, "ports")
         })?;
         let links = known.links.moved_to(host.underlay().interfaces.iter());
@@ -109,24 +146,36 @@ impl Controller {
             let place = Place::section(Section::Underlay, "interfaces");
             too_many(place, crate::limits::MAX_LINKS, "underlay interfaces")
         })?;
-        let vnets = known.vnets.moved_to(host.vnets().iter().map(|vnet| &vnet.id));
+        let vnets =
+            known.vnets.changed(gone(&changes.vnets, |v| &v.id), came(&changes.vnets, |v| &v.id));
         let vnets =
             vnets.map_err(|_| too_many(Place::section(Section::Vnet, "id"), 1 << 16, "vnets"))?;
-        let vteps = known.vteps.moved_to(host.mappings().iter().map(|mapping| &mapping.vtep));
-        let vteps = vteps
+        let (old, new) = self.vteps_of(host, changes);
+        let vteps = known
+            .vteps
+            .changed(&old, &new)
             .map_err(|_| too_many(Place::section(Section::Mapping, "vtep"), 1 << 20, "VTEPs"))?;
         Ok(Known { ports, links, vnets, vteps })
+    }
+
+    /// VTEPs that no mapping names any more, and those that one names now.
+    fn vteps_of(&self, host: &Host, changes: &Changes<'_>) -> (BTreeSet<IpAddr>, BTreeSet<IpAddr>) {
+        let old = changes.mappings.iter().filter_map(|(old, _)| Some(old.as_ref()?.vtep));
+        let new = changes.mappings.iter().filter_map(|(_, new)| Some(new.as_ref()?.vtep));
+        let gone = old.filter(|vtep| !host.has_vtep(*vtep)).collect();
+        (gone, new.filter(|vtep| self.known.vteps.get(vtep).is_none()).collect())
     }
 
     /// Does everything that can fail. What is done so far is in `change`, also on failure.
     async fn prepare(
         &mut self,
         host: &Host,
+        changes: &Changes<'_>,
         plan: &Plan,
         change: &mut Change,
     ) -> Result<(), Vec<api::Fault>> {
         let mut faults = Vec::new();
-        for (name, (wanted, place)) in plan {
+        for (name, (wanted, place)) in &plan.wanted {
             let known = self.attached.get(name);
             let as_before = known.is_some_and(|attached| attached.wanted == *wanted);
             if known.is_some_and(|attached| attached.state.is_ok() && same_kind(attached, wanted)) {
@@ -145,26 +194,20 @@ impl Controller {
                 break;
             }
         }
-        faults.extend(underlay_mtu_faults(host));
+        // What tenants need of the underlay's MTU follows from the addresses of ports and gateways.
+        if changes.underlay || !changes.ports.is_empty() || !changes.vnets.is_empty() {
+            faults.extend(underlay_mtu_faults(host));
+        }
         if !faults.is_empty() {
             return Err(faults);
         }
-        change.widened = true;
-        let mut addresses = self.host.as_ref().map_or_else(Vec::new, our_addresses);
-        addresses.extend(our_addresses(host));
-        let programs = &mut self.opener.programs;
-        let steered = programs
-            .set_vteps(&addresses)
-            .and_then(|()| programs.set_tunnel_ports(&[VXLAN.outer.port()]));
-        if let Err(error) = steered {
-            let place = Place::section(Section::Underlay, "addresses");
-            let error = format!("tunnel packets cannot be steered to us: {error}");
-            return Err(vec![api::Fault::new(&place, error)]);
+        if changes.underlay {
+            self.widen(host, change)?;
         }
         let fresh: HashMap<IfName, u32> =
             change.opened.iter().map(|(name, opened)| (name.clone(), opened.ifindex)).collect();
         change.following = self.follow_anew(host, &fresh).await.map_err(|fault| vec![fault])?;
-        for (name, (wanted, place)) in plan {
+        for (name, (wanted, place)) in &plan.wanted {
             let modes = self.modes_to_try(name, wanted);
             if let Some(modes) = modes {
                 let moved = self.move_to(name, &modes).await;
@@ -176,10 +219,28 @@ impl Controller {
         // nothing that can fail may follow but its like.
         let opens = |wanted: &Wanted| matches!(wanted.role, Role::Underlay(_));
         for last in [false, true] {
-            for (name, (wanted, place)) in plan.iter().filter(|(_, (w, _))| opens(w) == last) {
+            let some = plan.wanted.iter().filter(|(_, (wanted, _))| opens(wanted) == last);
+            for (name, (wanted, place)) in some {
                 self.turn(name, wanted.role, change)
                     .map_err(|error| vec![api::Fault::new(place, error)])?;
             }
+        }
+        Ok(())
+    }
+
+    /// Lets the programs take tunnel packets to the addresses of the new state beside those of the old.
+    fn widen(&mut self, host: &Host, change: &mut Change) -> Result<(), Vec<api::Fault>> {
+        change.widened = true;
+        let mut addresses = self.host.as_ref().map_or_else(Vec::new, our_addresses);
+        addresses.extend(our_addresses(host));
+        let programs = &mut self.opener.programs;
+        let steered = programs
+            .set_vteps(&addresses)
+            .and_then(|()| programs.set_tunnel_ports(&[VXLAN.outer.port()]));
+        if let Err(error) = steered {
+            let place = Place::section(Section::Underlay, "addresses");
+            let error = format!("tunnel packets cannot be steered to us: {error}");
+            return Err(vec![api::Fault::new(&place, error)]);
         }
         Ok(())
     }
@@ -233,63 +294,73 @@ impl Controller {
     /// Makes the state that was prepared the current one.
     async fn commit(
         &mut self,
-        host: Host,
+        host: &Host,
+        changes: &Changes<'_>,
         known: Known,
         plan: Plan,
         change: Change,
+        patience: Duration,
     ) -> (u64, Vec<String>) {
         let mut warnings: Vec<String> = host.warnings().iter().map(ToString::to_string).collect();
         warnings.extend(change.still_faulted);
-        for (id, index) in known.ports.iter() {
-            if self.known.ports.get(id).is_none() {
-                self.shared.counters.iter().for_each(|c| c.clear_port(index as u16));
-            }
+        for index in came(&changes.ports, |port| &port.id).filter_map(|id| known.ports.get(id)) {
+            self.shared.counters.iter().for_each(|c| c.clear_port(index as u16));
         }
+        let (gone_vteps, new_vteps) = self.vteps_of(host, changes);
         self.known = known;
-        if let Some(following) = change.following {
-            self.follow_by(following).await;
+        let mut scope = Scope { ports: !plan.is_empty(), vteps: changes.underlay };
+        scope.vteps |= plan.has_underlay() || change.following.is_some();
+        let wait_for: Vec<IpAddr> = match change.following {
+            Some(following) => {
+                self.follow_by(following).await;
+                self.known.vteps.iter().map(|(ip, _)| *ip).collect()
+            }
+            None => new_vteps.iter().copied().collect(),
+        };
+        if !wait_for.is_empty() || !gone_vteps.is_empty() {
+            self.set_targets();
+            scope.vteps |= self.wait_for_next_hops(&wait_for, patience).await;
         }
-        self.set_targets();
-        self.wait_for_next_hops().await;
 
         // From here on devices that change hands are in nobody's: what arrives waits in their
         // sockets, so that no packet is judged by its old role and the new rules.
         let mut hands: Vec<(IfName, Vec<Device>)> = Vec::new();
         let mut gone = Vec::new();
         let fresh: BTreeSet<IfName> = change.opened.iter().map(|(name, _)| name.clone()).collect();
-        let names: Vec<IfName> = self.attached.keys().cloned().collect();
-        for name in names {
-            let Some(attached) = self.attached.get(&name) else { continue };
-            let wanted = plan.get(&name).map(|(wanted, _)| wanted);
-            if wanted.is_none() || attached.state.is_ok() && fresh.contains(&name) {
-                let devices = self.take_back(&name).await;
-                if let Some(attached) = self.attached.remove(&name) {
-                    gone.push((name, attached, devices));
+        let concerned: Vec<&IfName> = plan.wanted.keys().chain(&plan.unwanted).collect();
+        for name in concerned {
+            let Some(attached) = self.attached.get(name) else { continue };
+            let wanted = plan.wanted.get(name).map(|(wanted, _)| wanted);
+            if wanted.is_none() || attached.state.is_ok() && fresh.contains(name) {
+                let devices = self.take_back(name).await;
+                if let Some(attached) = self.attached.remove(name) {
+                    gone.push((name.clone(), attached, devices));
                 }
             } else if attached.state.is_ok()
                 && wanted.is_some_and(|wanted| wanted.role != attached.wanted.role)
             {
-                let devices = self.take_back(&name).await;
-                hands.push((name, devices));
+                let devices = self.take_back(name).await;
+                hands.push((name.clone(), devices));
             }
         }
         for (name, opened) in change.opened {
-            let Some((wanted, _)) = plan.get(&name) else { continue };
+            let Some((wanted, _)) = plan.wanted.get(&name) else { continue };
             let devices = self.adopt(name.clone(), wanted.clone(), opened);
             hands.push((name, devices));
         }
-        for (name, (wanted, _)) in &plan {
+        for (name, (wanted, _)) in &plan.wanted {
             self.rewant(name, wanted);
         }
-        self.host = Some(host);
+        self.host = Some(host.clone());
         self.generation += 1;
-        self.publish();
+        self.publish_changes(changes, scope);
         for (name, devices) in hands {
             self.hand_out(&name, devices);
         }
         self.close_devices(gone).await;
-        let addresses = self.host.as_ref().map_or_else(Vec::new, our_addresses);
-        if let Err(error) = self.opener.programs.set_vteps(&addresses) {
+        if changes.underlay
+            && let Err(error) = self.opener.programs.set_vteps(&our_addresses(host))
+        {
             warnings.push(format!("packets to addresses that were ours are kept: {error}"));
         }
         warnings.extend(self.release_unwanted());
@@ -298,6 +369,33 @@ impl Controller {
         let sockets = open.map(|open| open.slots.len()).sum();
         warnings.extend(too_few_frames(sockets, self.opener.arena.stats().capacity));
         (self.generation, warnings)
+    }
+
+    /// What becomes of the devices that the changes concern.
+    fn plan(
+        &self,
+        host: &Host,
+        before: Option<&Host>,
+        known: &Known,
+        changes: &Changes<'_>,
+    ) -> Plan {
+        let faulted = self.attached.iter().filter(|(_, attached)| attached.state.is_err());
+        let mut names: BTreeSet<&IfName> = faulted.map(|(name, _)| name).collect();
+        if changes.underlay {
+            let hosts = [Some(host), before].into_iter().flatten();
+            names.extend(hosts.flat_map(|host| &host.underlay().interfaces));
+        }
+        let ports = changes.ports.iter().flat_map(|(old, new)| [old, new]).flatten();
+        names.extend(ports.map(|port| port.attach.ifname()));
+        let mut plan = Plan::default();
+        for name in names {
+            match wanted_of(host, known, name) {
+                Some(wanted) => drop(plan.wanted.insert(name.clone(), wanted)),
+                None if self.attached.contains_key(name) => plan.unwanted.push(name.clone()),
+                None => {}
+            }
+        }
+        plan
     }
 
     /// Detaches from devices that were closed before and that this state does not name. One that is
@@ -383,7 +481,7 @@ fn underlay_mtu_faults(host: &Host) -> Vec<api::Fault> {
     host.underlay().interfaces.iter().enumerate().filter_map(fault).collect()
 }
 
-fn our_addresses(host: &Host) -> Vec<std::net::IpAddr> {
+fn our_addresses(host: &Host) -> Vec<IpAddr> {
     host.underlay().addresses.clone()
 }
 
@@ -397,33 +495,42 @@ fn same_kind(attached: &Attached, wanted: &Wanted) -> bool {
     attached.wanted.attach == wanted.attach
 }
 
-/// The devices that a state needs.
-fn plan(host: &Host, known: &Known) -> Plan {
-    let mut all = BTreeMap::new();
+/// What a state wants of a device, with the place that names it.
+fn wanted_of(host: &Host, known: &Known, name: &IfName) -> Option<(Wanted, Place)> {
     let underlay = host.underlay();
-    for (i, name) in underlay.interfaces.iter().enumerate() {
-        let Some(index) = known.links.get(name) else { continue };
+    if let Some(i) = underlay.interfaces.iter().position(|own| own == name) {
         let wanted = Wanted {
-            role: Role::Underlay(index as u16),
+            role: Role::Underlay(known.links.get(name)? as u16),
             attach: Attach::Xdp { ifname: name.clone() },
             mode: underlay.mode,
             tx: underlay.tx,
         };
-        let place = Place::section(Section::Underlay, "interfaces").at(i);
-        all.insert(name.clone(), (wanted, place));
+        return Some((wanted, Place::section(Section::Underlay, "interfaces").at(i)));
     }
-    for (i, port) in host.ports().iter().enumerate() {
-        let Some(index) = known.ports.get(&port.id) else { continue };
-        let wanted = Wanted {
-            role: Role::Tenant(index as u16),
-            attach: port.attach.clone(),
-            mode: port.mode,
-            tx: UnderlayTx::Auto,
-        };
-        let place = Place::object(Section::Port, i, "attach").named(port.id.as_str());
-        all.insert(port.attach.ifname().clone(), (wanted, place));
-    }
-    all
+    let port = host.port_on(name)?;
+    let wanted = Wanted {
+        role: Role::Tenant(known.ports.get(&port.id)? as u16),
+        attach: port.attach.clone(),
+        mode: port.mode,
+        tx: UnderlayTx::Auto,
+    };
+    Some((wanted, Place::section(Section::Port, "attach").named(port.id.as_str())))
+}
+
+/// Names of objects that are no more.
+fn gone<'c, T, K: 'c>(
+    changes: &'c [(Option<&'c T>, Option<&'c T>)],
+    id: fn(&T) -> &K,
+) -> impl Iterator<Item = &'c K> {
+    changes.iter().filter(|(_, new)| new.is_none()).filter_map(move |(old, _)| old.map(id))
+}
+
+/// Names of objects that there were not before.
+fn came<'c, T, K: 'c>(
+    changes: &'c [(Option<&'c T>, Option<&'c T>)],
+    id: fn(&T) -> &K,
+) -> impl Iterator<Item = &'c K> {
+    changes.iter().filter(|(old, _)| old.is_none()).filter_map(move |(_, new)| new.map(id))
 }
 
 #[cfg(test)]

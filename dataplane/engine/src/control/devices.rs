@@ -14,6 +14,7 @@ use super::Controller;
 use super::attach::{self, Mode, Opened, Refusal, Wanted};
 use super::retry::Retry;
 use crate::shared::Command;
+use crate::tables::Scope;
 use crate::worker::device::{AttachmentId, Device, Facts, Role};
 
 /// How long a retry waits for a queue that somebody else has: the control thread has more to do.
@@ -239,7 +240,7 @@ impl Controller {
             self.restart_resolver().await;
         }
         if publish || underlay {
-            self.publish();
+            self.publish(Scope::ALL);
         }
     }
 

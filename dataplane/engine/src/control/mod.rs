@@ -31,7 +31,7 @@ use self::devices::Attached;
 use self::pmtu::PathMtus;
 use crate::limits::{MAX_LINKS, MAX_PORTS};
 use crate::shared::{Command, Event, Shared, Trap};
-use crate::tables::Indices;
+use crate::tables::{Indices, Scope};
 
 /// How often the kernel's tables are read anew, beside its notifications.
 const NEXT_HOP_REFRESH: Duration = Duration::from_secs(5);
@@ -145,7 +145,7 @@ impl Controller {
             let _ = self.traps.send((name, trap));
         }
         if changed {
-            self.publish();
+            self.publish(Scope { vteps: true, ..Scope::default() });
         }
     }
 

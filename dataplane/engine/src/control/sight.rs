@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use culvert_model::{Host, PortId, Vni, api};
+use culvert_model::{PortId, Vni, api};
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum};
 use culvert_wire::eth::MacAddr;
 use culvert_wire::format::VXLAN;
@@ -40,9 +40,9 @@ impl Controller {
     /// # Errors
     /// A status that names it, and those that there are.
     pub fn port_named(&self, name: &str) -> Result<PortId, Status> {
-        let ports = self.host.as_ref().map_or(&[][..], Host::ports);
-        let found = ports.iter().find(|port| port.id.as_str() == name);
+        let found = self.host.as_ref().and_then(|host| host.port(name));
         found.map(|port| port.id.clone()).ok_or_else(|| {
+            let ports = self.host.as_ref().map(|host| host.ports().clone()).unwrap_or_default();
             let names: Vec<_> = ports.iter().take(20).map(|port| port.id.to_string()).collect();
             let legal = match names.len() {
                 0 => "there is none".to_owned(),

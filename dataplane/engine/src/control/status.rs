@@ -70,7 +70,7 @@ impl Controller {
 
     /// The ports as they are.
     pub fn ports(&self) -> api::PortList {
-        let ports = self.host.as_ref().map_or(&[][..], Host::ports);
+        let ports = self.host.iter().flat_map(Host::ports);
         let links = links();
         let status = |port: &culvert_model::Port| {
             let name = port.attach.ifname();
@@ -101,7 +101,7 @@ impl Controller {
                 reason,
             }
         };
-        api::PortList { ports: ports.iter().map(status).collect() }
+        api::PortList { ports: ports.map(status).collect() }
     }
 
     /// Everything that is counted.
@@ -115,9 +115,8 @@ impl Controller {
         }
         sockets.sort_by_key(|(id, _)| *id);
         let shared = &self.shared;
-        let ports = self.host.as_ref().map_or(&[][..], Host::ports);
+        let ports = self.host.iter().flat_map(Host::ports);
         let ports = ports
-            .iter()
             .filter_map(|port| {
                 let index = self.known.ports.get(&port.id)? as u16;
                 Some(port_stats(port.id.as_str(), shared, index))

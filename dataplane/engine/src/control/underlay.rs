@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use culvert_model::{Host, IfName, Place, PortId, Section, api};
+use culvert_model::edit::Changes;
+use culvert_model::{Host, IfName, Place, Port, Section, api};
 use culvert_nexthop::{NextHops, Resolution, Resolver, ResolverConfig};
 use tokio::sync::watch;
 
 use super::devices::Attached;
 use super::{Controller, NEXT_HOP_REFRESH};
-use crate::tables::{self, Hop, Inputs, PortFacts, Reach};
+use crate::tables::{self, Hop, Inputs, PortFacts, Reach, Scope};
 use crate::worker::device::Role;
 
 /// A resolver, and what it says.
@@ -91,38 +92,44 @@ impl Controller {
         }
     }
 
-    /// Gives new VTEPs a moment to be looked up, so that the first packets find their way.
-    pub(super) async fn wait_for_next_hops(&mut self) {
-        let Some(follow) = &mut self.follow else { return };
-        let wanted: Vec<IpAddr> = self.known.vteps.iter().map(|(ip, _)| *ip).collect();
+    /// Gives these VTEPs a moment to be looked up, so that the first packets find their way. True when
+    /// ways are other than before.
+    pub(super) async fn wait_for_next_hops(
+        &mut self,
+        wanted: &[IpAddr],
+        patience: Duration,
+    ) -> bool {
+        let Some(follow) = &mut self.follow else { return false };
         let known = |hops: &Arc<NextHops>| {
             wanted
                 .iter()
                 .all(|ip| !matches!(hops.by_vtep.get(ip), None | Some(Resolution::Pending)))
         };
-        let patience = Duration::from_millis(300);
         let _ = tokio::time::timeout(patience, follow.wait_for(known)).await;
         let now = Arc::clone(&follow.borrow_and_update());
+        let changed = !Arc::ptr_eq(&now, &self.next_hops.borrow());
         self.next_hops.send_replace(now);
+        changed
+    }
+
+    /// Builds a snapshot of the tables after what is not in the state changed, and makes it the current
+    /// one.
+    pub(super) fn publish(&mut self, scope: Scope) {
+        self.publish_changes(&Changes::none(), scope);
     }
 
     /// Builds a snapshot of the tables and makes it the current one.
-    pub fn publish(&mut self) {
+    pub(super) fn publish_changes(&self, changes: &Changes<'_>, scope: Scope) {
         let Some(host) = &self.host else { return };
-        let ports: HashMap<PortId, PortFacts> = host
-            .ports()
-            .iter()
-            .filter_map(|port| {
-                let open = self.attached.get(port.attach.ifname()).and_then(Attached::open);
-                let device_mtu = open.map_or(0, |open| open.facts.mtu);
-                let facts = PortFacts {
-                    index: self.known.ports.get(&port.id)? as u16,
-                    worker: open.and_then(|o| o.workers.first().copied()).unwrap_or(0),
-                    mtu: port.mtu.map_or(device_mtu, |mtu| u32::from(mtu.get())),
-                };
-                Some((port.id.clone(), facts))
+        let ports = |port: &Port| {
+            let open = self.attached.get(port.attach.ifname()).and_then(Attached::open);
+            let device_mtu = open.map_or(0, |open| open.facts.mtu);
+            Some(PortFacts {
+                index: self.known.ports.get(&port.id)? as u16,
+                worker: open.and_then(|o| o.workers.first().copied()).unwrap_or(0),
+                mtu: port.mtu.map_or(device_mtu, |mtu| u32::from(mtu.get())),
             })
-            .collect();
+        };
         let mut link_workers: Vec<Vec<u16>> = Vec::new();
         let mut link_of: HashMap<u32, (u16, u32)> = HashMap::new();
         for attached in self.attached.values() {
@@ -176,6 +183,8 @@ impl Controller {
         let previous = self.shared.tables.load_full();
         let tables = tables::build(&Inputs {
             host,
+            changes,
+            scope,
             previous: &previous,
             ports: &ports,
             vnets: &self.known.vnets,
@@ -197,7 +206,7 @@ impl Controller {
         if follow.has_changed().unwrap_or(false) {
             let now = Arc::clone(&follow.borrow_and_update());
             self.next_hops.send_replace(now);
-            self.publish();
+            self.publish(Scope { vteps: true, ..Scope::default() });
         }
     }
 

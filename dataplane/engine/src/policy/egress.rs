@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::observe::{Observer, Stage, Step, Unwatched};
 use crate::drops::DropReason;
-use crate::tables::{PortEntry, Route, Tables, Target, VnetEntry, VnetIndex};
+use crate::tables::{PortEntry, Route, Routes, Tables, Target, VnetEntry, VnetIndex};
 
 /// Addresses that a router of ours writes into a packet that it forwards.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -128,7 +128,7 @@ fn route(
         });
         return Some(Route::Vnet(vnet.index));
     }
-    let of = |routes: &Option<crate::tables::Routes>| routes.as_ref().and_then(|r| r.lookup(ip));
+    let of = |routes: &Option<std::sync::Arc<Routes>>| routes.as_ref().and_then(|r| r.lookup(ip));
     let (found, owner) = match (of(&port.routes), of(&vnet.routes)) {
         (Some((own, route)), Some((vnets, _))) if own >= vnets => (Some((own, route)), Scope::Port),
         (_, Some(found)) => (Some(found), Scope::Vnet),

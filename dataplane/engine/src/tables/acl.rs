@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use culvert_model::{AclGroup, AclGroupId, Host, Port};
+use culvert_model::edit::Changes;
+use culvert_model::{AclGroup, AclGroupId, Port};
 
 use super::{PortEntry, VnetIndex};
 
@@ -29,12 +30,24 @@ impl PartialEq for PortAcl {
 }
 
 /// The groups of a host by name, each allocated once.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Groups(HashMap<AclGroupId, Arc<AclGroup>>);
 
 impl Groups {
-    pub(super) fn of(host: &Host) -> Groups {
-        let entry = |group: &AclGroup| (group.id.clone(), Arc::new(group.clone()));
-        Groups(host.acls().iter().map(entry).collect())
+    /// Takes what changed in them.
+    pub(super) fn update(groups: &mut Arc<Groups>, changes: &Changes<'_>) {
+        if changes.acls.is_empty() {
+            return;
+        }
+        let Groups(known) = Arc::make_mut(groups);
+        for (old, new) in &changes.acls {
+            if let Some(old) = old {
+                known.remove(&old.id);
+            }
+            if let Some(new) = new {
+                known.insert(new.id.clone(), Arc::new((*new).clone()));
+            }
+        }
     }
 
     /// The groups of a port at `generation`. Those that `previous`, the entry of the same index before,

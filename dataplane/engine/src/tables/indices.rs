@@ -2,25 +2,32 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
+use std::sync::Arc;
 
-/// Hands out the lowest free index for each key, and takes it back when the key is gone.
+/// Hands out a free index for each key, and takes it back when the key is gone. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Indices<K> {
+    given: Arc<Given<K>>,
+    limit: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Given<K> {
     by_key: HashMap<K, u32>,
     free: Vec<u32>,
     next: u32,
-    limit: u32,
 }
 
 impl<K: Eq + Hash + Clone> Indices<K> {
     /// For at most `limit` keys.
     pub fn new(limit: u32) -> Self {
-        Indices { by_key: HashMap::new(), free: Vec::new(), next: 0, limit }
+        let given = Given { by_key: HashMap::new(), free: Vec::new(), next: 0 };
+        Indices { given: Arc::new(given), limit }
     }
 
     /// The index of `key`, if it has one.
     pub fn get(&self, key: &K) -> Option<u32> {
-        self.by_key.get(key).copied()
+        self.given.by_key.get(key).copied()
     }
 
     /// The index of `key`, a new one if it has none; none when the limit is reached.
@@ -28,59 +35,65 @@ impl<K: Eq + Hash + Clone> Indices<K> {
         if let Some(index) = self.get(key) {
             return Some(index);
         }
-        let index = match self.free.pop() {
+        let given = Arc::make_mut(&mut self.given);
+        let index = match given.free.pop() {
             Some(index) => index,
-            None if self.next < self.limit => {
-                self.next += 1;
-                self.next - 1
+            None if given.next < self.limit => {
+                given.next += 1;
+                given.next - 1
             }
             None => return None,
         };
-        self.by_key.insert(key.clone(), index);
+        given.by_key.insert(key.clone(), index);
         Some(index)
     }
 
-    /// These indices as a new set of keys has them: keys that stay keep theirs, the others' become
-    /// free. A new key gets one that was free before, as long as there is one, so that what is
-    /// still on its way to an old key's object does not meet a new one. `Err`: a key that found
-    /// none.
+    /// These indices without the keys that are gone, and with those that came. A new key gets one that
+    /// was free before, as long as there is one, so that what is still on its way to an old key's object
+    /// does not meet a new one.
     ///
     /// # Errors
     /// The first key for which no index is left.
-    pub fn moved_to<'a>(&self, keys: impl Iterator<Item = &'a K> + Clone) -> Result<Self, &'a K> {
-        let wanted: HashSet<&K> = keys.clone().collect();
+    pub fn changed<'a>(
+        &self,
+        gone: impl IntoIterator<Item = &'a K>,
+        came: impl IntoIterator<Item = &'a K>,
+    ) -> Result<Self, &'a K>
+    where
+        K: 'a,
+    {
         let mut next = self.clone();
-        let mut left = Vec::new();
-        for key in keys {
-            if next.assign(key).is_none() {
-                left.push(key);
+        let left: Vec<&K> = came.into_iter().filter(|key| next.assign(key).is_none()).collect();
+        let mut freed: Vec<u32> = Vec::new();
+        for key in gone {
+            if next.get(key).is_some() {
+                freed.extend(Arc::make_mut(&mut next.given).by_key.remove(key));
             }
         }
-        next.retain(|key| wanted.contains(key));
+        if !freed.is_empty() {
+            freed.sort_unstable_by(|a, b| b.cmp(a));
+            Arc::make_mut(&mut next.given).free.extend(freed);
+        }
         for key in left {
             next.assign(key).ok_or(key)?;
         }
         Ok(next)
     }
 
-    /// Forgets the keys that `keep` refuses; returns their indices.
-    pub fn retain(&mut self, keep: impl Fn(&K) -> bool) -> Vec<u32> {
-        let mut gone = Vec::new();
-        self.by_key.retain(|key, index| {
-            let kept = keep(key);
-            if !kept {
-                gone.push(*index);
-            }
-            kept
-        });
-        gone.sort_unstable_by(|a, b| b.cmp(a));
-        self.free.extend(&gone);
-        gone
+    /// These indices as a new set of keys has them: see [`changed`](Self::changed).
+    ///
+    /// # Errors
+    /// The first key for which no index is left.
+    pub fn moved_to<'a>(&'a self, keys: impl IntoIterator<Item = &'a K>) -> Result<Self, &'a K> {
+        let wanted: Vec<&K> = keys.into_iter().collect();
+        let all: HashSet<&K> = wanted.iter().copied().collect();
+        let gone = self.given.by_key.keys().filter(|key| !all.contains(key));
+        self.changed(gone, wanted.iter().copied())
     }
 
     /// All keys with their indices.
     pub fn iter(&self) -> impl Iterator<Item = (&K, u32)> {
-        self.by_key.iter().map(|(key, index)| (key, *index))
+        self.given.by_key.iter().map(|(key, index)| (key, *index))
     }
 }
 
@@ -94,7 +107,7 @@ mod tests {
         assert_eq!(indices.assign(&"a"), Some(0));
         assert_eq!(indices.assign(&"b"), Some(1));
         assert_eq!(indices.assign(&"a"), Some(0));
-        assert_eq!(indices.retain(|key| *key != "a"), vec![0]);
+        indices = indices.changed([&"a"], []).unwrap();
         assert_eq!(indices.assign(&"c"), Some(0));
         assert_eq!(indices.assign(&"d"), Some(2));
         assert_eq!(indices.assign(&"e"), None);

@@ -2,29 +2,41 @@
 //!
 //! A worker loads the snapshot once per batch, so no packet sees half a change. What did not
 //! change between two snapshots is shared between them, and keeps its epoch: cached flows that do
-//! not depend on a change survive it.
+//! not depend on a change survive it (`fresh`). A snapshot is made of the one before ([`build`]), and
+//! costs what changed.
 //!
 //! Ports, virtual networks, VTEPs and links are known by small indices that stay with their object
 //! from snapshot to snapshot ([`Indices`]).
 
 mod acl;
 mod build;
+mod fresh;
 mod indices;
 mod names;
+mod ports;
+mod shards;
+mod vnets;
+mod vteps;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use culvert_model::{Dhcp, DomainName, Meter, Miss, PortId, VnetId};
 use culvert_wire::eth::MacAddr;
+use culvert_wire::packet::Packet;
 use culvert_wire::vni::Vni;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 use rustc_hash::FxHashMap;
 
+use self::fresh::Freshness;
+
 pub use acl::PortAcl;
-pub use build::{Inputs, PortFacts, build};
+pub use build::{Inputs, PortFacts, Scope, build};
+pub use fresh::Stamp;
 pub use indices::Indices;
+pub use shards::Shards;
 
 /// Index of a tenant port.
 pub type PortIndex = u16;
@@ -35,19 +47,28 @@ pub type VtepIndex = u32;
 /// Index of an underlay device.
 pub type LinkIndex = u16;
 
+/// Entries by index. Shared as a whole while none of them changes.
+pub(crate) type Slots<T> = Arc<[Option<Arc<T>>]>;
+
 /// One snapshot of the rules.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Tables {
     /// Counts snapshots.
     pub generation: u64,
-    pub(crate) ports: Vec<Option<Arc<PortEntry>>>,
-    pub(crate) vnets: Vec<Option<Arc<VnetEntry>>>,
-    pub(crate) vteps: Vec<Option<Arc<VtepEntry>>>,
-    pub(crate) vnet_of_vni: FxHashMap<u32, VnetIndex>,
-    pub(crate) vtep_of_ip: FxHashMap<IpAddr, VtepIndex>,
-    pub(crate) link_workers: Vec<Vec<u16>>,
+    /// The last in which a decision about what comes from the underlay may have changed, but for
+    /// addresses: those have [`Stamp`]s.
+    pub ingress_epoch: u64,
+    pub(crate) ports: Slots<PortEntry>,
+    pub(crate) vnets: Slots<VnetEntry>,
+    pub(crate) vteps: Slots<VtepEntry>,
+    pub(crate) vnet_of_vni: Arc<FxHashMap<u32, VnetIndex>>,
+    pub(crate) vtep_of_ip: Shards<IpAddr, VtepIndex>,
+    pub(crate) link_workers: Arc<[Vec<u16>]>,
     /// Ingress rules for identifiers that no network here has.
-    pub(crate) strangers: FxHashMap<u32, Vec<IngressEntry>>,
+    pub(crate) strangers: Arc<FxHashMap<u32, Vec<IngressEntry>>>,
+    pub(crate) fresh: Freshness,
+    /// ACL groups, of which ports share what they refer to.
+    acls: Arc<acl::Groups>,
 }
 
 impl Tables {
@@ -86,6 +107,22 @@ impl Tables {
         self.link_workers.get(usize::from(link)).map_or(&[], Vec::as_slice)
     }
 
+    /// What a decision about a packet from a tenant depends on.
+    pub fn stamp_egress(&self, head: &[u8], pkt: &Packet) -> Stamp {
+        Stamp::of_egress(self.generation, head, pkt)
+    }
+
+    /// What a decision about a packet from the VTEP at `from` depends on.
+    pub fn stamp_ingress(&self, from: IpAddr, head: &[u8], pkt: &Packet) -> Stamp {
+        Stamp::of_ingress(self.generation, from, head, pkt)
+    }
+
+    /// Whether nothing changed since about the addresses that a decision depends on.
+    #[inline]
+    pub fn holds(&self, stamp: &Stamp) -> bool {
+        self.fresh.holds(stamp)
+    }
+
     /// The remote VTEP that has this address.
     #[inline]
     pub fn vtep_of(&self, ip: &IpAddr) -> Option<VtepIndex> {
@@ -94,7 +131,7 @@ impl Tables {
 }
 
 /// A tenant port as the packet path needs it.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Clone)]
 pub struct PortEntry {
     /// Its index.
     pub index: PortIndex,
@@ -121,8 +158,9 @@ pub struct PortEntry {
     /// What DHCP tells it to call itself.
     pub hostname: Option<DomainName>,
     /// Its own routes, which form one table with those of its network.
-    pub routes: Option<Routes>,
-    /// Changes whenever a decision made for a packet of this port may have changed.
+    pub routes: Option<Arc<Routes>>,
+    /// Changes whenever a decision made for a packet of this port may have changed, but for addresses:
+    /// those have [`Stamp`]s.
     pub epoch: u64,
 }
 
@@ -131,6 +169,8 @@ pub struct PortEntry {
 pub struct Routes {
     v4: PrefixMap<Ipv4Net, Route>,
     v6: PrefixMap<Ipv6Net, Route>,
+    /// The networks that routes lead to, and how many do.
+    leads_to: BTreeMap<VnetIndex, usize>,
 }
 
 /// What an egress route says.
@@ -147,19 +187,41 @@ pub enum Route {
 }
 
 impl Routes {
-    fn insert(&mut self, prefix: IpNet, route: Route) {
-        match prefix {
-            IpNet::V4(net) => drop(self.v4.insert(net, route)),
-            IpNet::V6(net) => drop(self.v6.insert(net, route)),
+    /// Gives a prefix a route, or none.
+    fn set(&mut self, prefix: IpNet, route: Option<Route>) {
+        let old = match (prefix, route) {
+            (IpNet::V4(net), Some(route)) => self.v4.insert(net, route),
+            (IpNet::V6(net), Some(route)) => self.v6.insert(net, route),
+            (IpNet::V4(net), None) => self.v4.remove(&net),
+            (IpNet::V6(net), None) => self.v6.remove(&net),
+        };
+        if let Some(Route::Vnet(to)) = route {
+            *self.leads_to.entry(to).or_default() += 1;
         }
+        if let Some(Route::Vnet(to)) = old
+            && let Some(count) = self.leads_to.get_mut(&to)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.leads_to.remove(&to);
+            }
+        }
+    }
+
+    fn get(&self, prefix: IpNet) -> Option<Route> {
+        match prefix {
+            IpNet::V4(net) => self.v4.get(&net).copied(),
+            IpNet::V6(net) => self.v6.get(&net).copied(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
     }
 
     /// The networks that any of the routes leads to.
     fn vnets(&self) -> impl Iterator<Item = VnetIndex> + '_ {
-        self.v4.values().chain(self.v6.values()).filter_map(|route| match route {
-            Route::Vnet(index) => Some(*index),
-            _ => None,
-        })
+        self.leads_to.keys().copied()
     }
 
     /// The route of the longest prefix that covers `ip`, and that prefix's length.
@@ -232,7 +294,7 @@ pub struct IngressEntry {
 }
 
 /// A virtual network as the packet path needs it.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Clone)]
 pub struct VnetEntry {
     /// Its index.
     pub index: VnetIndex,
@@ -249,20 +311,20 @@ pub struct VnetEntry {
     /// What tenants are told that ask for their configuration.
     pub dhcp: Option<Arc<Dhcp>>,
     /// All that is known by address: local ports and mappings.
-    pub neighbours: FxHashMap<IpAddr, Neighbour>,
+    pub neighbours: Shards<IpAddr, Neighbour>,
     /// All that is known by MAC.
-    pub macs: FxHashMap<MacAddr, Target>,
+    pub macs: Shards<MacAddr, Target>,
     /// Remote VTEPs with a mapping here: where floods go.
-    pub flood_vteps: Vec<VtepIndex>,
+    pub flood_vteps: Arc<[VtepIndex]>,
     /// Ports of this host.
-    pub local_ports: Vec<PortIndex>,
+    pub local_ports: Arc<[PortIndex]>,
     /// Routes of the network; none means that everything is looked up in the network itself.
-    pub routes: Option<Routes>,
+    pub routes: Option<Arc<Routes>>,
     /// Networks whose routes lead here: their members may be the source of what is routed.
     pub routed_from: Vec<VnetIndex>,
     /// Ingress rules by falling priority; none means [`Ingress::DecapValidate`] for every VTEP.
     pub ingress: Vec<IngressEntry>,
-    /// The generation in which it last changed.
+    /// The generation in which it last changed, but for what lives where: addresses have [`Stamp`]s.
     pub changed_in: u64,
 }
 

@@ -207,16 +207,19 @@ impl Worker {
         let from = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let vni = LOCAL | u32::from(port);
         let key = IngressKey { vni, from, headers: Headers::of(head, pkt) };
-        let (hash, generation) = (pkt.flow_hash ^ vni, self.tables.generation);
-        if let Some(flow) = self.ingress_flows.get(hash, &key, generation) {
+        let (hash, epoch) = (pkt.flow_hash ^ vni, self.tables.ingress_epoch);
+        if let Some(flow) = self.ingress_flows.get(hash, &key, epoch)
+            && self.tables.holds(&flow.stamp)
+        {
             self.counters.flow_hits.add(1);
             return flow.acl;
         }
         self.counters.flow_misses.add(1);
         let acl = judge(entry, Direction::Ingress, head, pkt, &mut Unwatched);
         if is_of_a_flow(head, pkt) {
-            let flow = IngressFlow { verdict: Verdict::Deliver(port), acl };
-            self.ingress_flows.insert(hash, key, generation, flow);
+            let stamp = self.tables.stamp_ingress(from, head, pkt);
+            let flow = IngressFlow { verdict: Verdict::Deliver(port), acl, stamp };
+            self.ingress_flows.insert(hash, key, epoch, flow);
         }
         acl
     }

@@ -148,7 +148,8 @@ fn find(vnet: &VnetEntry, ip: IpAddr) -> Option<(MacAddr, bool)> {
     match ip {
         // A link-local address that a MAC of the network makes.
         IpAddr::V6(v6) => {
-            vnet.macs.keys().find(|mac| mac.eui64_link_local() == v6).map(|mac| (*mac, false))
+            let mac = MacAddr::of_eui64_link_local(v6)?;
+            vnet.macs.get(&mac).map(|_| (mac, false))
         }
         IpAddr::V4(_) => None,
     }

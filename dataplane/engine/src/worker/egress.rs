@@ -18,7 +18,7 @@ use crate::policy::anti_spoof;
 use crate::policy::egress::{Rewrite, Verdict, decide};
 use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::Handoff;
-use crate::tables::{PortEntry, PortIndex, Tables, Target, VnetIndex};
+use crate::tables::{PortEntry, PortIndex, Stamp, Tables, Target, VnetIndex};
 
 /// What was decided for a flow.
 #[derive(Clone, Debug)]
@@ -28,6 +28,18 @@ pub struct EgressFlow {
     tunnel: Option<Tunnel>,
     /// What the rules of the port's ACL groups say.
     acl: Judgement,
+    /// What it depends on, beside the epochs of port and VTEP.
+    stamp: Stamp,
+}
+
+impl EgressFlow {
+    /// Whether it would be decided so again.
+    fn holds(&self, tables: &Tables) -> bool {
+        let way = self.tunnel.as_ref().is_none_or(|tunnel| {
+            tables.vtep(tunnel.vtep).is_some_and(|vtep| vtep.changed_in == tunnel.epoch)
+        });
+        way && tables.holds(&self.stamp)
+    }
 }
 
 impl Worker {
@@ -152,18 +164,15 @@ impl Worker {
     /// The decision for a flow, from the cache where it is still valid. None when the port is gone.
     fn egress_flow(&mut self, key: &EgressKey, buf: &Buf, pkt: &Packet) -> Option<EgressFlow> {
         let epoch = self.tables.port(key.port)?.epoch;
-        if let Some(flow) = self.egress_flows.get(pkt.flow_hash, key, epoch) {
-            let current = flow.tunnel.as_ref().is_none_or(|tunnel| {
-                self.tables.vtep(tunnel.vtep).is_some_and(|vtep| vtep.changed_in == tunnel.epoch)
-            });
-            if current {
-                self.counters.flow_hits.add(1);
-                let flow = flow.clone();
-                if self.sight.trace.is_some() {
-                    self.retell_egress(key, buf, pkt);
-                }
-                return Some(flow);
+        if let Some(flow) = self.egress_flows.get(pkt.flow_hash, key, epoch)
+            && flow.holds(&self.tables)
+        {
+            self.counters.flow_hits.add(1);
+            let flow = flow.clone();
+            if self.sight.trace.is_some() {
+                self.retell_egress(key, buf, pkt);
             }
+            return Some(flow);
         }
         self.counters.flow_misses.add(1);
         self.sight.trace.saw(|| Step::new(Stage::FlowCache, "miss"));
@@ -314,7 +323,8 @@ fn egress_flow(
         Verdict::Drop(_) => Judgement::Free,
         _ => judge(port, Direction::Egress, head, pkt, seen),
     };
-    (EgressFlow { verdict, tunnel, acl }, lasting)
+    let stamp = tables.stamp_egress(head, pkt);
+    (EgressFlow { verdict, tunnel, acl, stamp }, lasting)
 }
 
 /// Whether the packet is an ARP packet or a neighbour solicitation: those we answer.

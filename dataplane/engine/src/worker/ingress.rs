@@ -25,7 +25,7 @@ use crate::policy::ingress::{Verdict, decide, decide_without_vnet};
 use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::Handoff;
 use crate::sight::pieces::Pieces;
-use crate::tables::{LinkIndex, PortIndex, Tables, VnetIndex};
+use crate::tables::{LinkIndex, PortIndex, Stamp, Tables, VnetIndex};
 
 /// What was decided for a flow from the underlay.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct IngressFlow {
     pub verdict: Verdict,
     /// Where that is a port: what the rules of its ACL groups say.
     pub acl: Judgement,
+    /// What it depends on, beside the epoch of the rules.
+    pub stamp: Stamp,
 }
 
 /// Bytes of an inner packet's headers that are looked at where they are not contiguous.
@@ -401,7 +403,9 @@ impl Worker {
         };
         let hash = inner.flow_hash ^ outer.vni.get();
         let tables: Arc<Tables> = Arc::clone(&self.tables);
-        if let Some(flow) = self.ingress_flows.get(hash, &key, tables.generation) {
+        if let Some(flow) = self.ingress_flows.get(hash, &key, tables.ingress_epoch)
+            && tables.holds(&flow.stamp)
+        {
             let flow = *flow;
             self.counters.flow_hits.add(1);
             if self.sight.trace.is_some() {
@@ -417,7 +421,7 @@ impl Worker {
         self.sight.trace.saw(|| Step::new(Stage::FlowCache, "miss"));
         let flow = ingress_flow(&tables, outer, head, inner, &mut self.sight.trace);
         if is_of_a_flow(head, inner) {
-            self.ingress_flows.insert(hash, key, tables.generation, flow);
+            self.ingress_flows.insert(hash, key, tables.ingress_epoch, flow);
         }
         flow
     }
@@ -431,7 +435,7 @@ impl Worker {
         off: Offload,
     ) {
         let tables = Arc::clone(&self.tables);
-        for port in tables.vnet(vnet).map_or(&[][..], |vnet| &vnet.local_ports) {
+        for port in tables.vnet(vnet).map_or(&[][..], |vnet| &vnet.local_ports[..]) {
             match self.copy(&buf) {
                 Some(copy) => self.deliver_judged(*port, copy, inner, off, None),
                 None => self.lose(Role::Underlay(link), DropReason::NoFrames, 1, &buf),
@@ -463,7 +467,7 @@ fn ingress_flow(
             .map_or(Judgement::Free, |entry| judge(entry, Direction::Ingress, head, inner, seen)),
         _ => Judgement::Free,
     };
-    IngressFlow { verdict, acl }
+    IngressFlow { verdict, acl, stamp: tables.stamp_ingress(outer.from, head, inner) }
 }
 
 /// The one port that the verdict is about.

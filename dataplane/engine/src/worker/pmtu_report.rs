@@ -185,18 +185,18 @@ mod tests {
             dhcp: None,
             neighbours: Default::default(),
             macs: Default::default(),
-            flood_vteps: Vec::new(),
-            local_ports: Vec::new(),
+            flood_vteps: Default::default(),
+            local_ports: Default::default(),
             routes: None,
             routed_from: Vec::new(),
             ingress: Vec::new(),
             changed_in: 1,
         };
         Tables {
-            vteps: vec![Some(Arc::new(vtep))],
+            vteps: Arc::new([Some(Arc::new(vtep))]),
             vtep_of_ip: [(ip, 0)].into_iter().collect(),
-            vnets: vec![Some(Arc::new(vnet))],
-            vnet_of_vni: [(100, 0)].into_iter().collect(),
+            vnets: Arc::new([Some(Arc::new(vnet))]),
+            vnet_of_vni: Arc::new([(100, 0)].into_iter().collect()),
             ..Tables::default()
         }
     }

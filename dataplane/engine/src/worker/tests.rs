@@ -54,8 +54,8 @@ fn tables() -> Tables {
         dhcp: None,
         neighbours: Default::default(),
         macs: Default::default(),
-        flood_vteps: Vec::new(),
-        local_ports: vec![0],
+        flood_vteps: Default::default(),
+        local_ports: Arc::new([0]),
         routes: None,
         routed_from: Vec::new(),
         ingress: Vec::new(),
@@ -78,8 +78,8 @@ fn tables() -> Tables {
         epoch: 1,
     };
     Tables {
-        ports: vec![Some(Arc::new(port))],
-        vnets: vec![Some(Arc::new(vnet))],
+        ports: Arc::new([Some(Arc::new(port))]),
+        vnets: Arc::new([Some(Arc::new(vnet))]),
         ..Tables::default()
     }
 }

@@ -4,19 +4,20 @@
 pub(crate) mod frames;
 pub(crate) mod states;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use culvert_dataplane::policy::observe::Unwatched;
 use culvert_dataplane::policy::{egress, ingress};
 use culvert_dataplane::tables::{
-    self, Hop, Indices, Inputs, PortEntry, PortFacts, PortIndex, Reach, Tables, Target, VnetEntry,
-    VnetIndex,
+    self, Hop, Indices, Inputs, PortEntry, PortFacts, PortIndex, Reach, Scope, Tables, Target,
+    VnetEntry, VnetIndex,
 };
+use culvert_model::edit::Changes;
 use culvert_model::{
-    Attach, EgressRoute, Format, Gateway, Host, HostParts, IfName, IngressAction, IngressRule,
-    MacAddr, Mapping, Miss, ModePreference, Mtu, Port, PortId, PortState, RouteAction, RouteScope,
-    Underlay, UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
+    Attach, Edit, EgressRoute, Format, Gateway, Host, HostParts, IfName, IngressAction,
+    IngressRule, MacAddr, Mapping, Miss, ModePreference, Mtu, Port, PortId, PortState, RouteAction,
+    RouteScope, Underlay, UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
 };
 
 use self::frames::Frame;
@@ -127,6 +128,7 @@ pub(crate) fn with_mtu(mapping: Mapping, mtu: u32) -> Mapping {
 pub(crate) struct World {
     /// The snapshot that holds.
     pub(crate) tables: Tables,
+    host: Option<Host>,
     ports: Indices<PortId>,
     vnets: Indices<VnetId>,
     vteps: Indices<IpAddr>,
@@ -137,6 +139,7 @@ impl World {
     pub(crate) fn new(parts: HostParts) -> World {
         let mut world = World {
             tables: Tables::default(),
+            host: None,
             ports: Indices::new(64),
             vnets: Indices::new(64),
             vteps: Indices::new(64),
@@ -153,25 +156,48 @@ impl World {
     /// As [`World::apply`], on ports of an MTU.
     pub(crate) fn apply_with(&mut self, parts: HostParts, mtu: u32) -> Tables {
         let host = Host::new(parts).unwrap_or_else(|errors| panic!("{errors:?}"));
-        let vteps: BTreeSet<IpAddr> = host.mappings().iter().map(|mapping| mapping.vtep).collect();
-        self.ports.retain(|id| host.port(id.as_str()).is_some());
-        self.vnets.retain(|id| host.vnet(id.as_str()).is_some());
-        self.vteps.retain(|at| vteps.contains(at));
-        let mut facts = HashMap::new();
-        for port in host.ports() {
-            let index = self.ports.assign(&port.id).unwrap() as PortIndex;
-            facts.insert(port.id.clone(), PortFacts { index, worker: 0, mtu });
-        }
-        for vnet in host.vnets() {
-            self.vnets.assign(&vnet.id).unwrap();
-        }
-        for vtep in &vteps {
-            self.vteps.assign(vtep).unwrap();
-        }
+        self.move_to(host, mtu, Scope::ALL)
+    }
+
+    /// The state after some edits, where nothing else changed.
+    pub(crate) fn edit(&mut self, edits: &[Edit]) -> Tables {
+        let host = self.host.as_ref().unwrap().edited(edits);
+        self.move_to(host.unwrap_or_else(|errors| panic!("{errors:?}")), 1500, Scope::default())
+    }
+
+    /// A world with the same indices, whose snapshot is made of nothing.
+    pub(crate) fn made_anew(&self) -> World {
+        let mut anew = World {
+            tables: Tables::default(),
+            host: None,
+            ports: self.ports.clone(),
+            vnets: self.vnets.clone(),
+            vteps: self.vteps.clone(),
+        };
+        anew.move_to(self.host.clone().unwrap(), 1500, Scope::ALL);
+        anew
+    }
+
+    /// The state.
+    pub(crate) fn host(&self) -> &Host {
+        self.host.as_ref().unwrap()
+    }
+
+    fn move_to(&mut self, host: Host, mtu: u32, scope: Scope) -> Tables {
+        let vteps: BTreeSet<IpAddr> = host.vteps().collect();
+        self.ports = self.ports.moved_to(host.ports().iter().map(|port| &port.id)).unwrap();
+        self.vnets = self.vnets.moved_to(host.vnets().iter().map(|vnet| &vnet.id)).unwrap();
+        self.vteps = self.vteps.moved_to(&vteps).unwrap();
+        let facts = |port: &Port| {
+            let index = self.ports.get(&port.id)? as PortIndex;
+            Some(PortFacts { index, worker: 0, mtu })
+        };
         let hop =
             Hop { link: 0, vlan: None, src_mac: mac(0xfff0), dst_mac: mac(0xfff1), mtu: 1500 };
         let next = tables::build(&Inputs {
             host: &host,
+            changes: &Changes::since(self.host.as_ref(), &host),
+            scope,
             previous: &self.tables,
             ports: &facts,
             vnets: &self.vnets,
@@ -179,6 +205,7 @@ impl World {
             link_workers: &[vec![0]],
             reach: &|vtep| (ip(OURS[usize::from(vtep.is_ipv6())]), Reach::Hops(vec![hop])),
         });
+        self.host = Some(host);
         std::mem::replace(&mut self.tables, next)
     }
 

@@ -49,9 +49,12 @@ fn any_port(index: usize) -> impl Strategy<Value = Port> {
 }
 
 fn any_mapping(index: usize) -> impl Strategy<Value = Mapping> {
-    (select(&VNETS[..]), select(&VTEPS[..]), any::<bool>()).prop_map(move |(vnet, vtep, v6)| {
+    let choices = (select(&VNETS[..]), select(&VTEPS[..]), any::<bool>(), any::<bool>());
+    choices.prop_map(move |(vnet, vtep, v6, shared)| {
         let at = if v6 { format!("fd00::1{index}") } else { format!("10.1.0.{index}") };
-        mapping(vnet, &at, mac(0x100 + index as u16), vtep)
+        // Several addresses may have one MAC, as those of a cluster.
+        let last = if shared { 0 } else { index as u16 };
+        mapping(vnet, &at, mac(0x100 + last), vtep)
     })
 }
 
@@ -126,4 +129,23 @@ pub(crate) fn probes(port: &PortEntry) -> Vec<Frame> {
         }
     }
     frames
+}
+
+/// Frames from the underlay: VNI, VTEP and what it carries, from every mapping there may be to every port.
+pub(crate) fn arrivals() -> Vec<(u32, &'static str, Frame)> {
+    let mut all = Vec::new();
+    for vni in [vni_of(0), vni_of(2), 999] {
+        for vtep in VTEPS {
+            for source in 0..6_u16 {
+                for port in [1, 3] {
+                    let (src, dst) = (mac(0x100 + source), mac(port));
+                    let (from, to) = (format!("10.1.0.{source}"), format!("10.0.0.{port}"));
+                    all.push((vni, vtep, udp(src, dst, &from, &to)));
+                    let (from, to) = (format!("fd00::1{source}"), format!("fd00::{port}"));
+                    all.push((vni, vtep, udp(src, dst, &from, &to)));
+                }
+            }
+        }
+    }
+    all
 }

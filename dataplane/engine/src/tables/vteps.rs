@@ -1,0 +1,54 @@
+//! Remote VTEPs of a snapshot.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::build::{Inputs, place};
+use super::{Tables, VtepEntry, VtepIndex, fresh};
+
+pub(super) fn update(tables: &mut Tables, inputs: &Inputs<'_>) {
+    let named: BTreeSet<IpAddr> = inputs
+        .changes
+        .mappings
+        .iter()
+        .flat_map(|(old, new)| [old, new])
+        .flatten()
+        .map(|mapping| mapping.vtep)
+        .collect();
+    let moved: Vec<IpAddr> =
+        named.into_iter().filter(|ip| tables.vtep_of(ip) != inputs.vteps.get(ip)).collect();
+    // What goes first: its index may be another's by now.
+    for ip in &moved {
+        if let Some(index) = tables.vtep_of(ip) {
+            place(&mut tables.vteps, index as usize, None);
+        }
+        tables.vtep_of_ip.set(*ip, inputs.vteps.get(ip));
+    }
+    for ip in &moved {
+        if let Some(index) = inputs.vteps.get(ip) {
+            place_vtep(tables, inputs, *ip, index);
+        }
+    }
+    let generation = tables.generation;
+    tables.fresh.touch(moved.into_iter().map(fresh::ip_bucket), generation);
+    if inputs.scope.vteps {
+        for (ip, index) in inputs.vteps.iter() {
+            place_vtep(tables, inputs, *ip, index);
+        }
+    }
+}
+
+/// Keeps the entry that is there where it says the same, and with it the ways that flows have cached.
+fn place_vtep(tables: &mut Tables, inputs: &Inputs<'_>, ip: IpAddr, index: VtepIndex) {
+    let (source, reach) = (inputs.reach)(ip);
+    if let Some(old) = tables.vtep(index)
+        && old.ip == ip
+        && old.source == source
+        && old.reach == reach
+    {
+        return;
+    }
+    let entry = VtepEntry { index, ip, source, reach, changed_in: tables.generation };
+    place(&mut tables.vteps, index as usize, Some(Arc::new(entry)));
+}
