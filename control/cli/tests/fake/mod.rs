@@ -28,6 +28,37 @@ struct Fake(Arc<Mutex<Script>>);
 #[tonic::async_trait]
 impl Dataplane for Fake {
     type WatchTrapsStream = tokio_stream::Iter<std::vec::IntoIter<Result<api::Trap, Status>>>;
+    type CaptureStream = tokio_stream::Empty<Result<api::CaptureBatch, Status>>;
+    type TracePacketsStream = tokio_stream::Empty<Result<api::TracedPacket, Status>>;
+    type WatchFlowsStream = tokio_stream::Empty<Result<api::FlowReport, Status>>;
+
+    async fn capture(
+        &self,
+        _: Request<api::CaptureRequest>,
+    ) -> Result<Response<Self::CaptureStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn trace_packets(
+        &self,
+        _: Request<api::TraceRequest>,
+    ) -> Result<Response<Self::TracePacketsStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn watch_flows(
+        &self,
+        _: Request<api::WatchFlowsRequest>,
+    ) -> Result<Response<Self::WatchFlowsStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn explain(
+        &self,
+        _: Request<api::ExplainRequest>,
+    ) -> Result<Response<api::TracedPacket>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
 
     async fn get_info(
         &self,
