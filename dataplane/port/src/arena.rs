@@ -3,13 +3,15 @@
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 use thiserror::Error;
 
 use crate::frame::{CHUNK_LEN, DEFAULT_HEADROOM, Frame};
+use crate::xsk::share::Registration;
+use crate::xsk::{IDLE_FRAMES_MAX, IDLE_FRAMES_MIN};
 
 /// Chunks that a worker takes from, or gives to, the pool at a time.
 pub(crate) const BATCH: usize = 64;
@@ -78,6 +80,9 @@ pub struct Arena {
     singles: ArrayQueue<u32>,
     /// Numbers of closed sockets, then the next one never used. Touched by open and close only.
     socket_ids: Mutex<(Vec<u16>, u16)>,
+    /// What sockets that copy share, once one of them asked for it.
+    registration: OnceLock<Option<Registration>>,
+    idle_frames: AtomicUsize,
 }
 
 // SAFETY: `base` is only an address; access to the memory behind it goes through frames, of which
@@ -87,6 +92,24 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
+    /// The registration that all sockets that copy share; none where that is not possible.
+    pub(crate) fn registration(&self) -> Option<&Registration> {
+        self.registration.get_or_init(|| Registration::open(self)).as_ref()
+    }
+
+    /// Frames that a socket without traffic keeps for receiving.
+    #[must_use]
+    pub fn idle_frames(&self) -> usize {
+        self.idle_frames.load(Relaxed)
+    }
+
+    /// Lets so many sockets share the arena: without traffic they hold no more than a quarter of it, as
+    /// long as that leaves each [`IDLE_FRAMES_MIN`].
+    pub fn share_among(&self, sockets: usize) {
+        let each = self.capacity / 4 / sockets.max(1);
+        self.idle_frames.store(each.clamp(IDLE_FRAMES_MIN, IDLE_FRAMES_MAX), Relaxed);
+    }
+
     /// Maps an arena of `chunks` chunks. It lives as long as the process.
     ///
     /// # Errors
@@ -103,6 +126,8 @@ impl Arena {
             batches: ArrayQueue::new(chunks.div_ceil(BATCH)),
             singles: ArrayQueue::new(chunks),
             socket_ids: Mutex::new((Vec::new(), OWNER_SOCKET_MIN)),
+            registration: OnceLock::new(),
+            idle_frames: AtomicUsize::new(IDLE_FRAMES_MAX),
         };
         let mut all = 0..chunks as u32;
         while all.len() >= BATCH {

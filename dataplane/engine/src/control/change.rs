@@ -14,7 +14,7 @@ use std::time::Duration;
 use culvert_ebpf::AttachError;
 use culvert_model::edit::Changes;
 use culvert_model::{Attach, Edit, Host, IfName, Place, PortId, Section, UnderlayTx, api};
-use culvert_port::IDLE_FRAMES;
+use culvert_port::IDLE_FRAMES_MIN;
 use culvert_port::device::Device as NetDevice;
 use culvert_wire::format::VXLAN;
 
@@ -175,6 +175,9 @@ impl Controller {
         change: &mut Change,
     ) -> Result<(), Vec<api::Fault>> {
         let mut faults = Vec::new();
+        let open = self.attached.values().filter_map(Attached::open);
+        let sockets: usize = open.map(|open| open.slots.len()).sum();
+        self.opener.arena.share_among(sockets + plan.wanted.len());
         for (name, (wanted, place)) in &plan.wanted {
             let known = self.attached.get(name);
             let as_before = known.is_some_and(|attached| attached.wanted == *wanted);
@@ -459,12 +462,12 @@ impl Controller {
 /// What to say where idle sockets alone take most of the packet memory: tenants with traffic then
 /// find none, which only the counter `fill_starved` shows.
 fn too_few_frames(sockets: usize, chunks: usize) -> Option<String> {
-    let idle = sockets * IDLE_FRAMES;
+    let idle = sockets * IDLE_FRAMES_MIN;
     let enough = (idle * 4 / 3).next_power_of_two();
     (idle > chunks / 4 * 3).then(|| {
         format!(
-            "{sockets} sockets keep {IDLE_FRAMES} frames each of the {chunks} that there are, so \
-             packets will be lost for want of frames: start the dataplane with --chunks {enough}"
+            "{sockets} sockets keep at least {IDLE_FRAMES_MIN} frames each of the {chunks} that there \
+             are, so packets will be lost for want of frames: start the dataplane with --chunks {enough}"
         )
     })
 }
@@ -540,9 +543,9 @@ mod tests {
     #[test]
     fn idle_sockets_that_take_most_of_the_memory_are_warned_of_with_the_remedy() {
         assert_eq!(too_few_frames(0, 1024), None);
-        assert_eq!(too_few_frames(192, 16_384), None);
-        let warning = too_few_frames(302, 16_384).unwrap();
-        assert!(warning.contains("302 sockets") && warning.ends_with("--chunks 32768"));
-        assert_eq!(too_few_frames(302, 32_768), None);
+        assert_eq!(too_few_frames(1536, 16_384), None);
+        let warning = too_few_frames(2400, 16_384).unwrap();
+        assert!(warning.contains("2400 sockets") && warning.ends_with("--chunks 32768"));
+        assert_eq!(too_few_frames(2400, 32_768), None);
     }
 }

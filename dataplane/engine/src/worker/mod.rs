@@ -263,6 +263,7 @@ impl Worker {
         let Some(Some(device)) = self.devices.get_mut(slot) else { return };
         let mut losses = Losses::default();
         device.flush(&mut self.cache, &mut losses);
+        self.polling.touched(slot, device);
         let role = device.role;
         self.count_losses(role, losses);
     }

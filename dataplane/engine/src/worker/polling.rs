@@ -48,6 +48,12 @@ pub struct Polling {
     busy_poll: bool,
     spin: Duration,
     no_spin_until: Instant,
+    /// Frames that each device held when it was touched last, and their sum: what nobody touches holds
+    /// what it held.
+    held: Vec<usize>,
+    held_sum: usize,
+    /// Devices whose ring the kernel took only in part.
+    unfinished: Vec<Slot>,
 }
 
 impl Polling {
@@ -71,6 +77,9 @@ impl Polling {
             busy_poll: config.busy_poll,
             spin: config.spin,
             no_spin_until: now,
+            held: Vec::new(),
+            held_sum: 0,
+            unfinished: Vec::new(),
         })
     }
 
@@ -106,6 +115,25 @@ impl Polling {
             self.idle_rounds.resize(slot + 1, 0);
         }
         self.activate(slot);
+        self.touched(slot, device);
+    }
+
+    /// A device was used: takes note of what it holds, and of whether something is left to do.
+    pub fn touched(&mut self, slot: Slot, device: &Device) {
+        self.note_held(slot, device.outstanding());
+        if device.unfinished() && !self.unfinished.contains(&slot) {
+            self.unfinished.push(slot);
+        }
+    }
+
+    fn note_held(&mut self, slot: Slot, frames: usize) {
+        if self.held.len() <= slot {
+            self.held.resize(slot + 1, 0);
+        }
+        if let Some(held) = self.held.get_mut(slot) {
+            self.held_sum = self.held_sum + frames - *held;
+            *held = frames;
+        }
     }
 
     /// Looks at a device no more.
@@ -113,6 +141,8 @@ impl Polling {
         if let Some(fd) = device.fd() {
             let _ = self.epoll.delete(fd);
         }
+        self.note_held(slot, 0);
+        self.unfinished.retain(|unfinished| *unfinished != slot);
         self.active.retain(|active| *active != slot);
     }
 
@@ -171,9 +201,9 @@ impl Worker {
             self.polling.now = Instant::now();
         }
         if look {
+            self.publish_held();
             self.polling.retire();
             self.polling.look(EpollTimeout::ZERO);
-            self.publish_held();
         }
         if work > 0 {
             self.polling.worked = true;
@@ -215,25 +245,23 @@ impl Worker {
 
     /// Flushes the devices, quiet ones too, whose ring the kernel took only in part.
     fn retry_unfinished(&mut self) -> bool {
-        let mut waits = false;
-        for slot in 0..self.devices.len() {
-            if self.is_unfinished(slot) {
-                self.flush_slot(slot);
-                waits |= self.is_unfinished(slot);
-            }
+        for slot in std::mem::take(&mut self.polling.unfinished) {
+            self.flush_slot(slot);
         }
-        waits
-    }
-
-    fn is_unfinished(&self, slot: Slot) -> bool {
-        self.devices.get(slot).and_then(Option::as_ref).is_some_and(Device::unfinished)
+        !self.polling.unfinished.is_empty()
     }
 
     /// Publishes how many frames this worker holds, for the account of the arena, and what else changes
-    /// with time alone.
+    /// with time alone. Costs nothing for devices without traffic.
     fn publish_held(&mut self) {
-        let devices: usize = self.devices.iter().flatten().map(Device::outstanding).sum();
-        self.counters.set_frames(devices + self.merging.held_frames(), self.cache.len());
+        for at in 0..self.polling.active_len() {
+            let Some(slot) = self.polling.active(at) else { break };
+            if let Some(Some(device)) = self.devices.get(slot) {
+                self.polling.note_held(slot, device.outstanding());
+            }
+        }
+        let held = self.polling.held_sum + self.merging.held_frames();
+        self.counters.set_frames(held, self.cache.len());
         self.sweep_connections();
     }
 }

@@ -1,9 +1,6 @@
 //! How many frames a socket keeps for receiving.
 
-use super::types::IDLE_FRAMES;
-
-/// What an idle port keeps.
-const START: usize = IDLE_FRAMES;
+use super::types::IDLE_FRAMES_MAX;
 
 /// Fewer waiting frames than a superframe takes: the next one would be dropped.
 const DRY: usize = 20;
@@ -17,6 +14,8 @@ const WINDOW: u32 = 1 << 17;
 #[derive(Debug)]
 pub(super) struct FillBudget {
     frames: usize,
+    /// Never fewer than this, whatever the stock of idle sockets is.
+    floor: usize,
     min: usize,
     max: usize,
     calls: u32,
@@ -25,11 +24,22 @@ pub(super) struct FillBudget {
 }
 
 impl FillBudget {
-    /// Starts with `start` frames, at least 64, and never exceeds `max`.
-    pub(super) fn new(start: u32, max: u32) -> Self {
-        let max = max as usize;
-        let min = START.max(start as usize).min(max);
-        Self { frames: min, min, max, calls: 0, peak_used: 0 }
+    /// Keeps at least `floor` frames and never more than `max`; an idle socket's stock is
+    /// [`IDLE_FRAMES_MAX`], unless [`set_idle`](Self::set_idle) says otherwise.
+    pub(super) fn new(floor: u32, max: u32) -> Self {
+        let (floor, max) = (floor as usize, max as usize);
+        let min = IDLE_FRAMES_MAX.max(floor).min(max);
+        Self { frames: min, floor, min, max, calls: 0, peak_used: 0 }
+    }
+
+    /// Sets the stock of an idle socket. One that has not been filled yet begins with it; what the kernel
+    /// has of others comes back only with their packets.
+    pub(super) fn set_idle(&mut self, frames: usize) {
+        let min = frames.max(self.floor).min(self.max);
+        if min != self.min && self.calls == 0 {
+            self.frames = min;
+        }
+        self.min = min;
     }
 
     pub(super) fn frames(&self) -> usize {
@@ -44,7 +54,7 @@ impl FillBudget {
         let ever_filled = lent > 0 || self.calls > 0;
         self.calls += 1;
         self.peak_used = self.peak_used.max(used);
-        if waiting < DRY.max(self.frames / 4) && ever_filled && !starved {
+        if used > 0 && waiting < DRY.max(self.frames / 4) && ever_filled && !starved {
             self.frames = (self.frames * 2).min(self.max);
             self.restart();
         } else if self.calls >= WINDOW {
@@ -95,6 +105,23 @@ mod tests {
             budget.observe(now, now, false);
         }
         assert_eq!(budget.frames(), 64);
+    }
+
+    #[test]
+    fn where_many_share_an_idle_port_keeps_few_and_gets_more_with_its_first_packets() {
+        let mut budget = FillBudget::new(0, 2048);
+        budget.set_idle(8);
+        assert_eq!(budget.observe(0, 0, false), 8);
+        for _ in 0..100 {
+            assert_eq!(budget.observe(8, 8, false), 8);
+        }
+        assert_eq!(budget.observe(7, 8, false), 16);
+        assert_eq!(budget.observe(14, 16, false), 32);
+        assert_eq!(budget.observe(30, 32, false), 32);
+        // A device that keeps its frames whatever the others do.
+        let mut budget = FillBudget::new(2048, 2048);
+        budget.set_idle(8);
+        assert_eq!(budget.observe(0, 0, false), 2048);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod fill;
 mod open;
 mod probe;
+pub(crate) mod share;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -20,7 +21,8 @@ use self::open::Opened;
 pub use self::open::XskError;
 pub use self::probe::{KernelSupport, Missing};
 pub use self::types::{
-    BindMode, BoundMode, BusyPoll, CsumRequest, Health, IDLE_FRAMES, Kick, XskConfig, XskStats,
+    BindMode, BoundMode, BusyPoll, CsumRequest, Health, IDLE_FRAMES_MAX, IDLE_FRAMES_MIN, Kick,
+    XskConfig, XskStats,
 };
 use crate::arena::Arena;
 use crate::frame::TX_META_LEN;
@@ -82,13 +84,14 @@ impl Xsk {
     pub fn open(arena: &'static Arena, cfg: &XskConfig) -> Result<Self, XskError> {
         let id = arena.new_socket_id().ok_or(XskError::TooMany)?;
         let sock = open::open(arena, cfg).inspect_err(|_| arena.free_socket_id(id))?;
-        let start = if sock.bound.zero_copy { cfg.fill_size } else { 0 };
+        // A zero-copy device takes its frames ahead of the packets.
+        let idle = if sock.bound.zero_copy { cfg.fill_size } else { 0 };
         Ok(Self {
             sock,
             arena,
             id,
             ifindex: cfg.ifindex,
-            budget: FillBudget::new(start, cfg.fill_size),
+            budget: FillBudget::new(idle, cfg.fill_size),
             rx_lent: 0,
             tx_lent: 0,
             partial: None,
@@ -203,6 +206,7 @@ impl Xsk {
     /// 64 at first, up to the size of the fill ring. Call it once per loop, after `receive`.
     pub fn refill(&mut self, cache: &mut FrameCache) {
         let waiting = self.sock.fill.pending() as usize;
+        self.budget.set_idle(self.arena.idle_frames());
         let budget = self.budget.observe(waiting, self.rx_lent, self.starved);
         self.starved = false;
         let wanted = budget.saturating_sub(self.rx_lent);

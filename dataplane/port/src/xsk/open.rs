@@ -12,6 +12,7 @@ use crate::arena::Arena;
 use crate::frame::{CHUNK_LEN, TX_META_LEN};
 use crate::ring::{Consumer, Desc, Producer};
 use crate::sys::{self, Mapping, errno};
+use crate::xsk::share::Registration;
 use crate::xsk::{BindMode, BoundMode, XskConfig};
 
 /// `XDP_MAX_TX_SKB_BUDGET` of `linux/if_xdp.h`, since Linux 6.17.
@@ -138,7 +139,11 @@ pub(super) fn open(arena: &'static Arena, cfg: &XskConfig) -> Result<Opened, Xsk
     }
     let socket = new_socket()?;
     let fd = socket.as_fd();
-    let tx_meta_registered = register_arena(fd, arena)?;
+    let shared = if cfg.mode == BindMode::Copy && cfg.sg { arena.registration() } else { None };
+    let tx_meta_registered = match shared {
+        Some(registration) => registration.tx_meta,
+        None => register_arena(fd, arena)?,
+    };
     for (name, size) in [
         (libc::XDP_UMEM_FILL_RING, cfg.fill_size),
         (libc::XDP_UMEM_COMPLETION_RING, cfg.comp_size),
@@ -153,7 +158,7 @@ pub(super) fn open(arena: &'static Arena, cfg: &XskConfig) -> Result<Opened, Xsk
         sys::set_send_buffer(fd, bytes).map_err(os("size the send buffer"))?;
     }
     let busy_poll = set_busy_poll(fd, cfg);
-    let sg = bind(fd, cfg)?;
+    let sg = bind(fd, cfg, shared)?;
     let zero_copy = is_zero_copy(fd)?;
     let bound = BoundMode {
         zero_copy,
@@ -179,7 +184,7 @@ pub(super) fn new_socket() -> Result<OwnedFd, XskError> {
 }
 
 /// Registers the whole arena as UMEM, with room for transmit metadata where the kernel has that.
-fn register_arena(fd: BorrowedFd<'_>, arena: &Arena) -> Result<bool, XskError> {
+pub(super) fn register_arena(fd: BorrowedFd<'_>, arena: &Arena) -> Result<bool, XskError> {
     let (addr, len) = arena.region();
     let mut reg = libc::xdp_umem_reg {
         addr,
@@ -266,7 +271,11 @@ fn set_busy_poll(fd: BorrowedFd<'_>, cfg: &XskConfig) -> bool {
 }
 
 /// Binds, waiting for a queue that is still being released. Returns whether multi-buffer is on.
-fn bind(fd: BorrowedFd<'_>, cfg: &XskConfig) -> Result<bool, XskError> {
+fn bind(
+    fd: BorrowedFd<'_>,
+    cfg: &XskConfig,
+    shared: Option<&Registration>,
+) -> Result<bool, XskError> {
     let (ifindex, queue) = (cfg.ifindex, cfg.queue);
     let mode_flag = match cfg.mode {
         BindMode::ZeroCopy => libc::XDP_ZEROCOPY,
@@ -279,10 +288,14 @@ fn bind(fd: BorrowedFd<'_>, cfg: &XskConfig) -> Result<bool, XskError> {
         let sg_flag = if sg { libc::XDP_USE_SG } else { 0 };
         let address = libc::sockaddr_xdp {
             sxdp_family: libc::AF_XDP as u16,
-            sxdp_flags: mode_flag | sg_flag | libc::XDP_USE_NEED_WAKEUP,
+            // Who shares a registration has its flags, and may name no others.
+            sxdp_flags: match shared {
+                Some(_) => libc::XDP_SHARED_UMEM,
+                None => mode_flag | sg_flag | libc::XDP_USE_NEED_WAKEUP,
+            },
             sxdp_ifindex: ifindex,
             sxdp_queue_id: queue,
-            sxdp_shared_umem_fd: 0,
+            sxdp_shared_umem_fd: shared.map_or(0, |registration| registration.raw_fd() as u32),
         };
         let Err(e) = sys::bind(fd, &address) else { return Ok(sg) };
         match errno(&e) {

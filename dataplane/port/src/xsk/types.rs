@@ -5,8 +5,12 @@ use std::time::Duration;
 /// Releasing a queue takes the kernel some milliseconds, on a loaded machine longer.
 const BUSY_WAIT: Duration = Duration::from_secs(2);
 
-/// Frames that a socket without traffic keeps for receiving.
-pub const IDLE_FRAMES: usize = 64;
+/// Frames that a socket without traffic keeps for receiving, where there is room for that.
+pub const IDLE_FRAMES_MAX: usize = 64;
+
+/// The same, where many sockets share an arena. A first packet finds room, and the stock grows with what
+/// follows; a first superframe may be lost.
+pub const IDLE_FRAMES_MIN: usize = 8;
 
 /// How frames pass between the driver and the arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
