@@ -49,6 +49,9 @@ struct Worker {
     flow_hits: u64,
     flow_misses: u64,
     handed_over: u64,
+    connections: u64,
+    connections_evicted: u64,
+    connections_refused: u64,
 }
 
 #[derive(Serialize)]
@@ -95,6 +98,9 @@ impl From<api::Stats> for Stats {
             flow_hits: worker.flow_hits,
             flow_misses: worker.flow_misses,
             handed_over: worker.handed_over,
+            connections: worker.connections,
+            connections_evicted: worker.connections_evicted,
+            connections_refused: worker.connections_refused,
         };
         let kernel = |api::KernelCounter { device, name, value }| Kernel { device, name, value };
         Stats {
@@ -169,7 +175,13 @@ fn tables(stats: Stats) -> String {
     };
     let worker = |worker: Worker| {
         let Worker { rx_packets, tx_packets, flow_hits, flow_misses, .. } = worker;
-        let rest = [worker.handed_over, worker.busy_polls, worker.sleeps];
+        let rest = [
+            worker.handed_over,
+            worker.busy_polls,
+            worker.sleeps,
+            worker.connections,
+            worker.connections_evicted + worker.connections_refused,
+        ];
         let counters =
             [[rx_packets, tx_packets, flow_hits, flow_misses].as_slice(), &rest].concat();
         [vec![worker.index.to_string()], numbers(&counters)].concat()
@@ -199,6 +211,8 @@ fn tables(stats: Stats) -> String {
             "#handed over",
             "#busy polls",
             "#sleeps",
+            "#connections",
+            "#lost",
         ],
         stats.workers.into_iter().map(worker).collect(),
     );

@@ -40,7 +40,8 @@ drop_reasons! {
     SpoofedMac = "spoofed_mac",
     /// The source IP is not one of the port's.
     SpoofedIp = "spoofed_ip",
-    /// A tenant speaks as a router: a router advertisement or a redirect.
+    /// A tenant speaks as a router, by a router advertisement or a redirect, or as a DHCP server in a
+    /// network where DHCP is answered here.
     RogueRouter = "rogue_router",
     /// The port is administratively blocked.
     PortBlocked = "port_blocked",
@@ -65,6 +66,8 @@ drop_reasons! {
     Hairpin = "hairpin",
     /// A control frame (ARP, router solicitation, DHCP, ...) that nothing here answers.
     Unanswered = "unanswered",
+    /// The port asks for its configuration (DHCP, router solicitation) more often than it is answered.
+    AnswerLimited = "answer_limited",
     /// The hop limit is used up at a gateway of ours.
     TtlExceeded = "ttl_exceeded",
     /// Too big for the path and may not be fragmented; the sender was told.

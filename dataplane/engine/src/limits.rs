@@ -30,6 +30,10 @@ pub const TRAPS_PER_SECOND: u32 = 1000;
 /// ICMP errors a worker makes in a second (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
 pub const ICMP_ERRORS_PER_SECOND: u32 = 1000;
 
+/// Questions of a port for its configuration that are answered in a second: an impatient client asks
+/// once a second, in each of three protocols.
+pub const CONFIGURATIONS_PER_SECOND: u32 = 20;
+
 /// Bytes of a trapped packet that are kept.
 pub const TRAP_HEAD_LEN: usize = 256;
 

@@ -14,17 +14,21 @@
 //! | [`ecn`] | congestion notification across the tunnel |
 //! | [`reply`] | frames that answer a frame: ARP, neighbour advertisement, ICMP errors |
 //! | [`eth`], [`arp`], [`ipv4`], [`ipv6`], [`udp`], [`tcp`], [`icmpv4`], [`icmpv6`], [`vxlan`] | one header each: a checked `View` of bytes and a plain `Repr` |
+//! | [`dhcpv4`], [`dhcpv6`], [`router`] | what tenants ask for their configuration, and the answers |
 //! | [`vni`], [`proto`], [`error`] | identifiers, protocol numbers, reasons to refuse |
 
 mod bytes;
 mod cut;
 mod hash;
 mod pieces;
+mod writer;
 
 pub mod arp;
 pub mod bpf;
 pub mod checksum;
 pub mod coalesce;
+pub mod dhcpv4;
+pub mod dhcpv6;
 pub mod ecn;
 pub mod encap;
 pub mod error;
@@ -38,6 +42,7 @@ pub mod ipv6;
 pub mod packet;
 pub mod proto;
 pub mod reply;
+pub mod router;
 pub mod segment;
 pub mod tcp;
 pub mod udp;

@@ -7,10 +7,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::bytes::{get8, put};
+use crate::bytes::{get8, put, put16};
+use crate::checksum::{pseudo_v4, pseudo_v6};
 use crate::eth::{self, MacAddr};
 use crate::packet::{Frag, IpKind, Packet};
-use crate::{arp, icmpv4, icmpv6, ipv4, ipv6, proto};
+use crate::{arp, icmpv4, icmpv6, ipv4, ipv6, proto, router, udp};
 
 /// Bytes of the longest answer: an ICMP for IPv6 error of [`ipv6::MIN_MTU`] behind two VLAN tags.
 pub const MAX_LEN: usize = eth::HEADER_LEN + eth::MAX_TAGS * eth::TAG_LEN + ipv6::MIN_MTU;
@@ -229,6 +230,72 @@ fn icmpv6_error(
     let ip = ipv6::Repr::new(from, src, proto::ICMPV6, len);
     let body_at = at + ip.emit(out.get_mut(at..)?)?;
     Some(body_at + message.emit(&from, &src, quote, out.get_mut(body_at..)?)?)
+}
+
+/// Ends of a datagram: MAC address, IP address and UDP port of who sends it, and of who is to get it.
+#[derive(Copy, Clone, Debug)]
+pub struct Ends {
+    /// MAC addresses, the sender's first.
+    pub macs: (MacAddr, MacAddr),
+    /// IP addresses, of one family, likewise.
+    pub ips: (IpAddr, IpAddr),
+    /// UDP ports, likewise.
+    pub ports: (u16, u16),
+}
+
+/// A UDP datagram, behind the VLAN tags of the frame that it answers. `payload` writes what it carries,
+/// and answers its length.
+pub fn datagram(
+    out: &mut [u8],
+    head: &[u8],
+    ends: Ends,
+    payload: impl FnOnce(&mut [u8]) -> Option<usize>,
+) -> Option<usize> {
+    let ip_at = ethernet(out, head, ends.macs.0, ends.macs.1)?;
+    let ip_len = match ends.ips {
+        (IpAddr::V4(_), IpAddr::V4(_)) => ipv4::HEADER_LEN,
+        (IpAddr::V6(_), IpAddr::V6(_)) => ipv6::HEADER_LEN,
+        _ => return None,
+    };
+    let udp_at = ip_at + ip_len;
+    let payload_len = payload(out.get_mut(udp_at + udp::HEADER_LEN..)?)?;
+    let udp_len = u16::try_from(payload_len + udp::HEADER_LEN).ok()?;
+    let (src_port, dst_port) = ends.ports;
+    let header = udp::Repr { src_port, dst_port, payload_len: payload_len as u16, checksum: 0 };
+    header.emit(out.get_mut(udp_at..)?)?;
+    let pseudo = match ends.ips {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            ipv4::Repr::new(src, dst, proto::UDP, udp_len).emit(out.get_mut(ip_at..)?)?;
+            pseudo_v4(src, dst, proto::UDP, udp_len.into())
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            ipv6::Repr::new(src, dst, proto::UDP, udp_len).emit(out.get_mut(ip_at..)?)?;
+            pseudo_v6(&src, &dst, proto::UDP, udp_len.into())
+        }
+        _ => return None,
+    };
+    let end = udp_at + usize::from(udp_len);
+    let sum = pseudo.add(out.get(udp_at..end)?).finish_udp();
+    put16(out, udp_at + 6, sum);
+    Some(end)
+}
+
+/// A router advertisement to `to`, behind the VLAN tags of the frame that it answers. It comes from the
+/// link-local address that the router's MAC address makes.
+pub fn router_advertisement(
+    out: &mut [u8],
+    head: &[u8],
+    (dst_mac, dst): (MacAddr, Ipv6Addr),
+    said: &router::Advertisement<'_>,
+) -> Option<usize> {
+    let src = said.mac.eui64_link_local();
+    let at = ethernet(out, head, said.mac, dst_mac)?;
+    let body_at = at + ipv6::HEADER_LEN;
+    let len = said.emit(&src, &dst, out.get_mut(body_at..)?)?;
+    let mut ip = ipv6::Repr::new(src, dst, proto::ICMPV6, u16::try_from(len).ok()?);
+    ip.hop_limit = 255;
+    ip.emit(out.get_mut(at..)?)?;
+    Some(body_at + len)
 }
 
 /// As much of the packet as fits the answer and lies in the first buffer.

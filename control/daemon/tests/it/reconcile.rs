@@ -15,7 +15,7 @@ async fn what_is_applied_is_carried_and_applying_it_again_changes_nothing() {
     let done = daemon.apply(&host_toml(1)).await.unwrap();
     assert_eq!(done.differences.len(), 3);
     assert!(done.unapplied.is_empty(), "{:?}", done.unapplied);
-    assert_eq!(host.dataplane.host().unwrap().ports()[0].id.as_str(), "web-1");
+    assert_eq!(host.dataplane.host().unwrap().ports().iter().next().unwrap().id.as_str(), "web-1");
 
     let generation = host.dataplane.carries.lock().unwrap().generation;
     let again = daemon.apply(&host_toml(1)).await.unwrap();

@@ -487,5 +487,5 @@ pub(crate) fn port_toml(id: &str, n: u8) -> String {
 /// The port of [`port_toml`].
 pub(crate) fn port(id: &str, n: u8) -> culvert_model::Port {
     let toml = host_toml(200).replace(&port_toml("web-200", 200), "") + &port_toml(id, n);
-    culvert_model::host_toml::read(&toml).unwrap().ports()[0].clone()
+    culvert_model::host_toml::read(&toml).unwrap().ports().iter().next().unwrap().clone()
 }

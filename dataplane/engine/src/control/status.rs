@@ -237,6 +237,9 @@ fn worker_stats(shared: &Shared) -> Vec<api::WorkerStats> {
             flow_hits: counters.flow_hits.get(),
             flow_misses: counters.flow_misses.get(),
             handed_over: counters.handoffs.get(),
+            connections: counters.connections.get(),
+            connections_evicted: counters.connections_evicted.get(),
+            connections_refused: counters.connections_refused.get(),
         }
     })
     .collect()

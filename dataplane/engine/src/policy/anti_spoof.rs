@@ -7,6 +7,7 @@ use culvert_wire::icmpv6::{self, kind};
 use culvert_wire::packet::{IpKind, Packet};
 use culvert_wire::{arp, proto};
 
+use super::configure;
 use super::observe::{Observer, Stage, Step};
 use crate::drops::DropReason;
 use crate::tables::PortEntry;
@@ -77,6 +78,14 @@ fn judge(port: &PortEntry, head: &[u8], pkt: &Packet) -> Result<(), DropReason> 
                 )
             );
             if to_group && solicits { Ok(()) } else { Err(DropReason::SpoofedIp) }
+        }
+        // Of a link-local address that the tenant made in its own way, we ourselves alone hear.
+        (IpKind::V6, Some(IpAddr::V6(ip)))
+            if port.dhcp.is_some()
+                && ip.is_unicast_link_local()
+                && configure::asks(head, pkt).is_some() =>
+        {
+            Ok(())
         }
         (IpKind::V4 | IpKind::V6, Some(ip)) => {
             if owns(port, ip) {

@@ -7,6 +7,7 @@ use culvert_wire::eth::MacAddr;
 use culvert_wire::packet::{IpKind, Packet};
 use ipnet::IpNet;
 
+use super::configure;
 use super::observe::{Observer, Stage, Step, Unwatched};
 use crate::drops::DropReason;
 use crate::tables::{PortEntry, Route, Routes, Tables, Target, VnetEntry, VnetIndex};
@@ -36,6 +37,8 @@ pub enum Verdict {
     },
     /// To every member of the network.
     Flood(VnetIndex),
+    /// To nobody but us: it asks for its configuration.
+    Configure,
     /// To the control plane.
     Trap,
     /// Nowhere.
@@ -58,6 +61,16 @@ pub fn decide(
     let Some(vnet) = tables.vnet(port.vnet) else {
         return Verdict::Drop(DropReason::NoRoute).seen_at(Stage::Route, seen, || "no vnet".into());
     };
+    if port.dhcp.is_some() {
+        if configure::asks(head, pkt).is_some() {
+            seen.saw(|| Step::new(Stage::Reply, "configure").by(format!("vnet {}: dhcp", vnet.id)));
+            return Verdict::Configure;
+        }
+        if configure::is_servers(head, pkt) {
+            return Verdict::Drop(DropReason::RogueRouter)
+                .seen_at(Stage::Route, seen, || "DHCP is answered here alone".into());
+        }
+    }
     let dst_mac = pkt.dst_mac(head);
     let dst_ip = match pkt.ip {
         IpKind::None => None,

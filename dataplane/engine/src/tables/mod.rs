@@ -155,6 +155,8 @@ pub struct PortEntry {
     pub acl: Option<Arc<PortAcl>>,
     /// Limits of its rate.
     pub meter: Option<Meter>,
+    /// What it is told when it asks for its configuration: as its network has it.
+    pub dhcp: Option<Arc<Dhcp>>,
     /// What DHCP tells it to call itself.
     pub hostname: Option<DomainName>,
     /// Its own routes, which form one table with those of its network.
@@ -308,8 +310,6 @@ pub struct VnetEntry {
     pub miss: Miss,
     /// Its routers.
     pub gateways: Vec<Gateway>,
-    /// What tenants are told that ask for their configuration.
-    pub dhcp: Option<Arc<Dhcp>>,
     /// All that is known by address: local ports and mappings.
     pub neighbours: Shards<IpAddr, Neighbour>,
     /// All that is known by MAC.

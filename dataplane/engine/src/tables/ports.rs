@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use culvert_model::{Host, Port, PortId, PortState, RouteKey, RouteScope};
+use culvert_model::{Dhcp, Host, Port, PortId, PortState, RouteKey, RouteScope, Vnet};
 use ipnet::IpNet;
 
 use super::acl::Groups;
@@ -64,6 +64,14 @@ fn touched<'a>(inputs: &Inputs<'a>) -> AllTouched<'a> {
             all.entry(id).or_default().insert(route.prefix);
         }
     }
+    for (old, new) in &inputs.changes.vnets {
+        let dhcp = |vnet: &Option<&'a Vnet>| vnet.and_then(|vnet| vnet.dhcp.as_ref());
+        if let Some(vnet) = new.filter(|_| dhcp(old) != dhcp(new)) {
+            for port in inputs.host.ports_in(&vnet.id) {
+                all.entry(&port.id).or_default();
+            }
+        }
+    }
     for group in inputs.changes.acls.iter().flat_map(both) {
         for port in inputs.host.ports_with_acl(&group.id) {
             all.entry(&port.id).or_default();
@@ -101,6 +109,7 @@ fn entry(
         mtu: facts.mtu,
         acl: tables.acls.of_port(port, vnet, before, tables.generation),
         meter: port.meter,
+        dhcp: dhcp(inputs, port, before),
         hostname: port.hostname.clone(),
         routes,
         epoch: before.map_or(0, |before| before.epoch),
@@ -110,6 +119,13 @@ fn entry(
     }
     entry.epoch = tables.generation;
     Some(entry)
+}
+
+/// What the port's network has tenants told; the one before where that is the same.
+fn dhcp(inputs: &Inputs<'_>, port: &Port, before: Option<&PortEntry>) -> Option<Arc<Dhcp>> {
+    let dhcp = inputs.host.vnet(port.vnet.as_str())?.dhcp.as_ref()?;
+    let known = before.and_then(|before| before.dhcp.as_ref());
+    Some(known.filter(|known| ***known == *dhcp).map_or_else(|| Arc::new(dhcp.clone()), Arc::clone))
 }
 
 /// Keeps the entry, and with it the cached flows, if neither what the device says of the port nor any

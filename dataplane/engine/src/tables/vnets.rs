@@ -148,7 +148,6 @@ fn entry(
         flood: vnet.flood,
         miss: vnet.miss,
         gateways: Vec::new(),
-        dhcp: None,
         neighbours: Default::default(),
         macs: Default::default(),
         flood_vteps: Default::default(),
@@ -162,7 +161,6 @@ fn entry(
     (entry.vni, entry.flood, entry.miss) = (vnet.vni, vnet.flood, vnet.miss);
     let gateways = vnet.gateways.iter().map(|g| Gateway { net: g.ip, mac: g.mac }).collect();
     changed |= replace(&mut entry.gateways, gateways);
-    changed |= replace(&mut entry.dhcp, vnet.dhcp.clone().map(Arc::new));
     for prefix in &touched.routes {
         let key = RouteKey { scope: RouteScope::Vnet(vnet.id.clone()), prefix: *prefix };
         let route = inputs.host.routes().get(&key).map(|route| inputs.route(route));

@@ -17,7 +17,7 @@ use crate::drops::DropReason;
 use crate::policy::anti_spoof;
 use crate::policy::ingress::asked_for;
 use crate::policy::observe::{Observer, Stage, Step};
-use crate::tables::{PortIndex, VnetEntry};
+use crate::tables::{Gateway, PortIndex, VnetEntry};
 
 /// Bytes of the longest answer: a quoted IPv6 packet in an ICMPv6 error.
 const ANSWER_MAX: usize = 1500;
@@ -148,6 +148,10 @@ fn find(vnet: &VnetEntry, ip: IpAddr) -> Option<(MacAddr, bool)> {
     match ip {
         // A link-local address that a MAC of the network makes.
         IpAddr::V6(v6) => {
+            let of = |gateway: &&Gateway| gateway.mac.eui64_link_local() == v6;
+            if let Some(gateway) = vnet.gateways.iter().find(of) {
+                return Some((gateway.mac, true));
+            }
             let mac = MacAddr::of_eui64_link_local(v6)?;
             vnet.macs.get(&mac).map(|_| (mac, false))
         }

@@ -100,7 +100,7 @@ impl Worker {
         let Some(flow) = self.egress_flow(&key, &buf, pkt) else {
             return self.drop_tenant(port, buf, DropReason::PortGone);
         };
-        if !matches!(flow.verdict, Verdict::Drop(_)) {
+        if !matches!(flow.verdict, Verdict::Drop(_) | Verdict::Configure) {
             let head = buf.head().data();
             if let Err(reason) = self.admit(port, Direction::Egress, flow.acl, head, pkt, &off) {
                 return self.drop_tenant(port, buf, reason);
@@ -108,6 +108,7 @@ impl Worker {
         }
         match flow.verdict {
             Verdict::Drop(reason) => self.drop_tenant(port, buf, reason),
+            Verdict::Configure => self.configure(port, buf, pkt),
             Verdict::Trap => self.trap(Role::Tenant(port), buf, "egress"),
             Verdict::Flood(vnet) => self.flood_from_tenant(port, vnet, buf, pkt, off),
             Verdict::Forward { target, rewrite, .. } => {
@@ -320,7 +321,7 @@ fn egress_flow(
         }
     }
     let acl = match verdict {
-        Verdict::Drop(_) => Judgement::Free,
+        Verdict::Drop(_) | Verdict::Configure => Judgement::Free,
         _ => judge(port, Direction::Egress, head, pkt, seen),
     };
     let stamp = tables.stamp_egress(head, pkt);

@@ -12,6 +12,7 @@
 //! | [`egress`] | from a tenant: anti-spoof, flow cache, verdict |
 //! | [`admission`] | ACL groups and rates of a port |
 //! | [`answer`] | ARP and neighbour discovery, answered from the mappings |
+//! | [`configure`] | DHCP, DHCPv6, router discovery |
 //! | [`tunnel`], [`encap`] | to a remote VTEP: cut, encapsulate, queue |
 //! | [`ingress`] | from the underlay: verify, decapsulate, source check |
 //! | [`deliver`] | to a tenant: coalesce, queue |
@@ -24,6 +25,7 @@
 pub mod admission;
 pub mod answer;
 pub mod checksum;
+pub mod configure;
 pub mod deliver;
 pub mod device;
 pub mod egress;
@@ -47,6 +49,7 @@ use std::sync::mpsc::Receiver;
 use culvert_port::{Buf, FrameCache};
 
 use self::admission::Admission;
+use self::configure::Configuring;
 use self::deliver::Merging;
 use self::device::{AttachmentId, Device, Losses, Role};
 use self::egress::EgressFlow;
@@ -100,6 +103,7 @@ pub struct Worker {
     ingress_flows: FlowCache<IngressKey, IngressFlow>,
     merging: Merging,
     admission: Admission,
+    configuring: Configuring,
     traps: RateLimit,
     icmp: RateLimit,
     pmtu_reports: RateLimit,
@@ -141,6 +145,7 @@ impl Worker {
             ingress_flows: FlowCache::new(if config.alone { 1 } else { FLOW_ENTRIES }),
             merging: Merging::default(),
             admission: Admission::new(),
+            configuring: Configuring::new(),
             traps: RateLimit::new(TRAPS_PER_SECOND),
             icmp: RateLimit::new(ICMP_ERRORS_PER_SECOND),
             pmtu_reports: RateLimit::new(PMTU_REPORTS_PER_SECOND),

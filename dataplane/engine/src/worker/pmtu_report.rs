@@ -182,7 +182,6 @@ mod tests {
             flood: false,
             miss: culvert_model::Miss::Drop,
             gateways: Vec::new(),
-            dhcp: None,
             neighbours: Default::default(),
             macs: Default::default(),
             flood_vteps: Default::default(),

@@ -263,5 +263,6 @@ impl Worker {
         let held = self.polling.held_sum + self.merging.held_frames();
         self.counters.set_frames(held, self.cache.len());
         self.sweep_connections();
+        self.advertise_routers();
     }
 }
