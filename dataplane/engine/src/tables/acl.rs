@@ -31,7 +31,7 @@ impl PartialEq for PortAcl {
 
 /// The groups of a host by name, each allocated once.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Groups(HashMap<AclGroupId, Arc<AclGroup>>);
+pub(crate) struct Groups(HashMap<AclGroupId, Arc<AclGroup>>);
 
 impl Groups {
     /// Takes what changed in them.

@@ -68,7 +68,7 @@ pub struct Tables {
     pub(crate) strangers: Arc<FxHashMap<u32, Vec<IngressEntry>>>,
     pub(crate) fresh: Freshness,
     /// ACL groups, of which ports share what they refer to.
-    acls: Arc<acl::Groups>,
+    pub(crate) acls: Arc<acl::Groups>,
 }
 
 impl Tables {
