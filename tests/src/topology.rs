@@ -190,6 +190,28 @@ impl Tenant {
     }
 }
 
+/// A `host.toml` with more lines in the port of a tenant.
+///
+/// # Panics
+/// If the tenant has no port there.
+#[track_caller]
+pub fn with_port_lines(toml: &str, tenant: &Tenant, lines: &str) -> String {
+    let at = format!("mac = \"{}\"\nips = ", tenant.mac);
+    assert!(toml.contains(&at), "no port of {} in:\n{toml}", tenant.port);
+    toml.replacen(&at, &format!("{}\n{at}", lines.trim_end()), 1)
+}
+
+/// A `host.toml` with more lines in the vnet of a name.
+///
+/// # Panics
+/// If there is no such vnet.
+#[track_caller]
+pub fn with_vnet_lines(toml: &str, vnet: &str, lines: &str) -> String {
+    let at = format!("[[vnet]]\nid = \"{vnet}\"\n");
+    assert!(toml.contains(&at), "no vnet {vnet} in:\n{toml}");
+    toml.replacen(&at, &format!("{at}{}\n", lines.trim_end()), 1)
+}
+
 /// Parses `02:00:...`; all zero for anything else.
 pub fn mac_bytes(text: &str) -> [u8; 6] {
     let mut bytes = [0; 6];

@@ -8,7 +8,8 @@ use culvert_wire::format::{VXLAN, decap};
 use culvert_wire::fragment::Fragmenter;
 use culvert_wire::segment::{GsoKind, Segmenter};
 use culvert_wire::{
-    MacAddr, Packet, arp, ecn, eth, icmpv4, icmpv6, ipv4, ipv6, reply, tcp, udp, vxlan,
+    MacAddr, Packet, arp, dhcpv4, dhcpv6, ecn, eth, icmpv4, icmpv6, ipv4, ipv6, reply, router, tcp,
+    udp, vxlan,
 };
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -26,7 +27,57 @@ pub const ALL: &[Target] = &[
     ("coalescer", coalescer),
     ("replies", replies),
     ("filters", filters),
+    ("configuration", configuration),
 ];
+
+/// Whatever a client asks, the answer is whole or there is none.
+pub fn configuration(data: &[u8]) {
+    let mut out = [0; 1472];
+    let v4 = [Ipv4Addr::new(10, 0, 0, 1); 8];
+    if let Some(request) = dhcpv4::Request::parse(data) {
+        let routes = [(Ipv4Addr::new(192, 168, 0, 0), 16, v4[0]); 16];
+        let config = dhcpv4::Config {
+            prefix_len: data.first().copied().unwrap_or(0),
+            router: Some(v4[0]),
+            dns: &v4,
+            ntp: &v4,
+            domain: Some("a-domain-of-some-length.example.internal"),
+            hostname: Some("host"),
+            mtu: 1500,
+            routes: &routes,
+        };
+        let said = dhcpv4::Reply {
+            kind: dhcpv4::Kind::Ack,
+            yiaddr: v4[0],
+            server: v4[1],
+            lease_s: Some(u32::MAX),
+            config: Some(config),
+        };
+        let len = said.emit(&request, &mut out).expect("room for the least");
+        assert!((300..=request.max_len).contains(&len));
+        assert!(out[..len].contains(&255));
+        let _ = said.emit(&request, &mut out[..data.len() % 300]);
+    }
+    let v6 = [Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1); 8];
+    if let Some(request) = dhcpv6::Request::parse(data) {
+        let said = dhcpv6::Reply {
+            advertise: data.len() % 2 == 0,
+            server: &dhcpv6::server_duid(MacAddr([2; 6])),
+            status: Some(dhcpv6::Status::Success),
+            addresses: Some(&v6),
+            lease_s: u32::MAX,
+            dns: &v6,
+            ntp: &v6,
+            domain: Some("example.internal"),
+        };
+        let len = said.emit(&request, &mut out).expect("room for all");
+        assert_eq!(out[1..4], data[1..4]);
+        let _ = said.emit(&request, &mut out[..data.len() % len]);
+    }
+    if let Ok(pkt) = Packet::parse(data, data.len()) {
+        let _ = router::solicitor(data, &pkt);
+    }
+}
 
 /// A parsed descriptor keeps its promises, whole and with a short head.
 pub fn packet_parse(data: &[u8]) {

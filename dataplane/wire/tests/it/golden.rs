@@ -14,7 +14,7 @@ use std::process::Command;
 const OWNER: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
 
 /// A vector of `tests/golden`: hex digits and white space.
-fn vector(name: &str) -> Vec<u8> {
+pub(crate) fn vector(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.hex"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let digits: Vec<u8> =
@@ -94,7 +94,7 @@ fn write_pcap(name: &str, frames: &[Vec<u8>]) -> PathBuf {
 }
 
 /// The fields of each frame as tshark sees them; several values of one field are joined by commas.
-fn tshark(name: &str, frames: &[Vec<u8>], fields: &[&str]) -> Vec<Vec<String>> {
+pub(crate) fn tshark(name: &str, frames: &[Vec<u8>], fields: &[&str]) -> Vec<Vec<String>> {
     let path = write_pcap(name, frames);
     let mut command = Command::new("tshark");
     command.arg("-r").arg(&path).args(["-T", "fields", "-E", "separator=|", "-E", "occurrence=a"]);
@@ -131,7 +131,7 @@ fn tshark(name: &str, frames: &[Vec<u8>], fields: &[&str]) -> Vec<Vec<String>> {
 
 /// What tshark has to say against a frame: malformed, a bad checksum, a bad length, or any remark of
 /// severity warning or error.
-fn complaints(name: &str, frames: &[Vec<u8>]) -> Vec<String> {
+pub(crate) fn complaints(name: &str, frames: &[Vec<u8>]) -> Vec<String> {
     const WARNING: u32 = 0x0060_0000;
     let fields = [
         "_ws.malformed",

@@ -2,6 +2,7 @@
 
 mod checksums;
 mod coalescing;
+mod configuration;
 mod encapsulation;
 mod filters;
 mod forge;
