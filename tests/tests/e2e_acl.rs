@@ -157,7 +157,9 @@ fn an_icmp_error_about_an_allowed_flow_passes_a_stateful_group() {
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
     let udp = r#"direction = "egress", action = "allow", protocol = "udp""#;
     for ip in addresses(b) {
-        for (stateful, error) in [(true, ErrorKind::ConnectionRefused), (false, ErrorKind::WouldBlock)] {
+        for (stateful, error) in
+            [(true, ErrorKind::ConnectionRefused), (false, ErrorKind::WouldBlock)]
+        {
             protect(&topology, 0, stateful, &[udp]);
             let socket = a.ns.enter(|| UdpSocket::bind(any_of(ip))).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -220,7 +222,9 @@ fn a_connection_that_the_new_groups_do_not_allow_ends() {
     topology.wait_connected(0, 1);
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
     let rule = |port: u16| {
-        format!(r#"direction = "ingress", action = "allow", protocol = "tcp", local_ports = {port}"#)
+        format!(
+            r#"direction = "ingress", action = "allow", protocol = "tcp", local_ports = {port}"#
+        )
     };
     for ip in addresses(b) {
         // The server may say what it likes in both, by a rule of its own: that brings nothing back.
@@ -254,7 +258,8 @@ fn no_packet_sees_half_of_a_group_that_is_replaced_under_traffic() {
     let topology = TopologySpec::pair(Combo::SIMPLE).build();
     topology.wait_connected(0, 1);
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
-    let deny = r#"direction = "ingress", action = "deny", protocol = "udp", local_ports = "7000-7001""#;
+    let deny =
+        r#"direction = "ingress", action = "deny", protocol = "udp", local_ports = "7000-7001""#;
     let allow = r#"direction = "ingress", action = "allow", protocol = "udp", local_ports = 7002"#;
     let swap = |rules: &[&str]| protect(&topology, 1, false, rules);
     let marked = |port: u16| {
@@ -284,7 +289,9 @@ fn no_packet_sees_half_of_a_group_that_is_replaced_under_traffic() {
         let end = std::time::Instant::now() + Duration::from_secs(4);
         let mut swaps = 0;
         while std::time::Instant::now() < end {
-            swap(if swaps % 2 == 0 { &[allow] } else { &[deny, INGRESS_ALL] });
+            let one: &[&str] = &[allow];
+            let other: &[&str] = &[deny, INGRESS_ALL];
+            swap(if swaps % 2 == 0 { one } else { other });
             swaps += 1;
         }
         done.store(true, Ordering::Relaxed);

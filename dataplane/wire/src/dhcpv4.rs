@@ -23,6 +23,7 @@ const CLIENT_MAX_LEN: usize = 1500 - 28;
 const BROADCAST: u16 = 0x8000;
 
 mod option {
+    /// What stands behind the end, too.
     pub(super) const PAD: u8 = 0;
     pub(super) const SUBNET_MASK: u8 = 1;
     pub(super) const ROUTER: u8 = 3;
@@ -237,9 +238,7 @@ impl Reply<'_> {
             config.emit(&mut w);
         }
         w.u8(option::END);
-        while w.len() < MIN_LEN {
-            w.u8(option::PAD);
-        }
+        w.zeroes(MIN_LEN.saturating_sub(w.len()));
         w.finish()
     }
 }
