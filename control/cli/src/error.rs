@@ -112,30 +112,17 @@ impl CliError {
     }
 }
 
-/// What was meant, perhaps: `; did you mean ...?`, or what there is.
-pub(crate) fn nearest<'a>(word: &str, legal: impl Iterator<Item = &'a str>) -> String {
-    let legal: Vec<_> = legal.collect();
-    let near = legal.iter().map(|other| (distance(word, other), other)).min();
-    match near {
-        None => "; there is none".to_owned(),
-        Some((far, other)) if far <= word.len().max(3) / 3 => format!("; did you mean {other}?"),
-        Some(_) if legal.len() <= 12 => format!("; legal is {}", legal.join(", ")),
-        Some(_) => String::new(),
+/// What was meant, perhaps; or what there is.
+pub(crate) fn hint<'a>(word: &str, legal: impl Iterator<Item = &'a str> + Clone) -> String {
+    if let Some(near) = culvert_model::nearest(word, legal.clone()) {
+        return format!("; did you mean {near}?");
     }
-}
-
-/// Letters to be changed, put in or left out to make one word of the other.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let here = (diagonal + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], here);
-        }
+    let some: Vec<_> = legal.clone().take(12).collect();
+    match legal.count() {
+        0 => "; there is none".to_owned(),
+        n if n <= some.len() => format!("; legal is {}", some.join(", ")),
+        _ => String::new(),
     }
-    row.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -145,15 +132,8 @@ mod tests {
     #[test]
     fn the_nearest_word_is_suggested() {
         let words = ["spoofed_ip", "spoofed_mac", "no_route"];
-        assert_eq!(nearest("spofed_ip", words.into_iter()), "; did you mean spoofed_ip?");
-        assert_eq!(
-            nearest("xyz", words.into_iter()),
-            "; legal is spoofed_ip, spoofed_mac, no_route"
-        );
-        assert_eq!(nearest("x", [].into_iter()), "; there is none");
-        assert_eq!(
-            (distance("abc", "abc"), distance("", "ab"), distance("kitten", "sitting")),
-            (0, 2, 3)
-        );
+        assert_eq!(hint("spofed_ip", words.into_iter()), "; did you mean spoofed_ip?");
+        assert_eq!(hint("xyz", words.into_iter()), "; legal is spoofed_ip, spoofed_mac, no_route");
+        assert_eq!(hint("x", [].into_iter()), "; there is none");
     }
 }
