@@ -163,14 +163,16 @@ impl CliError {
     }
 }
 
-/// What was meant, perhaps: `; did you mean ...?`, or what there is.
-pub(crate) fn nearest<'a>(word: &str, legal: impl Iterator<Item = &'a str>) -> String {
-    let legal: Vec<_> = legal.collect();
-    match culvert_model::nearest(word, legal.iter().copied()) {
-        Some(other) => format!("; did you mean \"{other}\"?"),
-        None if legal.is_empty() => "; there is none".to_owned(),
-        None if legal.len() <= 12 => format!("; legal is {}", legal.join(", ")),
-        None => String::new(),
+/// What was meant, perhaps; or what there is.
+pub(crate) fn hint<'a>(word: &str, legal: impl Iterator<Item = &'a str> + Clone) -> String {
+    if let Some(near) = culvert_model::nearest(word, legal.clone()) {
+        return format!("; did you mean \"{near}\"?");
+    }
+    let some: Vec<_> = legal.clone().take(12).collect();
+    match legal.count() {
+        0 => "; there is none".to_owned(),
+        n if n <= some.len() => format!("; legal is {}", some.join(", ")),
+        _ => String::new(),
     }
 }
 
@@ -181,11 +183,8 @@ mod tests {
     #[test]
     fn the_nearest_word_is_suggested() {
         let words = ["spoofed_ip", "spoofed_mac", "no_route"];
-        assert_eq!(nearest("spofed_ip", words.into_iter()), "; did you mean \"spoofed_ip\"?");
-        assert_eq!(
-            nearest("xyz", words.into_iter()),
-            "; legal is spoofed_ip, spoofed_mac, no_route"
-        );
-        assert_eq!(nearest("x", [].into_iter()), "; there is none");
+        assert_eq!(hint("spofed_ip", words.into_iter()), "; did you mean \"spoofed_ip\"?");
+        assert_eq!(hint("xyz", words.into_iter()), "; legal is spoofed_ip, spoofed_mac, no_route");
+        assert_eq!(hint("x", [].into_iter()), "; there is none");
     }
 }

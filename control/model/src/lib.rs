@@ -16,6 +16,7 @@
 //! | [`edit`] | changes of one object each: what differs between two states, and applying it |
 //! | [`api`] | the gRPC API, and its messages from and to the nouns |
 //! | [`host_toml`] | the file that people write |
+//! | [`drops`] | what each reason of a drop means, and what to do |
 //! | [`limits`] | how much of each one host may carry |
 //!
 //! Nothing here does I/O; neither does it know how packets are carried.
@@ -24,6 +25,7 @@ pub mod acl;
 pub mod api;
 mod convert;
 pub mod dhcp;
+pub mod drops;
 pub mod edit;
 pub mod fault;
 pub mod host;

@@ -152,4 +152,13 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), DropReason::ALL.len());
     }
+
+    #[test]
+    fn every_reason_is_explained_to_operators() {
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|r| r.name()).collect();
+        let mut explained: Vec<_> = culvert_model::drops::DROPS.iter().map(|r| r.name).collect();
+        names.sort_unstable();
+        explained.sort_unstable();
+        assert_eq!(names, explained);
+    }
 }

@@ -7,7 +7,7 @@ use culvert_model::{Host, MacAddr, VnetId, api};
 
 use crate::args::Args;
 use crate::client::Client;
-use crate::error::{CliError, nearest};
+use crate::error::{CliError, hint};
 use crate::sight::args::{Explain, Protocol};
 use crate::sight::craft::Packet;
 use crate::sight::trace::show;
@@ -119,7 +119,7 @@ type Ends = (IpAddr, MacAddr, MacAddr);
 fn from_port(host: &Host, explain: &Explain, name: &str, dst: IpAddr) -> Result<Ends, CliError> {
     let names = || host.ports().iter().map(|port| port.id.as_str());
     let port = host.port(name).ok_or_else(|| {
-        CliError::Usage(format!("--port {name:?}: no such port{}", nearest(name, names())))
+        CliError::Usage(format!("--port {name:?}: no such port{}", hint(name, names())))
     })?;
     let own = port.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4());
     let src = explain.src.or(own.copied()).ok_or_else(|| {
