@@ -15,7 +15,7 @@ use tonic::transport::{Certificate, Identity as TlsIdentity, Server, ServerTlsCo
 use crate::access::{Access, AccessError, incoming, listen, only_allowed};
 use crate::change::Writer;
 use crate::events::Events;
-use crate::follow::{Follower, Identity};
+use crate::follow::{Follower, Identity, Known};
 use crate::reconcile::Reconciler;
 use crate::server::Api;
 use crate::settings::{Settings, StoreSettings, Tcp};
@@ -180,9 +180,13 @@ pub async fn run_with(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower.run());
     tasks.spawn(reconciler.run());
+    let mut first = known.clone();
     if let Some(cache) = cache {
         tasks.spawn(cache.keep(known));
     }
+    // Whoever calls at once is better answered a moment later than refused.
+    let settled = |known: &Arc<Known>| known.joined || known.outage.is_some();
+    let _ = tokio::time::timeout(FIRST_LOOK, first.wait_for(settled)).await;
     let (stopping, stopped) = watch::channel(false);
     let tcp = match (&settings.tcp, server_tls) {
         (Some(tcp), Some(tls)) => Some(serve_tcp(tcp, tls, Arc::clone(&api), stopped.clone())?),

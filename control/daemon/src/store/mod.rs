@@ -12,6 +12,10 @@
 pub mod etcd;
 pub mod file;
 pub mod memory;
+#[cfg(test)]
+mod power_cut;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::time::Duration;

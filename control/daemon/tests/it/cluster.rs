@@ -1,1 +1,293 @@
 //! Many hosts, one store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_daemon::daemon::{DaemonError, OpenStore};
+use culvert_daemon::store::memory::MemoryStore;
+use culvert_daemon::store::{Store, Txn};
+use culvert_daemon::stored::{JoinError, Meta};
+use culvert_model::{Edit, Host, Mapping, PortId, api};
+use prost::Message;
+use tonic::Code;
+
+use crate::support::{Daemon, TestHost, faults, host_toml, port, wait_for};
+
+const SOON: Duration = Duration::from_secs(5);
+/// A lease of two seconds, and a cache as with etcd.
+const SHARED: &str = "[store]\nkind = \"etcd\"\nendpoints = [\"http://unused\"]\nlease_s = 2\n";
+
+async fn start(name: &str, n: u8, store: &MemoryStore) -> (TestHost, Daemon) {
+    let host = TestHost::new(name);
+    let mut daemon = host.join(store, SHARED).await;
+    let toml = culvert_model::host_toml::read(&host_toml(n)).unwrap();
+    daemon.apply_host(&toml, false).await.unwrap();
+    (host, daemon)
+}
+
+fn maps(host: &TestHost, ip: &str) -> Option<Mapping> {
+    let ip: std::net::IpAddr = ip.parse().unwrap();
+    host.dataplane.host()?.mappings().iter().find(|mapping| mapping.ip == ip).cloned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_of_one_host_is_a_mapping_of_the_others() {
+    let store = MemoryStore::new();
+    let (a, mut on_a) = start("a", 1, &store).await;
+    let (b, mut on_b) = start("b", 2, &store).await;
+    wait_for("the mapping on a", SOON, || maps(&a, "10.0.0.2").is_some()).await;
+    wait_for("the mapping on b", SOON, || maps(&b, "10.0.0.1").is_some()).await;
+    let mapping = maps(&a, "10.0.0.2").unwrap();
+    assert_eq!(mapping.vtep.to_string(), "198.18.0.2");
+    assert_eq!(mapping.mac.to_string(), "02:00:00:00:00:02");
+    let listed = on_a.objects().await;
+    let derived: Vec<_> = listed.iter().filter(|o| !o.derived_from.is_empty()).collect();
+    assert_eq!((derived.len(), derived[0].derived_from.as_str()), (1, "b"));
+
+    // What a host carries, written down and applied again, is nothing new.
+    let request = api::GetWantedRequest { carried: true };
+    let wanted = on_a.client.get_wanted(request).await.unwrap().into_inner().state.unwrap();
+    let again = on_a.apply_host(&Host::try_from(wanted).unwrap(), true).await.unwrap();
+    assert_eq!(again.differences, []);
+
+    on_b.edit(&[Edit::DeletePort(PortId::new("web-2").unwrap())]).await.unwrap();
+    wait_for("its end", SOON, || maps(&a, "10.0.0.2").is_none()).await;
+    // Without ports, the vnet does not concern b.
+    wait_for("nothing on b", SOON, || maps(&b, "10.0.0.1").is_none()).await;
+    let hosts = on_a.client.list_hosts(api::ListHostsRequest {}).await.unwrap().into_inner().hosts;
+    let names: Vec<_> = hosts.iter().map(|h| (h.name.as_str(), h.alive, h.self_)).collect();
+    assert_eq!(names, [("a", true, true), ("b", true, false)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_another_host_is_refused_by_name() {
+    let store = MemoryStore::new();
+    let (_a, mut on_a) = start("a", 1, &store).await;
+    let (_b, mut on_b) = start("b", 2, &store).await;
+    let found = faults(&on_a.edit(&[Edit::PutPort(port("other", 2))]).await.unwrap_err());
+    assert_eq!(
+        found,
+        [
+            "edits[0] port \"other\": mac 02:00:00:00:00:02: is the address of port web-2 of host b; legal is one owner for each address of a vnet",
+            "edits[0] port \"other\": ips[0] 10.0.0.2: is the address of port web-2 of host b; legal is one owner for each address of a vnet",
+        ]
+    );
+    let toml = host_toml(2).replace("198.18.0.2", "198.18.0.1");
+    let toml = culvert_model::host_toml::read(&toml).unwrap();
+    let found = faults(&on_b.apply_host(&toml, false).await.unwrap_err());
+    assert_eq!(
+        found,
+        [
+            "underlay: addresses[0] 198.18.0.1: is a VTEP address of host a; legal is an address of one host only"
+        ]
+    );
+    let vnet = culvert_model::VnetId::new("blue").unwrap();
+    let found = faults(&on_a.edit(&[Edit::DeleteVnet(vnet)]).await.unwrap_err());
+    assert!(found[0].contains("port web-1 of host a, port web-2 of host b"), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_take_one_address_at_the_same_time_one_gets_it() {
+    let store = MemoryStore::new();
+    let (_a, mut on_a) = start("a", 1, &store).await;
+    let (_b, mut on_b) = start("b", 2, &store).await;
+    for n in 10..30 {
+        let (on_a_edit, on_b_edit) = (
+            [Edit::PutPort(port(&format!("a-{n}"), n))],
+            [Edit::PutPort(port(&format!("b-{n}"), n))],
+        );
+        let (a, b) = tokio::join!(on_a.edit(&on_a_edit), on_b.edit(&on_b_edit));
+        assert!(a.is_ok() != b.is_ok(), "{n}: {a:?}, {b:?}");
+        let error = a.err().or(b.err()).unwrap();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_of_one_vnet_all_get_their_turn() {
+    let store = MemoryStore::new();
+    let (_a, on_a) = start("a", 1, &store).await;
+    let (b, on_b) = start("b", 2, &store).await;
+    let mut writers = tokio::task::JoinSet::new();
+    for n in 10..30_u8 {
+        let client = if n % 2 == 0 { &on_a.client } else { &on_b.client };
+        let mut client = client.clone();
+        writers.spawn(async move {
+            let edits = vec![(&Edit::PutPort(port(&format!("p-{n}"), n))).into()];
+            client.apply_edits(api::ApplyEditsRequest { edits, ..Default::default() }).await
+        });
+    }
+    while let Some(done) = writers.join_next().await {
+        done.unwrap().unwrap();
+    }
+    wait_for("all of them on b", SOON, || {
+        b.dataplane.host().is_some_and(|h| h.ports().len() == 11 && h.mappings().len() == 11)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_dies_goes_after_its_lease_and_can_be_forgotten() {
+    let store = MemoryStore::new();
+    let (a, mut on_a) = start("a", 1, &store).await;
+    let (_b, on_b) = start("b", 2, &store).await;
+    wait_for("the mapping", SOON, || maps(&a, "10.0.0.2").is_some()).await;
+    let forget = || api::ForgetHostRequest { name: "b".to_owned(), dry_run: false };
+    let error = on_a.client.forget_host(forget()).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    on_b.kill().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(maps(&a, "10.0.0.2").is_some(), "before its lease ended");
+    wait_for("its end", SOON, || maps(&a, "10.0.0.2").is_none()).await;
+    let done = on_a.client.forget_host(forget()).await.unwrap().into_inner();
+    assert_eq!(done.differences.len(), 2);
+    let hosts = on_a.client.list_hosts(api::ListHostsRequest {}).await.unwrap().into_inner().hosts;
+    assert_eq!(hosts.len(), 1);
+    // Its address is free.
+    on_a.edit(&[Edit::PutPort(port("heir", 2))]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_store_everything_stays_and_changes_are_refused() {
+    let store = MemoryStore::new();
+    let (mut a, mut on_a) = start("a", 1, &store).await;
+    let (_b, _on_b) = start("b", 2, &store).await;
+    wait_for("the mapping", SOON, || maps(&a, "10.0.0.2").is_some()).await;
+    // What is remembered is written once a second.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    store.set_outage(Some("pulled the plug"));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let error = on_a.edit(&[Edit::PutPort(port("web-3", 3))]).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    let said = error.message();
+    assert!(said.contains("nothing was changed") && said.contains("pulled the plug"), "{said}");
+    let info = on_a.info().await.store.unwrap();
+    assert!(!info.healthy && info.unhealthy_ms > 0, "{info:?}");
+
+    // A dataplane that starts anew, and a culvertd that does, need no store.
+    a.dataplane.kill().await;
+    a.dataplane.restart();
+    wait_for("the state again", SOON, || maps(&a, "10.0.0.2").is_some()).await;
+    on_a.kill().await;
+    a.dataplane.kill().await;
+    a.dataplane.restart();
+    let mut on_a = loop {
+        // The dead one's files are free when its last task ends.
+        let of = store.clone();
+        let open: OpenStore = Box::new(move |_| Ok(Arc::new(of)));
+        match a.start_with(SHARED, open).await {
+            Ok(daemon) => break daemon,
+            Err(DaemonError::Store(_) | DaemonError::Access(_)) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    wait_for("the state from what is remembered", SOON, || maps(&a, "10.0.0.2").is_some()).await;
+    assert!(on_a.info().await.store.unwrap().from_cache);
+
+    // Longer than the leases: nobody is taken for dead when the store is back.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(maps(&a, "10.0.0.2").is_some());
+    store.set_outage(None);
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_secs(4) {
+        assert!(maps(&a, "10.0.0.2").is_some(), "dropped after the outage");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    on_a.edit(&[Edit::PutPort(port("web-3", 3))]).await.unwrap();
+    let info = on_a.info().await.store.unwrap();
+    assert!(info.healthy && !info.from_cache);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_taken_by_one_machine_at_a_time() {
+    let store = MemoryStore::new();
+    let (_a, on_a) = start("a", 1, &store).await;
+    let twin = TestHost::new("a");
+    let mut on_twin = twin.join(&store, SHARED).await;
+    let said = on_twin.info().await.store.unwrap().reason;
+    assert!(said.contains("host a is the name of another machine, which is alive"), "{said}");
+    let error = on_twin.edit(&[Edit::PutPort(port("web-3", 3))]).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    // It does not carry what the other does.
+    assert_eq!(twin.dataplane.host(), None);
+    // When the other is gone, it has the name.
+    on_a.kill().await;
+    let dataplane = &twin.dataplane;
+    wait_for("the name", Duration::from_secs(8), || dataplane.host().is_some()).await;
+}
+
+async fn open(host: &TestHost, store: &MemoryStore) -> Result<Daemon, DaemonError> {
+    let store = store.clone();
+    host.start_with(SHARED, Box::new(move |_| Ok(Arc::new(store)))).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_another_cluster_or_version_is_refused_and_left_alone() {
+    let host = TestHost::new("a");
+    let first = MemoryStore::new();
+    open(&host, &first).await.unwrap().stop().await;
+    // An empty one.
+    let empty = MemoryStore::new();
+    let error = open(&host, &empty).await.err().unwrap();
+    assert!(matches!(error, DaemonError::Join(JoinError::Emptied { .. })), "{error}");
+    assert_eq!(empty.snapshot("").await.unwrap().entries, []);
+    // Another's.
+    let other = MemoryStore::new();
+    open(&TestHost::new("b"), &other).await.unwrap().stop().await;
+    let before = other.snapshot("").await.unwrap();
+    let error = open(&host, &other).await.err().unwrap();
+    assert!(matches!(error, DaemonError::Join(JoinError::OtherCluster { .. })), "{error}");
+    assert_eq!(
+        other.snapshot("meta").await.unwrap().entries,
+        before.entries[before.entries.len() - 1..]
+    );
+    // Other versions.
+    for schema in [0, 2] {
+        let store = MemoryStore::new();
+        let meta = Meta {
+            schema,
+            cluster_id: "x".to_owned(),
+            created_by: "9.9".to_owned(),
+            ..Meta::default()
+        };
+        let puts = vec![("meta".to_owned(), meta.encode_to_vec())];
+        store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
+        let error = open(&TestHost::new("c"), &store).await.err().unwrap().to_string();
+        assert!(error.contains(&format!("schema {schema}, written by culvertd 9.9")), "{error}");
+        assert_eq!(store.snapshot("").await.unwrap().entries.len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_write_into_the_store_is_named_and_left_out() {
+    let store = MemoryStore::new();
+    let (a, mut on_a) = start("a", 1, &store).await;
+    let foreign =
+        culvert_daemon::cluster::write_object(&culvert_model::Object::Port(port("web-2", 1)));
+    let puts = vec![
+        ("port/a/broken".to_owned(), vec![0xff; 7]),
+        ("port/a/renamed".to_owned(), foreign.clone()),
+        ("port/b/web-2".to_owned(), foreign),
+        ("nonsense".to_owned(), vec![1]),
+    ];
+    store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
+    for _ in 0..100 {
+        if on_a.info().await.problems.len() >= 4 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let problems = on_a.info().await.problems.join("\n");
+    for expected in [
+        "port/a/broken: cannot be read",
+        "port/a/renamed: cannot be read, and is left out: holds port web-2 instead of port renamed",
+        "nonsense: cannot be read",
+        "10.0.0.1 in vnet blue: is the address of port web-1 of host a and of port web-2 of host b",
+    ] {
+        assert!(problems.contains(expected), "{expected}: {problems}");
+    }
+    on_a.edit(&[Edit::PutPort(port("web-3", 3))]).await.unwrap();
+    assert_eq!(a.dataplane.host().unwrap().ports().len(), 2);
+}

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use culvert_daemon::daemon::{DaemonError, OpenStore, run_with};
 use culvert_daemon::settings::{Flags, Settings};
-use culvert_daemon::store::Store;
 use culvert_daemon::store::file::FileStore;
+use culvert_daemon::store::{Store, StoreError};
 use culvert_model::api::control_client::ControlClient;
 use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
 use culvert_model::limits::MESSAGE_BYTES_MAX;
@@ -391,7 +391,16 @@ impl TestHost {
 
     /// Starts culvertd with a state file.
     pub(crate) async fn start(&self) -> Daemon {
-        self.try_start().await.unwrap()
+        // One that was killed a moment ago lets go of its file when its last task ends.
+        for _ in 0..100 {
+            match self.try_start().await {
+                Err(DaemonError::Store(StoreError::Locked(_)) | DaemonError::Access(_)) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                started => return started.unwrap(),
+            }
+        }
+        panic!("the state file stays locked");
     }
 
     pub(crate) async fn try_start(&self) -> Result<Daemon, DaemonError> {
@@ -426,7 +435,9 @@ impl TestHost {
                 Ok(()) => panic!("culvertd ended by itself"),
                 Err(error) => return Err(error),
             },
-            ready = is_ready => ready.unwrap(),
+            ready = is_ready => if ready.is_err() {
+                return Err(running.await.unwrap().unwrap_err());
+            },
         }
         let client = connect(&self.socket()).await;
         Ok(Daemon { client, stop: Some(stop), running })
