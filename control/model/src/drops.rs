@@ -95,7 +95,7 @@ pub const DROPS: &[DropMeaning] = &[
     drop(
         "rogue_router",
         Concern::Tenant,
-        "A tenant sends router advertisements or redirects.",
+        "A tenant sends router advertisements or redirects, or DHCP answers where DHCP is answered here.",
         "Stop the router in the tenant; a tenant that is one needs `anti_spoof = false`.",
     ),
     drop(
@@ -103,6 +103,18 @@ pub const DROPS: &[DropMeaning] = &[
         Concern::State,
         "The port's state is `blocked`.",
         "Set `state = \"active\"`, if it should pass.",
+    ),
+    drop(
+        "acl_denied",
+        Concern::State,
+        "A rule of the port's ACL groups denies it, or none of them matches, and it belongs to no connection that a stateful group allows.",
+        "Look which rule decides by `culvert trace` or `culvert explain`; change the group, if it should pass.",
+    ),
+    drop(
+        "metered",
+        Concern::State,
+        "Above the rate of the port's meter.",
+        "Raise `meter` of the port, if the tenant should have more.",
     ),
     drop(
         "no_route",
@@ -151,6 +163,12 @@ pub const DROPS: &[DropMeaning] = &[
         Concern::Normal,
         "A control frame that nothing here answers: router solicitations, DHCP, questions for an own address.",
         "Nothing, as a rule: stacks send some when they start.",
+    ),
+    drop(
+        "answer_limited",
+        Concern::Tenant,
+        "The port asks for its configuration (DHCP, router solicitation) more often than it is answered.",
+        "Look at the tenant's DHCP client: one that works asks a few times only.",
     ),
     drop(
         "ttl_exceeded",

@@ -211,6 +211,7 @@ struct Position {
 }
 
 /// Objects in the order of their keys.
+#[derive(Clone)]
 pub struct Iter<'a, T> {
     chunks: &'a [Arc<Vec<T>>],
     at: Position,
