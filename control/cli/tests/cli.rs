@@ -229,9 +229,9 @@ fn json_has_stable_names() {
     assert_eq!(show("vnets")[0]["gateways"][0]["ip"], "10.0.0.254/24");
     assert_eq!(show("vnets")[0]["dhcp"]["lease_s"], 3600);
     assert_eq!(show("vnets")[1]["dhcp"], json!(null));
-    assert_eq!(show("acls")[0]["stateful"], true);
+    assert_eq!(show("acls")[1]["stateful"], true);
     assert_eq!(
-        show("acls")[0]["rules"][1],
+        show("acls")[1]["rules"][1],
         json!({
             "direction": "egress", "action": "allow", "protocol": "udp", "remote": "any",
             "local_ports": "any", "remote_ports": "53",

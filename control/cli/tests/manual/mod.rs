@@ -13,7 +13,7 @@ const ROUTES: &str = "\
   to_vnet: blue
 - port: a1
   vnet: null
-  prefix: fd00::/64
+  prefix: 10.0.0.128/25
 ";
 
 const NOWHERE: &str = "/nonexistent/socket";
