@@ -80,7 +80,7 @@ pub fn mapping(n: usize, vtep: IpAddr) -> api::Mapping {
     let [_, a, b, c] = number.to_be_bytes();
     let vtep = match n % VTEPS {
         0 => vtep,
-        other => Ipv4Addr::from(0xc612_0000 + u32::try_from(other).unwrap_or_default()).into(),
+        other => Ipv4Addr::from(0xcb00_7100 + u32::try_from(other).unwrap_or_default()).into(),
     };
     api::Mapping {
         vnet: VNET.into(),
@@ -105,4 +105,21 @@ pub fn route_key(n: usize) -> api::RouteKey {
     let route = route(n);
     let scope = Some(api::route_key::Scope::Port(device(n)));
     api::RouteKey { scope, prefix: route.prefix }
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_model::{Host, host_toml};
+
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_a_legal_part_of_a_state() {
+        let base = "[underlay]\ninterface = \"eth0\"\naddresses = [\"192.0.2.1\"]\n";
+        let mut state = api::State::from(&host_toml::read(base).unwrap());
+        Crowd { ports: 1000, mappings: 2000 }.add_to(&mut state, "192.0.2.2".parse().unwrap());
+        let host = Host::try_from(state).unwrap_or_else(|errors| panic!("{:?}", &errors[..3]));
+        assert_eq!((host.ports().len(), host.mappings().len()), (1000, 2000));
+        assert_eq!(host.vteps().count(), VTEPS);
+    }
 }

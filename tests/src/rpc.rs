@@ -77,6 +77,13 @@ impl Rpc {
         self.runtime.block_on(self.calls.replace(request)).map(tonic::Response::into_inner)
     }
 
+    /// What was refused, and why.
+    pub fn reason(status: &Status) -> String {
+        let faults = api::refusal(status).map(|refusal| refusal.faults).unwrap_or_default();
+        let some: Vec<_> = faults.iter().take(5).map(api::Fault::text).collect();
+        format!("{}: {}", status.message(), some.join("; "))
+    }
+
     /// Makes one edit.
     ///
     /// # Errors

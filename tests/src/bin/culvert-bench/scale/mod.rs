@@ -45,7 +45,7 @@ fn with(base: &State, topology: &Topology, ports: usize, mappings: usize) -> Sta
 
 fn applied(rpc: &mut Rpc, state: State) -> Result<Duration, String> {
     let start = Instant::now();
-    rpc.replace(state).map_err(|e| e.to_string())?;
+    rpc.replace(state).map_err(|e| Rpc::reason(&e))?;
     Ok(start.elapsed())
 }
 
@@ -151,7 +151,7 @@ fn changes(
     for n in 0..count {
         for change in [there, back] {
             let start = Instant::now();
-            rpc.edit(change(n)).map_err(|e| e.to_string())?;
+            rpc.edit(change(n)).map_err(|e| Rpc::reason(&e))?;
             let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
             histogram.record(took).map_err(|e| e.to_string())?;
         }
