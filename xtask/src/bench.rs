@@ -1,7 +1,7 @@
 //! Measurements.
 
-use crate::Overlay;
 use crate::run::{Result, cargo, command, run, target_folder};
+use crate::{Overlay, Scale};
 
 /// Builds in release and compares Culvert with its peers.
 pub(crate) fn overlay(options: &Overlay) -> Result {
@@ -17,5 +17,16 @@ pub(crate) fn overlay(options: &Overlay) -> Result {
         let file = std::path::absolute(file).map_err(|e| format!("{}: {e}", file.display()))?;
         bench.arg("--json").arg(file);
     }
+    run(&mut bench)
+}
+
+/// Builds in release and measures what many ports and mappings cost.
+pub(crate) fn scale(options: &Scale) -> Result {
+    run(cargo().args(["build", "--release", "--workspace"]))?;
+    let program = target_folder().join("release/culvert-bench");
+    let mut bench = command(&program.display().to_string());
+    bench.args(["scale", "--secs", &options.secs.to_string()]);
+    bench.args(["--ports", &options.ports.to_string()]);
+    bench.args(["--mappings", &options.mappings.to_string()]);
     run(&mut bench)
 }

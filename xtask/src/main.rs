@@ -49,6 +49,8 @@ enum Verb {
 enum Bench {
     /// Culvert beside its peers in one run; prints Markdown.
     Overlay(Overlay),
+    /// What many ports and mappings cost: to apply, to change, in memory, in packets; prints Markdown.
+    Scale(Scale),
 }
 
 /// Options of `fuzz`.
@@ -81,11 +83,26 @@ struct Overlay {
     json: Option<PathBuf>,
 }
 
+/// Options of `bench scale`.
+#[derive(Args)]
+struct Scale {
+    /// Seconds of each measurement of packets.
+    #[arg(long, default_value_t = 3)]
+    secs: u64,
+    /// Idle ports.
+    #[arg(long, default_value_t = 1000)]
+    ports: usize,
+    /// Mappings.
+    #[arg(long, default_value_t = 100_000)]
+    mappings: usize,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Ci => ci::ci(),
         Verb::E2e { full, filter } => ci::e2e(full, filter.as_deref()),
         Verb::Bench { what: Bench::Overlay(options) } => bench::overlay(&options),
+        Verb::Bench { what: Bench::Scale(options) } => bench::scale(&options),
         Verb::Lab { filter } => lab::lab(filter.as_deref()),
         Verb::Fuzz(options) => fuzz::fuzz(&options),
     };

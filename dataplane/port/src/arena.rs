@@ -97,6 +97,12 @@ impl Arena {
         self.registration.get_or_init(|| Registration::open(self)).as_ref()
     }
 
+    /// Whether sockets that copy share one registration of the arena; false before the first of them.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.registration.get().is_some_and(Option::is_some)
+    }
+
     /// Frames that a socket without traffic keeps for receiving.
     #[must_use]
     pub fn idle_frames(&self) -> usize {

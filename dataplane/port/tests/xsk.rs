@@ -293,8 +293,27 @@ fn what_cannot_be_opened_says_why() {
     assert!(matches!(open(XskConfig { ifindex: 9999, ..base }), XskError::NoDevice { .. }));
     assert!(matches!(open(XskConfig { queue: 7, ..base }), XskError::Queue { queue: 7, .. }));
     assert!(matches!(open(XskConfig { rx_size: 100, ..base }), XskError::RingSize { .. }));
-    let lo = rig.near.ifindex("lo");
-    let zero_copy = XskConfig { ifindex: lo, mode: BindMode::ZeroCopy, ..base };
+    rig.near.ip("link add spare type veth peer name spare-far");
+    let ifindex = rig.near.ifindex("spare");
+    let zero_copy = XskConfig { ifindex, mode: BindMode::ZeroCopy, ..base };
     assert!(matches!(open(zero_copy), XskError::ModeUnsupported { .. }));
+    rig.finish();
+}
+
+#[test]
+fn sockets_that_copy_share_one_registration_of_the_arena() {
+    let rig = Rig::new(1500);
+    let mut cache = FrameCache::new(rig.arena);
+    let sockets: Vec<Xsk> = (0..8)
+        .map(|n| {
+            rig.near.ip(&format!("link add spare{n} type veth peer name far{n}"));
+            let config = XskConfig::new(rig.near.ifindex(&format!("spare{n}")), 0);
+            rig.near.run(|| Xsk::open(rig.arena, &config)).unwrap()
+        })
+        .collect();
+    assert!(sockets.iter().all(|xsk| !xsk.bound().zero_copy && xsk.bound().sg));
+    assert!(rig.arena.is_shared());
+    sockets.into_iter().for_each(|xsk| xsk.close(&mut cache));
+    cache.flush();
     rig.finish();
 }

@@ -137,10 +137,9 @@ impl Controller {
             }
         }
         while let Some(trap) = self.shared.traps.pop() {
-            let name = trap.port.and_then(|index| {
-                self.known.ports.iter().find(|(_, i)| *i == u32::from(index)).map(|(id, _)| id)
-            });
-            let name = name.map_or_else(String::new, ToString::to_string);
+            let tables = self.shared.tables.load();
+            let port = trap.port.and_then(|index| tables.port(index));
+            let name = port.map_or_else(String::new, |port| port.id.to_string());
             // Nobody listening is no error.
             let _ = self.traps.send((name, trap));
         }

@@ -1,7 +1,7 @@
 //! Load, receivers and yardsticks for measurements, and the comparison of overlays that uses them.
 //!
-//! Every command works in the network namespace it is started in and prints one JSON document, except `overlay`, which
-//! makes its own namespaces and prints a Markdown table.
+//! Every command works in the network namespace it is started in and prints one JSON document, except `overlay` and
+//! `scale`, which make their own namespaces and print Markdown tables.
 
 use clap::{Parser, Subcommand};
 
@@ -10,6 +10,7 @@ mod flood;
 mod overlay;
 mod raw;
 mod rr;
+mod scale;
 
 /// Measure packet paths.
 #[derive(Parser)]
@@ -31,6 +32,8 @@ enum Command {
     Raw(raw::Args),
     /// Compare Culvert with its peers, side by side in one run.
     Overlay(overlay::Args),
+    /// What a thousand ports and a hundred thousand mappings cost.
+    Scale(scale::Args),
 }
 
 /// What a command ends with, for `main` to print.
@@ -47,6 +50,7 @@ fn main() -> std::process::ExitCode {
         Command::Rr(args) => rr::main(&args),
         Command::Raw(args) => raw::main(&args),
         Command::Overlay(args) => overlay::main(&args),
+        Command::Scale(args) => scale::main(&args),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use culvert_tests::tools::{Iperf, RawSocket};
 use culvert_tests::topology::TENANT_DEVICE;
-use culvert_tests::{craft, sys};
+use culvert_tests::{Topology, craft, sys};
 use serde::Serialize;
 
 use super::setup::Running;
@@ -39,7 +39,7 @@ pub(crate) struct Sample {
     pub(crate) rr_p99_us: f64,
 }
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Measures everything once.
 pub(crate) fn sample(running: &Running, secs: u64) -> Result<Sample, Error> {
@@ -48,8 +48,8 @@ pub(crate) fn sample(running: &Running, secs: u64) -> Result<Sample, Error> {
     let sample = Sample {
         tcp_1_gbps: tcp(running, secs, 1)?,
         tcp_4_gbps: tcp(running, secs, 4)?,
-        udp_64_pps: packets_per_second(running, 64, time)?,
-        udp_1400_pps: packets_per_second(running, 1400, time)?,
+        udp_64_pps: packets_per_second(&running.topology, 64, time)?,
+        udp_1400_pps: packets_per_second(&running.topology, 1400, time)?,
         rr_p50_us,
         rr_p99_us,
     };
@@ -66,13 +66,17 @@ fn tcp(running: &Running, secs: u64, streams: u32) -> Result<f64, Error> {
 
 /// The highest rate that arrives. A sender that overruns the first hop takes the time that the others need to forward,
 /// so rates above what arrived from the overrun are tried as well, until a higher one brings less.
-fn packets_per_second(running: &Running, size: usize, time: Duration) -> Result<f64, Error> {
-    let overrun = delivered(running, size, time, None)?;
+pub(crate) fn packets_per_second(
+    topology: &Topology,
+    size: usize,
+    time: Duration,
+) -> Result<f64, Error> {
+    let overrun = delivered(topology, size, time, None)?;
     let mut best = overrun;
     let mut offered = overrun;
     for _ in 0..OFFERS_MAX {
         offered *= OFFER_STEP;
-        let arrived = delivered(running, size, time / 2, Some(offered as u64))?;
+        let arrived = delivered(topology, size, time / 2, Some(offered as u64))?;
         best = best.max(arrived);
         if arrived < 0.9 * best {
             break;
@@ -83,12 +87,11 @@ fn packets_per_second(running: &Running, size: usize, time: Duration) -> Result<
 
 /// Packets a second that arrive of those offered (none: as many as the sender can).
 fn delivered(
-    running: &Running,
+    topology: &Topology,
     size: usize,
     time: Duration,
     offered: Option<u64>,
 ) -> Result<f64, Error> {
-    let topology = &running.topology;
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
     // Finished frames past the tenant's IP stack: the load must not cost more than what it loads.
     let socket = RawSocket::open_to_flood(&a.ns, TENANT_DEVICE)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-mod measure;
+pub(crate) mod measure;
 mod ovs;
 mod report;
 mod setup;

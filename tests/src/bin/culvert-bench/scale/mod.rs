@@ -1,0 +1,167 @@
+//! What many ports and many mappings cost: to apply, to change by one, in memory, and in packets a second.
+
+use std::time::{Duration, Instant};
+
+use culvert_model::api::edit::Edit;
+use culvert_model::api::{self, State};
+use culvert_tests::crowd::{mapping, port, route, route_key};
+use culvert_tests::{Combo, Crowd, Rpc, Topology, TopologySpec};
+use hdrhistogram::Histogram;
+
+use crate::overlay::measure::packets_per_second;
+
+mod memory;
+
+use memory::Memory;
+
+/// Idle ports beside which the packet rate is taken to be that of a host with few.
+const FEW: usize = 10;
+
+/// Bytes of payload of each datagram of the flood.
+const FLOOD_SIZE: usize = 64;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Seconds of each measurement of packets.
+    #[arg(long, default_value_t = 3)]
+    secs: u64,
+    /// Idle ports.
+    #[arg(long, default_value_t = Crowd::FULL.ports)]
+    ports: usize,
+    /// Mappings.
+    #[arg(long, default_value_t = Crowd::FULL.mappings)]
+    mappings: usize,
+    /// Changes of each kind whose time is taken.
+    #[arg(long, default_value_t = 200)]
+    changes: usize,
+}
+
+/// A state with so much beside what the tenants that talk need.
+fn with(base: &State, topology: &Topology, ports: usize, mappings: usize) -> State {
+    let mut state = base.clone();
+    Crowd { ports, mappings }.add_to(&mut state, topology.hosts[1].vtep);
+    state
+}
+
+fn applied(rpc: &mut Rpc, state: State) -> Result<Duration, String> {
+    let start = Instant::now();
+    rpc.replace(state).map_err(|e| Rpc::reason(&e))?;
+    Ok(start.elapsed())
+}
+
+pub(crate) fn main(args: &Args) -> crate::CommandResult {
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let crowd = Crowd { ports: args.ports, mappings: args.mappings };
+    crowd.add_links(&topology.hosts[0].ns, &topology.scratch);
+    let mut rpc = Rpc::connect(topology.dataplane(0).socket());
+    let (base, _) = rpc.state();
+    let time = Duration::from_secs(args.secs);
+
+    println!("| what | result |\n|---|---|");
+    // First ports, then mappings, so that the memory of each can be told.
+    let before = Memory::now(&mut topology)?;
+    let ports_took = applied(&mut rpc, with(&base, &topology, args.ports, 0))?;
+    let after_ports = Memory::now(&mut topology)?;
+    let mappings_took = applied(&mut rpc, with(&base, &topology, args.ports, args.mappings))?;
+    let after_mappings = Memory::now(&mut topology)?;
+    let (ports, mappings) = (args.ports, args.mappings);
+    println!("| {ports} ports beside one | {:.2} s |", ports_took.as_secs_f64());
+    println!(
+        "| {mappings} mappings beside them, as a whole state | {:.2} s |",
+        mappings_took.as_secs_f64()
+    );
+    println!("| memory of a port | {} |", after_ports.since(&before).per(ports));
+    println!("| memory of a mapping | {} |", after_mappings.since(&after_ports).per(mappings));
+
+    for (name, there, back) in kinds(args, &topology) {
+        let histogram = changes(&mut rpc, args.changes, &there, &back)?;
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of seconds")]
+        let ms = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e3;
+        let (p50, p99) = (ms(0.5), ms(0.99));
+        println!("| one change, {name} | median {p50:.2} ms, p99 {p99:.2} ms |");
+    }
+
+    // In turns, so that what else the machine does meets both alike.
+    let mut rates = [0.0, 0.0];
+    for _ in 0..2 {
+        for (rate, ports) in rates.iter_mut().zip([FEW, args.ports]) {
+            applied(&mut rpc, with(&base, &topology, ports, args.mappings))?;
+            topology.wait_connected(0, 1);
+            let measured = packets_per_second(&topology, FLOOD_SIZE, time);
+            *rate += measured.map_err(|e| e.to_string())? / 2.0;
+        }
+    }
+    let [few, many] = rates;
+    println!("| packets a second beside {FEW} idle ports | {few:.0} |");
+    println!("| packets a second beside {ports} | {many:.0}: {:.1} % |", many / few * 100.0);
+
+    // All at once, by a process that has nothing yet.
+    let all = with(&base, &topology, args.ports, args.mappings);
+    restart(&mut topology)?;
+    let mut rpc = Rpc::connect(topology.dataplane(0).socket());
+    println!("| all at once, after a start | {:.2} s |", applied(&mut rpc, all)?.as_secs_f64());
+    Ok(())
+}
+
+type Change = Box<dyn Fn(usize) -> Edit>;
+
+/// Changes of one object and what takes them back, for the n-th time.
+fn kinds(args: &Args, topology: &Topology) -> Vec<(&'static str, Change, Change)> {
+    let (ports, first, vtep) = (args.ports.max(1), args.mappings, topology.hosts[1].vtep);
+    let key = move |n| {
+        let api::Mapping { vnet, ip, .. } = mapping(first + n, vtep);
+        api::MappingKey { vnet, ip }
+    };
+    vec![
+        (
+            "mapping",
+            Box::new(move |n| Edit::PutMapping(mapping(first + n, vtep))),
+            Box::new(move |n| Edit::DeleteMapping(key(n))),
+        ),
+        (
+            "route",
+            Box::new(move |n| Edit::PutRoute(route(n % ports))),
+            Box::new(move |n| Edit::DeleteRoute(route_key(n % ports))),
+        ),
+        (
+            "blocked port",
+            Box::new(move |n| {
+                let state = api::PortState::Blocked.into();
+                Edit::PutPort(api::Port { state, ..port(n % ports) })
+            }),
+            Box::new(move |n| Edit::PutPort(port(n % ports))),
+        ),
+        (
+            "port detached or attached",
+            Box::new(move |n| Edit::DeletePort(port(n % ports).id)),
+            Box::new(move |n| Edit::PutPort(port(n % ports))),
+        ),
+    ]
+}
+
+/// Times in microseconds.
+fn changes(
+    rpc: &mut Rpc,
+    count: usize,
+    there: &Change,
+    back: &Change,
+) -> Result<Histogram<u64>, String> {
+    let mut histogram = Histogram::new(3).map_err(|e| e.to_string())?;
+    for n in 0..count {
+        for change in [there, back] {
+            let start = Instant::now();
+            rpc.edit(change(n)).map_err(|e| Rpc::reason(&e))?;
+            let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+            histogram.record(took).map_err(|e| e.to_string())?;
+        }
+    }
+    Ok(histogram)
+}
+
+fn restart(topology: &mut Topology) -> Result<(), String> {
+    let culvert = topology.culvert[0].as_mut().ok_or("host A runs no culvert")?;
+    culvert.process().stop(Duration::from_secs(60)).ok_or("the dataplane does not stop")?;
+    topology.start_culvert(0);
+    Ok(())
+}
