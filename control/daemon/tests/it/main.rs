@@ -1,5 +1,7 @@
 //! The control plane of a host against a fake dataplane: what clients see, what the dataplane gets.
 
+#[path = "../../../model/tests/support/mod.rs"]
+mod any_host;
 mod support;
 
 mod access;
