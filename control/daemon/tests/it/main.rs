@@ -7,4 +7,5 @@ mod support;
 mod access;
 mod api;
 mod cluster;
+mod hostile;
 mod reconcile;
