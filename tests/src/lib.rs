@@ -14,6 +14,7 @@ mod janitor;
 pub mod attack;
 pub mod checks;
 pub mod combo;
+pub mod control;
 pub mod craft;
 pub mod crowd;
 pub mod culvert;

@@ -15,8 +15,9 @@ use tonic::transport::{Certificate, Identity as TlsIdentity, Server, ServerTlsCo
 use crate::access::{Access, AccessError, incoming, listen, only_allowed};
 use crate::change::Writer;
 use crate::events::Events;
-use crate::follow::{Follower, Identity, Known};
+use crate::follow::{Follower, Identity};
 use crate::reconcile::Reconciler;
+use crate::report::Report;
 use crate::server::Api;
 use crate::settings::{Settings, StoreSettings, Tcp};
 use crate::state_dir::StateDir;
@@ -167,6 +168,7 @@ pub async fn run_with(
         events.clone(),
         traps.clone(),
     );
+    let mut first = report.clone();
     let api = Arc::new(Api {
         me: settings.host.clone(),
         store: store.describe(),
@@ -180,12 +182,11 @@ pub async fn run_with(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower.run());
     tasks.spawn(reconciler.run());
-    let mut first = known.clone();
     if let Some(cache) = cache {
         tasks.spawn(cache.keep(known));
     }
     // Whoever calls at once is better answered a moment later than refused.
-    let settled = |known: &Arc<Known>| known.joined || known.outage.is_some();
+    let settled = |report: &Arc<Report>| report.known.joined || report.known.outage.is_some();
     let _ = tokio::time::timeout(FIRST_LOOK, first.wait_for(settled)).await;
     let (stopping, stopped) = watch::channel(false);
     let tcp = match (&settings.tcp, server_tls) {

@@ -196,8 +196,8 @@ pub enum StoreError {
         /// How one sees it.
         reason: String,
     },
-    /// Give it back from a backup. It was not changed.
-    #[error("{}: the state file is damaged: {reason}; it was left as it is", .path.display())]
+    /// Give it back from a backup.
+    #[error("{}: the state file is damaged: {reason}", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

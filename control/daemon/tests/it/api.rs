@@ -95,14 +95,16 @@ async fn watchers_see_what_becomes_of_objects() {
     let seen = tokio::time::timeout(Duration::from_secs(5), async {
         loop {
             let event = events.message().await.unwrap().unwrap();
-            if let Some(api::event::What::Object(status)) = event.what {
+            let web_2 = api::object_key::Key::Port("web-2".to_owned());
+            if let Some(api::event::What::Object(status)) = event.what
+                && status.key.as_ref().and_then(|key| key.key.as_ref()) == Some(&web_2)
+            {
                 return status;
             }
         }
     });
     let status = seen.await.unwrap();
     assert_eq!(status.status(), api::ApplyStatus::Applied);
-    assert_eq!(status.key.unwrap().key, Some(api::object_key::Key::Port("web-2".to_owned())));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_daemon::daemon::{DaemonError, OpenStore};
+use culvert_daemon::daemon::DaemonError;
 use culvert_daemon::store::memory::MemoryStore;
 use culvert_daemon::store::{Store, Txn};
 use culvert_daemon::stored::{JoinError, Meta};
@@ -171,18 +171,7 @@ async fn without_the_store_everything_stays_and_changes_are_refused() {
     on_a.kill().await;
     a.dataplane.kill().await;
     a.dataplane.restart();
-    let mut on_a = loop {
-        // The dead one's files are free when its last task ends.
-        let of = store.clone();
-        let open: OpenStore = Box::new(move |_| Ok(Arc::new(of)));
-        match a.start_with(SHARED, open).await {
-            Ok(daemon) => break daemon,
-            Err(DaemonError::Store(_) | DaemonError::Access(_)) => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    };
+    let mut on_a = a.join(&store, SHARED).await;
     wait_for("the state from what is remembered", SOON, || maps(&a, "10.0.0.2").is_some()).await;
     assert!(on_a.info().await.store.unwrap().from_cache);
 

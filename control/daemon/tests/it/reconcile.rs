@@ -2,7 +2,14 @@
 
 use std::time::Duration;
 
-use culvert_model::{Edit, Host, PortState, Section, api};
+use culvert_daemon::cluster::Cluster;
+use culvert_daemon::cluster::project::project;
+use culvert_daemon::names::{HostName, Slot};
+use culvert_model::{Edit, Host, Object, PortState, Section, api};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use crate::any_host;
 
 use crate::support::{FakeDataplane, TestHost, host_toml, port, port_toml, wait_for};
 
@@ -181,4 +188,55 @@ async fn a_host_without_underlay_leaves_the_dataplane_alone() {
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert_eq!(host.dataplane.host(), Some(by_hand));
     assert!(daemon.info().await.dataplane.unwrap().connected);
+}
+
+/// The objects of a state, in an order of their own: a state is a set.
+fn objects(host: &Host) -> Vec<String> {
+    let mut objects: Vec<_> =
+        Object::all_of(host.clone().into_parts()).map(|object| format!("{object:?}")).collect();
+    objects.sort();
+    objects
+}
+
+/// What of a state concerns a host that has its ports: vnets without ports and without a route to them, and
+/// their rules, do not.
+fn concerning(host: &Host) -> Vec<String> {
+    let mut cluster = Cluster::default();
+    let me = HostName::new("a").unwrap();
+    for object in Object::all_of(host.clone().into_parts()) {
+        cluster.put(&Slot::of(object.key(), &me), Some(object));
+    }
+    let projection = project(&cluster, &me);
+    assert!(projection.faults.is_empty(), "{:?}", projection.faults);
+    objects(&projection.host.unwrap())
+}
+
+#[test]
+fn any_state_follows_any_other_and_a_second_plan_is_empty() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let host = runtime.block_on(async { TestHost::new("a") });
+    let daemon = std::cell::RefCell::new(runtime.block_on(host.start()));
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(24));
+    let states = (any_host::host(), any_host::host());
+    let run = runner.run(&states, |(a, b)| {
+        let daemon = &mut *daemon.borrow_mut();
+        for wanted in [&a, &b] {
+            let done = runtime.block_on(daemon.apply_host(wanted, true)).unwrap();
+            prop_assert_eq!(done.unapplied, Vec::new());
+            let carried = host.dataplane.host().unwrap();
+            prop_assert_eq!(objects(&carried), concerning(wanted));
+            let calls = host.dataplane.carries.lock().unwrap().calls;
+            let again = runtime.block_on(daemon.apply_host(wanted, true)).unwrap();
+            prop_assert_eq!(again.differences, Vec::new());
+            prop_assert_eq!(host.dataplane.carries.lock().unwrap().calls, calls);
+            // And what was written is what was given.
+            let request = api::GetWantedRequest::default();
+            let written = runtime.block_on(daemon.client.get_wanted(request)).unwrap();
+            let written = Host::try_from(written.into_inner().state.unwrap()).unwrap();
+            prop_assert_eq!(objects(&written), objects(wanted));
+        }
+        Ok(())
+    });
+    run.unwrap();
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use culvert_daemon::daemon::{DaemonError, OpenStore, run_with};
 use culvert_daemon::settings::{Flags, Settings};
+use culvert_daemon::store::Store;
 use culvert_daemon::store::file::FileStore;
-use culvert_daemon::store::{Store, StoreError};
 use culvert_model::api::control_client::ControlClient;
 use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
 use culvert_model::limits::MESSAGE_BYTES_MAX;
@@ -391,22 +391,33 @@ impl TestHost {
 
     /// Starts culvertd with a state file.
     pub(crate) async fn start(&self) -> Daemon {
-        // One that was killed a moment ago lets go of its file when its last task ends.
-        for _ in 0..100 {
-            match self.try_start().await {
-                Err(DaemonError::Store(StoreError::Locked(_)) | DaemonError::Access(_)) => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                started => return started.unwrap(),
-            }
-        }
-        panic!("the state file stays locked");
+        self.try_start().await.unwrap()
     }
 
     pub(crate) async fn try_start(&self) -> Result<Daemon, DaemonError> {
         let path = self.scratch.path("state").join("state.redb");
         let open: OpenStore = Box::new(move |_| Ok(Arc::new(FileStore::open(&path)?)));
         self.start_with("", open).await
+    }
+
+    /// One that was killed a moment ago lets go of its files and socket when its last task ends.
+    async fn unlocked(&self) {
+        for file in ["state/state.redb", "state/cache.redb"] {
+            let path = self.scratch.path(file);
+            let locked = || path.exists() && FileStore::open(&path).is_err();
+            for _ in 0..200 {
+                if !locked() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        for _ in 0..200 {
+            if UnixStream::connect(self.socket()).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Starts culvertd with a store that others share.
@@ -421,6 +432,7 @@ impl TestHost {
         toml: &str,
         open: OpenStore,
     ) -> Result<Daemon, DaemonError> {
+        self.unlocked().await;
         let settings = self.settings(toml);
         let (ready, is_ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
