@@ -103,6 +103,12 @@ pub(crate) enum Verb {
     Trace(crate::sight::args::Trace),
     /// Say what would become of a packet, without sending it.
     Explain(Box<crate::sight::args::Explain>),
+    /// Say what a drop reason means, and what to do.
+    ExplainDrop(crate::explain_drop::ExplainDrop),
+    /// Show ports, flows and drops live.
+    Top(crate::top::Top),
+    /// Say what is wrong on this host, and what to do.
+    Health(crate::health::Health),
     /// Print a completion script for a shell.
     Completions(Completions),
     /// Write the manual pages of all verbs into a directory.
@@ -178,6 +184,10 @@ pub(crate) struct Stats {
     /// Only what was dropped, and why.
     #[arg(long)]
     pub(crate) drops: bool,
+
+    /// Print what moves, per second, every so many seconds, until interrupted.
+    #[arg(short, long, value_name = "SECS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub(crate) watch: Option<u16>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,14 +7,19 @@ mod apply;
 mod args;
 mod client;
 mod error;
+mod explain_drop;
 mod export;
+mod health;
 mod manage;
 mod manual;
 mod objects;
 mod output;
+mod rates;
 mod show;
 mod sight;
 mod stats;
+mod stats_watch;
+mod top;
 mod traps;
 
 use std::process::ExitCode;
@@ -53,11 +58,17 @@ async fn run(args: &Args) -> Result<(), CliError> {
         Verb::Acl(verb) => manage::run(args, verb).await,
         Verb::Host(verb) => manage::host::run(args, verb).await,
         Verb::Show(show) => show::run(args, show).await,
-        Verb::Stats(stats) => stats::run(args, stats).await,
+        Verb::Stats(stats) => match stats.watch {
+            None => stats::run(args, stats).await,
+            Some(seconds) => stats_watch::run(args, stats.drops, seconds).await,
+        },
         Verb::Traps(traps) => traps::run(args, traps).await,
         Verb::Capture(capture) => sight::capture::run(args, capture).await,
         Verb::Trace(trace) => sight::trace::run(args, trace).await,
         Verb::Explain(explain) => sight::explain::run(args, explain).await,
+        Verb::ExplainDrop(explain) => explain_drop::run(args, explain),
+        Verb::Top(top) => top::run(args, top).await,
+        Verb::Health(health) => health::run(args, health).await,
         Verb::Completions(completions) => manual::completions(completions.shell),
         Verb::Man(man) => manual::pages(&man.dir),
     }

@@ -248,4 +248,11 @@ impl Dataplane for Api {
         let device = controller.device_name(role);
         Ok(Response::new(api::TracedPacket { device, ..watching::told(&trace) }))
     }
+
+    async fn list_paths(
+        &self,
+        _: Request<api::ListPathsRequest>,
+    ) -> Result<Response<api::PathList>, Status> {
+        Ok(Response::new(self.controller.lock().await.paths()))
+    }
 }

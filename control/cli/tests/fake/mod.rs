@@ -1,5 +1,7 @@
 //! A dataplane that carries nothing, but answers as one does, on a socket of its own.
 
+pub(crate) mod sight;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,6 +22,12 @@ pub(crate) struct Script {
     pub(crate) generation: u64,
     /// Faults to refuse the next states with, as a host does that cannot carry them.
     pub(crate) faults: Vec<api::Fault>,
+    /// What was asked to be captured, traced or explained.
+    pub(crate) captures: Vec<api::CaptureRequest>,
+    pub(crate) traces: Vec<api::TraceRequest>,
+    pub(crate) explains: Vec<api::ExplainRequest>,
+    /// How often counters were asked for: they move each time.
+    pub(crate) looks: u64,
 }
 
 #[derive(Clone)]
@@ -28,36 +36,59 @@ struct Fake(Arc<Mutex<Script>>);
 #[tonic::async_trait]
 impl Dataplane for Fake {
     type WatchTrapsStream = tokio_stream::Iter<std::vec::IntoIter<Result<api::Trap, Status>>>;
-    type CaptureStream = tokio_stream::Empty<Result<api::CaptureBatch, Status>>;
-    type TracePacketsStream = tokio_stream::Empty<Result<api::TracedPacket, Status>>;
-    type WatchFlowsStream = tokio_stream::Empty<Result<api::FlowReport, Status>>;
+    type CaptureStream = tokio_stream::Iter<std::vec::IntoIter<Result<api::CaptureBatch, Status>>>;
+    type TracePacketsStream =
+        tokio_stream::Iter<std::vec::IntoIter<Result<api::TracedPacket, Status>>>;
+    type WatchFlowsStream = tokio_stream::Pending<Result<api::FlowReport, Status>>;
 
     async fn capture(
         &self,
-        _: Request<api::CaptureRequest>,
+        request: Request<api::CaptureRequest>,
     ) -> Result<Response<Self::CaptureStream>, Status> {
-        Err(Status::unimplemented("not here"))
+        self.0.lock().unwrap().captures.push(request.into_inner());
+        let batch = api::CaptureBatch { packets: sight::captured(), lost: 3 };
+        Ok(Response::new(tokio_stream::iter(vec![Ok(batch)])))
     }
 
     async fn trace_packets(
         &self,
-        _: Request<api::TraceRequest>,
+        request: Request<api::TraceRequest>,
     ) -> Result<Response<Self::TracePacketsStream>, Status> {
-        Err(Status::unimplemented("not here"))
+        let request = request.into_inner();
+        if request.select.as_ref().is_some_and(|select| select.ports.iter().any(|p| p != "a1")) {
+            return Err(Status::invalid_argument("port \"b9\": no such port"));
+        }
+        let packets = (0..request.count).map(|_| Ok(sight::traced())).collect::<Vec<_>>();
+        self.0.lock().unwrap().traces.push(request);
+        Ok(Response::new(tokio_stream::iter(packets)))
     }
 
     async fn watch_flows(
         &self,
         _: Request<api::WatchFlowsRequest>,
     ) -> Result<Response<Self::WatchFlowsStream>, Status> {
-        Err(Status::unimplemented("not here"))
+        Ok(Response::new(tokio_stream::pending()))
     }
 
     async fn explain(
         &self,
-        _: Request<api::ExplainRequest>,
+        request: Request<api::ExplainRequest>,
     ) -> Result<Response<api::TracedPacket>, Status> {
-        Err(Status::unimplemented("not here"))
+        self.0.lock().unwrap().explains.push(request.into_inner());
+        Ok(Response::new(sight::traced()))
+    }
+
+    async fn list_paths(
+        &self,
+        _: Request<api::ListPathsRequest>,
+    ) -> Result<Response<api::PathList>, Status> {
+        let path = api::Path {
+            vtep: "198.18.0.2".into(),
+            source: "198.18.0.1".into(),
+            state: "pending".into(),
+            ..Default::default()
+        };
+        Ok(Response::new(api::PathList { paths: vec![path] }))
     }
 
     async fn get_info(
@@ -172,14 +203,19 @@ impl Dataplane for Fake {
         _: Request<api::GetStatsRequest>,
     ) -> Result<Response<api::Stats>, Status> {
         let drop = |reason: &str, packets| api::Drop { reason: reason.into(), packets };
+        let looks = {
+            let mut script = self.0.lock().unwrap();
+            script.looks += 1;
+            script.looks - 1
+        };
         Ok(Response::new(api::Stats {
             ports: vec![api::PortStats {
                 id: "a1".into(),
-                rx_packets: 11,
+                rx_packets: 11 + looks * 1000,
                 rx_bytes: 1100,
                 tx_packets: 22,
                 tx_bytes: 2200,
-                drops: vec![drop("spoofed_mac", 3), drop("no_mapping", 0)],
+                drops: vec![drop("spoofed_mac", 3 + looks * 5), drop("no_mapping", 0)],
                 trapped: 4,
                 answers: 6,
             }],

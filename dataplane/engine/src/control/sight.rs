@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use culvert_model::{PortId, Vni, api};
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum};
@@ -14,6 +15,7 @@ use super::Controller;
 use super::devices::Attached;
 use crate::sight::Sight;
 use crate::sight::trace::Trace;
+use crate::tables::{Hop, Reach, VtepEntry};
 use crate::worker::device::Role;
 use crate::worker::explain::{KnownDevice, explain};
 use crate::worker::offload::{Gso, Offload};
@@ -63,6 +65,29 @@ impl Controller {
     pub fn port_name(&self, index: u16) -> String {
         let tables = self.shared.tables.load();
         tables.port(index).map_or_else(String::new, |port| port.id.to_string())
+    }
+
+    /// The ways to remote VTEPs.
+    pub fn paths(&self) -> api::PathList {
+        let (tables, now) = (self.shared.tables.load(), Instant::now());
+        let vteps = self.known.vteps.iter().filter_map(|(_, index)| tables.vtep(index));
+        let path = |vtep: &VtepEntry| {
+            let (state, hops) = match &vtep.reach {
+                Reach::Hops(hops) => ("reachable", &hops[..]),
+                Reach::Pending => ("pending", &[][..]),
+                Reach::Unreachable => ("unreachable", &[][..]),
+            };
+            let device = |hop: &Hop| self.device_name(Role::Underlay(hop.link));
+            api::Path {
+                vtep: vtep.ip.to_string(),
+                source: vtep.source.to_string(),
+                state: state.to_owned(),
+                devices: hops.iter().map(device).collect(),
+                mtu: hops.iter().map(|hop| hop.mtu).min().unwrap_or(0),
+                learned_mtu: self.path_mtus.get(vtep.ip, now),
+            }
+        };
+        api::PathList { paths: vteps.map(path).collect() }
     }
 
     /// What would become of a packet.
