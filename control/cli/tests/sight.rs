@@ -154,7 +154,7 @@ fn a_packet_is_completed_from_the_state() {
 fn health_exits_by_what_it_finds() {
     let dataplane = Running::start();
     let ran = dataplane.culvert(&["-o", "json", "health", "--interval", "1"]);
-    assert_eq!(ran.code, Some(4), "{ran:?}");
+    assert_eq!(ran.code, Some(5), "{ran:?}");
     let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(report["healthy"], false);
     let checks: Vec<_> = report["findings"]

@@ -19,7 +19,7 @@ use crate::error::CliError;
 use crate::output::{print, print_value};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 nothing is wrong (there may be notices); 4 something is.")]
+#[command(after_help = "Exit codes: 0 nothing is wrong (there may be notices); 5 something is.")]
 pub(crate) struct Health {
     /// Seconds to look at counters for.
     #[arg(short, long, value_name = "SECS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=3600))]

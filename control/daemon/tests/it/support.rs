@@ -99,9 +99,6 @@ type Traps = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<api::Trap,
 #[tonic::async_trait]
 impl Dataplane for Fake {
     type WatchTrapsStream = Traps;
-    type CaptureStream = tokio_stream::Empty<Result<api::CaptureBatch, Status>>;
-    type TracePacketsStream = tokio_stream::Empty<Result<api::TracedPacket, Status>>;
-    type WatchFlowsStream = tokio_stream::Empty<Result<api::FlowReport, Status>>;
 
     async fn get_info(
         &self,
@@ -177,32 +174,45 @@ impl Dataplane for Fake {
         Ok(Response::new(Box::pin(traps)))
     }
 
+    type CaptureStream = tokio_stream::Empty<Result<api::CaptureBatch, Status>>;
+
     async fn capture(
         &self,
         _: Request<api::CaptureRequest>,
     ) -> Result<Response<Self::CaptureStream>, Status> {
-        Err(Status::unimplemented("culvertd does not ask for it"))
+        Err(Status::unimplemented("capture"))
     }
+
+    type TracePacketsStream = tokio_stream::Empty<Result<api::TracedPacket, Status>>;
 
     async fn trace_packets(
         &self,
         _: Request<api::TraceRequest>,
     ) -> Result<Response<Self::TracePacketsStream>, Status> {
-        Err(Status::unimplemented("culvertd does not ask for it"))
+        Err(Status::unimplemented("trace_packets"))
     }
+
+    type WatchFlowsStream = tokio_stream::Empty<Result<api::FlowReport, Status>>;
 
     async fn watch_flows(
         &self,
         _: Request<api::WatchFlowsRequest>,
     ) -> Result<Response<Self::WatchFlowsStream>, Status> {
-        Err(Status::unimplemented("culvertd does not ask for it"))
+        Err(Status::unimplemented("watch_flows"))
     }
 
     async fn explain(
         &self,
         _: Request<api::ExplainRequest>,
     ) -> Result<Response<api::TracedPacket>, Status> {
-        Err(Status::unimplemented("culvertd does not ask for it"))
+        Err(Status::unimplemented("explain"))
+    }
+
+    async fn list_paths(
+        &self,
+        _: Request<api::ListPathsRequest>,
+    ) -> Result<Response<api::PathList>, Status> {
+        Err(Status::unimplemented("list_paths"))
     }
 }
 
