@@ -308,6 +308,29 @@ fn a_client_that_does_not_read_loses_packets_and_nobody_else_does() {
 }
 
 #[test]
+fn health_names_a_device_that_is_down() {
+    let topology = TopologySpec::pair(Combo::SIMPLE).build();
+    topology.wait_connected(0, 1);
+    let health = || {
+        let mut process = start(&topology, &["health", "--interval", "1"], "looking");
+        let code = process.wait(LIMIT).and_then(|status| status.code());
+        (code, process.log())
+    };
+    let (_, log) = health();
+    // Others may want the CPU of the worker, which is told as a warning.
+    let wrong = |log: &str| -> Vec<String> {
+        let lines = log.lines().filter(|l| l.starts_with("error") || l.starts_with("warning"));
+        lines.filter(|line| !line.contains("worker_cpu")).map(str::to_owned).collect()
+    };
+    assert_eq!(wrong(&log), Vec::<String>::new(), "{log}");
+    topology.hosts[0].ns.run(&format!("ip link set {WIRE} down"));
+    let (code, log) = health();
+    assert_eq!(code, Some(5), "{log}");
+    assert!(log.contains(&format!("error    underlay_device: device {WIRE}: ")), "{log}");
+    assert!(log.contains("error    next_hop: vtep "), "{log}");
+}
+
+#[test]
 fn wrong_filters_and_ports_are_refused_by_name() {
     let topology = against_hand_made();
     let host = &topology.hosts[0].ns;

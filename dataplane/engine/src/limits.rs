@@ -94,3 +94,6 @@ pub const TRACE_PACKETS_MAX: u32 = 10_000;
 
 /// Flows that a worker counts at the same time for one watch.
 pub const WATCHED_FLOWS_MAX: usize = 8192;
+
+/// Ports that one watch may name: each packet is compared with them.
+pub const WATCHED_PORTS_MAX: usize = 64;

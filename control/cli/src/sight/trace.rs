@@ -143,16 +143,20 @@ fn text(traced: &Traced) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{time} from {from}: {}", traced.summary);
     let several = traced.steps.iter().any(|step| step.worker != traced.steps[0].worker);
+    let outcome = |step: &Step| match &step.reason {
+        Some(reason) => format!("{} {reason}", step.outcome),
+        None => step.outcome.clone(),
+    };
+    let width = |of: &dyn Fn(&Step) -> usize| traced.steps.iter().map(of).max().unwrap_or(0);
+    let stages = width(&|step| step.stage.len());
+    let outcomes = width(&|step| outcome(step).len());
     for step in &traced.steps {
-        let outcome = match &step.reason {
-            Some(reason) => format!("{} {reason}", step.outcome),
-            None => step.outcome.clone(),
-        };
         let said: Vec<_> = [&step.rule, &step.detail].into_iter().flatten().cloned().collect();
         let times = if step.times > 1 { format!(" ({} times)", step.times) } else { String::new() };
         let worker = if several { format!("  [worker {}]", step.worker) } else { String::new() };
-        let said = said.join("; ");
-        let line = format!("  {:<14} {outcome:<14} {said}{times}{worker}", step.stage);
+        let (said, outcome) = (said.join("; "), outcome(step));
+        let line =
+            format!("  {:<stages$}  {outcome:<outcomes$}  {said}{times}{worker}", step.stage);
         let _ = writeln!(text, "{}", line.trim_end());
     }
     let end = match (&traced.drop_reason, traced.result) {

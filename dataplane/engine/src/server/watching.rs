@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::Shared;
-use crate::limits::TRACE_PACKETS_MAX;
+use crate::limits::{TRACE_PACKETS_MAX, WATCHED_PORTS_MAX};
 use crate::shared::Command;
 use crate::sight::capture::{Capture, Point, Record};
 use crate::sight::flows::{FlowCount, FlowKey, FlowTable, FlowWatch, Source};
@@ -42,6 +42,10 @@ impl From<TooMany> for Status {
 
 /// Which packets a client means.
 async fn select(controller: &Shared, select: api::PacketSelect) -> Result<Select, Status> {
+    if select.ports.len() > WATCHED_PORTS_MAX {
+        let (count, most) = (select.ports.len(), WATCHED_PORTS_MAX);
+        return Err(Status::invalid_argument(format!("{count} ports: legal is up to {most}")));
+    }
     let controller = controller.lock().await;
     let ports =
         select.ports.iter().map(|name| controller.port_named(name)).collect::<Result<_, _>>()?;

@@ -176,7 +176,7 @@ impl Worker {
             return Some(flow);
         }
         self.counters.flow_misses.add(1);
-        self.sight.trace.saw(|| Step::new(Stage::FlowCache, "miss"));
+        self.see_cache_miss();
         let tables = std::sync::Arc::clone(&self.tables);
         let port = tables.port(key.port)?;
         let head = buf.head().data();

@@ -418,7 +418,7 @@ impl Worker {
             return flow;
         }
         self.counters.flow_misses.add(1);
-        self.sight.trace.saw(|| Step::new(Stage::FlowCache, "miss"));
+        self.see_cache_miss();
         let flow = ingress_flow(&tables, outer, head, inner, &mut self.sight.trace);
         if is_of_a_flow(head, inner) {
             self.ingress_flows.insert(hash, key, tables.ingress_epoch, flow);

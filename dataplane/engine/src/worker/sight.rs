@@ -287,6 +287,13 @@ impl Worker {
         }
     }
 
+    /// The flow is new. Of no interest where there is no cache worth the name.
+    pub(super) fn see_cache_miss(&mut self) {
+        if !self.config.alone {
+            self.sight.trace.saw(|| Step::new(Stage::FlowCache, "miss"));
+        }
+    }
+
     /// Goes on with a packet that may be traced.
     pub(super) fn resume_trace(&mut self, mark: Option<Arc<Mark>>) {
         self.sight.trace = mark.map(|mark| Active::new(mark, self.config.index, None));
@@ -335,4 +342,34 @@ pub(super) fn received(from: String, len: usize, off: &Offload) -> Step {
         detail.push_str("; checksum to be completed");
     }
     Step::new(Stage::Received, "pass").by(from).because(detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sight::Watch;
+    use crate::worker::tests::{datagram, tables, worker_with};
+
+    #[test]
+    fn flows_are_counted_while_somebody_looks_and_no_longer() {
+        let mut worker = worker_with(tables(), 64);
+        let frame = datagram();
+        assert!(worker.carry(Role::Tenant(0), &frame, Offload::default()));
+        let watch = Arc::new(FlowWatch::default());
+        let watching = worker.shared.sight.begin(&Watch::Flows(Arc::clone(&watch))).unwrap();
+        for _ in 0..3 {
+            assert!(worker.carry(Role::Tenant(0), &frame, Offload::default()));
+        }
+        let (flows, other) = worker.take_flows(&watch).into_top(10);
+        let (key, count) = flows[0];
+        assert_eq!((key.source, key.proto, key.ports), (Source::Port(0), 17, Some((7, 53))));
+        let bytes = 3 * frame.len() as u64;
+        let reason = Some(DropReason::NoMapping);
+        assert_eq!(count, FlowCount { packets: 3, bytes, drops: 3, reason, to: None });
+        assert_eq!((flows.len(), other), (1, FlowCount::default()));
+        assert!(worker.take_flows(&watch).into_top(10).0.is_empty(), "counted anew");
+        drop(watching);
+        assert!(worker.carry(Role::Tenant(0), &frame, Offload::default()));
+        assert!(!worker.sight.on && worker.take_flows(&watch).into_top(10).0.is_empty());
+    }
 }

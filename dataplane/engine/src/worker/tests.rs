@@ -43,7 +43,7 @@ fn take_all(worker: &mut Worker) -> Vec<Frame> {
 }
 
 /// One tenant, 10.0.0.1, in a network whose router is 10.0.0.254.
-fn tables() -> Tables {
+pub(super) fn tables() -> Tables {
     let vnet = VnetEntry {
         index: 0,
         id: "blue".parse().unwrap(),
@@ -91,6 +91,17 @@ fn arp_request(target: [u8; 4]) -> Vec<u8> {
     frame.extend(TENANT.0);
     frame.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     frame.extend(target);
+    frame
+}
+
+/// A UDP datagram of the tenant to an address that nothing is known of.
+pub(super) fn datagram() -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 2];
+    frame.extend(TENANT.0);
+    frame.extend([8, 0, 0x45, 0, 0, 32, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    let sum = culvert_wire::checksum::Sum::default().add(&frame[14..34]).finish();
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame.extend([0, 7, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4]);
     frame
 }
 
