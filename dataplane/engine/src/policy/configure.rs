@@ -256,10 +256,8 @@ fn dhcp6(
     let lasting = own.get(..own.len().min(ADDRESSES_MAX)).unwrap_or_default();
     let status = match request.kind {
         Kind::Confirm => {
-            let claimed = || request.associations().flat_map(|of| of.addresses());
-            if claimed().next().is_none() {
-                return None;
-            }
+            let claimed = || request.associations().flat_map(dhcpv6::Association::addresses);
+            claimed().next()?;
             let on_link = |ip: Ipv6Addr| {
                 vnet.gateways.iter().any(|gateway| gateway.net.contains(&IpAddr::V6(ip)))
             };

@@ -218,7 +218,8 @@ impl Worker {
         let acl = judge(entry, Direction::Ingress, head, pkt, &mut Unwatched);
         if is_of_a_flow(head, pkt) {
             let stamp = self.tables.stamp_ingress(from, head, pkt);
-            let flow = IngressFlow { verdict: Verdict::Deliver(port), acl, stamp };
+            let verdict = Verdict::Deliver(port);
+            let flow = IngressFlow { verdict, acl, policed: true, stamp };
             self.ingress_flows.insert(hash, key, epoch, flow);
         }
         acl

@@ -28,6 +28,8 @@ pub struct EgressFlow {
     tunnel: Option<Tunnel>,
     /// What the rules of the port's ACL groups say.
     acl: Judgement,
+    /// Whether each packet is to be admitted by itself: by the groups, or by a rate.
+    policed: bool,
     /// What it depends on, beside the epochs of port and VTEP.
     stamp: Stamp,
 }
@@ -100,7 +102,7 @@ impl Worker {
         let Some(flow) = self.egress_flow(&key, &buf, pkt) else {
             return self.drop_tenant(port, buf, DropReason::PortGone);
         };
-        if !matches!(flow.verdict, Verdict::Drop(_) | Verdict::Configure) {
+        if flow.policed {
             let head = buf.head().data();
             if let Err(reason) = self.admit(port, Direction::Egress, flow.acl, head, pkt, &off) {
                 return self.drop_tenant(port, buf, reason);
@@ -324,8 +326,10 @@ fn egress_flow(
         Verdict::Drop(_) | Verdict::Configure => Judgement::Free,
         _ => judge(port, Direction::Egress, head, pkt, seen),
     };
+    let ends = matches!(verdict, Verdict::Drop(_) | Verdict::Configure);
+    let policed = !ends && (acl != Judgement::Free || port.meter.is_some());
     let stamp = tables.stamp_egress(head, pkt);
-    (EgressFlow { verdict, tunnel, acl, stamp }, lasting)
+    (EgressFlow { verdict, tunnel, acl, policed, stamp }, lasting)
 }
 
 /// Whether the packet is an ARP packet or a neighbour solicitation: those we answer.

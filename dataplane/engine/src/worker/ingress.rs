@@ -34,6 +34,8 @@ pub struct IngressFlow {
     pub verdict: Verdict,
     /// Where that is a port: what the rules of its ACL groups say.
     pub acl: Judgement,
+    /// Whether each packet is to be admitted by itself: by the groups, or by a rate.
+    pub policed: bool,
     /// What it depends on, beside the epoch of the rules.
     pub stamp: Stamp,
 }
@@ -172,8 +174,8 @@ impl Worker {
             Verdict::Deliver(port)
                 if inner.is_tcp() && checked.right && self.fits(port, &inner) =>
             {
-                let (head, off) = (buf.head().data(), &checked.off);
-                match self.admit(port, Direction::Ingress, flow.acl, head, &inner, off) {
+                let head = buf.head().data();
+                match self.admit_inner(port, flow, head, &inner, &checked.off) {
                     Ok(()) => self.merge_own(port, outer.key(), buf, &inner, checked.off),
                     Err(reason) => self.drop_tenant(port, buf, reason),
                 }
@@ -328,8 +330,7 @@ impl Worker {
         let fits = self.fits(port, &inner);
         if flow.verdict == Verdict::Deliver(port) && right && fits && mark.is_none() {
             let off = Offload::default();
-            if let Err(reason) = self.admit(port, Direction::Ingress, flow.acl, head, &inner, &off)
-            {
+            if let Err(reason) = self.admit_inner(port, flow, head, &inner, &off) {
                 self.counters.port(port).drop(reason);
                 return Ok(());
             }
@@ -357,6 +358,21 @@ impl Worker {
         self.tables.port(port).is_some_and(|entry| ip_len <= entry.mtu)
     }
 
+    /// Whether a decapsulated packet may reach its tenant.
+    fn admit_inner(
+        &mut self,
+        port: PortIndex,
+        flow: IngressFlow,
+        head: &[u8],
+        inner: &Packet,
+        off: &Offload,
+    ) -> Result<(), DropReason> {
+        if !flow.policed {
+            return Ok(());
+        }
+        self.admit(port, Direction::Ingress, flow.acl, head, inner, off)
+    }
+
     fn dispatch(
         &mut self,
         link: LinkIndex,
@@ -369,9 +385,10 @@ impl Worker {
             Verdict::Drop(reason) => self.drop_underlay(link, buf, reason),
             Verdict::Trap => self.trap(Role::Underlay(link), buf, "ingress"),
             Verdict::Flood(vnet) => self.flood_to_tenants(link, vnet, buf, inner, off),
-            Verdict::Deliver(port) => {
+            Verdict::Deliver(port) if flow.policed => {
                 self.deliver_judged(port, buf, inner, off, Some(flow.acl));
             }
+            Verdict::Deliver(port) => self.deliver(port, buf, off),
         }
     }
 
@@ -402,28 +419,34 @@ impl Worker {
             headers: Headers::of(head, inner),
         };
         let hash = inner.flow_hash ^ outer.vni.get();
-        let tables: Arc<Tables> = Arc::clone(&self.tables);
-        if let Some(flow) = self.ingress_flows.get(hash, &key, tables.ingress_epoch)
-            && tables.holds(&flow.stamp)
+        if let Some(flow) = self.ingress_flows.get(hash, &key, self.tables.ingress_epoch)
+            && self.tables.holds(&flow.stamp)
         {
             let flow = *flow;
             self.counters.flow_hits.add(1);
             if self.sight.trace.is_some() {
-                self.sight.trace.saw(|| {
-                    Step::new(Stage::FlowCache, "hit")
-                        .because("decided before, by the rules that follow")
-                });
-                ingress_flow(&tables, outer, head, inner, &mut self.sight.trace);
+                self.retell_ingress(outer, head, inner);
             }
             return flow;
         }
         self.counters.flow_misses.add(1);
         self.see_cache_miss();
+        let tables: Arc<Tables> = Arc::clone(&self.tables);
         let flow = ingress_flow(&tables, outer, head, inner, &mut self.sight.trace);
         if is_of_a_flow(head, inner) {
             self.ingress_flows.insert(hash, key, tables.ingress_epoch, flow);
         }
         flow
+    }
+
+    /// What the rules said when the flow was new, they say again: for the trace.
+    #[cold]
+    fn retell_ingress(&mut self, outer: &Outer, head: &[u8], inner: &Packet) {
+        self.sight.trace.saw(|| {
+            Step::new(Stage::FlowCache, "hit").because("decided before, by the rules that follow")
+        });
+        let tables = Arc::clone(&self.tables);
+        ingress_flow(&tables, outer, head, inner, &mut self.sight.trace);
     }
 
     fn flood_to_tenants(
@@ -467,7 +490,8 @@ fn ingress_flow(
             .map_or(Judgement::Free, |entry| judge(entry, Direction::Ingress, head, inner, seen)),
         _ => Judgement::Free,
     };
-    IngressFlow { verdict, acl, stamp: tables.stamp_ingress(outer.from, head, inner) }
+    let stamp = tables.stamp_ingress(outer.from, head, inner);
+    IngressFlow { verdict, acl, policed, stamp }
 }
 
 /// The one port that the verdict is about.

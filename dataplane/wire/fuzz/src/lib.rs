@@ -61,7 +61,7 @@ pub fn configuration(data: &[u8]) {
     let v6 = [Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1); 8];
     if let Some(request) = dhcpv6::Request::parse(data) {
         let said = dhcpv6::Reply {
-            advertise: data.len() % 2 == 0,
+            advertise: data.len().is_multiple_of(2),
             server: &dhcpv6::server_duid(MacAddr([2; 6])),
             status: Some(dhcpv6::Status::Success),
             addresses: Some(&v6),
