@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 
 use crate::ids::DomainName;
 
-/// What the dataplane answers to DHCP (RFC 2131), `DHCPv6` (RFC 8415) and router solicitations (RFC 4861) in
+/// What the dataplane answers to DHCP (RFC 2131), DHCPv6 (RFC 8415) and router solicitations (RFC 4861) in
 /// a vnet. A port gets its own addresses, each in the subnet of one of the vnet's gateways, which is its
 /// router, its own MTU, and what stands here.
 ///
