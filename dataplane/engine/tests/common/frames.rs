@@ -41,11 +41,17 @@ pub(crate) fn udp(src: MacAddr, dst: MacAddr, from: &str, to: &str) -> Frame {
 }
 
 /// A UDP datagram between two addresses and ports.
-pub(crate) fn udp_ports(
+pub(crate) fn udp_ports(src: MacAddr, dst: MacAddr, from: (&str, u16), to: (&str, u16)) -> Frame {
+    udp_with(src, dst, from, to, b"payload")
+}
+
+/// The same with a payload.
+pub(crate) fn udp_with(
     src: MacAddr,
     dst: MacAddr,
     (from, from_port): (&str, u16),
     (to, to_port): (&str, u16),
+    payload: &[u8],
 ) -> Frame {
     let ethernet = ethernet(src, dst);
     let ip = match (ip(from), ip(to)) {
@@ -54,7 +60,7 @@ pub(crate) fn udp_ports(
         pair => panic!("{pair:?} are not of one family"),
     };
     let mut bytes = Vec::new();
-    ip.udp(from_port, to_port).write(&mut bytes, b"payload").unwrap();
+    ip.udp(from_port, to_port).write(&mut bytes, payload).unwrap();
     Frame { bytes }
 }
 
