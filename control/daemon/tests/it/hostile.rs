@@ -49,7 +49,7 @@ fn text() -> impl Strategy<Value = String> {
         "group-0",
         "",
     ];
-    prop_oneof![4 => select(&known[..]).prop_map(str::to_owned), 1 => ".{0,8}"]
+    prop_oneof![4 => select(known.to_vec()).prop_map(str::to_owned), 1 => ".{0,8}"]
 }
 
 fn any_message() -> impl Strategy<Value = api::Edit> {

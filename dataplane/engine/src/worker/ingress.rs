@@ -484,12 +484,14 @@ fn ingress_flow(
         Verdict::Deliver(port) => deliverable(tables, port, seen),
         other => other,
     };
-    let acl = match verdict {
-        Verdict::Deliver(port) => tables
-            .port(port)
-            .map_or(Judgement::Free, |entry| judge(entry, Direction::Ingress, head, inner, seen)),
-        _ => Judgement::Free,
+    let port = match verdict {
+        Verdict::Deliver(port) => tables.port(port),
+        _ => None,
     };
+    let acl =
+        port.map_or(Judgement::Free, |entry| judge(entry, Direction::Ingress, head, inner, seen));
+    let metered = port.is_some_and(|entry| entry.meter.is_some());
+    let policed = metered || acl != Judgement::Free;
     let stamp = tables.stamp_ingress(outer.from, head, inner);
     IngressFlow { verdict, acl, policed, stamp }
 }

@@ -112,7 +112,13 @@ fn each_fault_is_found_with_its_severity() {
         (arena(15), Error, "packet_memory"),
         (arena(90), Warning, "packet_memory"),
         (one(|facts| facts.info.workers[0].cpu = None), Notice, "worker_pinning"),
-        (one(|facts| drop(facts.own.waited.insert("worker-0".into(), 0.4))), Warning, "worker_cpu"),
+        (
+            one(|facts| {
+                facts.own.waited.insert("worker-0".into(), 0.4);
+            }),
+            Warning,
+            "worker_cpu",
+        ),
         (drop_of("no_mapping"), Warning, "drops"),
         (drop_of("spoofed_ip"), Notice, "drops"),
         (drop_of("a_new_reason"), Warning, "drops"),
