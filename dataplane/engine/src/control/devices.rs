@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use culvert_model::IfName;
 use culvert_port::device::Device as NetDevice;
-use culvert_port::{FrameCache, Link, Links, TapWatch};
+use culvert_port::{Link, Links, TapWatch};
 use tokio::sync::oneshot;
 
 use super::Controller;
@@ -15,13 +15,10 @@ use super::attach::{self, Mode, Opened, Refusal, Wanted};
 use super::retry::Retry;
 use crate::shared::Command;
 use crate::tables::Scope;
-use crate::worker::device::{AttachmentId, Device, Facts, Role};
+use crate::worker::device::{self, AttachmentId, Device, Facts, Role};
 
 /// How long a retry waits for a queue that somebody else has: the control thread has more to do.
 const RETRY_BUSY_WAIT: Duration = Duration::from_millis(20);
-
-/// Devices closed by one thread: closing waits for the kernel, and waits can be shared.
-const CLOSED_BY_ONE: usize = 32;
 
 /// A device of the state, and what is known of it.
 #[derive(Debug)]
@@ -183,22 +180,10 @@ impl Controller {
         }
     }
 
-    /// Closes sockets. Each waits for the kernel to be through with it, so many are closed side by
-    /// side.
-    pub(super) async fn close_sockets(&self, mut sockets: Vec<Device>) {
+    /// Closes sockets.
+    pub(super) async fn close_sockets(&self, sockets: Vec<Device>) {
         let arena = self.opener.arena;
-        let mut closers = Vec::new();
-        let chunk = sockets.len().div_ceil(CLOSED_BY_ONE).max(1);
-        while !sockets.is_empty() {
-            let some = sockets.split_off(sockets.len().saturating_sub(chunk));
-            closers.push(tokio::task::spawn_blocking(move || {
-                let mut cache = FrameCache::new(arena);
-                some.into_iter().for_each(|device| device.close(&mut cache));
-            }));
-        }
-        for closer in closers {
-            let _ = closer.await;
-        }
+        let _ = tokio::task::spawn_blocking(move || device::close_all(arena, sockets)).await;
     }
 
     /// Once in a while, and when the kernel says that a device has changed: old path MTUs, devices

@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 use culvert_ebpf::FrameMeta;
 use culvert_port::gather::MESSAGES_MAX;
 use culvert_port::{
-    Buf, CsumRequest, FlushOutcome, FrameCache, Health, HoldId, Kick, Message, PacketTx, Sink, Tap,
-    TapStats, VnetHdr, Xsk, XskStats,
+    Arena, Buf, CsumRequest, FlushOutcome, FrameCache, Health, HoldId, Kick, Message, PacketTx,
+    Sink, Tap, TapStats, VnetHdr, Xsk, XskStats,
 };
 
 use super::offload::Offload;
@@ -122,6 +122,25 @@ impl Losses {
         self.down += outcome.down as u64;
         self.refused += (outcome.dropped() - outcome.down) as u64;
     }
+}
+
+/// Threads that close devices at once: closing waits for the kernel, and waits can be shared.
+const CLOSERS_MAX: usize = 32;
+
+/// Closes devices, many side by side: each waits for the kernel to be through with it. Returns when all are
+/// closed.
+pub fn close_all(arena: &'static Arena, mut devices: Vec<Device>) {
+    let share = devices.len().div_ceil(CLOSERS_MAX).max(1);
+    std::thread::scope(|scope| {
+        while !devices.is_empty() {
+            let some = devices.split_off(devices.len().saturating_sub(share));
+            scope.spawn(move || {
+                let mut cache = FrameCache::new(arena);
+                some.into_iter().for_each(|device| device.close(&mut cache));
+                cache.flush();
+            });
+        }
+    });
 }
 
 impl Device {

@@ -170,11 +170,8 @@ impl Worker {
             }
             self.rest(work);
         }
-        for slot in 0..self.devices.len() {
-            if let Some(device) = self.take_out(slot) {
-                device.close(&mut self.cache);
-            }
-        }
+        let devices = (0..self.devices.len()).filter_map(|slot| self.take_out(slot)).collect();
+        device::close_all(self.cache.arena(), devices);
     }
 
     fn inbox(&self) -> &crate::shared::Inbox {
