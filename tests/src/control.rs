@@ -1,7 +1,7 @@
 //! One `culvertd`, a client of it, and an etcd that several share.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -241,7 +241,10 @@ impl Etcd {
         command.args(["--initial-cluster", &format!("default={peer}")]);
         command.args(["--max-txn-ops", "10000", "--logger", "zap"]);
         let mut process = Process::spawn(scratch, "etcd", command);
-        process.wait_for_log("ready to serve client requests", Duration::from_secs(20));
+        let address = SocketAddr::new(self.address, 2379);
+        let answers = || ns.enter(|| TcpStream::connect(address)).is_ok();
+        let up = wait_until(Duration::from_secs(20), || process.status().is_some() || answers());
+        assert!(up && process.status().is_none(), "etcd does not answer:\n{}", process.log());
         self.process = Some(process);
     }
 

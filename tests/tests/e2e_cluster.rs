@@ -51,9 +51,9 @@ impl Cluster {
         let mut scratch = Scratch::new();
         let bpffs = scratch.bpffs();
         let switch = Netns::new("switch");
-        switch.run("ip link add br type bridge");
-        switch.run("ip link set br up mtu 1550");
-        switch.run("ip addr add 198.18.0.100/24 dev br");
+        switch.run("ip link add name lan type bridge");
+        switch.run("ip link set lan up mtu 1550");
+        switch.run("ip addr add 198.18.0.100/24 dev lan");
         let mut cluster = Cluster {
             etcd: Etcd::new(&scratch, [198, 18, 0, 100].into()),
             culvertd: Vec::new(),
@@ -71,7 +71,7 @@ impl Cluster {
             let (host, tenant) = (Netns::new(&format!("h{n}")), Netns::new(&format!("t{n}")));
             let plug = format!("h{n}");
             link::veth(&host, "wire", &cluster.switch, &plug, 1550);
-            cluster.switch.run(&format!("ip link set {plug} master br up"));
+            cluster.switch.run(&format!("ip link set {plug} master lan up"));
             host.run(&format!("ip addr add 198.18.0.{n}/24 dev wire"));
             host.run("ip link set wire up");
             link::veth(&host, "veth", &tenant, "eth0", 1500);

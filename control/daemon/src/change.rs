@@ -15,7 +15,7 @@ use culvert_model::{
 };
 use tokio::sync::{Mutex, watch};
 
-use crate::cluster::check::{Conflict, Touched, conflicts, edited};
+use crate::cluster::check::{Conflict, Touched, checked, edited};
 use crate::cluster::project::{Projection, project};
 use crate::cluster::{Cluster, write_object};
 use crate::follow::Known;
@@ -101,11 +101,10 @@ impl Writer {
             let edits = plan(cluster);
             let (after, touched) =
                 edited(cluster, &self.me, &edits).map_err(ChangeError::Conflicts)?;
-            let found = conflicts(cluster, &after, &self.me, &touched);
-            if !found.is_empty() {
-                return Err(ChangeError::Conflicts(found));
-            }
-            let warnings = warnings(&after, &self.me);
+            let carried =
+                checked(cluster, &after, &self.me, &touched).map_err(ChangeError::Conflicts)?;
+            let warnings = carried.host.map(|host| host.warnings()).unwrap_or_default();
+            let warnings = warnings.iter().map(ToString::to_string).collect();
             if dry_run || touched.is_empty() {
                 return Ok(Done { revision: cluster.revision, touched, warnings });
             }
@@ -167,12 +166,6 @@ impl Writer {
             Outcome::Stale => Err(ChangeError::Contended),
         }
     }
-}
-
-/// What the host's own state warns of.
-fn warnings(cluster: &Cluster, me: &HostName) -> Vec<String> {
-    let host = project(cluster, me).host;
-    host.map(|host| host.warnings().iter().map(ToString::to_string).collect()).unwrap_or_default()
 }
 
 /// The guards of an object.

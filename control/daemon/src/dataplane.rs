@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use culvert_model::api::dataplane_client::DataplaneClient;
 use culvert_model::limits::MESSAGE_BYTES_MAX;
-use culvert_model::{Edit, Host, Keyed, ObjectKey, Section, api, diff};
+use culvert_model::{Edit, Host, Keyed, ObjectKey, Section, api};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -111,13 +111,18 @@ impl Link {
         ports.map(|ports| ports.into_inner().ports).map_err(text)
     }
 
-    /// Has it carry `target` instead of what it carries, by what differs where that is little.
+    /// Has it carry `target` instead of what it carries, by what differs, `edits`, where that is little; `None`:
+    /// it carries nothing yet.
     ///
     /// # Errors
     /// See [`Rejected`]; it then carries what it did.
-    pub async fn apply(&mut self, carried: &Carried, target: &Host) -> Result<u64, Rejected> {
-        let Some(base) = &carried.host else { return self.replace(carried, target).await };
-        let edits = diff(base, target);
+    pub async fn apply(
+        &mut self,
+        carried: &Carried,
+        target: &Host,
+        edits: Option<&[Edit]>,
+    ) -> Result<u64, Rejected> {
+        let Some(edits) = edits else { return self.replace(carried, target).await };
         let objects = target.ports().len() + target.mappings().len() + target.routes().len();
         if edits.len() > objects / 2 + 64 {
             return self.replace(carried, target).await;
@@ -133,7 +138,7 @@ impl Link {
             Err(status) if status.code() == Code::Unimplemented => {
                 self.replace(carried, target).await
             }
-            Err(status) => Err(rejected(&status, &edits, target)),
+            Err(status) => Err(rejected(&status, edits, target)),
         }
     }
 

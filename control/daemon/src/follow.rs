@@ -285,6 +285,7 @@ impl Follower {
                 self.events.host(name, state.live.is_some());
             }
         }
+        cluster.content = before.cluster.content + 1;
         self.modify(|known| {
             known.cluster = Arc::new(cluster);
             known.outage = None;
@@ -344,9 +345,11 @@ impl Follower {
             self.grace.remove(&host);
             tracing::info!(%host, alive = false, "host, whose lease was not renewed after the outage");
             self.modify(|known| {
-                if let Some(state) = Arc::make_mut(&mut known.cluster).hosts.get_mut(&host) {
+                let cluster = Arc::make_mut(&mut known.cluster);
+                if let Some(state) = cluster.hosts.get_mut(&host) {
                     state.live = None;
                 }
+                cluster.content += 1;
             });
             self.events.host(&host, false);
         }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_model::{Host, Object, ObjectKey, api, diff};
+use culvert_model::{Host, Object, ObjectKey, PortId, api, diff};
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
@@ -64,6 +64,12 @@ pub struct Reconciler {
     retry: Option<Instant>,
     pause: Duration,
     replays: u64,
+    /// What is wanted, and the cluster's content of which it was made.
+    projected: Option<(u64, Arc<Projection>)>,
+    /// The content that was brought to the dataplane, as far as it takes it.
+    passed: Option<u64>,
+    /// Ports that are carried, but whose devices are not there, and why.
+    down: BTreeMap<ObjectKey, String>,
 }
 
 impl Reconciler {
@@ -90,6 +96,9 @@ impl Reconciler {
             retry: None,
             pause: RETRY.0,
             replays: 0,
+            projected: None,
+            passed: None,
+            down: BTreeMap::new(),
         };
         (reconciler, receiver)
     }
@@ -150,8 +159,9 @@ impl Reconciler {
                 trap = traps.message() => match trap {
                     // Nobody listening is no error.
                     Ok(Some(trap)) => drop(self.traps.send(trap)),
-                    Ok(None) => return Err(Ended("it closed the connection".to_owned())),
-                    Err(status) => return Err(Ended(status.message().to_owned())),
+                    Ok(None) | Err(_) => {
+                        return Err(Ended("it closed the connection".to_owned()));
+                    }
                 },
                 () = until(retry) => {
                     self.retry = None;
@@ -166,13 +176,41 @@ impl Reconciler {
                         self.observe(link).await?;
                         self.pass(link, true).await?;
                     }
+                    self.look_at_ports(link).await?;
                 }
             }
         }
     }
 
+    /// Ports that were taken may lose their devices later.
+    async fn look_at_ports(&mut self, link: &mut Link) -> Result<(), Ended> {
+        let ports = link.ports().await.map_err(Ended)?.into_iter();
+        let down: BTreeMap<ObjectKey, String> = ports
+            .filter(|port| matches!(port.state.as_str(), "gone" | "failed"))
+            .filter_map(|port| {
+                let reason = if port.reason.is_empty() { port.state } else { port.reason };
+                Some((ObjectKey::Port(PortId::new(&port.id).ok()?), reason))
+            })
+            .collect();
+        if down == self.down {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.down, down);
+        let down = Arc::new(self.down.clone());
+        self.report.send_modify(|report| Arc::make_mut(report).down = down);
+        let report = Arc::clone(&self.report.borrow());
+        let statuses = report.statuses();
+        for key in before.keys().chain(self.down.keys()) {
+            if before.get(key) != self.down.get(key) {
+                self.events.object(statuses.of(key));
+            }
+        }
+        Ok(())
+    }
+
     async fn observe(&mut self, link: &mut Link) -> Result<(), Ended> {
         let carried = link.observe().await.map_err(Ended)?;
+        self.passed = None;
         if carried.instance != self.carried.instance {
             if !self.carried.instance.is_empty() {
                 self.replays += 1;
@@ -196,8 +234,10 @@ impl Reconciler {
             return Ok(());
         }
         let cluster = Arc::clone(&known.cluster);
-        let wanted = project(&cluster, &self.me);
-        let Some(host) = &wanted.host else {
+        let wanted = self.wanted(&known);
+        // Only leases were renewed.
+        let done = self.passed == Some(cluster.content) && !all;
+        let Some(host) = wanted.host.as_ref().filter(|_| !done) else {
             self.publish_as(Ok(()), Some(cluster.revision), wanted, &known);
             return Ok(());
         };
@@ -210,6 +250,7 @@ impl Reconciler {
         let before = self.carried.host.clone();
         let failed_before: Vec<ObjectKey> = self.failed().keys().cloned().collect();
         self.settle(link, &cluster, host).await?;
+        self.passed = Some(cluster.content);
         if self.held.is_empty() && self.stuck.is_none() {
             (self.retry, self.pause) = (None, RETRY.0);
         } else if self.retry.is_none() {
@@ -240,10 +281,16 @@ impl Reconciler {
                     None => return Ok(()),
                 }
             };
-            if self.carried.host.as_ref().is_some_and(|carried| same(carried, &target)) {
+            let edits = match &self.carried.host {
+                Some(carried) if *carried == target => return Ok(()),
+                Some(carried) => Some(diff(carried, &target)),
+                None => None,
+            };
+            // A state is a set: another order is no difference.
+            if edits.as_ref().is_some_and(Vec::is_empty) {
                 return Ok(());
             }
-            match link.apply(&self.carried, &target).await {
+            match link.apply(&self.carried, &target, edits.as_deref()).await {
                 Ok(generation) => {
                     self.carried.generation = generation;
                     self.carried.host = Some(target.clone());
@@ -321,9 +368,22 @@ impl Reconciler {
         self.held.iter().map(|(key, held)| (key.clone(), held.reason.clone())).collect()
     }
 
-    fn publish(&self, link: Result<(), String>, revision: Option<Revision>) {
+    /// What is wanted of this host, made anew only when the cluster is another.
+    fn wanted(&mut self, known: &Known) -> Arc<Projection> {
+        let content = known.cluster.content;
+        match &self.projected {
+            Some((of, wanted)) if *of == content => Arc::clone(wanted),
+            _ => {
+                let wanted = Arc::new(project(&known.cluster, &self.me));
+                self.projected = Some((content, Arc::clone(&wanted)));
+                wanted
+            }
+        }
+    }
+
+    fn publish(&mut self, link: Result<(), String>, revision: Option<Revision>) {
         let known = Arc::clone(&self.known.borrow());
-        let wanted = project(&known.cluster, &self.me);
+        let wanted = self.wanted(&known);
         self.publish_as(link, revision, wanted, &known);
     }
 
@@ -331,14 +391,14 @@ impl Reconciler {
         &self,
         link: Result<(), String>,
         revision: Option<Revision>,
-        wanted: Projection,
+        wanted: Arc<Projection>,
         known: &Arc<Known>,
     ) {
         self.report.send_modify(|report| {
             let before = Arc::make_mut(report);
             let link_up = link.is_ok();
             before.known = Arc::clone(known);
-            before.wanted = Arc::new(wanted);
+            before.wanted = wanted;
             // A dataplane that is gone carries nothing.
             before.carried = self.carried.host.clone().filter(|_| link_up).map(Arc::new);
             before.failed = Arc::new(self.failed());
@@ -383,11 +443,6 @@ impl Reconciler {
             self.events.object(statuses.of(&key));
         }
     }
-}
-
-/// Whether two states are the same set of objects.
-fn same(a: &Host, b: &Host) -> bool {
-    a == b || diff(a, b).is_empty()
 }
 
 /// Sleeps until then; without one, for ever.

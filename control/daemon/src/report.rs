@@ -21,6 +21,8 @@ pub struct Report {
     pub carried: Option<Arc<Host>>,
     /// Objects that the dataplane refused, and why.
     pub failed: Arc<BTreeMap<ObjectKey, String>>,
+    /// Ports that it carries, but whose devices are gone or cannot be opened, and why.
+    pub down: Arc<BTreeMap<ObjectKey, String>>,
     /// Why it takes nothing new at all.
     pub stuck: Option<String>,
     /// The dataplane is connected; otherwise why not.
@@ -46,6 +48,7 @@ impl Default for Report {
             wanted: Arc::default(),
             carried: None,
             failed: Arc::default(),
+            down: Arc::default(),
             stuck: None,
             link: Err("not connected yet".to_owned()),
             instance: String::new(),
@@ -100,7 +103,10 @@ impl Statuses<'_> {
             return (api::ApplyStatus::Elsewhere, String::new());
         }
         if wanted.is_some() && wanted == self.carried.get(key) {
-            return (api::ApplyStatus::Applied, String::new());
+            return match report.down.get(key) {
+                Some(reason) => (api::ApplyStatus::Failed, reason.clone()),
+                None => (api::ApplyStatus::Applied, String::new()),
+            };
         }
         if let Some(reason) = &report.stuck {
             return (api::ApplyStatus::Failed, reason.clone());

@@ -348,6 +348,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_readme_is_legal() {
+        let readme = include_str!("../../../README.md");
+        let example = readme.split("```toml\n").find(|text| text.contains("state_dir")).unwrap();
+        let settings = parse(example.split("```").next().unwrap()).unwrap();
+        assert!(settings.tcp.is_some() && settings.group.is_some());
+    }
+
+    #[test]
     fn flags_go_before_the_file() {
         let flags = Flags { etcd: vec!["http://[::1]:2379".to_owned()], ..Flags::default() };
         let text = "host = \"b\"\n[store]\nlease_s = 10\n";

@@ -83,21 +83,28 @@ pub fn edited(
     if conflicts.is_empty() { Ok((after, touched)) } else { Err(conflicts) }
 }
 
-/// What contradicts what in the cluster as it would be. Empty: it may be written.
-pub fn conflicts(
+/// What `me` would carry of the cluster as it would be.
+///
+/// # Errors
+/// What contradicts what there: it may not be written.
+pub fn checked(
     before: &Cluster,
     after: &Cluster,
     me: &HostName,
     touched: &[Touched],
-) -> Vec<Conflict> {
+) -> Result<Projection, Vec<Conflict>> {
     let mut check = Check { after, me, owners: Owners::of(after), found: Vec::new() };
     for touched in touched {
         check.object(touched);
     }
-    if check.found.is_empty() {
-        check.carried(before, touched);
+    if !check.found.is_empty() {
+        return Err(check.found);
     }
-    check.found
+    let projection = project(after, me);
+    if !projection.faults.is_empty() {
+        check.carried(before, &projection, touched);
+    }
+    if check.found.is_empty() { Ok(projection) } else { Err(check.found) }
 }
 
 /// Who has an address of a vnet: ports of all hosts, and gateways.
@@ -385,16 +392,15 @@ impl Check<'_> {
     }
 
     /// What this host could not carry that it can now.
-    fn carried(&mut self, before: &Cluster, touched: &[Touched]) {
+    fn carried(&mut self, before: &Cluster, after: &Projection, touched: &[Touched]) {
         let known = project(before, self.me).faults;
-        let Projection { faults, .. } = project(self.after, self.me);
         let keys: BTreeSet<&ObjectKey> = touched.iter().map(|touched| &touched.slot.key).collect();
         let last = touched.iter().map(|touched| touched.edit).max().unwrap_or(0);
-        for (key, error) in faults {
-            if known.contains_key(&key) && !keys.contains(&key) {
+        for (key, error) in &after.faults {
+            if known.contains_key(key) && !keys.contains(key) {
                 continue;
             }
-            let slot = Slot::of(key, self.me);
+            let slot = Slot::of(key.clone(), self.me);
             let edit = touched.iter().find(|t| t.slot == slot).map_or(last, |t| t.edit);
             let (field, element) = (error.place.field, error.place.element);
             let message = error.fault.to_string();

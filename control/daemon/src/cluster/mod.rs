@@ -27,6 +27,9 @@ pub struct Cluster {
     pub meta: Option<stored::Meta>,
     /// When each host's lease was written last.
     pub lives: BTreeMap<HostName, Revision>,
+    /// Another number whenever an object or the life of a host is another, so that what was made of the cluster
+    /// need not be made again when only leases were renewed.
+    pub content: u64,
     /// The last change of an object. What other programs write into the same etcd does not count.
     pub revision: Revision,
     /// Hosts that joined, or that something was written of.
@@ -96,6 +99,9 @@ impl Cluster {
         let mut effect = Effect::default();
         for change in &changes.changes {
             self.set(&change.key, change.value.as_deref(), changes.revision, &mut effect);
+        }
+        if effect.objects || !effect.alive.is_empty() {
+            self.content += 1;
         }
         effect
     }

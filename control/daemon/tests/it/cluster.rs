@@ -6,7 +6,7 @@ use std::time::Duration;
 use culvert_daemon::daemon::DaemonError;
 use culvert_daemon::store::memory::MemoryStore;
 use culvert_daemon::store::{Store, Txn};
-use culvert_daemon::stored::{JoinError, Meta};
+use culvert_daemon::stored::{JoinError, Live, Meta};
 use culvert_model::{Edit, Host, Mapping, PortId, api};
 use prost::Message;
 use tonic::Code;
@@ -279,4 +279,31 @@ async fn what_others_write_into_the_store_is_named_and_left_out() {
     }
     on_a.edit(&[Edit::PutPort(port("web-3", 3))]).await.unwrap();
     assert_eq!(a.dataplane.host().unwrap().ports().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_that_are_apart_are_told() {
+    let store = MemoryStore::new();
+    let (_a, mut on_a) = start("a", 1, &store).await;
+    let now = culvert_daemon::time::now_unix_ms();
+    for (host, time_unix_ms) in
+        [("near", now + 500), ("ahead", now + 60_000), ("behind", now - 60_000)]
+    {
+        let live = Live { time_unix_ms, ..Live::default() };
+        let puts = vec![(format!("live/{host}"), live.encode_to_vec())];
+        store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
+    }
+    for _ in 0..200 {
+        if on_a.info().await.problems.len() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let problems = on_a.info().await.problems;
+    let said: Vec<_> =
+        problems.iter().map(|problem| problem.split(" is ").next().unwrap()).collect();
+    assert_eq!(said, ["the clock of host ahead", "the clock of host behind"], "{problems:?}");
+    let hosts = on_a.client.list_hosts(api::ListHostsRequest {}).await.unwrap().into_inner().hosts;
+    let ahead = hosts.iter().find(|host| host.name == "ahead").unwrap();
+    assert!(ahead.clock_ahead_ms.unwrap() > 50_000 && ahead.problems.len() == 1);
 }

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use culvert_daemon::cluster::Cluster;
-use culvert_daemon::cluster::check::{conflicts, edited};
+use culvert_daemon::cluster::check::{checked, edited};
 use culvert_daemon::cluster::problems::problems;
 use culvert_daemon::cluster::project::project;
 use culvert_daemon::follow::Known;
@@ -121,8 +121,7 @@ proptest! {
         prop_assume!(project(&before, &me()).faults.is_empty());
         let Ok(edits) = edit::from_messages(&messages) else { return Ok(()) };
         let Ok((after, touched)) = edited(&before, &me(), &edits) else { return Ok(()) };
-        if conflicts(&before, &after, &me(), &touched).is_empty() {
-            let projection = project(&after, &me());
+        if let Ok(projection) = checked(&before, &after, &me(), &touched) {
             prop_assert_eq!(projection.faults.len(), 0);
             prop_assert!(projection.host.is_some());
         }

@@ -180,6 +180,18 @@ async fn a_refusal_that_names_nothing_changes_nothing_and_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_loses_its_device_has_failed_until_it_is_back() {
+    let host = TestHost::new("a");
+    let mut daemon = host.start().await;
+    daemon.apply(&host_toml(1)).await.unwrap();
+    host.dataplane.carries.lock().unwrap().gone.insert("web-1".to_owned());
+    assert_eq!(wait_for_status(&mut daemon, "web-1", api::ApplyStatus::Failed).await, "gone");
+    assert_eq!(daemon.info().await.failed, 1);
+    host.dataplane.carries.lock().unwrap().gone.clear();
+    wait_for_status(&mut daemon, "web-1", api::ApplyStatus::Applied).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_without_underlay_leaves_the_dataplane_alone() {
     let host = TestHost::new("a");
     let by_hand = culvert_model::host_toml::read(&host_toml(9)).unwrap();

@@ -56,6 +56,8 @@ pub(crate) struct Carries {
     pub(crate) instance: String,
     pub(crate) calls: u32,
     pub(crate) refuse: Option<Refuse>,
+    /// Ports without a device.
+    pub(crate) gone: std::collections::BTreeSet<String>,
 }
 
 #[derive(Clone)]
@@ -155,7 +157,14 @@ impl Dataplane for Fake {
         &self,
         _: Request<api::ListPortsRequest>,
     ) -> Result<Response<api::PortList>, Status> {
-        Ok(Response::new(api::PortList::default()))
+        let carries = self.carries.lock().unwrap();
+        let ports = carries.host.iter().flat_map(|host| host.ports());
+        let ports = ports.map(|port| api::PortStatus {
+            id: port.id.to_string(),
+            state: if carries.gone.contains(port.id.as_str()) { "gone" } else { "active" }.into(),
+            ..Default::default()
+        });
+        Ok(Response::new(api::PortList { ports: ports.collect() }))
     }
 
     async fn get_stats(
