@@ -202,9 +202,14 @@ impl Connections {
                 ports: key.has_ports().then_some((key.local_port, key.remote_port)),
             };
             let still = judge_flow(acl, entry.opened, &flow);
-            if !matches!(still, Judgement::Allow { stateful: true, .. }) {
-                entry.state = State::Revoked;
-                entry.seen = now;
+            let allowed = matches!(still, Judgement::Allow { stateful: true, .. });
+            match (allowed, entry.state) {
+                // A change was taken back: what was interrupted goes on.
+                (true, State::Revoked) => entry.state = State::restored(key.proto),
+                (false, state) if state != State::Revoked => {
+                    (entry.state, entry.seen) = (State::Revoked, now);
+                }
+                _ => {}
             }
         }
         Some(at)

@@ -58,6 +58,15 @@ impl State {
         }
     }
 
+    /// That of a connection which was revoked and is allowed again.
+    pub fn restored(number: u8) -> State {
+        match number {
+            proto::TCP => State::Established { opener: false, other: false },
+            proto::ICMPV4 | proto::ICMPV6 => State::Echo,
+            _ => State::Answered,
+        }
+    }
+
     /// The state after one more packet, sent by who opened it or by the other.
     pub fn after(self, signal: Signal, by_opener: bool) -> State {
         let Signal::Tcp(flags) = signal else {

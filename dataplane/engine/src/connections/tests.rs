@@ -143,6 +143,16 @@ fn a_connection_that_new_groups_do_not_allow_does_not_live_on() {
 }
 
 #[test]
+fn a_connection_goes_on_when_the_change_that_revoked_it_is_taken_back() {
+    let open = || rule(EGRESS, AclAction::Allow, Protocol::Any, "any");
+    let mut table = Connections::new(64, 7);
+    table.allowed(&acl(vec![open()], 1), &tcp(1), EGRESS, Signal::Tcp(SYN), 0);
+    assert!(!table.answers(&acl(vec![], 2), &tcp(1), INGRESS, Signal::Tcp(SYN | ACK), 1));
+    assert!(!table.answers(&acl(vec![], 3), &tcp(1), INGRESS, Signal::Tcp(ACK), 2));
+    assert!(table.answers(&acl(vec![open()], 4), &tcp(1), INGRESS, Signal::Tcp(ACK), 3));
+}
+
+#[test]
 fn a_connection_that_new_groups_allow_too_lives_on() {
     let all = || rule(EGRESS, AclAction::Allow, Protocol::Any, "any");
     let deny = rule(EGRESS, AclAction::Deny, Protocol::TCP, "25");
