@@ -20,6 +20,13 @@ fn applied() -> Running {
     dataplane
 }
 
+/// A dataplane whose counters move.
+fn moving() -> Running {
+    let dataplane = Running::start();
+    dataplane.script.lock().unwrap().moves = true;
+    dataplane
+}
+
 #[test]
 fn packets_are_printed_one_to_a_line() {
     let dataplane = Running::start();
@@ -89,10 +96,10 @@ fn the_way_of_a_packet_is_shown_stage_by_stage() {
         lines,
         [
             "22:13:20.000000000 from a1: 10.0.0.1.7 > 10.0.0.2.53 udp 46 bytes",
-            "  received       pass           port a1",
-            "  anti_spoof     pass           port a1",
-            "  route          drop route_drop vnet blue: 10.0.0.0/8 -> drop",
-            "  drop           drop route_drop",
+            "  received    pass             port a1",
+            "  anti_spoof  pass             port a1",
+            "  route       drop route_drop  vnet blue: 10.0.0.0/8 -> drop",
+            "  drop        drop route_drop",
             "  = dropped: route_drop (`culvert explain-drop route_drop`)",
         ]
     );
@@ -152,7 +159,7 @@ fn a_packet_is_completed_from_the_state() {
 
 #[test]
 fn health_exits_by_what_it_finds() {
-    let dataplane = Running::start();
+    let dataplane = moving();
     let ran = dataplane.culvert(&["-o", "json", "health", "--interval", "1"]);
     assert_eq!(ran.code, Some(5), "{ran:?}");
     let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
@@ -203,7 +210,7 @@ fn interrupt(child: &std::process::Child) {
 
 #[test]
 fn rates_are_watched_until_interrupted() {
-    let dataplane = Running::start();
+    let dataplane = moving();
     let child = start(&dataplane, &["-o", "json", "stats", "--watch"]);
     let since = Instant::now();
     while dataplane.script.lock().unwrap().looks < 3 && since.elapsed() < Duration::from_secs(20) {
@@ -233,7 +240,7 @@ fn top_refuses_what_is_no_terminal_with_advice() {
 
 /// Runs `top` in a terminal that `script` makes, and does `end` after it has drawn.
 fn top_in_a_terminal(end: impl FnOnce(&mut std::process::Child, u32)) -> (Option<i32>, String) {
-    let dataplane = Running::start();
+    let dataplane = moving();
     let socket = dataplane.directory.join("socket");
     let pid_file = dataplane.directory.join("pid");
     let line = format!(

@@ -26,7 +26,9 @@ pub(crate) struct Script {
     pub(crate) captures: Vec<api::CaptureRequest>,
     pub(crate) traces: Vec<api::TraceRequest>,
     pub(crate) explains: Vec<api::ExplainRequest>,
-    /// How often counters were asked for: they move each time.
+    /// Whether counters move from one look to the next.
+    pub(crate) moves: bool,
+    /// How often they were asked for.
     pub(crate) looks: u64,
 }
 
@@ -206,7 +208,7 @@ impl Dataplane for Fake {
         let looks = {
             let mut script = self.0.lock().unwrap();
             script.looks += 1;
-            script.looks - 1
+            if script.moves { script.looks } else { 0 }
         };
         Ok(Response::new(api::Stats {
             ports: vec![api::PortStats {

@@ -12,8 +12,8 @@ pub(crate) fn datagram() -> Vec<u8> {
 
 /// It came, it left, and another was dropped.
 pub(crate) fn captured() -> Vec<api::CapturedPacket> {
-    let packet =
-        |point: CapturePoint, port: &str, device: &str, reason: &str, at| api::CapturedPacket {
+    let packet = |point: CapturePoint, port: &str, device: &str, reason: &str, at: u64| {
+        api::CapturedPacket {
             time_ns: 1_700_000_000_000_000_000 + at,
             point: point.into(),
             port: port.into(),
@@ -23,7 +23,8 @@ pub(crate) fn captured() -> Vec<api::CapturedPacket> {
             frame_len: 46,
             data: datagram(),
             segment_size: 0,
-        };
+        }
+    };
     vec![
         packet(CapturePoint::FromTenant, "a1", "veth-a1", "", 1),
         packet(CapturePoint::ToUnderlay, "", "eth0", "", 2),

@@ -81,7 +81,8 @@ fn each_fault_is_found_with_its_severity() {
     let port_in = |state: &'static str| one(move |facts| facts.ports[0].state = state.into());
     let feature = |name: &'static str| {
         one(move |facts| {
-            facts.info.features[0] = api::KernelFeature { name: name.into(), ..Default::default() };
+            facts.info.features[0] =
+                api::KernelFeature { name: name.into(), available: false, reason: "absent".into() };
         })
     };
     let kernel = one(|facts| {
@@ -112,13 +113,7 @@ fn each_fault_is_found_with_its_severity() {
         (arena(15), Error, "packet_memory"),
         (arena(90), Warning, "packet_memory"),
         (one(|facts| facts.info.workers[0].cpu = None), Notice, "worker_pinning"),
-        (
-            one(|facts| {
-                facts.own.waited.insert("worker-0".into(), 0.4);
-            }),
-            Warning,
-            "worker_cpu",
-        ),
+        (one(|facts| facts.own.waited = [("worker-0".into(), 0.4)].into()), Warning, "worker_cpu"),
         (drop_of("no_mapping"), Warning, "drops"),
         (drop_of("spoofed_ip"), Notice, "drops"),
         (drop_of("a_new_reason"), Warning, "drops"),
