@@ -87,13 +87,13 @@ fn a_killed_dataplane_is_back_with_its_state_within_a_second_of_its_start() {
 fn a_port_whose_device_is_missing_does_not_keep_others_out() {
     let (topology, culvertd) = managed();
     let host = host_toml::read(&topology.host_toml(0)).unwrap();
-    let mut missing = host.ports()[0].clone();
+    let mut missing = host.ports().iter().next().unwrap().clone();
     missing.id = PortId::new("missing").unwrap();
     missing.attach =
         culvert_model::Attach::Xdp { ifname: culvert_model::IfName::new("not-there").unwrap() };
     missing.mac = culvert_model::MacAddr([2, 0, 0, 0, 0, 0x77]);
     missing.ips = vec!["10.77.1.77".parse().unwrap()];
-    let mut raised = host.ports()[0].clone();
+    let mut raised = host.ports().iter().next().unwrap().clone();
     raised.mtu = None;
     let mut client = culvertd.client();
     let done = client.edit(&[Edit::PutPort(missing), Edit::PutPort(raised)], 10_000).unwrap();
