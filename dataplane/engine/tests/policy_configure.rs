@@ -283,3 +283,20 @@ fn a_question_is_for_us_alone_where_we_answer_and_like_any_other_packet_where_no
         assert_ne!(world.egress("p", &answer), Verdict::Drop(DropReason::RogueRouter));
     }
 }
+
+#[test]
+fn a_change_of_what_a_network_tells_reaches_its_ports() {
+    let mut world = World::new(host());
+    let lease = |world: &World| world.port("a").dhcp.as_ref().map(|dhcp| dhcp.lease_s);
+    assert_eq!((lease(&world), world.port("p").dhcp.is_some()), (Some(7200), false));
+    let epoch = world.port("a").epoch;
+    let mut changed = host();
+    changed.vnets[0].dhcp = Some(Dhcp { lease_s: 600, ..Dhcp::default() });
+    world.apply(changed.clone());
+    assert_eq!(lease(&world), Some(600));
+    assert!(world.port("a").epoch > epoch, "cached flows are judged anew");
+    changed.vnets[0].dhcp = None;
+    world.apply(changed);
+    assert_eq!(lease(&world), None);
+    assert_eq!(world.egress("a", &broadcast4(&[53, 1, 1])), Verdict::Flood(world.port("a").vnet));
+}

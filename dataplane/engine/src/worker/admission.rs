@@ -25,7 +25,7 @@ use crate::limits::CONNECTIONS;
 use crate::meter::{PortBuckets, cost};
 use crate::policy::acl::{Judgement, judge};
 use crate::policy::ingress::Verdict;
-use crate::policy::observe::Unwatched;
+use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::Handoff;
 use crate::tables::PortIndex;
 
@@ -97,8 +97,17 @@ impl Worker {
         pkt: &Packet,
         off: &Offload,
     ) -> Result<(), DropReason> {
-        if judgement != Judgement::Free && !self.passes(port, direction, judgement, head, pkt) {
-            return Err(DropReason::AclDenied);
+        if judgement != Judgement::Free {
+            let passes = self.passes(port, direction, judgement, head, pkt);
+            if matches!(judgement, Judgement::Deny(_)) {
+                self.sight.trace.saw(|| {
+                    let result = if passes { Ok(()) } else { Err(DropReason::AclDenied) };
+                    Step::of(Stage::Connection, result).by(self.tables.name_of_port(port))
+                });
+            }
+            if !passes {
+                return Err(DropReason::AclDenied);
+            }
         }
         let meter = self.tables.port(port).and_then(|entry| entry.meter);
         let Some(meter) = meter else { return Ok(()) };
@@ -115,7 +124,14 @@ impl Worker {
             Direction::Egress => &mut buckets.rx,
             Direction::Ingress => &mut buckets.tx,
         };
-        if bucket.take(config, bytes, now) { Ok(()) } else { Err(DropReason::Metered) }
+        let result =
+            if bucket.take(config, bytes, now) { Ok(()) } else { Err(DropReason::Metered) };
+        self.sight.trace.saw(|| {
+            Step::of(Stage::Meter, result)
+                .by(self.tables.name_of_port(port))
+                .because(format!("{config}; this one counts for {bytes} bytes"))
+        });
+        result
     }
 
     /// What the rules say, with what is remembered of connections.
@@ -199,7 +215,7 @@ impl Worker {
 
     /// What the groups of the receiver say about a packet of another tenant of this host, from the cache
     /// where that is still valid.
-    fn judge_local(&mut self, port: PortIndex, head: &[u8], pkt: &Packet) -> Judgement {
+    pub(super) fn judge_local(&mut self, port: PortIndex, head: &[u8], pkt: &Packet) -> Judgement {
         let Some(entry) = self.tables.port(port) else { return Judgement::Free };
         if entry.acl.is_none() {
             return Judgement::Free;
@@ -207,15 +223,17 @@ impl Worker {
         let from = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let vni = LOCAL | u32::from(port);
         let key = IngressKey { vni, from, headers: Headers::of(head, pkt) };
-        let (hash, epoch) = (pkt.flow_hash ^ vni, self.tables.ingress_epoch);
-        if let Some(flow) = self.ingress_flows.get(hash, &key, epoch)
-            && self.tables.holds(&flow.stamp)
-        {
+        // That of the port: what is flooded names it by no address.
+        let (hash, epoch) = (pkt.flow_hash ^ vni, entry.epoch);
+        if let Some(flow) = self.ingress_flows.get(hash, &key, epoch) {
             self.counters.flow_hits.add(1);
+            if self.sight.trace.is_some() {
+                judge(entry, Direction::Ingress, head, pkt, &mut self.sight.trace);
+            }
             return flow.acl;
         }
         self.counters.flow_misses.add(1);
-        let acl = judge(entry, Direction::Ingress, head, pkt, &mut Unwatched);
+        let acl = judge(entry, Direction::Ingress, head, pkt, &mut self.sight.trace);
         if is_of_a_flow(head, pkt) {
             let stamp = self.tables.stamp_ingress(from, head, pkt);
             let verdict = Verdict::Deliver(port);

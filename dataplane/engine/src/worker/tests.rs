@@ -169,3 +169,45 @@ fn each_datagram_of_a_superframe_that_finds_no_frame_is_counted() {
     assert_eq!(dropped(&worker), [(DropReason::NoFrames, 3)]);
     assert_eq!(all.len() + take_all(&mut worker).len(), 64, "the superframe's frame is free again");
 }
+
+#[test]
+fn what_is_flooded_is_judged_anew_when_the_groups_of_its_receiver_change() {
+    use culvert_model::{AclAction, AclGroup, AclRule, Direction, PortRanges, Protocol};
+
+    use crate::policy::acl::Judgement;
+    use crate::tables::PortAcl;
+
+    let with_groups = |action, epoch| {
+        let rule = AclRule {
+            direction: Direction::Ingress,
+            action,
+            protocol: Protocol::UDP,
+            remote: None,
+            local_ports: PortRanges::default(),
+            remote_ports: PortRanges::default(),
+        };
+        let group = AclGroup { id: "g".parse().unwrap(), stateful: false, rules: vec![rule] };
+        let acl = PortAcl {
+            groups: vec![Arc::new(group)],
+            stateful: false,
+            changed_in: epoch,
+            owned_since: 1,
+        };
+        let mut all = tables();
+        let port = all.port(0).unwrap().clone();
+        let port = PortEntry { acl: Some(Arc::new(acl)), epoch, ..port };
+        all.ports = Arc::new([Some(Arc::new(port))]);
+        all.generation = epoch;
+        all
+    };
+    let mut worker = worker_with(with_groups(AclAction::Deny, 1), 64);
+    let mut frame = datagram();
+    frame[..6].copy_from_slice(&[0xff; 6]);
+    let pkt = Packet::parse(&frame, frame.len()).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(worker.judge_local(0, &frame, &pkt), Judgement::Deny(Some(_))));
+    }
+    worker.shared.tables.store(Arc::new(with_groups(AclAction::Allow, 2)));
+    worker.load_tables();
+    assert!(matches!(worker.judge_local(0, &frame, &pkt), Judgement::Allow { .. }));
+}
