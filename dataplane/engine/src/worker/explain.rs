@@ -2,7 +2,7 @@
 //!
 //! It runs the very code that carries packets, on the same tables and the same facts about devices,
 //! with counters and queues of its own. It differs where the answer depends on more than that: it has
-//! no flow cache, no rate limits to be used up, and its devices always have room.
+//! no flow cache and no connections, no rate limits to be used up, and its devices always have room.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
