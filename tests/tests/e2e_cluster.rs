@@ -139,7 +139,8 @@ fn times_until_in_use(cluster: &Cluster) -> Vec<Duration> {
             host.run(&format!("ip link add {device} numtxqueues 1 numrxqueues 1 type veth peer name peer{n} numtxqueues 1 numrxqueues 1"));
             host.run(&format!("ip link set {device} up"));
             let toml = host_toml_of(1) + &port_toml(&device, &device, n);
-            let port = host_toml::read(&toml).unwrap().ports().iter().nth(1).unwrap().clone();
+            let host = host_toml::read(&toml).unwrap();
+            let port = host.port(&device).unwrap().clone();
             let started = Instant::now();
             client.edit(&[Edit::PutPort(port)], 0).unwrap();
             for _ in 1..HOSTS {

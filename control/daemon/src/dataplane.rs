@@ -77,7 +77,12 @@ impl Link {
     /// Why not, for people.
     pub async fn observe(&mut self) -> Result<Carried, String> {
         let info = self.info().await?;
-        let state = self.calls.get_state(api::GetStateRequest {}).await.map_err(text)?.into_inner();
+        let state = self
+            .calls
+            .get_state(api::GetStateRequest {})
+            .await
+            .map_err(|status| text(&status))?
+            .into_inner();
         // One that this version cannot read is replaced as a whole.
         let host = state.state.and_then(|state| Host::try_from(state).ok());
         let api::Info { instance_id: instance, version, .. } = info;
@@ -90,7 +95,7 @@ impl Link {
     /// Why not, for people.
     pub async fn info(&mut self) -> Result<api::Info, String> {
         let info = self.calls.get_info(api::GetInfoRequest {}).await;
-        info.map(tonic::Response::into_inner).map_err(text)
+        info.map(tonic::Response::into_inner).map_err(|status| text(&status))
     }
 
     /// Frames that it hands to the control plane.
@@ -99,7 +104,7 @@ impl Link {
     /// Why not, for people.
     pub async fn traps(&mut self) -> Result<Streaming<api::Trap>, String> {
         let traps = self.calls.watch_traps(api::WatchTrapsRequest {}).await;
-        traps.map(tonic::Response::into_inner).map_err(text)
+        traps.map(tonic::Response::into_inner).map_err(|status| text(&status))
     }
 
     /// How ports are.
@@ -108,7 +113,7 @@ impl Link {
     /// Why not, for people.
     pub async fn ports(&mut self) -> Result<Vec<api::PortStatus>, String> {
         let ports = self.calls.list_ports(api::ListPortsRequest {}).await;
-        ports.map(|ports| ports.into_inner().ports).map_err(text)
+        ports.map(|ports| ports.into_inner().ports).map_err(|status| text(&status))
     }
 
     /// Has it carry `target` instead of what it carries, by what differs, `edits`, where that is little; `None`:
@@ -168,7 +173,7 @@ fn rejected(status: &Status, edits: &[Edit], target: &Host) -> Rejected {
         Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
             Rejected::Refused(vec![(None, status.message().to_owned())])
         }
-        _ => Rejected::Gone(text(status.clone())),
+        _ => Rejected::Gone(text(status)),
     }
 }
 
@@ -179,7 +184,7 @@ fn blamed(fault: &api::Fault, edits: &[Edit], target: &Host) -> Option<ObjectKey
         return Some(edit.key());
     }
     let index = fault.index.and_then(position);
-    let at = |n: usize| index.map_or(true, |index| index == n);
+    let at = |n: usize| index.is_none_or(|index| index == n);
     // By name where there is one, else by position; a whole section is nobody's fault.
     let named = |key: ObjectKey| {
         (if fault.id.is_empty() { index.is_some() } else { key.name() == fault.id }).then_some(key)
@@ -213,8 +218,8 @@ fn blamed(fault: &api::Fault, edits: &[Edit], target: &Host) -> Option<ObjectKey
     }
 }
 
-fn text(status: Status) -> String {
-    let reason = root_cause(&status);
+fn text(status: &Status) -> String {
+    let reason = root_cause(status);
     if status.message().is_empty() {
         reason
     } else {

@@ -75,6 +75,9 @@ pub struct Identity {
     pub lease: Duration,
 }
 
+/// Keeps the id of the cluster on the host.
+type Remember = Box<dyn Fn(&str) -> Result<(), JoinError> + Send + Sync>;
+
 /// Follows a store.
 pub struct Follower {
     store: Arc<dyn Store>,
@@ -82,7 +85,7 @@ pub struct Follower {
     known: watch::Sender<Arc<Known>>,
     events: Events,
     /// Called with the cluster's id when the store is first read.
-    remember: Box<dyn Fn(&str) -> Result<(), JoinError> + Send + Sync>,
+    remember: Remember,
     /// Hosts that have lost their lease, but may only have been kept from renewing it.
     grace: BTreeMap<HostName, Instant>,
     /// Until then a lost lease is not believed at once.
@@ -123,7 +126,7 @@ impl Follower {
             let since = Instant::now();
             match self.follow().await {
                 JoinError::Store(StoreError::Compacted { .. }) => continue,
-                error => self.outage(error.to_string()),
+                error => self.outage(&error.to_string()),
             }
             // Where there is no news for some time, less often.
             pause = if since.elapsed() > RETRY.1 { RETRY.0 } else { (pause * 2).min(RETRY.1) };
@@ -143,15 +146,17 @@ impl Follower {
         self.check(&Cluster::read(&snapshot))
     }
 
-    fn outage(&self, reason: String) {
+    fn outage(&self, reason: &str) {
         let was_up = self.known.borrow().outage.is_none();
         self.modify(|known| match &mut known.outage {
-            Some(outage) => outage.reason.clone_from(&reason),
-            None => known.outage = Some(Outage { reason: reason.clone(), since: Instant::now() }),
+            Some(outage) => reason.clone_into(&mut outage.reason),
+            None => {
+                known.outage = Some(Outage { reason: reason.to_owned(), since: Instant::now() });
+            }
         });
         if was_up {
-            tracing::warn!(%reason, "the store cannot be used; what runs goes on");
-            self.events.store(false, &reason);
+            tracing::warn!(reason, "the store cannot be used; what runs goes on");
+            self.events.store(false, reason);
         }
     }
 

@@ -153,7 +153,7 @@ fn machine_name() -> String {
     name.trim().to_ascii_lowercase()
 }
 
-/// Tells the service manager, where there is one that wants to know (sd_notify).
+/// Tells the service manager, where there is one that wants to know (`sd_notify`).
 fn notify(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let told = (|| {

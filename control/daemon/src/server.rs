@@ -219,7 +219,7 @@ impl Control for Api {
         }
         if request.derived && is_of_mappings(kind) {
             let carried = report.wanted.host.as_ref().map(|host| host.mappings().clone());
-            for mapping in carried.unwrap_or_default().iter() {
+            for mapping in &carried.unwrap_or_default() {
                 let Some(from) = report.wanted.derived.get(&mapping.key()) else { continue };
                 let key = ObjectKey::Mapping(mapping.key());
                 let status = statuses.of(&key);

@@ -117,7 +117,7 @@ impl Cluster {
         let done = match name {
             Name::Meta => decode(value).map(|meta| self.meta = meta),
             Name::Host(host) => decode(value).map(|record| {
-                self.host(host, |state| state.record = record);
+                self.host(&host, |state| state.record = record);
                 self.revision = self.revision.max(revision);
             }),
             Name::Live(host) => decode(value).map(|live: Option<stored::Live>| {
@@ -129,7 +129,7 @@ impl Cluster {
                     Some(_) => drop(self.lives.insert(host.clone(), revision)),
                     None => drop(self.lives.remove(&host)),
                 }
-                self.host(host, |state| state.live = live);
+                self.host(&host, |state| state.live = live);
             }),
             Name::Guard(guard) => {
                 self.revision = self.revision.max(revision);
@@ -160,11 +160,11 @@ impl Cluster {
         }
     }
 
-    fn host(&mut self, host: HostName, change: impl FnOnce(&mut HostState)) {
+    fn host(&mut self, host: &HostName, change: impl FnOnce(&mut HostState)) {
         let state = self.hosts.entry(host.clone()).or_default();
         change(state);
         if state.is_empty() {
-            self.hosts.remove(&host);
+            self.hosts.remove(host);
         }
     }
 
@@ -187,15 +187,15 @@ impl Cluster {
         match (&slot.host, slot.key.clone()) {
             (Some(host), ObjectKey::Underlay) => {
                 let underlay = of!(Underlay);
-                self.host(host.clone(), |state| state.underlay = underlay);
+                self.host(host, |state| state.underlay = underlay);
             }
             (Some(host), ObjectKey::Port(id)) => {
                 let port = of!(Port);
-                self.host(host.clone(), |state| set(Arc::make_mut(&mut state.ports), id, port));
+                self.host(host, |state| set(Arc::make_mut(&mut state.ports), id, port));
             }
             (Some(host), ObjectKey::Route(key)) => {
                 let route = of!(Route);
-                self.host(host.clone(), |state| set(Arc::make_mut(&mut state.routes), key, route));
+                self.host(host, |state| set(Arc::make_mut(&mut state.routes), key, route));
             }
             (None, ObjectKey::Vnet(id)) => set(&mut self.vnets, id, of!(Vnet)),
             (None, ObjectKey::Route(key)) => set(&mut self.routes, key, of!(Route)),

@@ -55,7 +55,7 @@ pub fn project_holding(cluster: &Cluster, me: &HostName, held: &Held) -> Project
         let Some((parts, _)) = self::parts(cluster, me, held, &left_out) else { return projection };
         for error in errors {
             let key = ObjectKey::at(&error.place, &parts);
-            let place = key.as_ref().map(|key| key.place());
+            let place = key.as_ref().map(ObjectKey::place);
             let key = key.unwrap_or(ObjectKey::Underlay);
             if let (
                 Some(place),

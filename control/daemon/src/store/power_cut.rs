@@ -162,8 +162,7 @@ fn fresh() -> Vec<u8> {
     let database = redb::Builder::new().create_with_backend(Backend(disk.clone())).unwrap();
     initialise(Path::new("disk"), &database).unwrap();
     drop(database);
-    let image = disk.lock().unwrap().image.clone();
-    image
+    std::mem::take(&mut disk.lock().unwrap().image)
 }
 
 type Map = BTreeMap<String, Vec<u8>>;
@@ -205,10 +204,7 @@ async fn run(disk: &Arc<Mutex<Disk>>, transactions: usize) -> (u64, Map, Map) {
     let mut chance = Chance(7);
     let mut map = Map::new();
     let mut revision = 0;
-    let store = match open(disk) {
-        Ok(store) => store,
-        Err(_) => return (0, map.clone(), map),
-    };
+    let Ok(store) = open(disk) else { return (0, map.clone(), map) };
     for n in 0..transactions {
         let txn = transaction(n, &mut chance);
         let next = applied(&map, &txn);

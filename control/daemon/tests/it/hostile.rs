@@ -34,7 +34,7 @@ fn me() -> HostName {
 
 /// Text that is now and then what belongs there.
 fn text() -> impl Strategy<Value = String> {
-    let known = [
+    const KNOWN: &[&str] = &[
         "vnet-0",
         "vnet-1",
         "port-0",
@@ -49,7 +49,7 @@ fn text() -> impl Strategy<Value = String> {
         "group-0",
         "",
     ];
-    prop_oneof![4 => select(known.to_vec()).prop_map(str::to_owned), 1 => ".{0,8}"]
+    prop_oneof![4 => select(KNOWN).prop_map(str::to_owned), 1 => ".{0,8}"]
 }
 
 fn any_message() -> impl Strategy<Value = api::Edit> {

@@ -28,7 +28,7 @@ async fn what_is_applied_is_carried_and_applying_it_again_changes_nothing() {
     let again = daemon.apply(&host_toml(1)).await.unwrap();
     assert_eq!((again.revision, again.differences), (done.revision, Vec::new()));
     assert_eq!(host.dataplane.carries.lock().unwrap().generation, generation);
-    let statuses: Vec<_> = daemon.objects().await.iter().map(|object| object.status()).collect();
+    let statuses: Vec<_> = daemon.objects().await.iter().map(api::ListedObject::status).collect();
     assert_eq!(statuses, [api::ApplyStatus::Applied; 3]);
     daemon.stop().await;
 }

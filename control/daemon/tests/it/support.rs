@@ -158,7 +158,7 @@ impl Dataplane for Fake {
         _: Request<api::ListPortsRequest>,
     ) -> Result<Response<api::PortList>, Status> {
         let carries = self.carries.lock().unwrap();
-        let ports = carries.host.iter().flat_map(|host| host.ports());
+        let ports = carries.host.iter().flat_map(Host::ports);
         let ports = ports.map(|port| api::PortStatus {
             id: port.id.to_string(),
             state: if carries.gone.contains(port.id.as_str()) { "gone" } else { "active" }.into(),
