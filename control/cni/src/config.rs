@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use culvert_model::{DEFAULT_RUN_DIR, IpNet, MacAddr, Mtu, VnetId};
+use culvert_model::{AclGroupId, DEFAULT_RUN_DIR, IpNet, MacAddr, Mtu, VnetId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -15,13 +15,14 @@ use crate::result::{AddResult, Dns, Route};
 use crate::version::SpecVersion;
 
 /// Fields that are read, or that the specification and runtimes put there for others.
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 18] = [
     "cniVersion",
     "cniVersions",
     "name",
     "type",
     "vnet",
     "mtu",
+    "acl",
     "runDir",
     "addresses",
     "routes",
@@ -83,6 +84,8 @@ pub(crate) struct NetConf {
     pub(crate) name: String,
     pub(crate) vnet: VnetId,
     pub(crate) mtu: Option<Mtu>,
+    /// Groups whose rules hold for the port, in this order.
+    pub(crate) acl: Vec<AclGroupId>,
     /// Where the sockets of this host are.
     pub(crate) run_dir: PathBuf,
     pub(crate) addressing: Addressing,
@@ -183,6 +186,7 @@ impl NetConf {
             name,
             vnet,
             mtu,
+            acl: acl_groups(&raw)?,
             run_dir,
             addressing,
             routes,
@@ -193,6 +197,13 @@ impl NetConf {
             raw,
         })
     }
+}
+
+fn acl_groups(raw: &Map<String, Value>) -> Result<Vec<AclGroupId>, CniError> {
+    let ids: Vec<String> = optional(raw, "acl")?.unwrap_or_default();
+    let read =
+        |id: &String| AclGroupId::new(id).map_err(|fault| CniError::config("acl", id, fault));
+    ids.iter().map(read).collect()
 }
 
 /// Runtimes write an empty list as `null`; one that is missing is none.
@@ -359,6 +370,7 @@ mod tests {
             ("mtu", json!("big"), ["mtu \"big\"", "u32"]),
             ("vnet", json!("Blue Net"), ["vnet \"Blue Net\"", "a-z"]),
             ("vnet", Value::Null, ["vnet null", "missing"]),
+            ("acl", json!(["web", "No!"]), ["acl \"No!\"", "a-z"]),
             ("name", json!("../etc"), ["name \"../etc\"", "letters"]),
             ("runDir", json!("run"), ["runDir \"run\"", "absolute"]),
             ("addresses", json!(["10.0.0.300"]), ["addresses \"10.0.0.300\"", "10.0.0.5/24"]),

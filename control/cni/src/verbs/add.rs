@@ -202,6 +202,7 @@ impl Attempt<'_> {
             mac: mac.to_string(),
             ips: own.ips.iter().map(|address| address.address.addr().to_string()).collect(),
             mtu: Some(mtu.get().into()),
+            acl: self.conf.acl.iter().map(ToString::to_string).collect(),
             ..Default::default()
         }
     }

@@ -114,18 +114,16 @@ pub(super) fn mtu(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use culvert_model::{Format, Gateway, MacAddr, Miss, ModePreference, UnderlayTx, VnetId, Vni};
+    use culvert_model::{ModePreference, Object, UnderlayTx, api};
 
     fn vnet(gateways: &[&str]) -> Vnet {
-        let gateway = |text: &&str| Gateway { ip: text.parse().unwrap(), mac: MacAddr([2; 6]) };
-        Vnet {
-            id: VnetId::new("blue").unwrap(),
-            vni: Vni::new(100).unwrap(),
-            format: Format::Vxlan,
-            flood: false,
-            miss: Miss::Drop,
-            gateways: gateways.iter().map(gateway).collect(),
-        }
+        let mac = "02:00:00:00:00:fe".to_owned();
+        let gateway = |ip: &&str| api::Gateway { ip: (*ip).to_owned(), mac: mac.clone() };
+        let gateways = gateways.iter().map(gateway).collect();
+        let message = api::Vnet { id: "blue".to_owned(), vni: 100, gateways, ..Default::default() };
+        let object = api::Object { object: Some(api::object::Object::Vnet(message)) };
+        let Ok(Object::Vnet(vnet)) = Object::try_from(object) else { panic!("no vnet") };
+        vnet
     }
 
     fn plan(wishes: &[&str], vnet: &Vnet) -> Vec<Address> {

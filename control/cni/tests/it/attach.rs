@@ -130,11 +130,13 @@ fn two_interfaces_of_one_container_have_their_own_ports() {
     let blue = host.delegated(&json!({}));
     let green = host.conf(&json!({
         "name": "green-net", "vnet": "green", "addresses": ["10.0.0.10/24"], "mtu": 1400,
+        "acl": ["web", "base"],
         "routes": [{ "dst": "192.168.0.0/16", "gw": "10.0.0.77" }]
     }));
     host.call_for("ADD", &blue, &c1, "eth0").result();
     let second = host.call_for("ADD", &green, &c1, "eth1").result();
     assert_eq!((host.devices().len(), host.ports().len()), (2, 2));
+    assert_eq!(host.culvertd.script().ports[1].acl, ["web", "base"]);
     assert_ne!(c1.shown("eth0")["address"], c1.shown("eth1")["address"]);
     assert_eq!(c1.shown("eth1")["mtu"], 1400);
     assert_eq!(second["routes"], json!([{ "dst": "192.168.0.0/16", "gw": "10.0.0.77" }]));
