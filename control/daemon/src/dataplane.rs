@@ -111,6 +111,15 @@ impl Link {
         ports.map(|ports| ports.into_inner().ports).map_err(text)
     }
 
+    /// Its counters.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub async fn stats(&mut self) -> Result<api::Stats, String> {
+        let stats = self.calls.get_stats(api::GetStatsRequest {}).await;
+        stats.map(tonic::Response::into_inner).map_err(text)
+    }
+
     /// Has it carry `target` instead of what it carries, by what differs, `edits`, where that is little; `None`:
     /// it carries nothing yet.
     ///
