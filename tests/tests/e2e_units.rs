@@ -10,7 +10,7 @@ use std::time::Duration;
 use culvert_tests::culvert::binary;
 use culvert_tests::process::run_command;
 use culvert_tests::tools::{ping, tcp_transfer};
-use culvert_tests::{Combo, Peer, Process, Scratch, Topology, TopologySpec, wait_until};
+use culvert_tests::{Combo, Peer, Process, Scratch, Topology, TopologySpec, package, wait_until};
 
 const UNITS: [&str; 2] = ["culvert-dataplane", "culvertd"];
 const LIMIT: Duration = Duration::from_secs(30);
@@ -23,14 +23,11 @@ struct Booted {
 
 impl Booted {
     fn new(topology: &Topology, scratch: &Scratch) -> Booted {
-        run_command(Command::new(binary("xtask")).args(["deb", "--dev"]))
-            .unwrap_or_else(|e| panic!("{e}"));
-        let package = binary("xtask").parent().unwrap().join("../../deb/culvert.deb");
         let folder = scratch.file("container");
         fs::create_dir(&folder).unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/boot");
         let mut command = topology.hosts[0].ns.command(script);
-        command.arg(&folder).arg(package.canonicalize().unwrap()).args(UNITS);
+        command.arg(&folder).arg(package::build()).args(UNITS);
         let systemd = Process::spawn(scratch, "systemd", command);
         Booted { _systemd: systemd, shared: folder.join("shared") }
     }
@@ -102,8 +99,13 @@ fn units_carry_packets_with_the_privileges_that_they_state_and_start_anew() {
         last.is_ok()
     });
     assert!(applied, "{last:?}\n{}", booted.logs());
-    topology.wait_connected(0, 1);
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let connected = wait_until(LIMIT, || ping(&a.ns, b.v4.into(), 1, 56).all_answered());
+    if !connected {
+        let shown = ["ports", "info"].map(|what| booted.culvert(&topology, &["show", what]));
+        let stats = booted.culvert(&topology, &["stats"]);
+        panic!("no packet passes: {shown:#?}\n{stats:#?}\n{}", booted.logs());
+    }
     tcp_transfer(&a.ns, &b.ns, b.v4.into(), 4 << 20).unwrap();
 
     let dataplane = booted.pid_of("culvert-dataplane");

@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
-use culvert_tests::Scratch;
 use culvert_tests::culvert::binary;
 use culvert_tests::process::run_command;
+use culvert_tests::{Scratch, package};
 
 /// Exposure that `systemd-analyze security` may find in each unit, of 10: what is open beyond the least is named in the unit.
 const UNITS: [(&str, f64); 3] =
@@ -29,24 +28,12 @@ fn run(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> String {
     run_command(Command::new(program).args(args)).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Builds the package of the tests' own programs, once.
-fn package() -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        run(binary("xtask"), &["deb", "--dev"]);
-        let path = binary("xtask").parent().unwrap().join("../../deb/culvert.deb");
-        // Tests run in programs of their own, which all build it: each keeps its own.
-        path.canonicalize().unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-    };
-    BUILT.get_or_init(build).clone()
-}
-
 #[test]
 fn the_package_holds_what_its_users_look_for_and_its_programs_run() {
     let scratch = Scratch::new();
     let root = scratch.file("root");
     fs::create_dir(&root).unwrap();
-    let package = package();
+    let package = package::build();
     run("dpkg-deb", &["--extract", package.to_str().unwrap(), root.to_str().unwrap()]);
     for program in ["culvert", "culvert-dataplane", "culvertd", "culvert-gateway"] {
         let path = root.join("usr/bin").join(program);
