@@ -91,6 +91,12 @@ fn dataplane() -> Dataplane {
             state: "active".into(),
             ..Default::default()
         }],
+        paths: vec![api::Path {
+            vtep: "192.0.2.2".into(),
+            state: "reachable".into(),
+            mtu: 1400,
+            ..Default::default()
+        }],
     }
 }
 
@@ -137,6 +143,8 @@ fn every_metric_has_help_type_and_values_of_its_own() {
         "culvert_underlay_drops_total{reason=\"unknown_vni\"} 7",
         "culvert_kernel_events_total{device=\"eth0\",name=\"kernel_rx_dropped\"} 5",
         "culvert_worker_flow_lookups_total{worker=\"0\",result=\"hit\"} 99",
+        "culvert_path_up{vtep=\"192.0.2.2\"} 1",
+        "culvert_path_mtu_bytes{vtep=\"192.0.2.2\"} 1400",
         "culvert_arena_frames{state=\"held\"} 40",
     ] {
         assert!(series.contains(&line), "{line} is not in:\n{text}");

@@ -28,6 +28,8 @@ pub struct Dataplane {
     pub stats: api::Stats,
     /// Its ports as they are.
     pub ports: Vec<api::PortStatus>,
+    /// The ways to other hosts.
+    pub paths: Vec<api::Path>,
 }
 
 /// Answers every HTTP request at `address` with the metrics of then; returns the address, with the port where none was
@@ -55,9 +57,6 @@ pub(crate) async fn listen(
 
 async fn ask(socket: &std::path::Path) -> Result<Dataplane, String> {
     let mut link = Link::connect(socket).await?;
-    Ok(Dataplane {
-        info: link.info().await?,
-        stats: link.stats().await?,
-        ports: link.ports().await?,
-    })
+    let (info, stats) = (link.info().await?, link.stats().await?);
+    Ok(Dataplane { info, stats, ports: link.ports().await?, paths: link.paths().await? })
 }

@@ -12,9 +12,10 @@ pub fn render(control: &api::ControlInfo, dataplane: Option<&Dataplane>) -> Stri
     let name = "culvert_dataplane_up";
     let help = "1 if the dataplane answered this request.";
     text.single(name, Kind::Gauge, help, u8::from(dataplane.is_some()));
-    if let Some(Dataplane { info, stats, ports }) = dataplane {
+    if let Some(Dataplane { info, stats, ports, paths }) = dataplane {
         of_info(info, &mut text);
         of_ports(ports, &mut text);
+        of_paths(paths, &mut text);
         of_traffic(stats, &mut text);
         of_losses(stats, &mut text);
         of_workers(stats, &mut text);
@@ -111,6 +112,19 @@ fn of_ports(ports: &[api::PortStatus], text: &mut Text) {
     text.metric(name, Kind::Gauge, "MTU of the tenant.");
     for port in ports {
         text.value(name, &[("port", &port.id)], port.mtu);
+    }
+}
+
+fn of_paths(paths: &[api::Path], text: &mut Text) {
+    let name = "culvert_path_up";
+    text.metric(name, Kind::Gauge, "1 if there is a way to the VTEP and its neighbour is known.");
+    for path in paths {
+        text.value(name, &[("vtep", &path.vtep)], u8::from(path.state == "reachable"));
+    }
+    let name = "culvert_path_mtu_bytes";
+    text.metric(name, Kind::Gauge, "Largest outer packet on the narrowest way to the VTEP.");
+    for path in paths {
+        text.value(name, &[("vtep", &path.vtep)], path.mtu);
     }
 }
 
