@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::netns::Netns;
 use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::skip::skip;
@@ -99,6 +100,7 @@ pub struct Guest {
     files: Vec<(String, Vec<u8>)>,
     memory_mib: u32,
     limit: Duration,
+    netns: Option<String>,
 }
 
 impl Guest {
@@ -111,7 +113,14 @@ impl Guest {
             files: Vec::new(),
             memory_mib: 1024,
             limit: Duration::from_secs(120),
+            netns: None,
         }
+    }
+
+    /// Runs QEMU in a network namespace, where it finds the devices that its options name.
+    pub fn netns(mut self, ns: &Netns) -> Self {
+        self.netns = Some(ns.name().to_owned());
+        self
     }
 
     /// Loads these modules before the job runs. What the kernel asks for by itself is loaded anyway.
@@ -169,7 +178,9 @@ impl Guest {
         for (name, bytes) in &self.files {
             write(name, bytes);
         }
-        let mut qemu = Process::spawn(&scratch, "qemu", self.command(&prepared, &shared));
+        let ns = self.netns.as_deref().map(Netns::open);
+        let command = self.command(&prepared, &shared, ns.as_ref());
+        let mut qemu = Process::spawn(&scratch, "qemu", command);
         let limit = BOOT_LIMIT + self.limit;
         let in_time = qemu.wait(limit).is_some();
         qemu.kill();
@@ -201,9 +212,9 @@ impl Guest {
         job
     }
 
-    fn command(&self, prepared: &Path, shared: &Path) -> Command {
+    fn command(&self, prepared: &Path, shared: &Path, ns: Option<&Netns>) -> Command {
         let mut qemu = Command::new("qemu-system-x86_64");
-        sys::prepare_child(&mut qemu, None);
+        sys::prepare_child(&mut qemu, ns.map(Netns::fd));
         // Five levels of page tables cost emulation a memory access more each, and buy nothing here.
         qemu.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "2"]);
         qemu.args(["-m", &self.memory_mib.to_string()]);

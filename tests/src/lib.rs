@@ -23,6 +23,7 @@ pub mod lab;
 pub mod link;
 pub mod middle;
 pub mod netns;
+pub mod package;
 pub mod process;
 pub mod rpc;
 pub mod scratch;

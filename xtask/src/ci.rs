@@ -33,7 +33,13 @@ fn scripts() -> Result {
         }
     }
     run(command("shellcheck").args(scripts))?;
-    run(command("shellcheck").args(["--shell", "sh", "tests/lab/init", "tests/lab/start"]))
+    run(command("shellcheck").args([
+        "--shell",
+        "sh",
+        "tests/lab/init",
+        "tests/lab/start",
+        "tests/units/boot",
+    ]))
 }
 
 /// The end-to-end tests alone.

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod bench;
 mod ci;
+mod deb;
 mod fuzz;
 mod lab;
 mod run;
@@ -40,6 +41,12 @@ enum Verb {
     Lab {
         /// Only tests whose name contains this.
         filter: Option<String>,
+    },
+    /// Build the Debian package; it is put into the folder `deb` of the target folder.
+    Deb {
+        /// Of the programs that `cargo build --workspace` built, as tests use them.
+        #[arg(long)]
+        dev: bool,
     },
     /// Fuzz one parser, or each in turn.
     Fuzz(Fuzz),
@@ -104,6 +111,7 @@ fn main() -> ExitCode {
         Verb::Bench { what: Bench::Overlay(options) } => bench::overlay(&options),
         Verb::Bench { what: Bench::Scale(options) } => bench::scale(&options),
         Verb::Lab { filter } => lab::lab(filter.as_deref()),
+        Verb::Deb { dev } => deb::deb(dev),
         Verb::Fuzz(options) => fuzz::fuzz(&options),
     };
     match result {

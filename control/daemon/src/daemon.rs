@@ -16,6 +16,7 @@ use crate::access::{Access, AccessError, incoming, listen, only_allowed};
 use crate::change::Writer;
 use crate::events::Events;
 use crate::follow::{Follower, Identity};
+use crate::metrics;
 use crate::reconcile::Reconciler;
 use crate::report::Report;
 use crate::server::Api;
@@ -61,6 +62,14 @@ pub enum DaemonError {
         address: String,
         /// What the kernel says.
         reason: String,
+    },
+    /// Use an address of this host and a port that is free.
+    #[error("metrics: {address}: {source}")]
+    Metrics {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the kernel says.
+        source: std::io::Error,
     },
     /// See the message.
     #[error("the API server stopped: {0}")]
@@ -193,6 +202,12 @@ pub async fn run_with(
         (Some(tcp), Some(tls)) => Some(serve_tcp(tcp, tls, Arc::clone(&api), stopped.clone())?),
         _ => None,
     };
+    if let Some(address) = settings.metrics {
+        let listening =
+            metrics::listen(address, Arc::clone(&api), settings.dataplane.clone()).await;
+        let address = listening.map_err(|source| DaemonError::Metrics { address, source })?;
+        tracing::info!(%address, "metrics");
+    }
     let unix = serve_unix(listener, access, api, stopped);
     tracing::info!(
         host = %settings.host, socket = %settings.socket.display(),

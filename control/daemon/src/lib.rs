@@ -11,6 +11,7 @@
 //! | [`dataplane`], [`reconcile`] | from the cluster to the dataplane |
 //! | [`report`], [`events`] | what became of each object |
 //! | [`access`], [`server`], [`traps`] | the API and who may use it |
+//! | [`metrics`] | what Prometheus is told |
 //! | [`settings`], [`daemon`] | what is configured, and all of it together |
 //!
 //! `culvertd` is the binary.
@@ -22,6 +23,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod events;
 pub mod follow;
+pub mod metrics;
 pub mod names;
 pub mod reconcile;
 pub mod report;

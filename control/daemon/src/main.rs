@@ -1,7 +1,8 @@
 //! `culvertd`: keeps what is wanted of this host, and has its dataplane carry it.
 
+use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::{self, UnixDatagram};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -49,6 +50,10 @@ struct Options {
     #[arg(long, value_name = "FORMAT", value_parser = log_format)]
     log_format: Option<LogFormat>,
 
+    /// Answer requests of Prometheus there. Default: nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
+
     /// Check the settings and end.
     #[arg(long)]
     check: bool,
@@ -73,6 +78,7 @@ fn main() -> ExitCode {
         etcd: options.etcd,
         log: options.log,
         log_format: options.log_format,
+        metrics: options.metrics,
     };
     let settings = match Settings::load(&flags, &machine_name()) {
         Ok(settings) => settings,
@@ -159,8 +165,8 @@ fn notify(state: &str) {
     let told = (|| {
         let socket = UnixDatagram::unbound()?;
         let address = match path.to_str().and_then(|path| path.strip_prefix('@')) {
-            Some(name) => SocketAddr::from_abstract_name(name)?,
-            None => SocketAddr::from_pathname(&path)?,
+            Some(name) => net::SocketAddr::from_abstract_name(name)?,
+            None => net::SocketAddr::from_pathname(&path)?,
         };
         socket.send_to_addr(state.as_bytes(), &address).map(drop)
     })();

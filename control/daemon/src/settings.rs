@@ -67,6 +67,7 @@ struct Written {
     log: Option<String>,
     log_format: Option<LogFormat>,
     cluster_id: Option<String>,
+    metrics: Option<SocketAddr>,
     #[serde(default)]
     store: WrittenStore,
     tcp: Option<Tcp>,
@@ -165,6 +166,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// The cluster that the store must be of.
     pub cluster_id: Option<String>,
+    /// Where Prometheus is answered.
+    pub metrics: Option<SocketAddr>,
     /// The store.
     pub store: StoreSettings,
     /// How long a host is alive without renewing its lease.
@@ -192,6 +195,8 @@ pub struct Flags {
     pub log: Option<String>,
     /// As in the file.
     pub log_format: Option<LogFormat>,
+    /// As in the file.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Settings {
@@ -307,6 +312,7 @@ impl Settings {
             log: flags.log.clone().or(written.log).unwrap_or_else(|| "info".to_owned()),
             log_format: flags.log_format.or(written.log_format).unwrap_or_default(),
             cluster_id: written.cluster_id,
+            metrics: flags.metrics.or(written.metrics),
             store,
             lease: Duration::from_secs(lease_s),
             tcp: written.tcp,
