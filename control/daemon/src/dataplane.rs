@@ -122,7 +122,7 @@ impl Link {
     /// Why not, for people.
     pub async fn stats(&mut self) -> Result<api::Stats, String> {
         let stats = self.calls.get_stats(api::GetStatsRequest {}).await;
-        stats.map(tonic::Response::into_inner).map_err(text)
+        stats.map(tonic::Response::into_inner).map_err(|status| text(&status))
     }
 
     /// The ways to other hosts' VTEPs.
@@ -131,7 +131,7 @@ impl Link {
     /// Why not, for people.
     pub async fn paths(&mut self) -> Result<Vec<api::Path>, String> {
         let paths = self.calls.list_paths(api::ListPathsRequest {}).await;
-        paths.map(|paths| paths.into_inner().paths).map_err(text)
+        paths.map(|paths| paths.into_inner().paths).map_err(|status| text(&status))
     }
 
     /// Has it carry `target` instead of what it carries, by what differs, `edits`, where that is little; `None`:
