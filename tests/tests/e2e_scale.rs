@@ -91,6 +91,22 @@ fn a_crowd_of_ports_comes_changes_and_goes_while_others_talk() {
 }
 
 #[test]
+fn a_dataplane_with_a_crowd_of_ports_ends_in_seconds() {
+    let crowd = crowd();
+    let mut topology = TopologySpec::pair(Combo::SIMPLE).build();
+    crowd.add_links(&topology.hosts[0].ns, &topology.scratch);
+    let mut rpc = Rpc::connect(topology.dataplane(0).socket());
+    let (mut all, _) = rpc.state();
+    crowd.add_to(&mut all, topology.hosts[1].vtep);
+    rpc.replace(all).unwrap();
+    let Some(culvert) = &mut topology.culvert[0] else { panic!("host A runs no culvert") };
+    let start = Instant::now();
+    let ended = culvert.process().stop(Duration::from_secs(30));
+    eprintln!("{} ports: ended in {:?}", crowd.ports, start.elapsed());
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}\n{}", culvert.log());
+}
+
+#[test]
 fn an_update_is_made_as_a_whole_or_not_at_all() {
     let topology = TopologySpec::pair(Combo::SIMPLE).build();
     topology.wait_connected(0, 1);

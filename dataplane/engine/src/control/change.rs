@@ -33,10 +33,24 @@ const FAULTS_MAX: usize = 16;
 /// Ports that are named for their MTU in the warnings of one state.
 const MTU_WARNINGS_MAX: usize = 8;
 
-/// How long new VTEPs are waited for that come with a whole state, and by an edit: who edits often waits
-/// often.
-const PATIENCE: Duration = Duration::from_millis(300);
-const PATIENCE_EDIT: Duration = Duration::from_millis(5);
+/// In what form a state came.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Given {
+    /// As a whole: everything is looked at, also what changed beside the state since the one before.
+    Whole,
+    /// By edits: what they do not touch is left alone.
+    Edits,
+}
+
+impl Given {
+    /// How long new VTEPs are waited for. Who edits often waits often.
+    const fn patience(self) -> Duration {
+        match self {
+            Given::Whole => Duration::from_millis(300),
+            Given::Edits => Duration::from_millis(5),
+        }
+    }
+}
 
 /// The devices that a change concerns: those of changed ports, and those that carry nothing at present.
 /// All others stay as they are.
@@ -88,25 +102,25 @@ impl Controller {
         if if_generation.is_some_and(|wanted| wanted != self.generation) {
             return Err(ApplyError::Generation(self.generation));
         }
-        self.change_to(host, PATIENCE).await
+        self.change_to(host, Given::Whole).await
     }
 
     /// Makes `host` the state. Costs what differs from the state before.
     async fn change_to(
         &mut self,
         host: Host,
-        patience: Duration,
+        given: Given,
     ) -> Result<(u64, Vec<String>), ApplyError> {
         let before = self.host.clone();
         let changes = Changes::since(before.as_ref(), &host);
         let known = self.known_in(&host, &changes).map_err(|f| ApplyError::Refused(vec![f]))?;
         let plan = self.plan(&host, before.as_ref(), &known, &changes);
         let mut change = Change::default();
-        if let Err(mut faults) = self.prepare(&host, &changes, &plan, &mut change).await {
+        if let Err(mut faults) = self.prepare(&host, &changes, given, &plan, &mut change).await {
             faults.extend(self.undo(change).await);
             return Err(ApplyError::Refused(faults));
         }
-        Ok(self.commit(&host, &changes, known, plan, change, patience).await)
+        Ok(self.commit(&host, &changes, known, plan, change, given.patience()).await)
     }
 
     /// Changes objects of the state.
@@ -126,7 +140,7 @@ impl Controller {
             return Err(ApplyError::Generation(self.generation));
         }
         let edited = self.host.as_ref().map_or_else(|| Host::of_edits(edits), |h| h.edited(edits));
-        self.change_to(edited.map_err(ApplyError::Invalid)?, PATIENCE_EDIT).await
+        self.change_to(edited.map_err(ApplyError::Invalid)?, Given::Edits).await
     }
 
     /// The indices of the objects of a state.
@@ -171,6 +185,7 @@ impl Controller {
         &mut self,
         host: &Host,
         changes: &Changes<'_>,
+        given: Given,
         plan: &Plan,
         change: &mut Change,
     ) -> Result<(), Vec<api::Fault>> {
@@ -198,7 +213,8 @@ impl Controller {
             }
         }
         // What tenants need of the underlay's MTU follows from the addresses of ports and gateways.
-        if changes.underlay || !changes.ports.is_empty() || !changes.vnets.is_empty() {
+        let tenants_changed = !changes.ports.is_empty() || !changes.vnets.is_empty();
+        if given == Given::Whole || changes.underlay || tenants_changed {
             faults.extend(underlay_mtu_faults(host));
         }
         if !faults.is_empty() {
