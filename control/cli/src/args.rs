@@ -19,7 +19,8 @@ const EXIT_CODES: &str = "Exit codes:
   1  refused, and nothing was changed; or another failure
   2  wrong usage, or a file that cannot be read or is not valid
   3  culvertd or the dataplane cannot be reached
-  4  accepted, but this host does not carry all of it; or health found something wrong";
+  4  accepted, but this host does not carry all of it
+  5  health found something wrong";
 
 /// Manages the virtual networks of a host, and shows what happens.
 ///
