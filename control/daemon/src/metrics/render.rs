@@ -179,6 +179,9 @@ fn of_losses(stats: &api::Stats, text: &mut Text) {
     }
 }
 
+/// A counter of a worker.
+type Count = fn(&api::WorkerStats) -> u64;
+
 fn of_workers(stats: &api::Stats, text: &mut Text) {
     let workers: Vec<_> = stats.workers.iter().map(|w| (w.index.to_string(), w)).collect();
     let name = "culvert_worker_packets_total";
@@ -193,7 +196,7 @@ fn of_workers(stats: &api::Stats, text: &mut Text) {
         text.value(name, &[("worker", index), ("result", "hit")], worker.flow_hits);
         text.value(name, &[("worker", index), ("result", "miss")], worker.flow_misses);
     }
-    let simple: [(&str, &str, fn(&api::WorkerStats) -> u64); 3] = [
+    let simple: [(&str, &str, Count); 3] = [
         ("culvert_worker_busy_polls_total", "Turns that found work.", |w| w.busy_polls),
         ("culvert_worker_sleeps_total", "Times that it slept.", |w| w.sleeps),
         ("culvert_worker_handed_over_total", "Frames for other workers.", |w| w.handed_over),
