@@ -98,7 +98,7 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             CliError::File { .. } | CliError::Invalid { .. } | CliError::Usage(_) => 2,
-            CliError::Unhealthy(_) => 4,
+            CliError::Unhealthy(_) => 5,
             CliError::Absent { .. } | CliError::Forbidden { .. } | CliError::Unreachable { .. } => {
                 3
             }

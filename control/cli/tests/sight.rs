@@ -122,10 +122,10 @@ fn wrong_filters_ports_and_options_are_named() {
         (&["capture", "tcpp"], "filter \"tcpp\": "),
         (&["trace", "-n", "0"], "0 is not in 1..=10000"),
         (&["explain", "--dst", "10.0.0.2"], "--port"),
-        (&["explain", "-p", "a11", "--dst", "10.0.0.2"], "no such port; did you mean a1?"),
+        (&["explain", "-p", "a11", "--dst", "10.0.0.2"], "no such port; did you mean \"a1\"?"),
         (&["explain", "-p", "a1", "--hex", "0g"], "\"0g\" at byte 0: not hexadecimal"),
         (&["explain", "--from-underlay", "198.18.0.2", "--dst", "10.0.0.1"], "--vni"),
-        (&["explain-drop", "spofed_ip"], "did you mean spoofed_ip?"),
+        (&["explain-drop", "spofed_ip"], "did you mean \"spoofed_ip\"?"),
     ];
     for (args, text) in cases {
         let ran = dataplane.culvert(args);

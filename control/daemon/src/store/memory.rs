@@ -1,6 +1,6 @@
 //! A store in memory.
 //!
-//! [`Core`] is what the embedded store keeps beside its file: every entry, the latest transactions for
+//! `Core` is what the embedded store keeps beside its file: every entry, the latest transactions for
 //! watches that begin in the past, and the watchers.
 
 use std::collections::{BTreeMap, VecDeque};

@@ -4,7 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`memory`] | the same without a file, for tests, and the core of the embedded store |
-//! | [`file`] | the embedded store: one redb file of one host |
+//! | [`mod@file`] | the embedded store: one redb file of one host |
 //! | [`etcd`] | the store of many hosts |
 //!
 //! A store knows nothing of what its values mean.

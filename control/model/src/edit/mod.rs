@@ -5,7 +5,7 @@
 //! a later one mends, as where two ports swap their addresses.
 //!
 //! The rules of a legal state stand once, in the checks of a whole state. An edit is checked by the same
-//! rules on its neighbourhood ([`near`]): what it puts, and whatever that might clash with or be missed by.
+//! rules on its neighbourhood (`near`): what it puts, and whatever that might clash with or be missed by.
 
 mod blame;
 mod key;

@@ -2,7 +2,7 @@
 //!
 //! A worker loads the snapshot once per batch, so no packet sees half a change. What did not
 //! change between two snapshots is shared between them, and keeps its epoch: cached flows that do
-//! not depend on a change survive it (`fresh`). A snapshot is made of the one before ([`build`]), and
+//! not depend on a change survive it (`fresh`). A snapshot is made of the one before ([`build()`]), and
 //! costs what changed.
 //!
 //! Ports, virtual networks, VTEPs and links are known by small indices that stay with their object
