@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
 use culvert_model::limits::MESSAGE_BYTES_MAX;
 use culvert_model::{Host, api, edit};
 use futures_util::Stream;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Mutex;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex, oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
 
@@ -68,7 +69,11 @@ pub async fn listen(path: &Path) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-/// Serves the API until `stop` resolves.
+/// How long calls that run are waited for at the end. Streams end only with their clients, and a client
+/// that does not listen never hears that it is to go.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Serves the API until `stop` resolves, and a moment longer what had begun by then.
 ///
 /// # Errors
 /// See [`ServeError`].
@@ -81,7 +86,23 @@ pub async fn serve(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let incoming = UnixListenerStream::new(listener);
-    tonic::transport::Server::builder().serve_with_incoming_shutdown(api, incoming, stop).await?;
+    let (stopping, stopped) = oneshot::channel();
+    let stop = async {
+        stop.await;
+        let _ = stopping.send(());
+    };
+    let over = async {
+        match stopped.await {
+            Ok(()) => tokio::time::sleep(GRACE).await,
+            // The server has ended by itself.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let server = tonic::transport::Server::builder();
+    tokio::select! {
+        served = server.serve_with_incoming_shutdown(api, incoming, stop) => served?,
+        () = over => {}
+    }
     Ok(())
 }
 
