@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use culvert_model::api::control_client::ControlClient;
 use culvert_model::{Edit, Host, api, host_toml};
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::culvert::binary;
@@ -116,13 +114,7 @@ impl Control {
     pub fn connect(socket: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.unwrap_or_else(|e| panic!("no runtime: {e}"));
-        let path = socket.to_owned();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://culvertd");
-        let channel = runtime.block_on(endpoint.connect_with_connector(connector));
+        let channel = runtime.block_on(culvert_socket::connect(socket));
         let channel = channel.unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
         Self { runtime, client: ControlClient::new(channel) }
     }

@@ -5,11 +5,9 @@ use std::path::Path;
 use culvert_model::api::dataplane_client::DataplaneClient;
 use culvert_model::api::{self, edit::Edit};
 use culvert_model::limits::MESSAGE_BYTES_MAX;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// A connection to one dataplane.
 #[derive(Debug)]
@@ -26,13 +24,7 @@ impl Rpc {
     pub fn connect(socket: &Path) -> Rpc {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.unwrap_or_else(|e| panic!("no runtime: {e}"));
-        let path = socket.to_owned();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://culvert");
-        let channel = runtime.block_on(endpoint.connect_with_connector(connector));
+        let channel = runtime.block_on(culvert_socket::connect(socket));
         let channel = channel.unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
         let calls = DataplaneClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)

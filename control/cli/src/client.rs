@@ -1,6 +1,5 @@
 //! The ways to the dataplane and to culvertd.
 
-use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,9 +8,7 @@ use culvert_model::api::dataplane_client::DataplaneClient;
 use culvert_model::host_toml;
 use culvert_model::limits::MESSAGE_BYTES_MAX;
 use culvert_model::{Host, ModelError, api};
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::error::{CliError, Peer};
@@ -31,14 +28,7 @@ pub(crate) struct Connected<Calls> {
 
 /// Connects to a Unix socket.
 async fn channel(socket: &Path, who: Peer) -> Result<Channel, CliError> {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    // The authority is part of the protocol, and without meaning on a Unix socket.
-    let channel = Endpoint::from_static("http://culvert").connect_with_connector(connector).await;
-    channel.map_err(|error| unreachable(&error, who, socket))
+    culvert_socket::connect(socket).await.map_err(|error| unreachable(&error, who, socket))
 }
 
 impl Client {
@@ -103,20 +93,14 @@ impl<Calls> Connected<Calls> {
 
 fn unreachable(error: &tonic::transport::Error, who: Peer, socket: &Path) -> CliError {
     let socket = socket.to_owned();
-    let mut cause: Option<&dyn Error> = Some(error);
-    let mut reason = error.to_string();
-    while let Some(error) = cause {
-        reason = error.to_string();
-        match error.downcast_ref::<io::Error>().map(io::Error::kind) {
-            // A socket without a listener is what a killed dataplane leaves behind.
-            Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                return CliError::Absent { who, socket };
-            }
-            Some(io::ErrorKind::PermissionDenied) => return CliError::Forbidden { socket },
-            _ => cause = error.source(),
+    match culvert_socket::io_error(error).map(io::Error::kind) {
+        // A socket without a listener is what a killed process leaves behind.
+        Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            CliError::Absent { who, socket }
         }
+        Some(io::ErrorKind::PermissionDenied) => CliError::Forbidden { socket },
+        _ => CliError::Unreachable { who, socket, reason: culvert_socket::root_cause(error) },
     }
-    CliError::Unreachable { who, socket, reason }
 }
 
 /// A fault of the dataplane, where it stands in the file.

@@ -1,6 +1,5 @@
 //! The way to culvertd, which keeps what this host is to carry.
 
-use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,10 +9,9 @@ use culvert_model::api::{self, ApplyStatus, ObjectKind, edit, object};
 use culvert_model::limits::MESSAGE_BYTES_MAX;
 use culvert_model::object::Object;
 use culvert_model::{DATAPLANE_SOCKET, PortId, Underlay, Vnet, VnetId};
-use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::error::CniError;
@@ -225,26 +223,12 @@ fn request<T>(message: T) -> Request<T> {
 }
 
 async fn channel(socket: &Path) -> Result<Channel, String> {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    // The authority is part of the protocol, and without meaning on a Unix socket.
-    let connected =
-        Endpoint::from_static("http://culvertd").connect_with_connector(connector).await;
-    connected.map_err(|error| {
-        let mut cause: Option<&dyn Error> = Some(&error);
-        let mut reason = error.to_string();
-        while let Some(error) = cause {
-            reason = error.to_string();
-            match error.downcast_ref::<io::Error>().map(io::Error::kind) {
-                Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                    return "is it running?".to_owned();
-                }
-                _ => cause = error.source(),
+    culvert_socket::connect(socket).await.map_err(|error| {
+        match culvert_socket::io_error(&error).map(io::Error::kind) {
+            Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                "is it running?".to_owned()
             }
+            _ => culvert_socket::root_cause(&error),
         }
-        reason
     })
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
+use culvert_socket::ListenError;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream, unix::UCred};
@@ -26,17 +27,9 @@ pub enum AccessError {
     /// Create the group, or name another.
     #[error("group {0:?}: no such group; legal is the name of a group of this host")]
     NoGroup(String),
-    /// Stop the other culvertd, or choose another socket.
-    #[error("{0}: another culvertd answers on this socket")]
-    InUse(String),
-    /// Check the folder's existence and permissions.
-    #[error("{path}: {source}")]
-    Socket {
-        /// The socket.
-        path: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    /// See [`ListenError`]; `--socket` chooses another.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
 }
 
 /// Who is allowed.
@@ -85,33 +78,12 @@ fn is_member(uid: Uid, group: Gid) -> bool {
     getgrouplist(&name, user.gid).is_ok_and(|groups| groups.contains(&group))
 }
 
-/// Listens on a path. A socket that a dead process left behind is replaced; a live one is not.
+/// Listens on a path; anybody may connect.
 ///
 /// # Errors
 /// See [`AccessError`].
 pub async fn listen(path: &Path) -> Result<UnixListener, AccessError> {
-    let name = path.display().to_string();
-    let failed = |source| AccessError::Socket { path: name.clone(), source };
-    match UnixStream::connect(path).await {
-        Ok(_) => return Err(AccessError::InUse(name)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        // Only what a dead process left behind is removed, never a file that is no socket.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            let kind = std::fs::symlink_metadata(path).map_err(failed)?.file_type();
-            if !std::os::unix::fs::FileTypeExt::is_socket(&kind) {
-                return Err(failed(error));
-            }
-            std::fs::remove_file(path).map_err(failed)?;
-        }
-        Err(error) => return Err(failed(error)),
-    }
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    let all = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    std::fs::set_permissions(path, all).map_err(failed)?;
-    Ok(listener)
+    Ok(culvert_socket::listen(path, 0o666).await?)
 }
 
 /// Connections of a listener, each with what its peer is allowed.

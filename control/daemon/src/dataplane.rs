@@ -6,9 +6,8 @@ use std::time::Duration;
 use culvert_model::api::dataplane_client::DataplaneClient;
 use culvert_model::limits::MESSAGE_BYTES_MAX;
 use culvert_model::{Edit, Host, Keyed, ObjectKey, Section, api};
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use culvert_socket::root_cause;
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 /// How long a connection may take.
@@ -52,14 +51,7 @@ impl Link {
     /// # Errors
     /// Why not, for people.
     pub async fn connect(socket: &Path) -> Result<Link, String> {
-        let path = socket.to_owned();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The authority is part of the protocol, and without meaning on a Unix socket.
-        let endpoint = Endpoint::from_static("http://dataplane");
-        let connect = endpoint.connect_with_connector(connector);
+        let connect = culvert_socket::connect(socket);
         let channel = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Err(format!("{}: {}", socket.display(), root_cause(&error))),
@@ -243,12 +235,4 @@ fn text(status: &Status) -> String {
     } else {
         format!("{}: {}", status.code(), status.message())
     }
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(cause) = last.source() {
-        last = cause;
-    }
-    last.to_string()
 }

@@ -1,6 +1,6 @@
 //! The API on a Unix socket.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,9 @@ use std::time::Duration;
 use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
 use culvert_model::limits::MESSAGE_BYTES_MAX;
 use culvert_model::{Host, api, edit};
+use culvert_socket::ListenError;
 use futures_util::Stream;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -25,48 +26,20 @@ pub type Shared = Arc<Mutex<Controller>>;
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Stop the other dataplane, or choose another socket by `--socket`.
-    #[error("{}: another dataplane answers on this socket", .0.display())]
-    InUse(PathBuf),
-    /// Check the directory's existence and permissions.
-    #[error("{}: {source}", .path.display())]
-    Socket {
-        /// The socket.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
+    /// See [`ListenError`]; `--socket` chooses another.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// See the message.
     #[error("the API server stopped: {0}")]
     Server(#[from] tonic::transport::Error),
 }
 
-/// Listens on `path`. A socket that a dead process left behind is replaced; a live one is not.
+/// Listens on `path`, for this user alone.
 ///
 /// # Errors
 /// See [`ServeError`].
 pub async fn listen(path: &Path) -> Result<UnixListener, ServeError> {
-    let failed = |source| ServeError::Socket { path: path.to_owned(), source };
-    match UnixStream::connect(path).await {
-        Ok(_) => return Err(ServeError::InUse(path.to_owned())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        // Only what a dead process left behind is removed, never a file that is no socket.
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            let kind = std::fs::symlink_metadata(path).map_err(failed)?.file_type();
-            if !std::os::unix::fs::FileTypeExt::is_socket(&kind) {
-                return Err(failed(error));
-            }
-            std::fs::remove_file(path).map_err(failed)?;
-        }
-        Err(error) => return Err(failed(error)),
-    }
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    let only_owner = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(path, only_owner).map_err(failed)?;
-    Ok(listener)
+    Ok(culvert_socket::listen(path, 0o600).await?)
 }
 
 /// How long calls that run are waited for at the end. Streams end only with their clients, and a client

@@ -13,13 +13,12 @@ use culvert_model::api::control_client::ControlClient;
 use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
 use culvert_model::limits::MESSAGE_BYTES_MAX;
 use culvert_model::{Host, api, edit};
-use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{BroadcastStream, UnixListenerStream};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 /// A folder that goes with this value.
@@ -476,12 +475,7 @@ impl TestHost {
 }
 
 pub(crate) async fn connect(socket: &Path) -> ControlClient<Channel> {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://culvertd").connect_with_connector(connector).await;
+    let channel = culvert_socket::connect(socket).await;
     ControlClient::new(channel.unwrap())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)

@@ -331,7 +331,7 @@ impl Worker {
         if flow.verdict == Verdict::Deliver(port) && right && fits && mark.is_none() {
             let off = Offload::default();
             if let Err(reason) = self.admit_inner(port, flow, head, &inner, &off) {
-                self.counters.port(port).drop(reason);
+                self.lose_unseen(Role::Tenant(port), reason);
                 return Ok(());
             }
             let place = Piece::Held { id, start: inner_at };
