@@ -1,5 +1,6 @@
 //! The command line against a fake dataplane: what it prints, and with which code it exits.
 
+#[macro_use]
 mod fake;
 mod manage;
 mod manual;

@@ -269,20 +269,7 @@ pub fn plan_state(cluster: &Cluster, me: &HostName, state: &[Object], prune: boo
         cluster.acls.keys().for_each(|key| delete(ObjectKey::Acl(key.clone())));
         cluster.vnets.keys().for_each(|key| delete(ObjectKey::Vnet(key.clone())));
     }
-    gone.into_iter().filter_map(delete_edit).chain(puts).collect()
-}
-
-/// The edit that deletes an object; an underlay cannot be deleted.
-pub fn delete_edit(key: ObjectKey) -> Option<Edit> {
-    Some(match key {
-        ObjectKey::Underlay => return None,
-        ObjectKey::Vnet(id) => Edit::DeleteVnet(id),
-        ObjectKey::Port(id) => Edit::DeletePort(id),
-        ObjectKey::Route(key) => Edit::DeleteRoute(key),
-        ObjectKey::Mapping(key) => Edit::DeleteMapping(key),
-        ObjectKey::Ingress(key) => Edit::DeleteIngress(key),
-        ObjectKey::Acl(id) => Edit::DeleteAcl(id),
-    })
+    gone.into_iter().filter_map(Edit::deleting).chain(puts).collect()
 }
 
 /// What a change did, for people.

@@ -15,13 +15,13 @@ pub(crate) mod vnet;
 use std::collections::BTreeMap;
 
 use clap::Subcommand;
-use culvert_model::{Edit, Object, ObjectKey, api, nearest};
+use culvert_model::{Edit, Object, ObjectKey, api};
 use serde::Serialize;
 
 pub(crate) use self::commit::{How, commit, committed, waiting, would_be};
 use crate::args::{Args, Output};
 use crate::client::{Daemon, not_understood};
-use crate::error::CliError;
+use crate::error::{CliError, hint};
 use crate::objects;
 use crate::output::{print, print_value, table};
 
@@ -85,7 +85,8 @@ pub(crate) async fn run<F: Fields, K: Keys>(
         Verb::Add(put) => self::put(args, &mut daemon, put, true).await,
         Verb::Set(put) => self::put(args, &mut daemon, put, false).await,
         Verb::Del(delete) => {
-            let edits = delete.keys.keys().into_iter().filter_map(deletion).collect::<Vec<_>>();
+            let edits =
+                delete.keys.keys().into_iter().filter_map(Edit::deleting).collect::<Vec<_>>();
             commit(args, &mut daemon, &edits, &delete.how, None).await
         }
         Verb::Show(list) => show(args, &mut daemon, F::KIND, list).await,
@@ -143,21 +144,8 @@ async fn known(
 fn absent<'a>(key: &ObjectKey, known: impl Iterator<Item = &'a ObjectKey>) -> CliError {
     let section = key.section().name();
     let names: Vec<_> = known.map(ObjectKey::name).collect();
-    let meant = nearest(&key.name(), names.iter().map(String::as_str));
-    let meant = meant.map_or_else(String::new, |name| format!("; did you mean \"{name}\"?"));
+    let meant = hint(&key.name(), names.iter().map(String::as_str));
     CliError::Usage(format!("{key}: not there; `culvert {section} add` makes one{meant}"))
-}
-
-fn deletion(key: ObjectKey) -> Option<Edit> {
-    Some(match key {
-        ObjectKey::Vnet(id) => Edit::DeleteVnet(id),
-        ObjectKey::Port(id) => Edit::DeletePort(id),
-        ObjectKey::Route(key) => Edit::DeleteRoute(key),
-        ObjectKey::Mapping(key) => Edit::DeleteMapping(key),
-        ObjectKey::Ingress(key) => Edit::DeleteIngress(key),
-        ObjectKey::Acl(id) => Edit::DeleteAcl(id),
-        ObjectKey::Underlay => return None,
-    })
 }
 
 /// A value that a new object cannot be without.
@@ -210,8 +198,7 @@ async fn show(
         names.push(name);
     }
     if let (Some(wanted), true) = (&list.name, all.is_empty()) {
-        let meant = nearest(wanted, names.iter().map(String::as_str));
-        let meant = meant.map_or_else(String::new, |name| format!("; did you mean \"{name}\"?"));
+        let meant = hint(wanted, names.iter().map(String::as_str));
         return Err(CliError::Usage(format!("{wanted:?}: not there{meant}")));
     }
     match args.output {

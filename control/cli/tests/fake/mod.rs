@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex};
 use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
 use culvert_model::api::{self, refuse};
 use culvert_model::{Host, edit};
-use tokio::net::UnixListener;
 use tokio::sync::oneshot;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
 
 /// What the fake has been given, and how it is to answer.
@@ -250,12 +248,58 @@ impl Dataplane for Fake {
     }
 }
 
+/// A service on a socket, in a thread of its own, until it is dropped. The socket stays behind, as a killed
+/// process leaves it.
+pub(crate) struct Served {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Serves one until it is told to stop; whatever runs then is cut off.
+macro_rules! served {
+    ($service:expr, $socket:expr) => {{
+        let (service, listener) =
+            ($service, std::os::unix::net::UnixListener::bind($socket).unwrap());
+        listener.set_nonblocking(true).unwrap();
+        crate::fake::Served::by(move |stopped| async move {
+            let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+            let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
+            let server = tonic::transport::Server::builder();
+            tokio::select! {
+                result = server.serve_with_incoming(service, incoming) => result.unwrap(),
+                _ = stopped => {}
+            }
+        })
+    }};
+}
+
+impl Served {
+    pub(crate) fn by<F: Future<Output = ()>>(
+        serve: impl FnOnce(oneshot::Receiver<()>) -> F + Send + 'static,
+    ) -> Served {
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(serve(stopped));
+        });
+        Served { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
 /// A running fake; it ends, and its files go, with this value.
 pub(crate) struct Running {
     pub(crate) script: Arc<Mutex<Script>>,
     pub(crate) directory: PathBuf,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    served: Option<Served>,
 }
 
 impl Running {
@@ -263,30 +307,13 @@ impl Running {
         let directory = fresh_directory();
         let script = Arc::new(Mutex::new(Script::default()));
         let fake = DataplaneServer::new(Fake(script.clone()));
-        let listener = std::os::unix::net::UnixListener::bind(directory.join("socket")).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async move {
-                let incoming = UnixListenerStream::new(UnixListener::from_std(listener).unwrap());
-                let serve = tonic::transport::Server::builder().serve_with_incoming(fake, incoming);
-                tokio::select! {
-                    result = serve => result.unwrap(),
-                    _ = stopped => {}
-                }
-            });
-        });
-        Running { script, directory, stop: Some(stop), thread: Some(thread) }
+        let served = Some(served!(fake, directory.join("socket")));
+        Running { script, directory, served }
     }
 
     /// Ends the server, and leaves its socket behind, as a killed dataplane does.
     pub(crate) fn kill(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
+        self.served = None;
     }
 
     pub(crate) fn culvert(&self, args: &[&str]) -> Ran {

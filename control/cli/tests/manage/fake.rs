@@ -7,12 +7,9 @@ use std::sync::{Arc, Mutex};
 use culvert_model::api::control_server::{Control, ControlServer};
 use culvert_model::api::{self, refuse};
 use culvert_model::{Edit, Host, Object, ObjectKey, Section, diff, edit};
-use tokio::net::UnixListener;
-use tokio::sync::oneshot;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
 
-use crate::fake::{Ran, fresh_directory};
+use crate::fake::{Ran, Served, fresh_directory};
 
 #[derive(Default)]
 pub(crate) struct Script {
@@ -214,8 +211,7 @@ impl Control for Fake {
 pub(crate) struct Running {
     pub(crate) script: Arc<Mutex<Script>>,
     pub(crate) directory: PathBuf,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    served: Option<Served>,
 }
 
 impl Running {
@@ -223,21 +219,8 @@ impl Running {
         let directory = fresh_directory();
         let script = Arc::new(Mutex::new(Script::default()));
         let fake = ControlServer::new(Fake(script.clone()));
-        let socket = directory.join("culvertd.sock");
-        let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let incoming = UnixListenerStream::new(UnixListener::from_std(listener).unwrap());
-                let stopped = async { drop(stopped.await) };
-                let server = tonic::transport::Server::builder();
-                server.serve_with_incoming_shutdown(fake, incoming, stopped).await.unwrap();
-            });
-        });
-        Running { script, directory, stop: Some(stop), thread: Some(thread) }
+        let served = Some(served!(fake, directory.join("culvertd.sock")));
+        Running { script, directory, served }
     }
 
     pub(crate) fn culvert(&self, args: &[&str]) -> Ran {
@@ -264,10 +247,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
+        self.served = None;
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }

@@ -61,6 +61,19 @@ pub enum Edit {
 }
 
 impl Edit {
+    /// The edit that deletes an object. None for an underlay, which a state cannot be without.
+    pub fn deleting(key: ObjectKey) -> Option<Edit> {
+        Some(match key {
+            ObjectKey::Underlay => return None,
+            ObjectKey::Vnet(id) => Edit::DeleteVnet(id),
+            ObjectKey::Port(id) => Edit::DeletePort(id),
+            ObjectKey::Route(key) => Edit::DeleteRoute(key),
+            ObjectKey::Mapping(key) => Edit::DeleteMapping(key),
+            ObjectKey::Ingress(key) => Edit::DeleteIngress(key),
+            ObjectKey::Acl(id) => Edit::DeleteAcl(id),
+        })
+    }
+
     /// The object that it changes.
     pub fn key(&self) -> ObjectKey {
         match self {

@@ -1,30 +1,26 @@
 //! From the underlay: verify, decapsulate, check the source.
 
 use std::net::IpAddr;
-use std::ops::Range;
 use std::sync::Arc;
 
 use culvert_model::Direction;
-use culvert_port::{Buf, HoldId, Place};
+use culvert_port::Buf;
 use culvert_wire::checksum::Sum;
 use culvert_wire::format::{self, VXLAN};
 use culvert_wire::packet::{Frag, IpKind, Packet};
 use culvert_wire::vni::Vni;
 use culvert_wire::{ecn, proto};
 
-use super::deliver::Piece;
 use super::device::Role;
 use super::key::{Headers, IngressKey, is_of_a_flow};
 use super::offload::{Csum, Gso, Offload};
 use super::sight::received;
-use super::{Slot, Worker, checksum};
+use super::{Worker, checksum};
 use crate::drops::DropReason;
-use crate::limits::MAX_SEGMENTS;
 use crate::policy::acl::{Judgement, judge};
 use crate::policy::ingress::{Verdict, decide, decide_without_vnet};
 use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::Handoff;
-use crate::sight::pieces::Pieces;
 use crate::tables::{LinkIndex, PortIndex, Stamp, Tables, VnetIndex};
 
 /// What was decided for a flow from the underlay.
@@ -40,33 +36,27 @@ pub struct IngressFlow {
     pub stamp: Stamp,
 }
 
-/// Bytes of an inner packet's headers that are looked at where they are not contiguous.
-const HEAD_MAX: usize = 256;
-
-/// Bytes of a tunnel header at most.
-const TUNNEL_MAX: usize = 64;
-
 /// A parsed tunnel frame.
 #[derive(Copy, Clone)]
-struct Outer {
-    pkt: Packet,
-    from: IpAddr,
-    vni: Vni,
+pub(super) struct Outer {
+    pub(super) pkt: Packet,
+    pub(super) from: IpAddr,
+    pub(super) vni: Vni,
     /// Bytes of the tunnel header.
-    tunnel_len: usize,
+    pub(super) tunnel_len: usize,
 }
 
 impl Outer {
-    fn flow_source(&self) -> (IpAddr, u32) {
+    pub(super) fn flow_source(&self) -> (IpAddr, u32) {
         (self.from, self.vni.get())
     }
 
-    fn inner_at(&self) -> usize {
+    pub(super) fn inner_at(&self) -> usize {
         usize::from(self.pkt.payload) + self.tunnel_len
     }
 
     /// What must be equal in all that is merged: network and VTEP, and the outer TOS.
-    fn key(&self) -> (u64, u64) {
+    pub(super) fn key(&self) -> (u64, u64) {
         let vtep = match self.from {
             IpAddr::V4(ip) => u64::from(ip.to_bits()),
             IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
@@ -127,19 +117,6 @@ impl Worker {
             }
             Some(_) => self.drop_underlay(link, buf, DropReason::UnknownSuperframe),
         }
-    }
-
-    /// Where the kernel does not say, a tunnel frame above the device's MTU is a train: its first
-    /// inner packet tells the size of the others.
-    fn guess_train(&self, link: LinkIndex, buf: &Buf, outer: &Outer) -> Option<(Gso, u16)> {
-        let device = self.devices.get(self.link_slot(link)?)?.as_ref()?;
-        if outer.pkt.len.saturating_sub(outer.pkt.l3.into()) <= device.mtu {
-            return None;
-        }
-        let at = outer.inner_at();
-        let inner = Packet::parse(buf.head().data().get(at..)?, buf.len().checked_sub(at)?).ok()?;
-        let size = u16::try_from(outer.tunnel_len + inner.len as usize).ok()?;
-        Some((Gso::UdpL4, size))
     }
 
     /// One tunnel packet with one inner frame.
@@ -241,125 +218,14 @@ impl Worker {
         self.dispatch(link, buf, &inner, flow, off);
     }
 
-    /// Several tunnel packets of one size that came uncut as one UDP superframe. Their payloads
-    /// are merged without moving a byte: the packet is held, and messages refer to parts of it.
-    fn ingress_train(&mut self, link: LinkIndex, buf: Buf, outer: &Outer, off: Offload, size: u16) {
-        let (start, size) = (usize::from(outer.pkt.payload), usize::from(size));
-        let count = buf.len().saturating_sub(start).div_ceil(size.max(1));
-        if size <= outer.tunnel_len || count > MAX_SEGMENTS {
-            return self.drop_underlay(link, buf, DropReason::UnknownSuperframe);
-        }
-        // On no wire yet: the sender's kernel left the outer sum to a device that never saw it.
-        let mut outer_off = off;
-        checksum::infer_partial(&buf, &outer.pkt, &mut outer_off);
-        if !matches!(outer_off.csum, Csum::Partial { start, .. } if start == outer.pkt.l4) {
-            return self.drop_underlay(link, buf, DropReason::BadOuterChecksum);
-        }
-        let mut scratch = [0; HEAD_MAX];
-        let first = start..buf.len().min(start + size);
-        let mut place = Place::default();
-        let verdict = match read_piece(&buf, &mut place, outer, first, &mut scratch) {
-            Ok(piece) => self.ingress_flow(outer, piece.head, &piece.pkt).verdict,
-            Err(reason) => return self.drop_underlay(link, buf, reason),
-        };
-        let port = match verdict {
-            Verdict::Deliver(port) => port,
-            Verdict::Drop(reason) => return self.drop_underlay(link, buf, reason),
-            Verdict::Trap => return self.trap(Role::Underlay(link), buf, "ingress"),
-            Verdict::Flood(_) => {
-                return self.drop_underlay(link, buf, DropReason::NotSegmentable);
-            }
-        };
-        let Some(buf) = self.not_elsewhere(link, buf, off, verdict) else { return };
-        self.flush_merging();
-        let len = buf.len();
-        let Some((slot, id)) = self.hold_for(port, count, buf) else { return };
-        let mut at = start;
-        while at < len {
-            let range = at..len.min(at + size);
-            at = range.end;
-            let (to, shown) = ((port, slot, id), range.clone());
-            if let Err(reason) = self.train_piece(link, to, outer, range, &mut place) {
-                self.lose_piece(link, slot, id, shown, reason);
-            }
-        }
-        self.flush_merging();
-        // At once, while the payload that was summed is still in the cache.
-        self.flush_slot(slot);
-    }
-
-    /// Counts a piece of a train that ends here, and shows it.
-    fn lose_piece(
-        &mut self,
-        link: LinkIndex,
-        slot: Slot,
-        id: HoldId,
-        range: Range<usize>,
-        reason: DropReason,
-    ) {
-        self.counters.link(link).drop(reason);
-        if self.sight.looks() {
-            let device = self.devices.get(slot).and_then(Option::as_ref);
-            let held = device.and_then(|device| device.held(id));
-            let bytes = held.map(|buf| Pieces::of_range(buf, range).to_vec(usize::MAX));
-            let bytes = bytes.unwrap_or_default();
-            self.see_drop(Role::Underlay(link), reason, &Pieces::from(&bytes[..]));
-        }
-    }
-
-    fn train_piece(
-        &mut self,
-        link: LinkIndex,
-        (port, slot, id): (PortIndex, Slot, HoldId),
-        outer: &Outer,
-        range: Range<usize>,
-        place: &mut Place,
-    ) -> Result<(), DropReason> {
-        let mut scratch = [0; HEAD_MAX];
-        let inner_at = range.start + outer.tunnel_len;
-        let end = range.end;
-        let held = self.devices.get(slot).and_then(Option::as_ref).and_then(|d| d.held(id));
-        let held = held.ok_or(DropReason::PortGone)?;
-        let piece = read_piece(held, place, outer, range, &mut scratch)?;
-        let (head, mut inner, right) = (piece.head, piece.pkt, piece.right);
-        let flow = self.ingress_flow(outer, head, &inner);
-        if self.sight.on {
-            self.count_inner(outer.flow_source(), head, &inner, port_of(flow.verdict));
-        }
-        let mark = inner_ecn(&inner, outer.pkt.tos)?;
-        let fits = self.fits(port, &inner);
-        if flow.verdict == Verdict::Deliver(port) && right && fits && mark.is_none() {
-            let off = Offload::default();
-            if let Err(reason) = self.admit_inner(port, flow, head, &inner, &off) {
-                self.lose_unseen(Role::Tenant(port), reason);
-                return Ok(());
-            }
-            let place = Piece::Held { id, start: inner_at };
-            self.merge(port, outer.key(), place, head, &inner, true);
-            return Ok(());
-        }
-        // Anything unusual goes its own way, in frames of its own, behind what was merged so far.
-        let held = self.devices.get(slot).and_then(Option::as_ref).and_then(|d| d.held(id));
-        let held = held.ok_or(DropReason::PortGone)?;
-        let mut copy = super::encap::copy_range(&mut self.cache, held, inner_at..end)
-            .ok_or(DropReason::NoFrames)?;
-        if let Some(mark) = mark {
-            ecn::set(copy.head_mut().data_mut(), &mut inner, mark);
-        }
-        self.flush_merging();
-        let off = Offload { known: true, ..Offload::default() };
-        self.dispatch(link, copy, &inner, flow, off);
-        Ok(())
-    }
-
     /// Whether a single packet is within its port's MTU. What is not goes alone, and is counted.
-    fn fits(&self, port: PortIndex, inner: &Packet) -> bool {
+    pub(super) fn fits(&self, port: PortIndex, inner: &Packet) -> bool {
         let ip_len = inner.len.saturating_sub(inner.l3.into());
         self.tables.port(port).is_some_and(|entry| ip_len <= entry.mtu)
     }
 
     /// Whether a decapsulated packet may reach its tenant.
-    fn admit_inner(
+    pub(super) fn admit_inner(
         &mut self,
         port: PortIndex,
         flow: IngressFlow,
@@ -373,7 +239,7 @@ impl Worker {
         self.admit(port, Direction::Ingress, flow.acl, head, inner, off)
     }
 
-    fn dispatch(
+    pub(super) fn dispatch(
         &mut self,
         link: LinkIndex,
         buf: Buf,
@@ -393,7 +259,7 @@ impl Worker {
     }
 
     /// Passes the frame on if its tenant belongs to another worker; else gives it back.
-    fn not_elsewhere(
+    pub(super) fn not_elsewhere(
         &mut self,
         link: LinkIndex,
         buf: Buf,
@@ -412,7 +278,12 @@ impl Worker {
         None
     }
 
-    fn ingress_flow(&mut self, outer: &Outer, head: &[u8], inner: &Packet) -> IngressFlow {
+    pub(super) fn ingress_flow(
+        &mut self,
+        outer: &Outer,
+        head: &[u8],
+        inner: &Packet,
+    ) -> IngressFlow {
         let key = IngressKey {
             vni: outer.vni.get(),
             from: outer.from,
@@ -497,7 +368,7 @@ fn ingress_flow(
 }
 
 /// The one port that the verdict is about.
-fn port_of(verdict: Verdict) -> Option<PortIndex> {
+pub(super) fn port_of(verdict: Verdict) -> Option<PortIndex> {
     match verdict {
         Verdict::Deliver(port) => Some(port),
         _ => None,
@@ -530,38 +401,8 @@ fn parse_outer(head: &[u8], pkt: Packet) -> Result<Outer, DropReason> {
     Ok(Outer { pkt, from, vni, tunnel_len })
 }
 
-/// One piece of a train: its headers, and whether its checksum is right.
-struct TrainPiece<'a> {
-    head: &'a [u8],
-    pkt: Packet,
-    right: bool,
-}
-
-fn read_piece<'a>(
-    buf: &Buf,
-    place: &mut Place,
-    outer: &Outer,
-    range: Range<usize>,
-    scratch: &'a mut [u8; HEAD_MAX],
-) -> Result<TrainPiece<'a>, DropReason> {
-    let mut tunnel = [0; TUNNEL_MAX];
-    let kept = buf.copy_to_at(place, range.start, &mut tunnel).min(range.len());
-    match format::decap(&VXLAN, tunnel.get(..kept).unwrap_or_default()) {
-        Ok((vni, len)) if vni == outer.vni && len == outer.tunnel_len => {}
-        _ => return Err(DropReason::BadTunnelHeader),
-    }
-    let at = range.start + outer.tunnel_len;
-    let len = range.end.saturating_sub(at);
-    let kept = buf.copy_to_at(place, at, scratch).min(len);
-    let head: &'a [u8] = scratch.get(..kept).unwrap_or_default();
-    let pkt = Packet::parse(head, len)?;
-    let (from, to) = (at + usize::from(pkt.l4), at + pkt.len as usize);
-    let right = checksum::is_right(head, &pkt, checksum::sum_range_at(place, buf, from, to));
-    Ok(TrainPiece { head, pkt, right })
-}
-
 /// The ECN bits that the inner packet must get, where they change.
-fn inner_ecn(inner: &Packet, outer_tos: u8) -> Result<Option<u8>, DropReason> {
+pub(super) fn inner_ecn(inner: &Packet, outer_tos: u8) -> Result<Option<u8>, DropReason> {
     if inner.ip == IpKind::None {
         return Ok(None);
     }

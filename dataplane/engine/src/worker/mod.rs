@@ -15,6 +15,7 @@
 //! | [`configure`] | DHCP, DHCPv6, router discovery |
 //! | [`tunnel`], [`encap`] | to a remote VTEP: cut, encapsulate, queue |
 //! | [`ingress`] | from the underlay: verify, decapsulate, source check |
+//! | `train` | from the underlay, several tunnel packets in one |
 //! | [`deliver`] | to a tenant: coalesce, queue |
 //! | [`icmp`], [`too_big`] | errors to tenants; what is above the MTU of its way |
 //! | [`pmtu_report`] | path MTU from the underlay: which reports are believed |
@@ -41,6 +42,7 @@ mod sight;
 #[cfg(test)]
 mod tests;
 pub mod too_big;
+mod train;
 pub mod tunnel;
 
 use std::sync::Arc;
