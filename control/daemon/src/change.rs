@@ -6,13 +6,11 @@
 //! that could contradict each other, the second is checked again. Guards are by vnet, so that vnets do not
 //! wait for each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_model::{
-    Edit, Keyed, Mapping, MappingKey, Object, ObjectKey, RouteAction, RouteScope, api,
-};
+use culvert_model::{Edit, Keyed, Object, ObjectKey, RouteAction, RouteScope, api};
 use tokio::sync::{Mutex, watch};
 
 use crate::cluster::check::{Conflict, Touched, checked, edited};
@@ -68,14 +66,14 @@ pub struct Writer {
     store: Arc<dyn Store>,
     me: HostName,
     known: watch::Receiver<Arc<Known>>,
-    /// Changes of one host follow each other.
-    turn: Mutex<()>,
+    /// Changes of one host follow each other. What the host carries of the cluster is kept for the next.
+    turn: Mutex<Option<(Arc<Cluster>, Projection)>>,
 }
 
 impl Writer {
     /// Writes to `store` on behalf of `me`.
     pub fn new(store: Arc<dyn Store>, me: HostName, known: watch::Receiver<Arc<Known>>) -> Writer {
-        Writer { store, me, known, turn: Mutex::new(()) }
+        Writer { store, me, known, turn: Mutex::new(None) }
     }
 
     /// Writes what `plan` makes of the cluster, all of it or nothing.
@@ -84,11 +82,11 @@ impl Writer {
     /// See [`ChangeError`]; nothing was written, but where [`StoreError::Unknown`] says otherwise.
     pub async fn change(
         &self,
-        plan: impl Fn(&Cluster) -> Vec<Edit>,
+        plan: impl Fn(&Cluster, &Projection) -> Vec<Edit>,
         if_revision: Option<Revision>,
         dry_run: bool,
     ) -> Result<Done, ChangeError> {
-        let _turn = self.turn.lock().await;
+        let mut turn = self.turn.lock().await;
         for _ in 0..ATTEMPTS {
             let known = Arc::clone(&self.known.borrow());
             if let Some(reason) = known.unusable() {
@@ -98,11 +96,16 @@ impl Writer {
             if let Some(wanted) = if_revision.filter(|wanted| *wanted != cluster.revision) {
                 return Err(ChangeError::Revision { now: cluster.revision, wanted });
             }
-            let edits = plan(cluster);
+            let before = match turn.take() {
+                Some((old, projection)) => projection.advanced(&old, cluster, &self.me),
+                None => project(cluster, &self.me),
+            };
+            let (_, before) = turn.insert((Arc::clone(cluster), before));
+            let edits = plan(cluster, before);
             let (after, touched) =
                 edited(cluster, &self.me, &edits).map_err(ChangeError::Conflicts)?;
-            let carried =
-                checked(cluster, &after, &self.me, &touched).map_err(ChangeError::Conflicts)?;
+            let carried = checked(cluster, before, &after, &self.me, &touched)
+                .map_err(ChangeError::Conflicts)?;
             let warnings = carried.host.map(|host| host.warnings()).unwrap_or_default();
             let warnings = warnings.iter().map(ToString::to_string).collect();
             if dry_run || touched.is_empty() {
@@ -203,13 +206,12 @@ fn transaction(cluster: &Cluster, me: &HostName, touched: &[Touched], strict: bo
             guards(&touched.slot, object, &mut names);
         }
     }
-    let key = |guard: &String| Name::Guard(guard.clone()).to_string();
-    let expected =
-        names.iter().map(|guard| (key(guard), cluster.guards.get(guard).copied().unwrap_or(0)));
+    let key = |guard: &str| Name::Guard(guard.to_owned()).to_string();
+    let expected = names.iter().map(|guard| (key(guard), cluster.guard(guard)));
     let mut expect: Vec<_> = expected.collect();
     if strict {
-        let others = cluster.guards.iter().filter(|(guard, _)| !names.contains(*guard));
-        expect.extend(others.map(|(guard, revision)| (key(guard), *revision)));
+        let others = cluster.guards.iter().filter(|guard| !names.contains(guard.name.as_ref()));
+        expect.extend(others.map(|guard| (key(&guard.name), guard.written)));
     }
     let mut txn = Txn { expect, ..Txn::default() };
     txn.puts.extend(names.iter().map(|guard| (key(guard), Vec::new())));
@@ -225,22 +227,22 @@ fn transaction(cluster: &Cluster, me: &HostName, touched: &[Touched], strict: bo
 
 /// The edits that make `state` what is wanted of `me`. With `prune`, objects of the cluster that it lacks are
 /// deleted.
-pub fn plan_state(cluster: &Cluster, me: &HostName, state: &[Object], prune: bool) -> Vec<Edit> {
-    let Projection { host, derived, .. } = project(cluster, me);
-    // A mapping that another host's port amounts to need not be written.
-    let carried = host.as_ref().map(|host| host.mappings().clone()).unwrap_or_default();
-    let derived: BTreeMap<MappingKey, &Mapping> = carried
-        .iter()
-        .map(|mapping| (mapping.key(), mapping))
-        .filter(|(key, _)| derived.contains_key(key))
-        .collect();
-    let own = cluster.hosts.get(me);
+pub fn plan_state(
+    cluster: &Cluster,
+    carried: &Projection,
+    me: &HostName,
+    state: &[Object],
+    prune: bool,
+) -> Vec<Edit> {
     let mut named: BTreeSet<ObjectKey> = BTreeSet::new();
     let mut puts = Vec::new();
     for object in state {
         let key = object.key();
+        // A mapping that another host's port amounts to need not be written.
         if let Object::Mapping(mapping) = object
-            && derived.get(&mapping.key()) == Some(&mapping)
+            && carried.derived.contains(&mapping.key())
+            && carried.host.as_ref().and_then(|host| host.mappings().get(&mapping.key()))
+                == Some(mapping)
         {
             continue;
         }
@@ -250,26 +252,23 @@ pub fn plan_state(cluster: &Cluster, me: &HostName, state: &[Object], prune: boo
         }
         named.insert(key);
     }
-    let mut gone = Vec::new();
-    let mut delete = |key: ObjectKey| {
-        if !named.contains(&key) {
-            gone.push(key);
-        }
-    };
+    // What refers goes before what it refers to.
+    let mut there: Vec<ObjectKey> = Vec::new();
     if prune {
-        cluster.ingress.keys().for_each(|key| delete(ObjectKey::Ingress(*key)));
-        cluster.mappings.keys().for_each(|key| delete(ObjectKey::Mapping(key.clone())));
-        cluster.routes.keys().for_each(|key| delete(ObjectKey::Route(key.clone())));
+        there.extend(cluster.ingress.iter().map(|rule| ObjectKey::Ingress(rule.key())));
+        there.extend(cluster.mappings.iter().map(|mapping| ObjectKey::Mapping(mapping.key())));
+        there.extend(cluster.routes.iter().map(|route| ObjectKey::Route(route.key())));
     }
-    if let Some(own) = own {
-        own.routes.keys().for_each(|key| delete(ObjectKey::Route(key.clone())));
-        own.ports.keys().for_each(|key| delete(ObjectKey::Port(key.clone())));
+    if let Some(own) = cluster.hosts.get(me) {
+        there.extend(own.routes.iter().map(|route| ObjectKey::Route(route.key())));
+        there.extend(own.ports.iter().map(|port| ObjectKey::Port(port.id.clone())));
     }
     if prune {
-        cluster.acls.keys().for_each(|key| delete(ObjectKey::Acl(key.clone())));
-        cluster.vnets.keys().for_each(|key| delete(ObjectKey::Vnet(key.clone())));
+        there.extend(cluster.acls.iter().map(|group| ObjectKey::Acl(group.id.clone())));
+        there.extend(cluster.vnets.iter().map(|vnet| ObjectKey::Vnet(vnet.id.clone())));
     }
-    gone.into_iter().filter_map(Edit::deleting).chain(puts).collect()
+    let gone = there.into_iter().filter(|key| !named.contains(key));
+    gone.filter_map(Edit::deleting).chain(puts).collect()
 }
 
 /// What a change did, for people.

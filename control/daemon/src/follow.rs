@@ -276,7 +276,7 @@ impl Follower {
             let Some(now) = cluster.hosts.get_mut(name) else { continue };
             if now.live.is_none() && self.lenient_until.is_some_and(|until| until > Instant::now())
             {
-                now.live.clone_from(&old.live);
+                Arc::make_mut(now).live.clone_from(&old.live);
                 self.grace.entry(name.clone()).or_insert(until);
             }
         }
@@ -349,13 +349,7 @@ impl Follower {
         for host in ended {
             self.grace.remove(&host);
             tracing::info!(%host, alive = false, "host, whose lease was not renewed after the outage");
-            self.modify(|known| {
-                let cluster = Arc::make_mut(&mut known.cluster);
-                if let Some(state) = cluster.hosts.get_mut(&host) {
-                    state.live = None;
-                }
-                cluster.content += 1;
-            });
+            self.modify(|known| Arc::make_mut(&mut known.cluster).bury(&host));
             self.events.host(&host, false);
         }
     }

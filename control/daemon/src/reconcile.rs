@@ -15,6 +15,7 @@ use culvert_model::{Host, Object, ObjectKey, PortId, api, diff};
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
+use crate::cluster::Cluster;
 use crate::cluster::project::{Held, Projection, project, project_holding};
 use crate::dataplane::{Carried, Link, Rejected};
 use crate::events::Events;
@@ -64,8 +65,8 @@ pub struct Reconciler {
     retry: Option<Instant>,
     pause: Duration,
     replays: u64,
-    /// What is wanted, and the cluster's content of which it was made.
-    projected: Option<(u64, Arc<Projection>)>,
+    /// What is wanted, and the cluster of which it was made.
+    projected: Option<(Arc<Cluster>, Arc<Projection>)>,
     /// The content that was brought to the dataplane, as far as it takes it.
     passed: Option<u64>,
     /// Ports that are carried, but whose devices are not there, and why.
@@ -199,10 +200,9 @@ impl Reconciler {
         let down = Arc::new(self.down.clone());
         self.report.send_modify(|report| Arc::make_mut(report).down = down);
         let report = Arc::clone(&self.report.borrow());
-        let statuses = report.statuses();
         for key in before.keys().chain(self.down.keys()) {
             if before.get(key) != self.down.get(key) {
-                self.events.object(statuses.of(key));
+                self.events.object(report.status_of(key));
             }
         }
         Ok(())
@@ -266,7 +266,7 @@ impl Reconciler {
     async fn settle(
         &mut self,
         link: &mut Link,
-        cluster: &crate::cluster::Cluster,
+        cluster: &Cluster,
         wanted: &Host,
     ) -> Result<(), Ended> {
         let mut refusals = 0;
@@ -281,12 +281,7 @@ impl Reconciler {
                     None => return Ok(()),
                 }
             };
-            let edits = match &self.carried.host {
-                Some(carried) if *carried == target => return Ok(()),
-                Some(carried) => Some(diff(carried, &target)),
-                None => None,
-            };
-            // A state is a set: another order is no difference.
+            let edits = self.carried.host.as_ref().map(|carried| diff(carried, &target));
             if edits.as_ref().is_some_and(Vec::is_empty) {
                 return Ok(());
             }
@@ -368,17 +363,17 @@ impl Reconciler {
         self.held.iter().map(|(key, held)| (key.clone(), held.reason.clone())).collect()
     }
 
-    /// What is wanted of this host, made anew only when the cluster is another.
+    /// What is wanted of this host, at the cost of what has changed.
     fn wanted(&mut self, known: &Known) -> Arc<Projection> {
-        let content = known.cluster.content;
-        match &self.projected {
-            Some((of, wanted)) if *of == content => Arc::clone(wanted),
-            _ => {
-                let wanted = Arc::new(project(&known.cluster, &self.me));
-                self.projected = Some((content, Arc::clone(&wanted)));
-                wanted
-            }
-        }
+        let cluster = &known.cluster;
+        let wanted = match &self.projected {
+            Some((of, wanted)) if of.content == cluster.content => return Arc::clone(wanted),
+            Some((of, wanted)) => wanted.advanced(of, cluster, &self.me),
+            None => project(cluster, &self.me),
+        };
+        let wanted = Arc::new(wanted);
+        self.projected = Some((Arc::clone(cluster), Arc::clone(&wanted)));
+        wanted
     }
 
     fn publish(&mut self, link: Result<(), String>, revision: Option<Revision>) {
@@ -438,9 +433,8 @@ impl Reconciler {
         keys.extend(report.failed.keys().cloned());
         keys.sort();
         keys.dedup();
-        let statuses = report.statuses();
         for key in keys {
-            self.events.object(statuses.of(&key));
+            self.events.object(report.status_of(&key));
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What became of each object on this host.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use culvert_model::{Host, Keyed, Object, ObjectKey, api};
+use culvert_model::{Edit, Host, Object, ObjectKey, api, diff};
 use tokio::time::Instant;
 
 use crate::cluster::project::Projection;
@@ -62,56 +62,34 @@ impl Default for Report {
 }
 
 impl Report {
-    /// The status of objects, for many questions.
-    pub fn statuses(&self) -> Statuses<'_> {
-        let index = |host: Option<&Host>| -> HashMap<ObjectKey, Object> {
-            let objects = host.map(|host| Object::all_of(host.clone().into_parts()));
-            objects.into_iter().flatten().map(|object| (object.key(), object)).collect()
-        };
-        Statuses {
-            report: self,
-            wanted: index(self.wanted.host.as_ref()),
-            carried: index(self.carried.as_deref()),
-        }
-    }
-}
-
-/// The status of objects.
-pub struct Statuses<'a> {
-    report: &'a Report,
-    wanted: HashMap<ObjectKey, Object>,
-    carried: HashMap<ObjectKey, Object>,
-}
-
-impl Statuses<'_> {
     /// What became of an object of this host or of the cluster.
-    pub fn of(&self, key: &ObjectKey) -> api::ObjectStatus {
+    pub fn status_of(&self, key: &ObjectKey) -> api::ObjectStatus {
         let (status, reason) = self.status(key);
         api::ObjectStatus { key: Some(key.into()), status: status.into(), reason }
     }
 
     fn status(&self, key: &ObjectKey) -> (api::ApplyStatus, String) {
-        let report = self.report;
-        if let Some(reason) = report.failed.get(key) {
+        if let Some(reason) = self.failed.get(key) {
             return (api::ApplyStatus::Failed, reason.clone());
         }
-        if let Some(error) = report.wanted.faults.get(key) {
+        if let Some(error) = self.wanted.faults.get(key) {
             return (api::ApplyStatus::Failed, error.to_string());
         }
-        let wanted = self.wanted.get(key);
-        if wanted.is_none() && report.wanted.host.is_some() {
+        let wanted = self.wanted.host.as_ref().and_then(|host| find(host, key));
+        if wanted.is_none() && self.wanted.host.is_some() {
             return (api::ApplyStatus::Elsewhere, String::new());
         }
-        if wanted.is_some() && wanted == self.carried.get(key) {
-            return match report.down.get(key) {
+        let carried = self.carried.as_ref().and_then(|host| find(host, key));
+        if wanted.is_some() && wanted == carried {
+            return match self.down.get(key) {
                 Some(reason) => (api::ApplyStatus::Failed, reason.clone()),
                 None => (api::ApplyStatus::Applied, String::new()),
             };
         }
-        if let Some(reason) = &report.stuck {
+        if let Some(reason) = &self.stuck {
             return (api::ApplyStatus::Failed, reason.clone());
         }
-        let reason = match (&report.link, &report.wanted.host) {
+        let reason = match (&self.link, &self.wanted.host) {
             (_, None) => "this host has no underlay yet".to_owned(),
             (Err(reason), _) => format!("no dataplane: {reason}"),
             (Ok(()), Some(_)) => String::new(),
@@ -121,17 +99,38 @@ impl Statuses<'_> {
 
     /// How many objects of this host are applied, pending and failed.
     pub fn counts(&self) -> (u32, u32, u32) {
-        let (mut applied, mut pending, mut failed) = (0, 0, 0);
-        let keys = self.wanted.keys().chain(self.report.wanted.faults.keys());
-        for key in keys {
-            match self.status(key).0 {
+        let mut notable: BTreeSet<ObjectKey> = self.wanted.faults.keys().cloned().collect();
+        let (mut applied, mut pending, mut failed) = (0_usize, 0, 0);
+        if let Some(wanted) = &self.wanted.host {
+            let differ = match &self.carried {
+                Some(carried) => diff(carried, wanted),
+                None => Object::all_of(wanted.clone().into_parts()).map(Edit::from).collect(),
+            };
+            let differ = differ.iter().map(Edit::key);
+            let told = self.failed.keys().chain(self.down.keys()).cloned();
+            notable.extend(differ.chain(told).filter(|key| find(wanted, key).is_some()));
+            let faults = self.wanted.faults.keys().filter(|key| find(wanted, key).is_none());
+            applied = count(wanted) + faults.count() - notable.len();
+        }
+        for key in notable {
+            match self.status(&key).0 {
                 api::ApplyStatus::Applied => applied += 1,
                 api::ApplyStatus::Failed => failed += 1,
                 _ => pending += 1,
             }
         }
-        (applied, pending, failed)
+        (u32::try_from(applied).unwrap_or(u32::MAX), pending, failed)
     }
+}
+
+/// Objects of a state.
+fn count(host: &Host) -> usize {
+    1 + host.vnets().len()
+        + host.ports().len()
+        + host.routes().len()
+        + host.mappings().len()
+        + host.ingress().len()
+        + host.acls().len()
 }
 
 /// The object of a state.
@@ -140,19 +139,9 @@ pub fn find(host: &Host, key: &ObjectKey) -> Option<Object> {
         ObjectKey::Underlay => Some(Object::Underlay(host.underlay().clone())),
         ObjectKey::Vnet(id) => host.vnet(id.as_str()).cloned().map(Object::Vnet),
         ObjectKey::Port(id) => host.port(id.as_str()).cloned().map(Object::Port),
-        ObjectKey::Route(key) => {
-            host.routes().iter().find(|route| route.key() == *key).cloned().map(Object::Route)
-        }
-        ObjectKey::Mapping(key) => {
-            let mut mappings = host.mappings().iter();
-            mappings
-                .find(|mapping| mapping.ip == key.ip && mapping.vnet == key.vnet)
-                .cloned()
-                .map(Object::Mapping)
-        }
-        ObjectKey::Ingress(key) => {
-            host.ingress().iter().find(|rule| rule.key() == *key).copied().map(Object::Ingress)
-        }
+        ObjectKey::Route(key) => host.routes().get(key).cloned().map(Object::Route),
+        ObjectKey::Mapping(key) => host.mappings().get(key).cloned().map(Object::Mapping),
+        ObjectKey::Ingress(key) => host.ingress().get(key).copied().map(Object::Ingress),
         ObjectKey::Acl(id) => host.acl(id.as_str()).cloned().map(Object::Acl),
     }
 }

@@ -18,6 +18,7 @@ use crate::change::{ChangeError, Done, Writer, differences, plan_state};
 use crate::cluster::Cluster;
 use crate::cluster::check::Conflict;
 use crate::cluster::problems::problems;
+use crate::cluster::project::Projection;
 use crate::events::Events;
 use crate::follow::Known;
 use crate::names::HostName;
@@ -69,9 +70,8 @@ impl Api {
         // What is not carried in time is listed as pending.
         drop(tokio::time::timeout(time, report.wait_for(carried)).await);
         let report = Arc::clone(&report.borrow());
-        let statuses = report.statuses();
         let touched = done.touched.iter().filter(|touched| touched.after.is_some());
-        let statuses = touched.map(|touched| statuses.of(&touched.slot.key));
+        let statuses = touched.map(|touched| report.status_of(&touched.slot.key));
         statuses
             .filter(|status| {
                 matches!(status.status(), api::ApplyStatus::Pending | api::ApplyStatus::Failed)
@@ -102,7 +102,7 @@ impl Control for Api {
     ) -> Answer<api::ControlInfo> {
         let known = Arc::clone(&self.known.borrow());
         let report = Arc::clone(&self.report.borrow());
-        let (applied, pending, failed) = report.statuses().counts();
+        let (applied, pending, failed) = report.counts();
         let meta = known.cluster.meta.clone().unwrap_or_default();
         let since = known.outage.as_ref().map(|outage| outage.since.elapsed());
         let store = api::StoreInfo {
@@ -146,7 +146,7 @@ impl Control for Api {
         let request = request.into_inner();
         let edits = edit::from_messages(&request.edits)
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
-        let plan = |_: &Cluster| -> Vec<Edit> { edits.clone() };
+        let plan = |_: &Cluster, _: &Projection| -> Vec<Edit> { edits.clone() };
         let done = self.writer.change(plan, request.if_revision, request.dry_run).await;
         let done = done.map_err(|error| refused(error, |conflict| conflict.into()))?;
         let wait_ms = if request.dry_run { 0 } else { request.wait_ms };
@@ -163,7 +163,9 @@ impl Control for Api {
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
         let places = places(&host);
         let objects: Vec<Object> = Object::all_of(host.into_parts()).collect();
-        let plan = |cluster: &Cluster| plan_state(cluster, &self.me, &objects, request.prune);
+        let plan = |cluster: &Cluster, carried: &Projection| {
+            plan_state(cluster, carried, &self.me, &objects, request.prune)
+        };
         let done = self.writer.change(plan, request.if_revision, request.dry_run).await;
         let done = done.map_err(|error| {
             refused(error, |conflict| {
@@ -199,7 +201,6 @@ impl Control for Api {
             Status::invalid_argument(format!("kind {}: unknown; legal is 0 to 7", request.kind))
         })?;
         let report = Arc::clone(&self.report.borrow());
-        let statuses = report.statuses();
         let cluster = &report.known.cluster;
         let mut objects = Vec::new();
         for (host, object) in cluster.objects() {
@@ -210,7 +211,7 @@ impl Control for Api {
             }
             let mut listed = listed(&key, &object, host);
             if own {
-                let status = statuses.of(&key);
+                let status = report.status_of(&key);
                 (listed.status, listed.reason) = (status.status, status.reason);
             } else {
                 listed.set_status(api::ApplyStatus::Elsewhere);
@@ -219,14 +220,15 @@ impl Control for Api {
         }
         if request.derived && is_of_mappings(kind) {
             let carried = report.wanted.host.as_ref().map(|host| host.mappings().clone());
-            for mapping in &carried.unwrap_or_default() {
-                let Some(from) = report.wanted.derived.get(&mapping.key()) else { continue };
-                let key = ObjectKey::Mapping(mapping.key());
-                let status = statuses.of(&key);
+            let carried = carried.unwrap_or_default();
+            for derived in &report.wanted.derived {
+                let Some(mapping) = carried.get(&derived.key) else { continue };
+                let key = ObjectKey::Mapping(derived.key.clone());
+                let status = report.status_of(&key);
                 objects.push(api::ListedObject {
                     status: status.status,
                     reason: status.reason,
-                    derived_from: from.to_string(),
+                    derived_from: derived.from.to_string(),
                     ..listed(&key, &Object::Mapping(mapping.clone()), None)
                 });
             }
@@ -362,15 +364,15 @@ fn places(host: &Host) -> HashMap<ObjectKey, usize> {
 /// What was written of a host and of the cluster, as a state.
 fn written(cluster: &Cluster, me: &HostName) -> Option<api::State> {
     let own = cluster.hosts.get(me)?;
-    let routes = own.routes.values().chain(cluster.routes.values());
+    let routes = own.routes.iter().chain(cluster.routes.iter());
     Some(api::State {
         underlay: Some(own.underlay.as_ref()?.into()),
-        vnets: cluster.vnets.values().map(Into::into).collect(),
-        ports: own.ports.values().map(Into::into).collect(),
+        vnets: cluster.vnets.iter().map(Into::into).collect(),
+        ports: own.ports.iter().map(Into::into).collect(),
         routes: routes.map(Into::into).collect(),
-        mappings: cluster.mappings.values().map(Into::into).collect(),
-        ingress: cluster.ingress.values().map(Into::into).collect(),
-        acls: cluster.acls.values().map(Into::into).collect(),
+        mappings: cluster.mappings.iter().map(Into::into).collect(),
+        ingress: cluster.ingress.iter().map(Into::into).collect(),
+        acls: cluster.acls.iter().map(Into::into).collect(),
     })
 }
 

@@ -1,16 +1,14 @@
 //! Whether a change may be written: what must hold between hosts, and what this host can then carry.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
-use std::net::IpAddr;
 
 use culvert_model::{
-    AclGroupId, Edit, EgressRoute, IngressAction, IngressRule, Keyed, MacAddr, Mapping, Object,
-    ObjectKey, Port, RouteAction, RouteScope, Underlay, Vnet, VnetId, Vni, api, nearest,
+    AclGroupId, Edit, EgressRoute, IngressAction, IngressRule, Keyed, Mapping, Object, ObjectKey,
+    Port, RouteAction, RouteScope, Underlay, Vnet, VnetId, Vni, api, nearest,
 };
 
-use super::Cluster;
-use super::project::{Projection, project};
+use super::project::Projection;
+use super::{Cluster, Owner};
 use crate::names::{HostName, Slot};
 
 /// An object that a change touches.
@@ -83,82 +81,34 @@ pub fn edited(
     if conflicts.is_empty() { Ok((after, touched)) } else { Err(conflicts) }
 }
 
-/// What `me` would carry of the cluster as it would be.
+/// What `me` would carry of the cluster as it would be, where it carries `carried` of the cluster before.
 ///
 /// # Errors
 /// What contradicts what there: it may not be written.
 pub fn checked(
     before: &Cluster,
+    carried: &Projection,
     after: &Cluster,
     me: &HostName,
     touched: &[Touched],
 ) -> Result<Projection, Vec<Conflict>> {
-    let mut check = Check { after, me, owners: Owners::of(after), found: Vec::new() };
+    let mut check = Check { after, me, found: Vec::new() };
     for touched in touched {
         check.object(touched);
     }
     if !check.found.is_empty() {
         return Err(check.found);
     }
-    let projection = project(after, me);
+    let projection = carried.advanced(before, after, me);
     if !projection.faults.is_empty() {
-        check.carried(before, &projection, touched);
+        check.carried(carried, &projection, touched);
     }
     if check.found.is_empty() { Ok(projection) } else { Err(check.found) }
-}
-
-/// Who has an address of a vnet: ports of all hosts, and gateways.
-#[derive(Default)]
-struct Owners<'a> {
-    ips: HashMap<(&'a VnetId, IpAddr), Vec<Owner<'a>>>,
-    macs: HashMap<(&'a VnetId, MacAddr), Vec<Owner<'a>>>,
-}
-
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum Owner<'a> {
-    Port(&'a HostName, &'a Port),
-    Gateway(&'a Vnet),
-}
-
-impl fmt::Display for Owner<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Owner::Port(host, port) => write!(f, "port {} of host {host}", port.id),
-            Owner::Gateway(vnet) => write!(f, "a gateway of vnet {}", vnet.id),
-        }
-    }
-}
-
-impl<'a> Owners<'a> {
-    fn of(cluster: &'a Cluster) -> Owners<'a> {
-        let mut owners = Owners::default();
-        for vnet in cluster.vnets.values() {
-            for gateway in &vnet.gateways {
-                let owner = Owner::Gateway(vnet);
-                owners.ips.entry((&vnet.id, gateway.ip.addr())).or_default().push(owner);
-                let macs = owners.macs.entry((&vnet.id, gateway.mac)).or_default();
-                if !macs.contains(&owner) {
-                    macs.push(owner);
-                }
-            }
-        }
-        for (host, state) in &cluster.hosts {
-            for port in state.ports.values() {
-                let owner = Owner::Port(host, port);
-                owners.macs.entry((&port.vnet, port.mac)).or_default().push(owner);
-                for &ip in &port.ips {
-                    owners.ips.entry((&port.vnet, ip)).or_default().push(owner);
-                }
-            }
-        }
-        owners
-    }
 }
 
 struct Check<'a> {
     after: &'a Cluster,
     me: &'a HostName,
-    owners: Owners<'a>,
     found: Vec<Conflict>,
 }
 
@@ -214,8 +164,8 @@ impl Check<'_> {
     }
 
     fn known_vnet(&mut self, touched: &Touched, field: &'static str, id: &VnetId) {
-        if !self.after.vnets.contains_key(id) {
-            let near = nearest(id.as_str(), self.after.vnets.keys().map(VnetId::as_str));
+        if !self.after.vnets.contains(id) {
+            let near = nearest(id.as_str(), self.after.vnets.iter().map(|vnet| vnet.id.as_str()));
             let near = near.map_or_else(String::new, did_you_mean);
             let message = format!(
                 "{:?}: no such vnet; legal is the id of a vnet of the cluster{near}",
@@ -226,7 +176,7 @@ impl Check<'_> {
     }
 
     fn vnet(&mut self, touched: &Touched, vnet: &Vnet) {
-        let other = self.after.vnets.values().find(|v| v.vni == vnet.vni && v.id != vnet.id);
+        let other = self.after.vnets.iter().find(|v| v.vni == vnet.vni && v.id != vnet.id);
         if let Some(other) = other {
             let message = format!(
                 "{}: already used by vnet {}; legal is a VNI used once",
@@ -236,20 +186,17 @@ impl Check<'_> {
         }
         for (element, gateway) in vnet.gateways.iter().enumerate() {
             let ip = gateway.ip.addr();
-            let ports = self.owners.ips.get(&(&vnet.id, ip)).into_iter().flatten();
-            let port = ports.into_iter().find(|owner| matches!(owner, Owner::Port(..)));
-            if let Some(owner) = port {
+            if let Some(owner) = self.after.claims.of_ip(&vnet.id, ip).next().map(Owner::from) {
                 let message = format!("{ip}: is the address of {owner}; {ONE_OWNER}");
                 self.fault(touched, "gateway.ip", Some(element), message);
             }
             let key = culvert_model::MappingKey { vnet: vnet.id.clone(), ip };
-            if self.after.mappings.contains_key(&key) {
+            if self.after.mappings.contains(&key) {
                 let message = format!("{ip}: has a mapping; {ONE_OWNER}");
                 self.fault(touched, "gateway.ip", Some(element), message);
             }
-            let ports = self.owners.macs.get(&(&vnet.id, gateway.mac)).into_iter().flatten();
-            let port = ports.into_iter().find(|owner| matches!(owner, Owner::Port(..)));
-            if let Some(owner) = port {
+            let owner = self.after.claims.of_mac(&vnet.id, gateway.mac).next().map(Owner::from);
+            if let Some(owner) = owner {
                 let message = format!("{}: is the address of {owner}; {ONE_OWNER}", gateway.mac);
                 self.fault(touched, "gateway.mac", Some(element), message);
             }
@@ -260,17 +207,17 @@ impl Check<'_> {
         let after = self.after;
         let mut users: Vec<String> = Vec::new();
         for (host, state) in &after.hosts {
-            let ports = state.ports.values().filter(|port| port.vnet == vnet.id);
+            let ports = state.ports.iter().filter(|port| port.vnet == vnet.id);
             users.extend(ports.map(|port| format!("port {} of host {host}", port.id)));
-            let routes = state.routes.values().filter(|route| leads_to(route, &vnet.id));
+            let routes = state.routes.iter().filter(|route| leads_to(route, &vnet.id));
             users.extend(routes.map(|route| format!("route {} of host {host}", route.key())));
         }
-        let routes = after.routes.values().filter(|route| {
+        let routes = after.routes.iter().filter(|route| {
             leads_to(route, &vnet.id) || route.scope == RouteScope::Vnet(vnet.id.clone())
         });
         users.extend(routes.map(|route| format!("route {}", route.key())));
-        let mappings = after.mappings.keys().filter(|key| key.vnet == vnet.id);
-        users.extend(mappings.map(|key| format!("mapping {key}")));
+        let mappings = after.mappings.range(|mapping| mapping.vnet.cmp(&vnet.id));
+        users.extend(mappings.map(|mapping| format!("mapping {}", mapping.key())));
         if let Some(message) = still_used(&users) {
             self.fault(touched, "", None, message);
         }
@@ -278,10 +225,10 @@ impl Check<'_> {
     }
 
     fn vni_in_use(&mut self, touched: &Touched, vni: Vni) {
-        if self.after.vnets.values().any(|vnet| vnet.vni == vni) {
+        if self.after.vnets.iter().any(|vnet| vnet.vni == vni) {
             return;
         }
-        let rule = self.after.ingress.values().find(|rule| {
+        let rule = self.after.ingress.iter().find(|rule| {
             rule.vni == vni
                 && matches!(rule.action, IngressAction::DecapValidate | IngressAction::Decap)
         });
@@ -297,17 +244,16 @@ impl Check<'_> {
     fn port(&mut self, touched: &Touched, port: &Port) {
         self.known_vnet(touched, "vnet", &port.vnet);
         // Ports of this host are compared with each other as the host's state is.
-        let elsewhere = |owner: &&Owner<'_>| match owner {
-            Owner::Port(host, _) => *host != self.me,
+        let me = self.me;
+        let elsewhere = |owner: &Owner<'_>| match owner {
+            Owner::Port { host, .. } => *host != me,
             Owner::Gateway(_) => true,
-        };
-        let owner = |owners: Option<&Vec<Owner<'_>>>| {
-            owners.into_iter().flatten().find(elsewhere).map(ToString::to_string)
         };
         let mut found = Vec::new();
         for (element, id) in port.acl.iter().enumerate() {
-            if !self.after.acls.contains_key(id) {
-                let near = nearest(id.as_str(), self.after.acls.keys().map(AclGroupId::as_str));
+            if !self.after.acls.contains(id) {
+                let near =
+                    nearest(id.as_str(), self.after.acls.iter().map(|group| group.id.as_str()));
                 let near = near.map_or_else(String::new, did_you_mean);
                 let message = format!(
                     "{:?}: no such ACL group; legal is the id of one of the cluster{near}",
@@ -316,12 +262,12 @@ impl Check<'_> {
                 found.push(("acl", Some(element), message));
             }
         }
-        if let Some(owner) = owner(self.owners.macs.get(&(&port.vnet, port.mac))) {
+        if let Some(owner) = self.after.owners_of_mac(&port.vnet, port.mac).find(elsewhere) {
             let message = format!("{}: is the address of {owner}; {ONE_OWNER}", port.mac);
             found.push(("mac", None, message));
         }
         for (element, &ip) in port.ips.iter().enumerate() {
-            if let Some(owner) = owner(self.owners.ips.get(&(&port.vnet, ip))) {
+            if let Some(owner) = self.after.owners_of_ip(&port.vnet, ip).find(elsewhere) {
                 let message = format!("{ip}: is the address of {owner}; {ONE_OWNER}");
                 found.push(("ips", Some(element), message));
             }
@@ -340,7 +286,7 @@ impl Check<'_> {
         let hosts = self.after.hosts.iter();
         let users: Vec<String> = hosts
             .flat_map(|(host, state)| {
-                let ports = state.ports.values().filter(|port| port.acl.contains(id));
+                let ports = state.ports.iter().filter(|port| port.acl.contains(id));
                 ports.map(move |port| format!("port {} of host {host}", port.id))
             })
             .collect();
@@ -368,13 +314,12 @@ impl Check<'_> {
 
     fn mapping(&mut self, touched: &Touched, mapping: &Mapping) {
         self.known_vnet(touched, "vnet", &mapping.vnet);
-        let ips = self.owners.ips.get(&(&mapping.vnet, mapping.ip)).into_iter().flatten();
-        if let Some(owner) = ips.into_iter().next().map(ToString::to_string) {
+        let after = self.after;
+        if let Some(owner) = after.owners_of_ip(&mapping.vnet, mapping.ip).next() {
             let message = format!("{}: is the address of {owner}; {ONE_OWNER}", mapping.ip);
             self.fault(touched, "ip", None, message);
         }
-        let macs = self.owners.macs.get(&(&mapping.vnet, mapping.mac)).into_iter().flatten();
-        if let Some(owner) = macs.into_iter().next().map(ToString::to_string) {
+        if let Some(owner) = after.owners_of_mac(&mapping.vnet, mapping.mac).next() {
             let message = format!("{}: is the address of {owner}; {ONE_OWNER}", mapping.mac);
             self.fault(touched, "mac", None, message);
         }
@@ -382,7 +327,7 @@ impl Check<'_> {
 
     fn ingress(&mut self, touched: &Touched, rule: &IngressRule) {
         let delivers = matches!(rule.action, IngressAction::DecapValidate | IngressAction::Decap);
-        if delivers && !self.after.vnets.values().any(|vnet| vnet.vni == rule.vni) {
+        if delivers && !self.after.vnets.iter().any(|vnet| vnet.vni == rule.vni) {
             let message = format!(
                 "{}: no vnet has this VNI; legal without one is the action trap or drop",
                 rule.vni
@@ -392,12 +337,11 @@ impl Check<'_> {
     }
 
     /// What this host could not carry that it can now.
-    fn carried(&mut self, before: &Cluster, after: &Projection, touched: &[Touched]) {
-        let known = project(before, self.me).faults;
+    fn carried(&mut self, before: &Projection, after: &Projection, touched: &[Touched]) {
         let keys: BTreeSet<&ObjectKey> = touched.iter().map(|touched| &touched.slot.key).collect();
         let last = touched.iter().map(|touched| touched.edit).max().unwrap_or(0);
         for (key, error) in &after.faults {
-            if known.contains_key(key) && !keys.contains(key) {
+            if before.faults.contains_key(key) && !keys.contains(key) {
                 continue;
             }
             let slot = Slot::of(key.clone(), self.me);

@@ -1,21 +1,26 @@
 //! What the store says, as nouns: the hosts of the cluster and the objects that they share.
 //!
 //! [`project`] says what of it one host carries, [`check`] whether a change may be written. Nothing here
-//! does I/O.
+//! does I/O. Versions of a cluster share what they have in common, as those of a host's state do.
 
+mod advance;
 pub mod check;
+mod claims;
 pub mod problems;
 pub mod project;
+mod view;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use culvert_model::{
-    AclGroup, AclGroupId, EgressRoute, IngressKey, IngressRule, Mapping, MappingKey, Object,
-    ObjectKey, Port, PortId, RouteKey, Underlay, Vnet, VnetId, api,
+    AclGroup, EgressRoute, IngressRule, Keyed, Mapping, Object, ObjectKey, Objects, Port, Underlay,
+    Vnet, api,
 };
 use prost::Message;
 
+pub use self::claims::{Claim, Claims, Owner};
 use crate::names::{HostName, Name, Slot};
 use crate::store::{Changes, Revision, Snapshot};
 use crate::stored;
@@ -33,19 +38,21 @@ pub struct Cluster {
     /// The last change of an object. What other programs write into the same etcd does not count.
     pub revision: Revision,
     /// Hosts that joined, or that something was written of.
-    pub hosts: BTreeMap<HostName, HostState>,
+    pub hosts: BTreeMap<HostName, Arc<HostState>>,
     /// Virtual networks.
-    pub vnets: BTreeMap<VnetId, Vnet>,
+    pub vnets: Objects<Vnet>,
     /// Routes of vnets.
-    pub routes: BTreeMap<RouteKey, EgressRoute>,
+    pub routes: Objects<EgressRoute>,
     /// Mappings that were written, for VTEPs that are no hosts of this cluster.
-    pub mappings: Arc<BTreeMap<MappingKey, Mapping>>,
+    pub mappings: Objects<Mapping>,
     /// Ingress rules.
-    pub ingress: BTreeMap<IngressKey, IngressRule>,
+    pub ingress: Objects<IngressRule>,
     /// ACL groups.
-    pub acls: BTreeMap<AclGroupId, AclGroup>,
+    pub acls: Objects<AclGroup>,
+    /// Which ports have which addresses.
+    pub claims: Claims,
     /// When each guard was written last.
-    pub guards: BTreeMap<String, Revision>,
+    pub guards: Objects<Guard>,
     /// Keys whose values cannot be read, and why.
     pub unreadable: BTreeMap<String, String>,
 }
@@ -60,9 +67,30 @@ pub struct HostState {
     /// Its place in the physical network.
     pub underlay: Option<Underlay>,
     /// Its ports.
-    pub ports: Arc<BTreeMap<PortId, Port>>,
+    pub ports: Objects<Port>,
     /// Routes of its ports.
-    pub routes: Arc<BTreeMap<RouteKey, EgressRoute>>,
+    pub routes: Objects<EgressRoute>,
+}
+
+/// A guard: see [`crate::change`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// Its name.
+    pub name: Arc<str>,
+    /// When it was written last.
+    pub written: Revision,
+}
+
+impl Keyed for Guard {
+    type Key = Arc<str>;
+
+    fn key(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    fn compare(&self, key: &Arc<str>) -> Ordering {
+        self.name.cmp(key)
+    }
 }
 
 impl HostState {
@@ -133,9 +161,10 @@ impl Cluster {
             }),
             Name::Guard(guard) => {
                 self.revision = self.revision.max(revision);
+                let name: Arc<str> = guard.into();
                 match value {
-                    Some(_) => drop(self.guards.insert(guard, revision)),
-                    None => drop(self.guards.remove(&guard)),
+                    Some(_) => drop(self.guards.insert(Guard { name, written: revision })),
+                    None => drop(self.guards.remove(&name)),
                 }
                 Ok(())
             }
@@ -160,20 +189,38 @@ impl Cluster {
         }
     }
 
-    fn host(&mut self, host: &HostName, change: impl FnOnce(&mut HostState)) {
-        let state = self.hosts.entry(host.clone()).or_default();
-        change(state);
+    fn host<T>(&mut self, host: &HostName, change: impl FnOnce(&mut HostState) -> T) -> T {
+        let state = Arc::make_mut(self.hosts.entry(host.clone()).or_default());
+        let done = change(state);
         if state.is_empty() {
             self.hosts.remove(host);
         }
+        done
+    }
+
+    /// Takes a host for dead.
+    pub fn bury(&mut self, host: &HostName) {
+        if self.hosts.contains_key(host) {
+            self.host(host, |state| state.live = None);
+        }
+        self.content += 1;
+    }
+
+    /// The revision at which a guard was written last; 0: never.
+    pub fn guard(&self, name: &str) -> Revision {
+        self.guards.find(|guard| guard.name.as_ref().cmp(name)).map_or(0, |guard| guard.written)
     }
 
     /// Gives a slot an object, or none. An object of another key is none of ours to place, and ignored.
     pub fn put(&mut self, slot: &Slot, object: Option<Object>) {
-        fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+        fn set<T: Keyed + Clone>(
+            objects: &mut Objects<T>,
+            key: &T::Key,
+            value: Option<T>,
+        ) -> Option<T> {
             match value {
-                Some(value) => drop(map.insert(key, value)),
-                None => drop(map.remove(&key)),
+                Some(value) => objects.insert(value),
+                None => objects.remove(key),
             }
         }
         macro_rules! of {
@@ -190,20 +237,32 @@ impl Cluster {
                 self.host(host, |state| state.underlay = underlay);
             }
             (Some(host), ObjectKey::Port(id)) => {
-                let port = of!(Port);
-                self.host(host, |state| set(Arc::make_mut(&mut state.ports), id, port));
+                let port = of!(Port).filter(|port| port.id == id);
+                let new = port.clone();
+                let old = self.host(host, |state| set(&mut state.ports, &id, port));
+                self.claims.replace(host, old.as_ref(), new.as_ref());
             }
             (Some(host), ObjectKey::Route(key)) => {
-                let route = of!(Route);
-                self.host(host, |state| set(Arc::make_mut(&mut state.routes), key, route));
+                let route = of!(Route).filter(|route| route.key() == key);
+                self.host(host, |state| drop(set(&mut state.routes, &key, route)));
             }
-            (None, ObjectKey::Vnet(id)) => set(&mut self.vnets, id, of!(Vnet)),
-            (None, ObjectKey::Route(key)) => set(&mut self.routes, key, of!(Route)),
+            (None, ObjectKey::Vnet(id)) => {
+                drop(set(&mut self.vnets, &id, of!(Vnet).filter(|vnet| vnet.id == id)));
+            }
+            (None, ObjectKey::Route(key)) => {
+                let route = of!(Route).filter(|route| route.key() == key);
+                drop(set(&mut self.routes, &key, route));
+            }
             (None, ObjectKey::Mapping(key)) => {
-                set(Arc::make_mut(&mut self.mappings), key, of!(Mapping));
+                let mapping = of!(Mapping).filter(|mapping| mapping.key() == key);
+                drop(set(&mut self.mappings, &key, mapping));
             }
-            (None, ObjectKey::Ingress(key)) => set(&mut self.ingress, key, of!(Ingress)),
-            (None, ObjectKey::Acl(id)) => set(&mut self.acls, id, of!(Acl)),
+            (None, ObjectKey::Ingress(key)) => {
+                set(&mut self.ingress, &key, of!(Ingress).filter(|rule| rule.key() == key));
+            }
+            (None, ObjectKey::Acl(id)) => {
+                drop(set(&mut self.acls, &id, of!(Acl).filter(|group| group.id == id)));
+            }
             (Some(_) | None, _) => {}
         }
     }
@@ -252,16 +311,16 @@ impl Cluster {
         let own = self.hosts.iter().flat_map(|(host, state)| {
             let underlay = state.underlay.iter().cloned().map(Object::Underlay);
             underlay
-                .chain(state.ports.values().cloned().map(Object::Port))
-                .chain(state.routes.values().cloned().map(Object::Route))
+                .chain(state.ports.iter().cloned().map(Object::Port))
+                .chain(state.routes.iter().cloned().map(Object::Route))
                 .map(move |object| (Some(host), object))
         });
-        let shared = self.vnets.values().cloned().map(Object::Vnet);
+        let shared = self.vnets.iter().cloned().map(Object::Vnet);
         let shared = shared
-            .chain(self.routes.values().cloned().map(Object::Route))
-            .chain(self.mappings.values().cloned().map(Object::Mapping))
-            .chain(self.ingress.values().copied().map(Object::Ingress))
-            .chain(self.acls.values().cloned().map(Object::Acl));
+            .chain(self.routes.iter().cloned().map(Object::Route))
+            .chain(self.mappings.iter().cloned().map(Object::Mapping))
+            .chain(self.ingress.iter().copied().map(Object::Ingress))
+            .chain(self.acls.iter().cloned().map(Object::Acl));
         own.chain(shared.map(|object| (None, object)))
     }
 }

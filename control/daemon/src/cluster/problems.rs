@@ -1,11 +1,9 @@
 //! What is wrong with a cluster as it is: what other programs wrote, or hosts that do not fit together.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use culvert_model::VnetId;
-
-use super::Cluster;
+use super::{Claim, Cluster, Owner};
 use crate::follow::{CLOCKS_APART_MS, Known};
 use crate::names::HostName;
 
@@ -53,18 +51,17 @@ fn shared_vteps(cluster: &Cluster, found: &mut Vec<(Option<HostName>, String)>) 
 }
 
 fn shared_addresses(cluster: &Cluster, found: &mut Vec<(Option<HostName>, String)>) {
-    let mut owners: HashMap<(&VnetId, IpAddr), String> = HashMap::new();
-    for (host, state) in &cluster.hosts {
-        for port in state.ports.values() {
-            for ip in &port.ips {
-                let owner = format!("port {} of host {host}", port.id);
-                if let Some(other) = owners.insert((&port.vnet, *ip), owner.clone()) {
-                    let vnet = &port.vnet;
-                    found.push((Some(host.clone()), format!(
-                        "{ip} in vnet {vnet}: is the address of {other} and of {owner}; legal is one owner for each address of a vnet"
-                    )));
-                }
-            }
+    let mut last: Option<&Claim<IpAddr>> = None;
+    for claim in cluster.claims.all() {
+        if let Some(other) = last
+            && (&other.vnet, other.address) == (&claim.vnet, claim.address)
+        {
+            let (ip, vnet) = (claim.address, &claim.vnet);
+            let (owner, other) = (Owner::from(claim), Owner::from(other));
+            found.push((Some(claim.host.clone()), format!(
+                "{ip} in vnet {vnet}: is the address of {other} and of {owner}; legal is one owner for each address of a vnet"
+            )));
         }
+        last = Some(claim);
     }
 }

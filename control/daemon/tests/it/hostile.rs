@@ -118,10 +118,11 @@ proptest! {
         messages in proptest::collection::vec(any_message(), 1..6),
     ) {
         let before = cluster_of(&host);
-        prop_assume!(project(&before, &me()).faults.is_empty());
+        let carried = project(&before, &me());
+        prop_assume!(carried.faults.is_empty());
         let Ok(edits) = edit::from_messages(&messages) else { return Ok(()) };
         let Ok((after, touched)) = edited(&before, &me(), &edits) else { return Ok(()) };
-        if let Ok(projection) = checked(&before, &after, &me(), &touched) {
+        if let Ok(projection) = checked(&before, &carried, &after, &me(), &touched) {
             prop_assert_eq!(projection.faults.len(), 0);
             prop_assert!(projection.host.is_some());
         }

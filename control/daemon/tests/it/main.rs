@@ -8,4 +8,5 @@ mod access;
 mod api;
 mod cluster;
 mod hostile;
+mod projection;
 mod reconcile;
