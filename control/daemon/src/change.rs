@@ -10,20 +10,25 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_model::{Edit, Keyed, Object, ObjectKey, RouteAction, RouteScope, api};
+use culvert_model::{
+    Edit, Keyed, Object, ObjectKey, RouteAction, RouteKey, RouteScope, VnetId, api,
+};
 use tokio::sync::{Mutex, watch};
 
 use crate::cluster::check::{Conflict, Touched, checked, edited};
 use crate::cluster::project::{Projection, project};
-use crate::cluster::{Cluster, write_object};
+use crate::cluster::{Cluster, slot_entries};
 use crate::follow::Known;
-use crate::names::{HostName, Name, Slot};
+use crate::names::{Guarded, HostName, Name, Scope, Slot};
+use crate::scopes::guard_value;
 use crate::store::{Outcome, Revision, Store, StoreError, Txn};
 
 /// How often a change is checked again since others changed the same.
 const ATTEMPTS: u32 = 16;
 /// How long one waits to see what others, or we, have just written.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// How long one waits before what is not followed is read again.
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,17 @@ pub struct Done {
     pub touched: Vec<Touched>,
     /// Legal, but hardly meant.
     pub warnings: Vec<String>,
+    /// The content of the cluster in which this host has seen it; see [`Cluster::content`].
+    pub seen: u64,
+}
+
+/// What a plan is made from.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// What this host follows, and whatever else the objects of the plan concern.
+    Followed,
+    /// All of the store.
+    Everything,
 }
 
 /// Writes changes of one host.
@@ -82,6 +98,7 @@ impl Writer {
     /// See [`ChangeError`]; nothing was written, but where [`StoreError::Unknown`] says otherwise.
     pub async fn change(
         &self,
+        basis: Basis,
         plan: impl Fn(&Cluster, &Projection) -> Vec<Edit>,
         if_revision: Option<Revision>,
         dry_run: bool,
@@ -92,45 +109,124 @@ impl Writer {
             if let Some(reason) = known.unusable() {
                 return Err(ChangeError::Unhealthy(reason));
             }
-            let cluster = &known.cluster;
-            if let Some(wanted) = if_revision.filter(|wanted| *wanted != cluster.revision) {
-                return Err(ChangeError::Revision { now: cluster.revision, wanted });
+            let followed = &known.cluster;
+            if let Some(wanted) = if_revision.filter(|wanted| *wanted != followed.revision) {
+                return Err(ChangeError::Revision { now: followed.revision, wanted });
             }
-            let before = match turn.take() {
-                Some((old, projection)) => projection.advanced(&old, cluster, &self.me),
-                None => project(cluster, &self.me),
+            let carried = match turn.take() {
+                Some((old, carried)) => carried.advanced(&old, followed, &self.me),
+                None => project(followed, &self.me),
             };
-            let (_, before) = turn.insert((Arc::clone(cluster), before));
-            let edits = plan(cluster, before);
+            let (_, carried) = turn.insert((Arc::clone(followed), carried));
+            let mut edits = plan(followed, carried);
+            let wider = self.wider(followed, basis, &edits).await?;
+            let (cluster, carried) = match wider {
+                None => (Arc::clone(followed), carried.clone()),
+                Some(wider) => {
+                    let carried = carried.advanced(followed, &wider, &self.me);
+                    edits = plan(&wider, &carried);
+                    (Arc::new(wider), carried)
+                }
+            };
             let (after, touched) =
-                edited(cluster, &self.me, &edits).map_err(ChangeError::Conflicts)?;
-            let carried = checked(cluster, before, &after, &self.me, &touched)
+                edited(&cluster, &self.me, &edits).map_err(ChangeError::Conflicts)?;
+            let would_carry = checked(&cluster, &carried, &after, &self.me, &touched)
                 .map_err(ChangeError::Conflicts)?;
-            let warnings = carried.host.map(|host| host.warnings()).unwrap_or_default();
+            let warnings = would_carry.host.map(|host| host.warnings()).unwrap_or_default();
             let warnings = warnings.iter().map(ToString::to_string).collect();
             if dry_run || touched.is_empty() {
-                return Ok(Done { revision: cluster.revision, touched, warnings });
+                let (revision, seen) = (followed.revision, followed.content);
+                return Ok(Done { revision, touched, warnings, seen });
             }
-            let txn = transaction(cluster, &self.me, &touched, if_revision.is_some());
+            let guards = guards_of(&self.me, &touched);
+            let txn = transaction(&cluster, &guards, &touched, if_revision.is_some());
             match self.store.commit(txn).await? {
                 Outcome::Done(revision) => {
-                    self.catch_up(|known| known.cluster.revision >= revision).await;
-                    return Ok(Done { revision, touched, warnings });
+                    let seen = self.see(revision).await;
+                    return Ok(Done { revision, touched, warnings, seen });
                 }
                 Outcome::Stale => {
-                    let before = cluster.revision;
-                    self.catch_up(|known| known.cluster.revision > before).await;
+                    // What others did is read anew, or on its way here.
+                    let stale = |known: &Arc<Known>| known.cluster.revision > followed.revision;
+                    let wait = if Arc::ptr_eq(&cluster, followed) { CATCH_UP } else { AGAIN };
+                    self.catch_up(stale, wait).await;
                 }
             }
         }
         Err(ChangeError::Contended)
     }
 
+    /// What is followed and more, where a change has to be checked against more.
+    async fn wider(
+        &self,
+        followed: &Cluster,
+        basis: Basis,
+        edits: &[Edit],
+    ) -> Result<Option<Cluster>, StoreError> {
+        if followed.contents.is_none() {
+            return Ok(None);
+        }
+        let Some(vnets) = vnets_of(edits).filter(|_| basis == Basis::Followed) else {
+            return Ok(Some(Cluster::read(&self.store.snapshot("").await?)));
+        };
+        if vnets.iter().all(|vnet| followed.is_open(vnet)) {
+            return Ok(None);
+        }
+        self.opened(followed, vnets).await.map(Some)
+    }
+
+    async fn opened(
+        &self,
+        followed: &Cluster,
+        vnets: BTreeSet<VnetId>,
+    ) -> Result<Cluster, StoreError> {
+        let mut wider = followed.clone();
+        for vnet in vnets.into_iter().filter(|vnet| !followed.is_open(vnet)) {
+            let prefix = Scope::Vnet(vnet.clone()).to_string();
+            wider.open(&vnet, &self.store.snapshot(&prefix).await?);
+        }
+        Ok(wider)
+    }
+
+    /// A cluster with the contents of some vnets, also where this host does not follow them.
+    ///
+    /// # Errors
+    /// Where the store has to be read, and cannot.
+    pub async fn with_contents(
+        &self,
+        followed: &Arc<Cluster>,
+        vnets: BTreeSet<VnetId>,
+    ) -> Result<Arc<Cluster>, StoreError> {
+        if vnets.iter().all(|vnet| followed.is_open(vnet)) {
+            return Ok(Arc::clone(followed));
+        }
+        self.opened(followed, vnets).await.map(Arc::new)
+    }
+
+    /// All of the store, also where this host follows only what concerns it.
+    ///
+    /// # Errors
+    /// Where the store has to be read, and cannot.
+    pub async fn everything(&self) -> Result<Arc<Cluster>, StoreError> {
+        let followed = Arc::clone(&self.known.borrow().cluster);
+        if followed.contents.is_none() {
+            return Ok(followed);
+        }
+        Ok(Arc::new(Cluster::read(&self.store.snapshot("").await?)))
+    }
+
+    /// Waits until the follower has seen a transaction of this host.
+    async fn see(&self, revision: Revision) -> u64 {
+        let own = Guarded::Host(self.me.clone());
+        self.catch_up(|known| known.cluster.guard(&own) >= revision, CATCH_UP).await
+    }
+
     /// Waits until the follower has seen something, so that the next change is checked against it.
-    async fn catch_up(&self, seen: impl FnMut(&Arc<Known>) -> bool) {
+    async fn catch_up(&self, seen: impl FnMut(&Arc<Known>) -> bool, wait: Duration) -> u64 {
         let mut known = self.known.clone();
         // A store that has just answered and is then gone: what it did is seen when it is back.
-        let _ = tokio::time::timeout(CATCH_UP, known.wait_for(seen)).await;
+        let _ = tokio::time::timeout(wait, known.wait_for(seen)).await;
+        known.borrow().cluster.content
     }
 
     /// Forgets a host that is not alive.
@@ -143,7 +239,7 @@ impl Writer {
         if let Some(reason) = known.unusable() {
             return Err(ChangeError::Unhealthy(reason));
         }
-        let cluster = &known.cluster;
+        let cluster = self.everything().await?;
         let objects = cluster.objects().filter(|(owner, _)| *owner == Some(host));
         let touched: Vec<Touched> = objects
             .map(|(owner, object)| Touched {
@@ -153,36 +249,76 @@ impl Writer {
                 edit: 0,
             })
             .collect();
-        let done = |revision, touched| Done { revision, touched, warnings: Vec::new() };
+        let done = |revision, touched, seen| Done { revision, touched, warnings: Vec::new(), seen };
         if dry_run {
-            return Ok(done(cluster.revision, touched));
+            return Ok(done(known.cluster.revision, touched, known.cluster.content));
         }
-        let mut txn = transaction(cluster, host, &touched, false);
+        let mut guards = guards_of(&self.me, &touched);
+        guards.insert(Guarded::Host(host.clone()));
+        let mut txn = transaction(&cluster, &guards, &touched, false);
         txn.deletes.push(Name::Host(host.clone()).to_string());
         // It must not come to life meanwhile.
         txn.expect.push((Name::Live(host.clone()).to_string(), 0));
         match self.store.commit(txn).await? {
             Outcome::Done(revision) => {
-                self.catch_up(|known| known.cluster.revision >= revision).await;
-                Ok(done(revision, touched))
+                let seen = self.see(revision).await;
+                Ok(done(revision, touched, seen))
             }
             Outcome::Stale => Err(ChangeError::Contended),
         }
     }
 }
 
+/// The vnets whose contents the checks of some edits look at; `None`: those of all.
+fn vnets_of(edits: &[Edit]) -> Option<BTreeSet<VnetId>> {
+    let mut vnets = BTreeSet::new();
+    let mut of_route = |key: &RouteKey, action: Option<&RouteAction>| {
+        if let RouteScope::Vnet(id) = &key.scope {
+            vnets.insert(id.clone());
+        }
+        if let Some(RouteAction::Vnet(id)) = action {
+            vnets.insert(id.clone());
+        }
+    };
+    for edit in edits {
+        match edit {
+            Edit::PutRoute(route) => of_route(&route.key(), Some(&route.action)),
+            Edit::DeleteRoute(key) => of_route(key, None),
+            _ => {}
+        }
+    }
+    for edit in edits {
+        match edit {
+            // Whether anybody uses it.
+            Edit::DeleteVnet(_) | Edit::DeleteAcl(_) => return None,
+            Edit::PutVnet(vnet) => drop(vnets.insert(vnet.id.clone())),
+            Edit::PutPort(port) => drop(vnets.insert(port.vnet.clone())),
+            Edit::PutMapping(mapping) => drop(vnets.insert(mapping.vnet.clone())),
+            Edit::DeleteMapping(key) => drop(vnets.insert(key.vnet.clone())),
+            Edit::PutRoute(_) | Edit::DeleteRoute(_) => {}
+            // A port of this host is in a vnet that is followed; the rest is shared.
+            Edit::DeletePort(_)
+            | Edit::SetUnderlay(_)
+            | Edit::PutIngress(_)
+            | Edit::DeleteIngress(_)
+            | Edit::PutAcl(_) => {}
+        }
+    }
+    Some(vnets)
+}
+
 /// The guards of an object.
-fn guards(slot: &Slot, object: &Object, into: &mut BTreeSet<String>) {
-    let vnet = |id: &dyn std::fmt::Display| format!("vnet/{id}");
+fn guards(slot: &Slot, object: &Object, into: &mut BTreeSet<Guarded>) {
+    let vnet = |id: &VnetId| Guarded::Vnet(id.clone());
     if let Some(host) = &slot.host {
-        into.insert(format!("host/{host}"));
+        into.insert(Guarded::Host(host.clone()));
     }
     match object {
-        Object::Underlay(_) => drop(into.insert("hosts".to_owned())),
-        Object::Vnet(v) => into.extend(["vnets".to_owned(), vnet(&v.id)]),
+        Object::Underlay(_) => drop(into.insert(Guarded::Underlays)),
+        Object::Vnet(v) => into.extend([Guarded::Vnets, vnet(&v.id)]),
         Object::Port(port) => {
             into.insert(vnet(&port.vnet));
-            into.extend(port.acl.iter().map(|id| format!("acl/{id}")));
+            into.extend(port.acl.iter().cloned().map(Guarded::Acl));
         }
         Object::Route(route) => {
             if let RouteScope::Vnet(id) = &route.scope {
@@ -193,34 +329,47 @@ fn guards(slot: &Slot, object: &Object, into: &mut BTreeSet<String>) {
             }
         }
         Object::Mapping(mapping) => drop(into.insert(vnet(&mapping.vnet))),
-        Object::Ingress(_) => drop(into.insert("vnets".to_owned())),
-        Object::Acl(group) => drop(into.insert(format!("acl/{}", group.id))),
+        Object::Ingress(_) => drop(into.insert(Guarded::Vnets)),
+        Object::Acl(group) => drop(into.insert(Guarded::Acl(group.id.clone()))),
     }
 }
 
-/// The transaction of a checked change. With `strict`, nothing at all may have changed since.
-fn transaction(cluster: &Cluster, me: &HostName, touched: &[Touched], strict: bool) -> Txn {
-    let mut names = BTreeSet::from([format!("host/{me}")]);
+/// The guards of a transaction of `me`.
+fn guards_of(me: &HostName, touched: &[Touched]) -> BTreeSet<Guarded> {
+    let mut all = BTreeSet::from([Guarded::Host(me.clone())]);
     for touched in touched {
         for object in touched.before.iter().chain(&touched.after) {
-            guards(&touched.slot, object, &mut names);
+            guards(&touched.slot, object, &mut all);
         }
     }
-    let key = |guard: &str| Name::Guard(guard.to_owned()).to_string();
-    let expected = names.iter().map(|guard| (key(guard), cluster.guard(guard)));
-    let mut expect: Vec<_> = expected.collect();
+    all
+}
+
+/// The transaction of a checked change. With `strict`, nothing at all that is known may have changed since.
+fn transaction(
+    cluster: &Cluster,
+    guards: &BTreeSet<Guarded>,
+    touched: &[Touched],
+    strict: bool,
+) -> Txn {
+    let key = |of: &Guarded| Name::Guard(of.clone()).to_string();
+    let mut txn = Txn::default();
+    txn.expect.extend(guards.iter().map(|of| (key(of), cluster.guard(of))));
     if strict {
-        let others = cluster.guards.iter().filter(|guard| !names.contains(guard.name.as_ref()));
-        expect.extend(others.map(|guard| (key(&guard.name), guard.written)));
+        let others = cluster.guards.iter().filter(|guard| !guards.contains(&guard.of));
+        txn.expect.extend(others.map(|guard| (key(&guard.of), guard.written)));
     }
-    let mut txn = Txn { expect, ..Txn::default() };
-    txn.puts.extend(names.iter().map(|guard| (key(guard), Vec::new())));
-    for touched in touched {
-        let key = Name::Object(touched.slot.clone()).to_string();
-        match &touched.after {
-            Some(object) => txn.puts.push((key, write_object(object))),
-            None => txn.deletes.push(key),
-        }
+    let value = guard_value(&guards.iter().map(Guarded::scope).collect());
+    txn.puts.extend(guards.iter().map(|of| (key(of), value.clone())));
+    for Touched { slot, before, after, .. } in touched {
+        let entries = |object: &Option<Object>| match object {
+            Some(object) => slot_entries(slot, object),
+            None => Vec::new(),
+        };
+        let puts = entries(after);
+        let gone = entries(before).into_iter().map(|(key, _)| key);
+        txn.deletes.extend(gone.filter(|key| puts.iter().all(|(put, _)| put != key)));
+        txn.puts.extend(puts);
     }
     txn
 }

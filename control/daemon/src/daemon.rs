@@ -151,8 +151,13 @@ pub async fn run_with(
         StoreSettings::Redb { .. } => None,
         StoreSettings::Etcd { .. } => Some(state_dir.cache().await?),
     };
-    let identity =
-        Identity { host: settings.host.clone(), machine, cluster, lease: settings.lease };
+    let identity = Identity {
+        host: settings.host.clone(),
+        machine,
+        cluster,
+        lease: settings.lease,
+        everything: matches!(settings.store, StoreSettings::Redb { .. }),
+    };
     let events = Events::default();
     let cached = match &cache {
         Some(cache) => cache.read().await?,

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::events::Events;
-use crate::names::{HostName, META, Name};
-use crate::store::{Changes, Lease, Snapshot, Store, StoreError, Txn};
+use crate::names::{HostName, META, Name, Scope};
+use crate::scopes::Watches;
+use crate::store::{Changes, Lease, Store, StoreError, Txn};
 use crate::stored::{HostRecord, JoinError, Live, Meta, SCHEMA};
 use crate::time::{now_unix_ms, random_id};
 
@@ -73,6 +74,8 @@ pub struct Identity {
     pub cluster: Option<(String, String)>,
     /// How long the host is alive without renewing its lease.
     pub lease: Duration,
+    /// Follows all of the store, and not only what concerns the host: right for a store of one host.
+    pub everything: bool,
 }
 
 /// Keeps the id of the cluster on the host.
@@ -139,11 +142,11 @@ impl Follower {
     /// # Errors
     /// Where it is not.
     pub async fn look(&mut self) -> Result<(), JoinError> {
-        let snapshot = self.store.snapshot("").await?;
-        if !snapshot.entries.iter().any(|entry| entry.key == META) {
-            return self.found(&snapshot).await;
+        let header = self.store.snapshot(META).await?;
+        if header.entries.is_empty() {
+            return self.found().await;
         }
-        self.check(&Cluster::read(&snapshot))
+        self.check(&Cluster::read(&header))
     }
 
     fn outage(&self, reason: &str) {
@@ -173,36 +176,62 @@ impl Follower {
     }
 
     async fn try_follow(&mut self) -> Result<Infallible, JoinError> {
-        let mut snapshot = self.store.snapshot("").await?;
-        if !snapshot.entries.iter().any(|entry| entry.key == META) {
-            self.found(&snapshot).await?;
-            snapshot = self.store.snapshot("").await?;
-        }
-        let cluster = Cluster::read(&snapshot);
-        self.check(&cluster)?;
-        let mut watch = self.store.watch("", snapshot.revision).await?;
+        let mut watches = Watches::new(Arc::clone(&self.store));
+        let cluster = self.read(&mut watches).await?;
         self.adopt(cluster);
         let mut lease = None;
         let mut renew = tokio::time::interval(self.identity.lease / 3);
         renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                changes = watch.recv() => match changes {
-                    Some(Ok(changes)) => self.take(&changes),
-                    Some(Err(error)) => return Err(error.into()),
-                    // Too slow for the watch: from the start.
-                    None => return Err(StoreError::Compacted { after: 0 }.into()),
-                },
+                changes = watches.next() => self.take(&changes?, &mut watches).await?,
                 _ = renew.tick() => self.renew(&mut lease).await?,
                 () = until(self.grace.values().min().copied()) => self.end_grace(),
             }
         }
     }
 
+    /// Reads what this host follows, and watches it.
+    async fn read(&mut self, watches: &mut Watches) -> Result<Cluster, JoinError> {
+        let first = if self.identity.everything { Scope::Everything } else { Scope::Shared };
+        let mut snapshot = watches.open(&first).await?;
+        if !snapshot.entries.iter().any(|entry| entry.key == META) {
+            self.found().await?;
+            snapshot = watches.open(&first).await?;
+        }
+        let mut cluster = Cluster::read(&snapshot);
+        self.check(&cluster)?;
+        if !self.identity.everything {
+            let own = Scope::Host(self.identity.host.clone());
+            cluster.follow_contents(&watches.open(&own).await?);
+            self.settle(&mut cluster, watches).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// Follows the vnets that concern this host since, and no longer those that do not.
+    async fn settle(&self, cluster: &mut Cluster, watches: &mut Watches) -> Result<(), StoreError> {
+        while let Some(open) = cluster.contents.clone() {
+            let concerning = cluster.concerning(&self.identity.host);
+            if open == concerning {
+                break;
+            }
+            for vnet in open.difference(&concerning) {
+                watches.close(&Scope::Vnet(vnet.clone()));
+                cluster.close(vnet);
+            }
+            for vnet in concerning.difference(&open) {
+                let snapshot = watches.open(&Scope::Vnet(vnet.clone())).await?;
+                cluster.open(vnet, &snapshot);
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the header of an empty store.
-    async fn found(&self, snapshot: &Snapshot) -> Result<(), JoinError> {
+    async fn found(&self) -> Result<(), JoinError> {
         let location = self.store.describe().location;
-        if let Some(entry) = snapshot.entries.first() {
+        if let Some(entry) = self.store.snapshot("").await?.entries.first() {
             return Err(StoreError::Refused {
                 location,
                 reason: format!("it holds {:?}, but no header of culvertd", entry.key),
@@ -299,7 +328,7 @@ impl Follower {
     }
 
     /// Takes what a transaction changed.
-    fn take(&mut self, changes: &Changes) {
+    async fn take(&mut self, changes: &Changes, watches: &mut Watches) -> Result<(), StoreError> {
         let mut changes = changes.clone();
         let lenient = self.lenient_until.filter(|until| *until > Instant::now());
         let now = now_unix_ms();
@@ -324,9 +353,13 @@ impl Follower {
                 (None, None) => true,
             }
         });
-        let mut effect = crate::cluster::Effect::default();
+        let mut cluster = Arc::clone(&self.known.borrow().cluster);
+        let effect = Arc::make_mut(&mut cluster).apply(&changes);
+        if effect.objects {
+            self.settle(Arc::make_mut(&mut cluster), watches).await?;
+        }
         self.modify(|known| {
-            effect = Arc::make_mut(&mut known.cluster).apply(&changes);
+            known.cluster = cluster;
             for (host, ms) in &ahead {
                 let apart = ms.abs() > CLOCKS_APART_MS;
                 let before = known.clocks_ahead_ms.insert(host.clone(), *ms);
@@ -339,6 +372,7 @@ impl Follower {
             tracing::info!(%host, alive, "host");
             self.events.host(&host, alive);
         }
+        Ok(())
     }
 
     /// Hosts whose grace has ended are no longer alive.

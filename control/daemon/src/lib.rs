@@ -6,7 +6,7 @@
 //! | [`store`] | where desired state is kept: a file, etcd, memory |
 //! | [`stored`], [`state_dir`] | what is kept beside objects, in the store and on the host |
 //! | [`cluster`] | what the store says, what of it a host carries, what may be written |
-//! | [`follow`] | from the store to the cluster that everybody looks at |
+//! | [`scopes`], [`follow`] | from the store to the cluster that everybody looks at |
 //! | [`change`] | from a client's edits to the store |
 //! | [`dataplane`], [`reconcile`] | from the cluster to the dataplane |
 //! | [`report`], [`events`] | what became of each object |
@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod names;
 pub mod reconcile;
 pub mod report;
+pub mod scopes;
 pub mod server;
 pub mod settings;
 pub mod state_dir;

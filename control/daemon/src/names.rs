@@ -1,7 +1,6 @@
 //! Names of hosts, and the keys of objects in a store.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use culvert_model::{
@@ -52,7 +51,32 @@ impl fmt::Debug for HostName {
 }
 
 /// The header of the store.
-pub const META: &str = "meta";
+pub const META: &str = "all/meta";
+
+/// A part of a store that is read and followed as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// All of it.
+    Everything,
+    /// What every host follows: hosts and their leases, vnets, ingress rules, ACL groups.
+    Shared,
+    /// What only the host itself follows: which ports it has, and their routes.
+    Host(HostName),
+    /// What is in a vnet: ports of all hosts, routes, mappings.
+    Vnet(VnetId),
+}
+
+impl fmt::Display for Scope {
+    /// What its keys begin with.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::Everything => Ok(()),
+            Scope::Shared => f.write_str("all/"),
+            Scope::Host(host) => write!(f, "at/{host}/"),
+            Scope::Vnet(vnet) => write!(f, "in/{vnet}/"),
+        }
+    }
+}
 
 /// What a key of a store stands for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,9 +88,51 @@ pub enum Name {
     /// A host that is alive.
     Live(HostName),
     /// What transactions that could contradict each other all write: see [`crate::change`].
-    Guard(String),
-    /// An object of one host, or, without one, of the cluster.
+    Guard(Guarded),
+    /// A port, where those look for it that are in its vnet.
+    Port {
+        /// Its vnet.
+        vnet: VnetId,
+        /// Its host.
+        host: HostName,
+        /// The port.
+        id: PortId,
+    },
+    /// The vnet of a port, where its host looks for it.
+    PortVnet {
+        /// Its host.
+        host: HostName,
+        /// The port.
+        id: PortId,
+    },
+    /// An object of one host, or, without one, of the cluster, that is no port.
     Object(Slot),
+}
+
+/// What a guard stands before.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Guarded {
+    /// The VTEP addresses of all hosts.
+    Underlays,
+    /// Names and VNIs of vnets, and ingress rules.
+    Vnets,
+    /// An ACL group, and who uses it.
+    Acl(AclGroupId),
+    /// What belongs to a host.
+    Host(HostName),
+    /// What is in a vnet.
+    Vnet(VnetId),
+}
+
+impl Guarded {
+    /// Where it is.
+    pub fn scope(&self) -> Scope {
+        match self {
+            Guarded::Underlays | Guarded::Vnets | Guarded::Acl(_) => Scope::Shared,
+            Guarded::Host(host) => Scope::Host(host.clone()),
+            Guarded::Vnet(vnet) => Scope::Vnet(vnet.clone()),
+        }
+    }
 }
 
 /// An object and whose it is.
@@ -107,26 +173,33 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let slot = match self {
             Name::Meta => return f.write_str(META),
-            Name::Host(host) => return write!(f, "host/{host}"),
-            Name::Live(host) => return write!(f, "live/{host}"),
-            Name::Guard(guard) => return write!(f, "guard/{guard}"),
+            Name::Host(host) => return write!(f, "all/host/{host}"),
+            Name::Live(host) => return write!(f, "all/live/{host}"),
+            Name::Guard(Guarded::Underlays) => return f.write_str("all/guard/underlays"),
+            Name::Guard(Guarded::Vnets) => return f.write_str("all/guard/vnets"),
+            Name::Guard(Guarded::Acl(id)) => return write!(f, "all/guard/acl/{id}"),
+            Name::Guard(Guarded::Host(host)) => return write!(f, "at/{host}/guard"),
+            Name::Guard(Guarded::Vnet(id)) => return write!(f, "in/{id}/guard"),
+            Name::Port { vnet, host, id } => return write!(f, "in/{vnet}/port/{host}/{id}"),
+            Name::PortVnet { host, id } => return write!(f, "at/{host}/port/{id}"),
             Name::Object(slot) => slot,
         };
         match (&slot.host, &slot.key) {
-            (Some(host), ObjectKey::Underlay) => write!(f, "underlay/{host}"),
-            (Some(host), ObjectKey::Port(id)) => write!(f, "port/{host}/{id}"),
+            (Some(host), ObjectKey::Underlay) => write!(f, "all/underlay/{host}"),
             (Some(host), ObjectKey::Route(RouteKey { scope: RouteScope::Port(id), prefix })) => {
-                write!(f, "port-route/{host}/{id}/{prefix}")
+                write!(f, "at/{host}/route/{id}/{prefix}")
             }
             (None, ObjectKey::Route(RouteKey { scope: RouteScope::Vnet(id), prefix })) => {
-                write!(f, "vnet-route/{id}/{prefix}")
+                write!(f, "in/{id}/route/{prefix}")
             }
-            (None, ObjectKey::Vnet(id)) => write!(f, "vnet/{id}"),
-            (None, ObjectKey::Mapping(MappingKey { vnet, ip })) => write!(f, "mapping/{vnet}/{ip}"),
+            (None, ObjectKey::Vnet(id)) => write!(f, "all/vnet/{id}"),
+            (None, ObjectKey::Mapping(MappingKey { vnet, ip })) => {
+                write!(f, "in/{vnet}/mapping/{ip}")
+            }
             (None, ObjectKey::Ingress(IngressKey { vni, vtep, priority })) => {
-                write!(f, "ingress/{}/{priority}/{vtep}", vni.get())
+                write!(f, "all/ingress/{}/{priority}/{vtep}", vni.get())
             }
-            (None, ObjectKey::Acl(id)) => write!(f, "acl/{id}"),
+            (None, ObjectKey::Acl(id)) => write!(f, "all/acl/{id}"),
             // No slot is made like that; the key would be read as nothing.
             (_, key) => write!(f, "misplaced/{key}"),
         }
@@ -136,55 +209,85 @@ impl fmt::Display for Name {
 impl Name {
     /// What a key of a store stands for; `None` for one that is not ours.
     pub fn read(key: &str) -> Option<Name> {
-        if key == META {
-            return Some(Name::Meta);
+        let (scope, rest) = key.split_once('/')?;
+        match scope {
+            "all" => Name::read_shared(rest),
+            "at" => {
+                let (host, rest) = rest.split_once('/')?;
+                Name::read_of_host(HostName::new(host).ok()?, rest)
+            }
+            "in" => {
+                let (vnet, rest) = rest.split_once('/')?;
+                Name::read_in_vnet(VnetId::new(vnet).ok()?, rest)
+            }
+            _ => None,
         }
-        let (kind, rest) = key.split_once('/')?;
-        let object = |host: Option<&str>, key: ObjectKey| {
-            let host = match host {
-                None => None,
-                Some(host) => Some(HostName::new(host).ok()?),
-            };
-            Some(Name::Object(Slot { host, key }))
+    }
+
+    fn read_shared(key: &str) -> Option<Name> {
+        let Some((kind, rest)) = key.split_once('/') else {
+            return (key == "meta").then_some(Name::Meta);
         };
+        let object = |key: ObjectKey| Some(Name::Object(Slot { host: None, key }));
         match kind {
             "host" => Some(Name::Host(HostName::new(rest).ok()?)),
             "live" => Some(Name::Live(HostName::new(rest).ok()?)),
-            "guard" => Some(Name::Guard(rest.to_owned())),
-            "underlay" => object(Some(rest), ObjectKey::Underlay),
-            "port" => {
-                let (host, id) = rest.split_once('/')?;
-                object(Some(host), ObjectKey::Port(PortId::new(id).ok()?))
+            "guard" => Some(Name::Guard(match rest {
+                "underlays" => Guarded::Underlays,
+                "vnets" => Guarded::Vnets,
+                _ => Guarded::Acl(AclGroupId::new(rest.strip_prefix("acl/")?).ok()?),
+            })),
+            "underlay" => {
+                let host = Some(HostName::new(rest).ok()?);
+                Some(Name::Object(Slot { host, key: ObjectKey::Underlay }))
             }
-            "port-route" => {
-                let (host, rest) = rest.split_once('/')?;
-                let (id, prefix) = rest.split_once('/')?;
-                let scope = RouteScope::Port(PortId::new(id).ok()?);
-                let prefix = prefix.parse().ok()?;
-                object(Some(host), ObjectKey::Route(RouteKey { scope, prefix }))
-            }
-            "vnet-route" => {
-                let (id, prefix) = rest.split_once('/')?;
-                let scope = RouteScope::Vnet(VnetId::new(id).ok()?);
-                let prefix = prefix.parse().ok()?;
-                object(None, ObjectKey::Route(RouteKey { scope, prefix }))
-            }
-            "acl" => object(None, ObjectKey::Acl(AclGroupId::new(rest).ok()?)),
-            "vnet" => object(None, ObjectKey::Vnet(VnetId::new(rest).ok()?)),
-            "mapping" => {
-                let (vnet, ip) = rest.split_once('/')?;
-                let (vnet, ip) = (VnetId::new(vnet).ok()?, ip.parse::<IpAddr>().ok()?);
-                object(None, ObjectKey::Mapping(MappingKey { vnet, ip }))
-            }
+            "acl" => object(ObjectKey::Acl(AclGroupId::new(rest).ok()?)),
+            "vnet" => object(ObjectKey::Vnet(VnetId::new(rest).ok()?)),
             "ingress" => {
                 let (vni, rest) = rest.split_once('/')?;
                 let (priority, vtep) = rest.split_once('/')?;
                 let vni = Vni::new(vni.parse().ok()?).ok()?;
                 let (vtep, priority) = (vtep.parse().ok()?, priority.parse().ok()?);
-                object(None, ObjectKey::Ingress(IngressKey { vni, vtep, priority }))
+                object(ObjectKey::Ingress(IngressKey { vni, vtep, priority }))
             }
             _ => None,
         }
+    }
+
+    fn read_of_host(host: HostName, key: &str) -> Option<Name> {
+        let Some((kind, rest)) = key.split_once('/') else {
+            return (key == "guard").then_some(Name::Guard(Guarded::Host(host)));
+        };
+        match kind {
+            "port" => Some(Name::PortVnet { host, id: PortId::new(rest).ok()? }),
+            "route" => {
+                let (id, prefix) = rest.split_once('/')?;
+                let scope = RouteScope::Port(PortId::new(id).ok()?);
+                let key = ObjectKey::Route(RouteKey { scope, prefix: prefix.parse().ok()? });
+                Some(Name::Object(Slot { host: Some(host), key }))
+            }
+            _ => None,
+        }
+    }
+
+    fn read_in_vnet(vnet: VnetId, key: &str) -> Option<Name> {
+        let Some((kind, rest)) = key.split_once('/') else {
+            return (key == "guard").then_some(Name::Guard(Guarded::Vnet(vnet)));
+        };
+        let key = match kind {
+            "port" => {
+                let (host, id) = rest.split_once('/')?;
+                let (host, id) = (HostName::new(host).ok()?, PortId::new(id).ok()?);
+                return Some(Name::Port { vnet, host, id });
+            }
+            "route" => {
+                let scope = RouteScope::Vnet(vnet);
+                ObjectKey::Route(RouteKey { scope, prefix: rest.parse().ok()? })
+            }
+            "mapping" => ObjectKey::Mapping(MappingKey { vnet, ip: rest.parse().ok()? }),
+            _ => return None,
+        };
+        Some(Name::Object(Slot { host: None, key }))
     }
 }
 
@@ -195,25 +298,42 @@ mod tests {
     #[test]
     fn keys_are_read_as_they_are_written() {
         let keys = [
-            "meta",
-            "host/a.example",
-            "live/a",
-            "guard/vnet/blue",
-            "underlay/a",
-            "port/a/web",
-            "port-route/a/web/10.0.0.0/24",
-            "vnet-route/blue/2001:db8::/64",
-            "vnet/blue",
-            "acl/web",
-            "mapping/blue/10.0.0.1",
-            "mapping/blue/fd00::1",
-            "ingress/100/7/any",
-            "ingress/100/7/192.0.2.0/24",
+            "all/meta",
+            "all/host/a.example",
+            "all/live/a",
+            "all/guard/vnets",
+            "all/guard/underlays",
+            "all/guard/acl/web",
+            "at/a/guard",
+            "in/blue/guard",
+            "all/underlay/a",
+            "in/blue/port/a/web",
+            "at/a/port/web",
+            "at/a/route/web/10.0.0.0/24",
+            "in/blue/route/2001:db8::/64",
+            "all/vnet/blue",
+            "all/acl/web",
+            "in/blue/mapping/10.0.0.1",
+            "in/blue/mapping/fd00::1",
+            "all/ingress/100/7/any",
+            "all/ingress/100/7/192.0.2.0/24",
         ];
         for key in keys {
             assert_eq!(Name::read(key).map(|name| name.to_string()).as_deref(), Some(key));
         }
-        for key in ["", "x", "port/a", "port/A/web", "mapping/blue/x", "ingress/0/1/any", "vnet/"] {
+        for key in [
+            "",
+            "x",
+            "all",
+            "all/",
+            "all/x",
+            "at/a/port",
+            "at/A/port/web",
+            "in/blue/mapping/x",
+            "all/ingress/0/1/any",
+            "all/vnet/",
+            "in/blue",
+        ] {
             assert_eq!(Name::read(key), None, "{key}");
         }
     }

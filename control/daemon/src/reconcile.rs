@@ -22,7 +22,6 @@ use crate::events::Events;
 use crate::follow::Known;
 use crate::names::HostName;
 use crate::report::{Report, find};
-use crate::store::Revision;
 
 /// How often a dataplane that is not there is looked for: within a second after its start it must carry
 /// everything again.
@@ -238,7 +237,7 @@ impl Reconciler {
         // Only leases were renewed.
         let done = self.passed == Some(cluster.content) && !all;
         let Some(host) = wanted.host.as_ref().filter(|_| !done) else {
-            self.publish_as(Ok(()), Some(cluster.revision), wanted, &known);
+            self.publish_as(Ok(()), Some(&cluster), wanted, &known);
             return Ok(());
         };
         if all {
@@ -257,7 +256,7 @@ impl Reconciler {
             self.retry = Some(Instant::now() + self.pause);
             self.pause = (self.pause * 2).min(RETRY.1);
         }
-        self.publish_as(Ok(()), Some(cluster.revision), wanted, &known);
+        self.publish_as(Ok(()), Some(&cluster), wanted, &known);
         self.tell(before.as_ref(), failed_before);
         Ok(())
     }
@@ -376,16 +375,16 @@ impl Reconciler {
         wanted
     }
 
-    fn publish(&mut self, link: Result<(), String>, revision: Option<Revision>) {
+    fn publish(&mut self, link: Result<(), String>, passed: Option<&Cluster>) {
         let known = Arc::clone(&self.known.borrow());
         let wanted = self.wanted(&known);
-        self.publish_as(link, revision, wanted, &known);
+        self.publish_as(link, passed, wanted, &known);
     }
 
     fn publish_as(
         &self,
         link: Result<(), String>,
-        revision: Option<Revision>,
+        passed: Option<&Cluster>,
         wanted: Arc<Projection>,
         known: &Arc<Known>,
     ) {
@@ -403,8 +402,8 @@ impl Reconciler {
             before.version.clone_from(&self.carried.version);
             before.generation = self.carried.generation;
             before.replays = self.replays;
-            if let Some(revision) = revision {
-                before.revision = revision;
+            if let Some(passed) = passed {
+                (before.revision, before.seen) = (passed.revision, passed.content);
             }
             if link_up && before.revision >= known.cluster.revision {
                 before.behind_since = None;

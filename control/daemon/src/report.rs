@@ -35,6 +35,8 @@ pub struct Report {
     pub generation: u64,
     /// The revision of which everything is carried that can be.
     pub revision: Revision,
+    /// The content of the cluster of which everything is carried that can be.
+    pub seen: u64,
     /// States given to dataplanes that came anew.
     pub replays: u64,
     /// Since when the dataplane carries less than is known.
@@ -55,6 +57,7 @@ impl Default for Report {
             version: String::new(),
             generation: 0,
             revision: 0,
+            seen: 0,
             replays: 0,
             behind_since: None,
         }

@@ -1,12 +1,14 @@
 //! The API.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::api::control_server::Control;
-use culvert_model::{Edit, Host, Keyed, Object, ObjectKey, Section, api, edit};
+use culvert_model::{
+    Edit, Host, Keyed, Object, ObjectKey, RouteKey, RouteScope, Section, VnetId, api, edit,
+};
 use futures_util::Stream;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -14,16 +16,16 @@ use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 use crate::access::Access;
-use crate::change::{ChangeError, Done, Writer, differences, plan_state};
+use crate::change::{Basis, ChangeError, Done, Writer, differences, plan_state};
 use crate::cluster::Cluster;
 use crate::cluster::check::Conflict;
 use crate::cluster::problems::problems;
 use crate::cluster::project::Projection;
 use crate::events::Events;
 use crate::follow::Known;
-use crate::names::HostName;
+use crate::names::{HostName, Slot};
 use crate::report::Report;
-use crate::store::Description;
+use crate::store::{Description, StoreError};
 use crate::stored::SCHEMA;
 use crate::traps::limited;
 
@@ -65,8 +67,7 @@ impl Api {
         }
         let time = Duration::from_millis(wait_ms.into()).min(WAIT_MAX);
         let mut report = self.report.clone();
-        let carried =
-            |report: &Arc<Report>| report.link.is_ok() && report.revision >= done.revision;
+        let carried = |report: &Arc<Report>| report.link.is_ok() && report.seen >= done.seen;
         // What is not carried in time is listed as pending.
         drop(tokio::time::timeout(time, report.wait_for(carried)).await);
         let report = Arc::clone(&report.borrow());
@@ -147,7 +148,8 @@ impl Control for Api {
         let edits = edit::from_messages(&request.edits)
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
         let plan = |_: &Cluster, _: &Projection| -> Vec<Edit> { edits.clone() };
-        let done = self.writer.change(plan, request.if_revision, request.dry_run).await;
+        let done =
+            self.writer.change(Basis::Followed, plan, request.if_revision, request.dry_run).await;
         let done = done.map_err(|error| refused(error, |conflict| conflict.into()))?;
         let wait_ms = if request.dry_run { 0 } else { request.wait_ms };
         Ok(Response::new(self.committed(done, wait_ms).await))
@@ -166,7 +168,8 @@ impl Control for Api {
         let plan = |cluster: &Cluster, carried: &Projection| {
             plan_state(cluster, carried, &self.me, &objects, request.prune)
         };
-        let done = self.writer.change(plan, request.if_revision, request.dry_run).await;
+        let basis = if request.prune { Basis::Everything } else { Basis::Followed };
+        let done = self.writer.change(basis, plan, request.if_revision, request.dry_run).await;
         let done = done.map_err(|error| {
             refused(error, |conflict| {
                 let index = places.get(&conflict.slot.key).copied();
@@ -185,10 +188,10 @@ impl Control for Api {
             let revision = report.known.cluster.revision;
             return Ok(Response::new(api::Wanted { state, revision }));
         }
-        let cluster = self.cluster();
+        let cluster = self.writer.everything().await.map_err(unreadable)?;
         Ok(Response::new(api::Wanted {
             state: written(&cluster, &self.me),
-            revision: cluster.revision,
+            revision: self.known.borrow().cluster.revision,
         }))
     }
 
@@ -200,23 +203,55 @@ impl Control for Api {
         let kind = api::ObjectKind::try_from(request.kind).map_err(|_| {
             Status::invalid_argument(format!("kind {}: unknown; legal is 0 to 7", request.kind))
         })?;
+        let keys: Vec<ObjectKey> =
+            request.keys.into_iter().map(ObjectKey::try_from).collect::<Result<_, _>>().map_err(
+                |errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)),
+            )?;
         let report = Arc::clone(&self.report.borrow());
-        let cluster = &report.known.cluster;
-        let mut objects = Vec::new();
-        for (host, object) in cluster.objects() {
-            let key = object.key();
-            let own = host.is_none_or(|host| *host == self.me);
-            if !is_of(kind, &key) || !(own || request.all_hosts) {
-                continue;
+        let followed = &report.known.cluster;
+        let read = if keys.is_empty() {
+            // What may lie in vnets that do not concern this host, or belong to others.
+            let apart = matches!(
+                kind,
+                api::ObjectKind::Unspecified | api::ObjectKind::Route | api::ObjectKind::Mapping
+            );
+            if apart || request.all_hosts {
+                self.writer.everything().await
+            } else {
+                Ok(Arc::clone(followed))
             }
-            let mut listed = listed(&key, &object, host);
-            if own {
+        } else {
+            self.writer.with_contents(followed, vnets_of_keys(&keys)).await
+        };
+        let (cluster, incomplete) = match read {
+            Ok(cluster) => (cluster, String::new()),
+            Err(error) => (Arc::clone(followed), error.to_string()),
+        };
+        let mut objects = Vec::new();
+        let mut add = |host: Option<&HostName>, object: &Object| {
+            let key = object.key();
+            let mut listed = listed(&key, object, host);
+            if host.is_none_or(|host| *host == self.me) {
                 let status = report.status_of(&key);
                 (listed.status, listed.reason) = (status.status, status.reason);
             } else {
                 listed.set_status(api::ApplyStatus::Elsewhere);
             }
             objects.push(listed);
+        };
+        if keys.is_empty() {
+            for (host, object) in cluster.objects() {
+                let own = host.is_none_or(|host| *host == self.me);
+                if is_of(kind, &object.key()) && (own || request.all_hosts) {
+                    add(host, &object);
+                }
+            }
+        }
+        for key in keys {
+            let slot = Slot::of(key, &self.me);
+            if let Some(object) = cluster.get(&slot) {
+                add(slot.host.as_ref(), &object);
+            }
         }
         if request.derived && is_of_mappings(kind) {
             let carried = report.wanted.host.as_ref().map(|host| host.mappings().clone());
@@ -233,7 +268,8 @@ impl Control for Api {
                 });
             }
         }
-        Ok(Response::new(api::ObjectList { revision: cluster.revision, objects }))
+        let revision = followed.revision;
+        Ok(Response::new(api::ObjectList { revision, objects, incomplete }))
     }
 
     async fn list_hosts(&self, _: Request<api::ListHostsRequest>) -> Answer<api::HostList> {
@@ -244,7 +280,10 @@ impl Control for Api {
                 problems_of.entry(host).or_default().push(problem);
             }
         }
-        let hosts = known.cluster.hosts.iter().map(|(name, state)| {
+        // How many ports others have is known of some vnets only, where the store cannot be read.
+        let cluster = self.writer.everything().await;
+        let cluster = cluster.unwrap_or_else(|_| Arc::clone(&known.cluster));
+        let hosts = cluster.hosts.iter().map(|(name, state)| {
             let itself = *name == self.me;
             let version = state.live.as_ref().map(|live| live.version.clone());
             let own = itself.then(|| env!("CARGO_PKG_VERSION").to_owned());
@@ -331,6 +370,21 @@ impl Control for Api {
         };
         Ok(Response::new(Box::pin(limited(self.traps.subscribe(), rate))))
     }
+}
+
+/// The store cannot be read.
+fn unreadable(error: StoreError) -> Status {
+    refused(ChangeError::Store(error), |conflict| conflict.into())
+}
+
+/// The vnets in whose contents objects of these keys are.
+fn vnets_of_keys(keys: &[ObjectKey]) -> BTreeSet<VnetId> {
+    let of = |key: &ObjectKey| match key {
+        ObjectKey::Mapping(key) => Some(key.vnet.clone()),
+        ObjectKey::Route(RouteKey { scope: RouteScope::Vnet(id), .. }) => Some(id.clone()),
+        _ => None,
+    };
+    keys.iter().filter_map(of).collect()
 }
 
 fn refused(error: ChangeError, fault: impl Fn(&Conflict) -> api::Fault) -> Status {

@@ -1,7 +1,7 @@
 //! What a host remembers beside the store: which machine it is, which cluster it is of, and the cluster as
 //! it was last known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -104,7 +104,8 @@ impl Cache {
     /// # Errors
     /// As of [`Store::snapshot`].
     pub async fn read(&self) -> Result<Option<Cluster>, StoreError> {
-        let cluster = Cluster::read(&self.store.snapshot("").await?);
+        let mut cluster = Cluster::read(&self.store.snapshot("").await?);
+        cluster.contents = Some(BTreeSet::new());
         Ok(cluster.meta.is_some().then_some(cluster))
     }
 

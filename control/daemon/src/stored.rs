@@ -9,7 +9,7 @@ mod generated {
 pub use generated::*;
 
 /// Version of keys and values that this culvertd reads and writes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Why a store is not used. It was not changed.
 #[derive(Debug, thiserror::Error)]

@@ -11,17 +11,17 @@ pub mod project;
 mod view;
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use culvert_model::{
-    AclGroup, EgressRoute, IngressRule, Keyed, Mapping, Object, ObjectKey, Objects, Port, Underlay,
-    Vnet, api,
+    AclGroup, EgressRoute, IngressRule, Keyed, Mapping, Object, ObjectKey, Objects, Port, PortId,
+    RouteScope, Underlay, Vnet, VnetId, api,
 };
 use prost::Message;
 
 pub use self::claims::{Claim, Claims, Owner};
-use crate::names::{HostName, Name, Slot};
+use crate::names::{Guarded, HostName, Name, Scope, Slot};
 use crate::store::{Changes, Revision, Snapshot};
 use crate::stored;
 
@@ -53,6 +53,10 @@ pub struct Cluster {
     pub claims: Claims,
     /// When each guard was written last.
     pub guards: Objects<Guard>,
+    /// The vnets of ports, as their hosts find them.
+    pub placed: Objects<Placed>,
+    /// The vnets of which the contents are known, of this host's interest; `None`: everything is known.
+    pub contents: Option<BTreeSet<VnetId>>,
     /// Keys whose values cannot be read, and why.
     pub unreadable: BTreeMap<String, String>,
 }
@@ -75,21 +79,37 @@ pub struct HostState {
 /// A guard: see [`crate::change`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {
-    /// Its name.
-    pub name: Arc<str>,
+    /// What it stands before.
+    pub of: Guarded,
     /// When it was written last.
     pub written: Revision,
 }
 
 impl Keyed for Guard {
-    type Key = Arc<str>;
+    type Key = Guarded;
 
-    fn key(&self) -> Arc<str> {
-        Arc::clone(&self.name)
+    fn key(&self) -> Guarded {
+        self.of.clone()
     }
 
-    fn compare(&self, key: &Arc<str>) -> Ordering {
-        self.name.cmp(key)
+    fn compare(&self, key: &Guarded) -> Ordering {
+        self.of.cmp(key)
+    }
+}
+
+/// The vnet of a port, as its host finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    host: HostName,
+    id: PortId,
+    vnet: VnetId,
+}
+
+impl Keyed for Placed {
+    type Key = (HostName, PortId);
+
+    fn key(&self) -> (HostName, PortId) {
+        (self.host.clone(), self.id.clone())
     }
 }
 
@@ -116,9 +136,7 @@ impl Cluster {
     /// Reads a snapshot. What cannot be read is named in `unreadable`, and left out.
     pub fn read(snapshot: &Snapshot) -> Cluster {
         let mut cluster = Cluster::default();
-        for entry in &snapshot.entries {
-            cluster.set(&entry.key, Some(&entry.value), entry.changed, &mut Effect::default());
-        }
+        cluster.add(snapshot);
         cluster
     }
 
@@ -159,14 +177,22 @@ impl Cluster {
                 }
                 self.host(&host, |state| state.live = live);
             }),
-            Name::Guard(guard) => {
+            Name::Guard(of) => {
                 self.revision = self.revision.max(revision);
-                let name: Arc<str> = guard.into();
                 match value {
-                    Some(_) => drop(self.guards.insert(Guard { name, written: revision })),
-                    None => drop(self.guards.remove(&name)),
+                    Some(_) => drop(self.guards.insert(Guard { of, written: revision })),
+                    None => drop(self.guards.remove(&of)),
                 }
                 Ok(())
+            }
+            Name::PortVnet { host, id } => {
+                effect.objects = true;
+                self.place(host, id, value)
+            }
+            Name::Port { vnet, host, id } => {
+                self.revision = self.revision.max(revision);
+                effect.objects = true;
+                self.put_port(&vnet, host, &id, value)
             }
             Name::Object(slot) => {
                 self.revision = self.revision.max(revision);
@@ -189,6 +215,106 @@ impl Cluster {
         }
     }
 
+    /// The vnet of a port, as its host finds it.
+    fn place(&mut self, host: HostName, id: PortId, value: Option<&[u8]>) -> Result<(), String> {
+        let Some(value) = value else {
+            self.placed.remove(&(host, id));
+            return Ok(());
+        };
+        let vnet = std::str::from_utf8(value).map_err(|error| error.to_string())?;
+        let vnet = VnetId::new(vnet).map_err(|fault| fault.to_string())?;
+        self.placed.insert(Placed { host, id, vnet });
+        Ok(())
+    }
+
+    /// A port, as it is found in its vnet.
+    fn put_port(
+        &mut self,
+        vnet: &VnetId,
+        host: HostName,
+        id: &PortId,
+        value: Option<&[u8]>,
+    ) -> Result<(), String> {
+        let key = ObjectKey::Port(id.clone());
+        let read = value.map(|value| match read_object(value, &key)? {
+            Object::Port(port) if port.vnet == *vnet => Ok(port),
+            Object::Port(port) => Err(format!("holds a port of vnet {}", port.vnet)),
+            other => Err(format!("holds {}", other.key())),
+        });
+        let (port, done) = match read.transpose() {
+            Ok(port) => (port, Ok(())),
+            Err(reason) => (None, Err(reason)),
+        };
+        // It may have moved to another vnet.
+        let state = self.hosts.get(&host);
+        let now = state.and_then(|state| state.ports.get(id));
+        if port.is_some() || now.is_some_and(|now| now.vnet == *vnet) {
+            self.put(&Slot { host: Some(host), key }, port.map(Object::Port));
+        }
+        done
+    }
+
+    /// From now on only some contents are known: those of the host, as a snapshot has them, and of vnets that
+    /// are opened.
+    pub fn follow_contents(&mut self, own: &Snapshot) {
+        self.contents = Some(BTreeSet::new());
+        self.add(own);
+    }
+
+    fn add(&mut self, snapshot: &Snapshot) {
+        for entry in &snapshot.entries {
+            self.set(&entry.key, Some(&entry.value), entry.changed, &mut Effect::default());
+        }
+    }
+
+    /// Takes the contents of a vnet, as a snapshot has them.
+    pub fn open(&mut self, vnet: &VnetId, snapshot: &Snapshot) {
+        self.add(snapshot);
+        if let Some(contents) = &mut self.contents {
+            contents.insert(vnet.clone());
+        }
+        self.content += 1;
+    }
+
+    /// Forgets the contents of a vnet.
+    pub fn close(&mut self, vnet: &VnetId) {
+        let of_hosts = self.hosts.iter().flat_map(|(host, state)| {
+            let ports = state.ports.iter().filter(|port| port.vnet == *vnet);
+            ports.map(|port| (Some(host.clone()), ObjectKey::Port(port.id.clone())))
+        });
+        let routes =
+            self.routes.iter().filter(|route| route.scope == RouteScope::Vnet(vnet.clone()));
+        let mappings = self.mappings.range(|mapping| mapping.vnet.cmp(vnet));
+        let shared = routes.map(|route| ObjectKey::Route(route.key()));
+        let shared = shared.chain(mappings.map(|mapping| ObjectKey::Mapping(mapping.key())));
+        let gone: Vec<_> = of_hosts.chain(shared.map(|key| (None, key))).collect();
+        for (host, key) in gone {
+            self.put(&Slot { host, key }, None);
+        }
+        self.guards.remove(&Guarded::Vnet(vnet.clone()));
+        let prefix = Scope::Vnet(vnet.clone()).to_string();
+        self.unreadable.retain(|key, _| !key.starts_with(&prefix));
+        if let Some(contents) = &mut self.contents {
+            contents.remove(vnet);
+        }
+        self.content += 1;
+    }
+
+    /// The vnets whose contents concern a host: those of its ports, and those that routes lead to from there.
+    pub fn concerning(&self, host: &HostName) -> BTreeSet<VnetId> {
+        let placed = self.placed.range(|placed| placed.host.cmp(host));
+        let own: BTreeSet<VnetId> = placed.map(|placed| placed.vnet.clone()).collect();
+        match self.hosts.get(host) {
+            Some(state) => view::reached(self, state, own),
+            None => own,
+        }
+    }
+
+    /// Whether the contents of a vnet are known.
+    pub fn is_open(&self, vnet: &VnetId) -> bool {
+        self.contents.as_ref().is_none_or(|contents| contents.contains(vnet))
+    }
+
     fn host<T>(&mut self, host: &HostName, change: impl FnOnce(&mut HostState) -> T) -> T {
         let state = Arc::make_mut(self.hosts.entry(host.clone()).or_default());
         let done = change(state);
@@ -207,8 +333,8 @@ impl Cluster {
     }
 
     /// The revision at which a guard was written last; 0: never.
-    pub fn guard(&self, name: &str) -> Revision {
-        self.guards.find(|guard| guard.name.as_ref().cmp(name)).map_or(0, |guard| guard.written)
+    pub fn guard(&self, of: &Guarded) -> Revision {
+        self.guards.get(of).map_or(0, |guard| guard.written)
     }
 
     /// Gives a slot an object, or none. An object of another key is none of ours to place, and ignored.
@@ -301,7 +427,7 @@ impl Cluster {
         }
         for (host, object) in self.objects() {
             let slot = Slot { host: host.cloned(), key: object.key() };
-            entries.insert(Name::Object(slot).to_string(), write_object(&object));
+            entries.extend(slot_entries(&slot, &object));
         }
         entries
     }
@@ -323,6 +449,22 @@ impl Cluster {
             .chain(self.acls.iter().cloned().map(Object::Acl));
         own.chain(shared.map(|object| (None, object)))
     }
+}
+
+/// What a store holds of an object.
+pub fn slot_entries(slot: &Slot, object: &Object) -> Vec<(String, Vec<u8>)> {
+    let name = match (&slot.host, object) {
+        (Some(host), Object::Port(port)) => {
+            let (host, id) = (host.clone(), port.id.clone());
+            Name::Port { vnet: port.vnet.clone(), host, id }
+        }
+        _ => Name::Object(slot.clone()),
+    };
+    let mut entries = vec![(name.to_string(), write_object(object))];
+    if let Name::Port { vnet, host, id } = name {
+        entries.push((Name::PortVnet { host, id }.to_string(), vnet.as_str().into()));
+    }
+    entries
 }
 
 /// The value of a slot.

@@ -56,7 +56,7 @@ impl<'a> View<'a> {
                 }
             }
         }
-        let vnets = concerning(cluster, state, own);
+        let vnets = reached(cluster, state, own);
         let mut vnis = BTreeMap::new();
         for vnet in &cluster.vnets {
             *vnis.entry(vnet.vni).or_default() |= vnets.contains(&vnet.id);
@@ -162,7 +162,11 @@ impl<'a> View<'a> {
 }
 
 /// `own`, and where the routes of those vnets and of the host's ports lead.
-fn concerning(cluster: &Cluster, state: &HostState, own: BTreeSet<VnetId>) -> BTreeSet<VnetId> {
+pub(super) fn reached(
+    cluster: &Cluster,
+    state: &HostState,
+    own: BTreeSet<VnetId>,
+) -> BTreeSet<VnetId> {
     let of_vnets = cluster.routes.iter().filter(|route| match &route.scope {
         RouteScope::Vnet(id) => own.contains(id),
         RouteScope::Port(_) => false,

@@ -3,11 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_daemon::change::{Basis, ChangeError, Done, Writer};
+use culvert_daemon::cluster::Cluster;
 use culvert_daemon::daemon::DaemonError;
+use culvert_daemon::events::Events;
+use culvert_daemon::follow::{Follower, Identity, Known};
+use culvert_daemon::names::HostName;
 use culvert_daemon::store::memory::MemoryStore;
 use culvert_daemon::store::{Store, Txn};
 use culvert_daemon::stored::{JoinError, Live, Meta};
-use culvert_model::{Edit, Host, Mapping, PortId, api};
+use culvert_model::{
+    Edit, EgressRoute, Host, Mapping, Port, PortId, RouteAction, RouteScope, Vnet, VnetId, api,
+};
 use prost::Message;
 use tonic::Code;
 
@@ -81,7 +88,7 @@ async fn what_belongs_to_another_host_is_refused_by_name() {
             "underlay: addresses[0] 198.18.0.1: is a VTEP address of host a; legal is an address of one host only"
         ]
     );
-    let vnet = culvert_model::VnetId::new("blue").unwrap();
+    let vnet = VnetId::new("blue").unwrap();
     let found = faults(&on_a.edit(&[Edit::DeleteVnet(vnet)]).await.unwrap_err());
     assert!(found[0].contains("port web-1 of host a, port web-2 of host b"), "{found:?}");
 }
@@ -228,12 +235,11 @@ async fn a_store_of_another_cluster_or_version_is_refused_and_left_alone() {
     let before = other.snapshot("").await.unwrap();
     let error = open(&host, &other).await.err().unwrap();
     assert!(matches!(error, DaemonError::Join(JoinError::OtherCluster { .. })), "{error}");
-    assert_eq!(
-        other.snapshot("meta").await.unwrap().entries,
-        before.entries[before.entries.len() - 1..]
-    );
+    let meta = before.entries.iter().filter(|entry| entry.key == "all/meta").cloned();
+    let left = other.snapshot("all/meta").await.unwrap().entries;
+    assert_eq!(left, meta.collect::<Vec<_>>());
     // Other versions.
-    for schema in [0, 2] {
+    for schema in [1, 3] {
         let store = MemoryStore::new();
         let meta = Meta {
             schema,
@@ -241,7 +247,7 @@ async fn a_store_of_another_cluster_or_version_is_refused_and_left_alone() {
             created_by: "9.9".to_owned(),
             ..Meta::default()
         };
-        let puts = vec![("meta".to_owned(), meta.encode_to_vec())];
+        let puts = vec![("all/meta".to_owned(), meta.encode_to_vec())];
         store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
         let error = open(&TestHost::new("c"), &store).await.err().unwrap().to_string();
         assert!(error.contains(&format!("schema {schema}, written by culvertd 9.9")), "{error}");
@@ -256,10 +262,11 @@ async fn what_others_write_into_the_store_is_named_and_left_out() {
     let foreign =
         culvert_daemon::cluster::write_object(&culvert_model::Object::Port(port("web-2", 1)));
     let puts = vec![
-        ("port/a/broken".to_owned(), vec![0xff; 7]),
-        ("port/a/renamed".to_owned(), foreign.clone()),
-        ("port/b/web-2".to_owned(), foreign),
-        ("nonsense".to_owned(), vec![1]),
+        ("in/blue/port/a/broken".to_owned(), vec![0xff; 7]),
+        ("in/blue/port/a/renamed".to_owned(), foreign.clone()),
+        ("in/blue/port/b/web-2".to_owned(), foreign.clone()),
+        ("in/red/port/b/web-2".to_owned(), foreign),
+        ("all/nonsense".to_owned(), vec![1]),
     ];
     store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
     for _ in 0..100 {
@@ -270,9 +277,9 @@ async fn what_others_write_into_the_store_is_named_and_left_out() {
     }
     let problems = on_a.info().await.problems.join("\n");
     for expected in [
-        "port/a/broken: cannot be read",
-        "port/a/renamed: cannot be read, and is left out: holds port web-2 instead of port renamed",
-        "nonsense: cannot be read",
+        "in/blue/port/a/broken: cannot be read",
+        "in/blue/port/a/renamed: cannot be read, and is left out: holds port web-2 instead of port renamed",
+        "all/nonsense: cannot be read",
         "10.0.0.1 in vnet blue: is the address of port web-1 of host a and of port web-2 of host b",
     ] {
         assert!(problems.contains(expected), "{expected}: {problems}");
@@ -290,7 +297,7 @@ async fn clocks_that_are_apart_are_told() {
         [("near", now + 500), ("ahead", now + 60_000), ("behind", now - 60_000)]
     {
         let live = Live { time_unix_ms, ..Live::default() };
-        let puts = vec![(format!("live/{host}"), live.encode_to_vec())];
+        let puts = vec![(format!("all/live/{host}"), live.encode_to_vec())];
         store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
     }
     for _ in 0..200 {
@@ -306,4 +313,129 @@ async fn clocks_that_are_apart_are_told() {
     let hosts = on_a.client.list_hosts(api::ListHostsRequest {}).await.unwrap().into_inner().hosts;
     let ahead = hosts.iter().find(|host| host.name == "ahead").unwrap();
     assert!(ahead.clock_ahead_ms.unwrap() > 50_000 && ahead.problems.len() == 1);
+}
+
+/// A host without a dataplane that follows a store.
+struct Watcher {
+    known: tokio::sync::watch::Receiver<Arc<Known>>,
+    writer: Writer,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Watcher {
+    fn new(name: &str, store: &MemoryStore) -> Watcher {
+        let host = HostName::new(name).unwrap();
+        let identity = Identity {
+            host: host.clone(),
+            machine: name.to_owned(),
+            cluster: None,
+            lease: Duration::from_secs(30),
+            everything: false,
+        };
+        let store: Arc<dyn Store> = Arc::new(store.clone());
+        let (follower, known) =
+            Follower::new(Arc::clone(&store), identity, None, Events::default(), |_| Ok(()));
+        let writer = Writer::new(store, host, known.clone());
+        Watcher { known, writer, task: tokio::spawn(follower.run()) }
+    }
+
+    fn cluster(&self) -> Arc<Cluster> {
+        Arc::clone(&self.known.borrow().cluster)
+    }
+
+    fn follows(&self) -> Vec<String> {
+        let contents = self.cluster().contents.clone();
+        contents.into_iter().flatten().map(|vnet| vnet.to_string()).collect()
+    }
+
+    async fn edit(&self, edit: Edit) -> Result<Done, ChangeError> {
+        self.writer.change(Basis::Followed, |_, _| vec![edit.clone()], None, false).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_follows_the_vnets_that_concern_it_and_asks_for_the_rest() {
+    let store = MemoryStore::new();
+    let (_a, mut on_a) = start("a", 1, &store).await;
+    let vnet = |name: &str, vni: u32| Vnet {
+        id: VnetId::new(name).unwrap(),
+        vni: culvert_model::Vni::new(vni).unwrap(),
+        ..culvert_model::host_toml::read(&host_toml(1))
+            .unwrap()
+            .vnets()
+            .iter()
+            .next()
+            .unwrap()
+            .clone()
+    };
+    let route = |to: &str| EgressRoute {
+        scope: RouteScope::Vnet(VnetId::new("red").unwrap()),
+        prefix: "10.9.0.0/16".parse().unwrap(),
+        action: RouteAction::Vnet(VnetId::new(to).unwrap()),
+    };
+    let mapping = |vnet: &str, n: u8| Mapping {
+        vnet: VnetId::new(vnet).unwrap(),
+        ip: [10, 9, 0, n].into(),
+        mac: culvert_model::MacAddr([2, 9, 0, 0, 0, n]),
+        vtep: [198, 18, 9, 9].into(),
+        mtu: None,
+    };
+    on_a.edit(&[
+        Edit::PutVnet(vnet("red", 7)),
+        Edit::PutVnet(vnet("green", 8)),
+        Edit::PutRoute(route("green")),
+        Edit::PutMapping(mapping("green", 1)),
+        Edit::PutMapping(mapping("blue", 2)),
+    ])
+    .await
+    .unwrap();
+
+    let c = Watcher::new("c", &store);
+    wait_for("c to join", SOON, || c.known.borrow().joined).await;
+    let known = c.cluster();
+    assert_eq!(known.vnets.len(), 3);
+    assert!(known.hosts.values().any(|state| state.underlay.is_some() && state.live.is_some()));
+    assert_eq!((known.mappings.len(), known.routes.len(), c.follows().len()), (0, 0, 0));
+    assert!(known.hosts.values().all(|state| state.ports.is_empty()));
+    assert_eq!(c.writer.everything().await.unwrap().mappings.len(), 2);
+
+    // What is not followed is read before it is contradicted.
+    let taken = c.edit(Edit::PutPort(port("c-1", 1))).await.unwrap_err();
+    let ChangeError::Conflicts(conflicts) = taken else { panic!("{taken}") };
+    assert!(
+        conflicts.iter().any(|c| c.to_string().contains("port web-1 of host a")),
+        "{conflicts:?}"
+    );
+    assert_eq!(c.follows(), [] as [&str; 0]);
+    let blue = VnetId::new("blue").unwrap();
+    let used = c.edit(Edit::DeleteVnet(blue.clone())).await.unwrap_err();
+    let ChangeError::Conflicts(conflicts) = used else { panic!("{used}") };
+    assert!(conflicts[0].message.contains("port web-1 of host a"), "{conflicts:?}");
+
+    // With a port in a vnet, its contents come, and those of the vnet that its route leads to.
+    let in_red = Port { vnet: VnetId::new("red").unwrap(), ..port("c-3", 3) };
+    c.edit(Edit::PutPort(in_red.clone())).await.unwrap();
+    assert_eq!(c.follows(), ["green", "red"]);
+    let known = c.cluster();
+    assert_eq!((known.mappings.len(), known.routes.len()), (1, 1));
+    on_a.edit(&[Edit::PutMapping(mapping("green", 3)), Edit::PutMapping(mapping("blue", 4))])
+        .await
+        .unwrap();
+    wait_for("the mapping in green", SOON, || c.cluster().mappings.len() == 2).await;
+    // Its vnet may be another: what was known of the first goes.
+    c.edit(Edit::PutPort(Port { vnet: blue, ..in_red })).await.unwrap();
+    assert_eq!(c.follows(), ["blue"]);
+    let known = c.cluster();
+    let ips: Vec<_> = known.mappings.iter().map(|mapping| mapping.ip.to_string()).collect();
+    assert_eq!(ips, ["10.9.0.2", "10.9.0.4"]);
+    let ports: usize = known.hosts.values().map(|state| state.ports.len()).sum();
+    assert_eq!((ports, known.routes.len()), (2, 0));
+    let followed = known.claims.all().count();
+    c.edit(Edit::DeletePort(PortId::new("c-3").unwrap())).await.unwrap();
+    let known = c.cluster();
+    assert_eq!((followed, known.claims.all().count(), c.follows().len()), (2, 0, 0));
+    // Whoever follows all sees the same store.
+    let whole = c.writer.everything().await.unwrap();
+    assert_eq!((whole.mappings.len(), whole.placed.len()), (4, 1));
+    c.task.abort();
 }

@@ -132,7 +132,7 @@ proptest! {
     fn any_values_in_the_store_are_read_or_named(
         host in any_host::host(),
         garbage in proptest::collection::vec(
-            ("(port/a/|port/b/|vnet/|mapping/vnet-0/|underlay/|live/|host/|acl/|ingress/1/|meta|guard/|.)[a-z0-9./]{0,12}",
+            ("(in/vnet-0/port/a/|in/vnet-0/port/b/|at/a/port/|at/a/route/|all/vnet/|in/vnet-0/mapping/|in/vnet-1/route/|all/underlay/|all/live/|all/host/|all/acl/|all/ingress/1/|all/meta|all/guard/|in/vnet-0/guard|.)[a-z0-9./]{0,12}",
              proptest::collection::vec(any::<u8>(), 0..40)),
             0..20,
         ),
@@ -170,7 +170,7 @@ async fn a_damaged_state_file_is_refused_or_whole() {
     {
         let store = FileStore::open(&path).unwrap();
         for n in 0..40 {
-            let puts = vec![(format!("mapping/blue/10.0.0.{n}"), value.clone())];
+            let puts = vec![(format!("in/blue/mapping/10.0.0.{n}"), value.clone())];
             store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
         }
     }

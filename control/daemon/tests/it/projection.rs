@@ -72,7 +72,7 @@ fn take(cluster: &mut Cluster, step: &Step, states: &[Host]) {
             }
         }
         Step::Live { host, alive } => {
-            let key = format!("live/{}", name(*host));
+            let key = format!("all/live/{}", name(*host));
             let change = Change { key, value: alive.then(Vec::new) };
             cluster.apply(&Changes { revision: 1, changes: vec![change] });
         }

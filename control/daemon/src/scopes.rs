@@ -1,0 +1,238 @@
+//! Watches of several scopes of a store, put together transaction by transaction.
+//!
+//! Each scope has a watch of its own, and a transaction that changed several arrives in parts. Its guards say
+//! which scopes it changed, so the parts are joined before anybody sees one of them. Transactions that
+//! have no scope in common may come in either order.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::names::{Name, Scope};
+use crate::store::{Changes, Revision, Snapshot, Store, StoreError, Watch};
+
+/// How long the parts of a transaction may be apart. What other programs wrote may name parts that never come.
+const PARTS_APART: Duration = Duration::from_secs(2);
+
+/// The value of guards of a transaction that changes `scopes`.
+pub fn guard_value(scopes: &BTreeSet<Scope>) -> Vec<u8> {
+    let scopes: Vec<_> = scopes.iter().map(ToString::to_string).collect();
+    scopes.join("\n").into_bytes()
+}
+
+/// The scopes that the guards of a transaction name.
+fn named(changes: &Changes) -> BTreeSet<&str> {
+    let guards = changes.changes.iter().filter(|change| {
+        change.key.contains("/guard") && matches!(Name::read(&change.key), Some(Name::Guard(_)))
+    });
+    let values = guards.filter_map(|change| std::str::from_utf8(change.value.as_ref()?).ok());
+    values.flat_map(str::lines).collect()
+}
+
+/// Watches that are open.
+pub struct Watches {
+    store: Arc<dyn Store>,
+    open: BTreeMap<String, Watched>,
+}
+
+struct Watched {
+    watch: Watch,
+    /// What happened until then is in the snapshot.
+    loaded: Revision,
+    /// Transactions that have arrived in part.
+    waiting: VecDeque<Changes>,
+}
+
+impl Watches {
+    /// None yet.
+    pub fn new(store: Arc<dyn Store>) -> Watches {
+        Watches { store, open: BTreeMap::new() }
+    }
+
+    /// Reads a scope, and watches it from there.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn open(&mut self, scope: &Scope) -> Result<Snapshot, StoreError> {
+        let prefix = scope.to_string();
+        let snapshot = self.store.snapshot(&prefix).await?;
+        let watch = self.store.watch(&prefix, snapshot.revision).await?;
+        let watched = Watched { watch, loaded: snapshot.revision, waiting: VecDeque::new() };
+        self.open.insert(prefix, watched);
+        Ok(snapshot)
+    }
+
+    /// Ends a watch.
+    pub fn close(&mut self, scope: &Scope) {
+        self.open.remove(&scope.to_string());
+    }
+
+    /// The next transaction. May be dropped while it waits.
+    ///
+    /// # Errors
+    /// Those of the store; all is to be read anew then.
+    pub async fn next(&mut self) -> Result<Changes, StoreError> {
+        loop {
+            if let Some(changes) = self.complete(false) {
+                return Ok(changes);
+            }
+            let parts_wait = self.open.values().any(|watched| !watched.waiting.is_empty());
+            let arrived = poll_fn(|context| self.poll(context));
+            if !parts_wait {
+                arrived.await?;
+            } else if let Ok(arrived) = tokio::time::timeout(PARTS_APART, arrived).await {
+                arrived?;
+            } else if let Some(changes) = self.complete(true) {
+                return Ok(changes);
+            }
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
+        let mut any = false;
+        for watched in self.open.values_mut() {
+            match watched.watch.poll_recv(context) {
+                Poll::Pending => {}
+                Poll::Ready(Some(Ok(changes))) => {
+                    watched.waiting.push_back(changes);
+                    any = true;
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                // Too slow for the watch: from the start.
+                Poll::Ready(None) => {
+                    return Poll::Ready(Err(StoreError::Compacted { after: watched.loaded }));
+                }
+            }
+        }
+        if any { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// The earliest transaction of which no part is missing; with `patience_lost`, the earliest.
+    fn complete(&mut self, patience_lost: bool) -> Option<Changes> {
+        let revisions: BTreeSet<Revision> =
+            self.open.values().filter_map(|w| w.waiting.front()).map(|c| c.revision).collect();
+        let revision =
+            revisions.into_iter().find(|revision| patience_lost || self.is_whole(*revision))?;
+        let mut whole = Changes { revision, changes: Vec::new() };
+        for watched in self.open.values_mut() {
+            if watched.waiting.front().is_some_and(|part| part.revision == revision)
+                && let Some(part) = watched.waiting.pop_front()
+            {
+                whole.changes.extend(part.changes);
+            }
+        }
+        Some(whole)
+    }
+
+    fn is_whole(&self, revision: Revision) -> bool {
+        let parts = self.open.values().filter_map(|watched| watched.waiting.front());
+        let parts = parts.filter(|part| part.revision == revision);
+        let named: BTreeSet<&str> = parts.flat_map(named).collect();
+        named.into_iter().filter_map(|scope| self.open.get(scope)).all(|watched| {
+            // Where a later one waits, or the snapshot is later, there is no part.
+            watched.loaded >= revision
+                || watched.waiting.front().is_some_and(|part| part.revision >= revision)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use culvert_model::VnetId;
+
+    use super::*;
+    use crate::names::{Guarded, HostName};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Change, Txn};
+
+    fn vnet(name: &str) -> Scope {
+        Scope::Vnet(VnetId::new(name).unwrap())
+    }
+
+    /// A transaction that writes a key in each scope.
+    async fn write(store: &MemoryStore, scopes: &[Scope], value: u8) -> Revision {
+        let all: BTreeSet<Scope> = scopes.iter().cloned().collect();
+        let mut txn = Txn::default();
+        for scope in scopes {
+            let of = match scope {
+                Scope::Vnet(vnet) => Guarded::Vnet(vnet.clone()),
+                _ => Guarded::Host(HostName::new("a").unwrap()),
+            };
+            txn.puts.push((Name::Guard(of).to_string(), guard_value(&all)));
+            txn.puts.push((format!("{scope}x"), vec![value]));
+        }
+        match store.commit(txn).await.unwrap() {
+            crate::store::Outcome::Done(revision) => revision,
+            crate::store::Outcome::Stale => panic!("stale"),
+        }
+    }
+
+    fn values(changes: &Changes) -> Vec<(&str, u8)> {
+        let of = |change: &Change| change.key.ends_with("/x");
+        let values = changes.changes.iter().filter(|change| of(change));
+        values.map(|c| (c.key.as_str(), c.value.as_ref().unwrap()[0])).collect()
+    }
+
+    #[tokio::test]
+    async fn a_transaction_arrives_whole() {
+        let store = MemoryStore::new();
+        let host = Scope::Host(HostName::new("a").unwrap());
+        let mut watches = Watches::new(Arc::new(store.clone()));
+        for scope in [&host, &vnet("blue"), &vnet("red")] {
+            assert_eq!(watches.open(scope).await.unwrap().entries, []);
+        }
+        for value in 0..50 {
+            // Green is watched by nobody.
+            let all = [host.clone(), vnet("blue"), vnet("green"), vnet("red")];
+            let scopes = match value % 3 {
+                0 => &all[..],
+                1 => &all[1..3],
+                _ => &all[3..],
+            };
+            let revision = write(&store, scopes, value).await;
+            let changes = watches.next().await.unwrap();
+            let expected: Vec<_> = scopes.iter().filter(|s| **s != vnet("green")).collect();
+            assert_eq!(changes.revision, revision);
+            assert_eq!(values(&changes).len(), expected.len(), "{changes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_part_waits_for_the_others_and_what_follows_it_too() {
+        let store = MemoryStore::new();
+        let mut watches = Watches::new(Arc::new(store.clone()));
+        watches.open(&vnet("blue")).await.unwrap();
+        watches.open(&vnet("red")).await.unwrap();
+        // Held back, as a slow connection would.
+        let (late, slow) = tokio::sync::mpsc::channel(8);
+        let red = watches.open.get_mut("in/red/").unwrap();
+        let mut real = std::mem::replace(&mut red.watch, slow);
+        write(&store, &[vnet("blue"), vnet("red")], 1).await;
+        write(&store, &[vnet("blue")], 2).await;
+        let soon = Duration::from_millis(100);
+        assert!(tokio::time::timeout(soon, watches.next()).await.is_err());
+        late.send(real.recv().await.unwrap()).await.unwrap();
+        assert_eq!(values(&watches.next().await.unwrap()).len(), 2);
+        assert_eq!(values(&watches.next().await.unwrap()), [("in/blue/x", 2)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn parts_that_never_come_are_not_waited_for_for_ever() {
+        let store = MemoryStore::new();
+        let mut watches = Watches::new(Arc::new(store.clone()));
+        watches.open(&vnet("blue")).await.unwrap();
+        watches.open(&vnet("red")).await.unwrap();
+        let lie = guard_value(&BTreeSet::from([vnet("blue"), vnet("red")]));
+        let puts = vec![("in/blue/guard".to_owned(), lie)];
+        store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
+        assert_eq!(watches.next().await.unwrap().changes.len(), 1);
+        // A scope that is read later has it in its snapshot.
+        write(&store, &[vnet("blue"), vnet("green")], 7).await;
+        watches.open(&vnet("green")).await.unwrap();
+        assert_eq!(values(&watches.next().await.unwrap()), [("in/blue/x", 7)]);
+    }
+}
