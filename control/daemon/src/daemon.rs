@@ -160,7 +160,7 @@ pub async fn run_with(
     };
     let events = Events::default();
     let cached = match &cache {
-        Some(cache) => cache.read().await?,
+        Some(cache) => cache.read(),
         None => None,
     };
     let remember = move |id: &str| state_dir.set_cluster(id);

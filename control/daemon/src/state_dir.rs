@@ -1,7 +1,7 @@
 //! What a host remembers beside the store: which machine it is, which cluster it is of, and the cluster as
 //! it was last known.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -86,8 +86,7 @@ impl StateDir {
     /// As of [`FileStore::open`].
     pub async fn cache(&self) -> Result<Cache, StoreError> {
         let store = FileStore::open(&self.0.join(CACHE_FILE))?;
-        let entries = store.snapshot("").await?.entries.into_iter();
-        let written = entries.map(|entry| (entry.key, entry.value)).collect();
+        let written = Cluster::read(&store.snapshot("").await?);
         Ok(Cache { store, written })
     }
 }
@@ -95,18 +94,16 @@ impl StateDir {
 /// The cluster as it was last known, for a host that starts while the store is away.
 pub struct Cache {
     store: FileStore,
-    written: BTreeMap<String, Vec<u8>>,
+    /// What the file holds.
+    written: Cluster,
 }
 
 impl Cache {
     /// What is remembered; `None`: nothing yet.
-    ///
-    /// # Errors
-    /// As of [`Store::snapshot`].
-    pub async fn read(&self) -> Result<Option<Cluster>, StoreError> {
-        let mut cluster = Cluster::read(&self.store.snapshot("").await?);
+    pub fn read(&self) -> Option<Cluster> {
+        let mut cluster = self.written.clone();
         cluster.contents = Some(BTreeSet::new());
-        Ok(cluster.meta.is_some().then_some(cluster))
+        cluster.meta.is_some().then_some(cluster)
     }
 
     /// Remembers what the follower knows, until the follower ends.
@@ -124,16 +121,21 @@ impl Cache {
     }
 
     async fn write(&mut self, cluster: &Cluster) -> Result<(), StoreError> {
-        let entries = cluster.entries();
-        let gone = self.written.keys().filter(|key| !entries.contains_key(*key));
-        let deletes: Vec<_> = gone.cloned().collect();
-        let new = entries.iter().filter(|(key, value)| self.written.get(*key) != Some(*value));
-        let puts: Vec<_> = new.map(|(key, value)| (key.clone(), value.clone())).collect();
-        if puts.is_empty() && deletes.is_empty() {
+        // That leases were renewed is worth no write.
+        if cluster.content == self.written.content {
             return Ok(());
         }
-        self.store.commit(Txn { expect: Vec::new(), puts, deletes }).await?;
-        self.written = entries;
+        let mut txn = Txn::default();
+        for (key, value) in cluster.entries_since(&self.written) {
+            match value {
+                Some(value) => txn.puts.push((key, value)),
+                None => txn.deletes.push(key),
+            }
+        }
+        if !(txn.puts.is_empty() && txn.deletes.is_empty()) {
+            self.store.commit(txn).await?;
+        }
+        self.written = cluster.clone();
         Ok(())
     }
 }

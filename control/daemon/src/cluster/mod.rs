@@ -6,6 +6,7 @@
 mod advance;
 pub mod check;
 mod claims;
+mod entries;
 pub mod problems;
 pub mod project;
 mod view;
@@ -16,11 +17,12 @@ use std::sync::Arc;
 
 use culvert_model::{
     AclGroup, EgressRoute, IngressRule, Keyed, Mapping, Object, ObjectKey, Objects, Port, PortId,
-    RouteScope, Underlay, Vnet, VnetId, api,
+    RouteScope, Underlay, Vnet, VnetId,
 };
-use prost::Message;
 
 pub use self::claims::{Claim, Claims, Owner};
+use self::entries::{decode, read_object};
+pub use self::entries::{slot_entries, write_object};
 use crate::names::{Guarded, HostName, Name, Scope, Slot};
 use crate::store::{Changes, Revision, Snapshot};
 use crate::stored;
@@ -411,27 +413,6 @@ impl Cluster {
         }
     }
 
-    /// What a store holds of it, without guards.
-    pub fn entries(&self) -> BTreeMap<String, Vec<u8>> {
-        let mut entries = BTreeMap::new();
-        if let Some(meta) = &self.meta {
-            entries.insert(Name::Meta.to_string(), meta.encode_to_vec());
-        }
-        for (host, state) in &self.hosts {
-            if let Some(record) = &state.record {
-                entries.insert(Name::Host(host.clone()).to_string(), record.encode_to_vec());
-            }
-            if let Some(live) = &state.live {
-                entries.insert(Name::Live(host.clone()).to_string(), live.encode_to_vec());
-            }
-        }
-        for (host, object) in self.objects() {
-            let slot = Slot { host: host.cloned(), key: object.key() };
-            entries.extend(slot_entries(&slot, &object));
-        }
-        entries
-    }
-
     /// Every object and whose it is; those of hosts first.
     pub fn objects(&self) -> impl Iterator<Item = (Option<&HostName>, Object)> {
         let own = self.hosts.iter().flat_map(|(host, state)| {
@@ -449,37 +430,4 @@ impl Cluster {
             .chain(self.acls.iter().cloned().map(Object::Acl));
         own.chain(shared.map(|object| (None, object)))
     }
-}
-
-/// What a store holds of an object.
-pub fn slot_entries(slot: &Slot, object: &Object) -> Vec<(String, Vec<u8>)> {
-    let name = match (&slot.host, object) {
-        (Some(host), Object::Port(port)) => {
-            let (host, id) = (host.clone(), port.id.clone());
-            Name::Port { vnet: port.vnet.clone(), host, id }
-        }
-        _ => Name::Object(slot.clone()),
-    };
-    let mut entries = vec![(name.to_string(), write_object(object))];
-    if let Name::Port { vnet, host, id } = name {
-        entries.push((Name::PortVnet { host, id }.to_string(), vnet.as_str().into()));
-    }
-    entries
-}
-
-/// The value of a slot.
-pub fn write_object(object: &Object) -> Vec<u8> {
-    api::Object::from(object).encode_to_vec()
-}
-
-fn read_object(value: &[u8], key: &ObjectKey) -> Result<Object, String> {
-    let message = api::Object::decode(value).map_err(|error| error.to_string())?;
-    let object = Object::try_from(message)
-        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
-    let found = object.key();
-    if found == *key { Ok(object) } else { Err(format!("holds {found} instead of {key}")) }
-}
-
-fn decode<M: Message + Default>(value: Option<&[u8]>) -> Result<Option<M>, String> {
-    value.map(M::decode).transpose().map_err(|error| error.to_string())
 }

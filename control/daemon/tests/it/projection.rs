@@ -1,6 +1,8 @@
 //! What a host carries of a cluster that changes: the short way from one version to the next gives what the
 //! long way does.
 
+use std::net::IpAddr;
+
 use culvert_daemon::cluster::Cluster;
 use culvert_daemon::cluster::project::project;
 use culvert_daemon::names::{HostName, Slot};
@@ -43,7 +45,7 @@ fn name(host: usize) -> HostName {
 /// The object as a host has it: two hosts seldom have one VTEP address.
 fn of_host(mut object: Object, host: usize) -> Object {
     if let Object::Underlay(underlay) = &mut object {
-        underlay.addresses.retain(|ip| ip.is_ipv4());
+        underlay.addresses.retain(IpAddr::is_ipv4);
         if host > 0 {
             underlay.addresses = vec![[192, 0, 2, u8::try_from(host).unwrap() + 9].into()];
         }
@@ -102,6 +104,7 @@ proptest! {
         }
         let me = name(0);
         let mut carried = project(&cluster, &me);
+        let mut entries = cluster.entries();
         for steps in &steps {
             let before = cluster.clone();
             for step in steps {
@@ -109,6 +112,13 @@ proptest! {
             }
             carried = carried.advanced(&before, &cluster, &me);
             prop_assert_eq!(&carried, &project(&cluster, &me));
+            for (key, value) in cluster.entries_since(&before) {
+                match value {
+                    Some(value) => drop(entries.insert(key, value)),
+                    None => drop(entries.remove(&key)),
+                }
+            }
+            prop_assert_eq!(&entries, &cluster.entries());
         }
     }
 }
