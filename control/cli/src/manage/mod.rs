@@ -130,7 +130,7 @@ async fn known(
     daemon: &mut Daemon,
     kind: api::ObjectKind,
 ) -> Result<(u64, BTreeMap<ObjectKey, Object>), CliError> {
-    let request = api::ListObjectsRequest { kind: kind.into(), all_hosts: false, derived: false };
+    let request = api::ListObjectsRequest { kind: kind.into(), ..Default::default() };
     let answer = daemon.calls.list_objects(request).await;
     let list = daemon.answer(answer)?;
     let mut known = BTreeMap::new();
@@ -176,11 +176,16 @@ async fn show(
         kind: kind.into(),
         all_hosts: list.all_hosts,
         derived: kind == api::ObjectKind::Mapping,
+        ..Default::default()
     };
     let answer = daemon.calls.list_objects(request).await;
+    let answer = daemon.answer(answer)?;
+    if !answer.incomplete.is_empty() {
+        eprintln!("culvert: warning: only what this host follows is shown: {}", answer.incomplete);
+    }
     let mut all = Vec::new();
     let mut names = Vec::new();
-    for listed in daemon.answer(answer)?.objects {
+    for listed in answer.objects {
         let status = status_name(listed.status());
         let Some(object) = listed.object else { continue };
         let object = Object::try_from(object).map_err(|errors| not_understood(&errors))?;

@@ -159,7 +159,11 @@ impl Control for Fake {
                     derived_from: String::new(),
                 }
             });
-        Ok(Response::new(api::ObjectList { revision: script.revision, objects: objects.collect() }))
+        Ok(Response::new(api::ObjectList {
+            revision: script.revision,
+            objects: objects.collect(),
+            ..Default::default()
+        }))
     }
 
     async fn list_hosts(&self, _: Request<api::ListHostsRequest>) -> Answer<api::HostList> {

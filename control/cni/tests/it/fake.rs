@@ -131,7 +131,11 @@ impl Control for Fake {
             reason: if script.never_carried { "no such device".to_owned() } else { String::new() },
             ..Default::default()
         });
-        Ok(Response::new(api::ObjectList { revision: 1, objects: listed.collect() }))
+        Ok(Response::new(api::ObjectList {
+            revision: 1,
+            objects: listed.collect(),
+            ..Default::default()
+        }))
     }
 
     async fn apply_state(&self, _: Request<api::ApplyStateRequest>) -> Answer<api::Committed> {
