@@ -17,6 +17,7 @@ use crate::change::Writer;
 use crate::events::Events;
 use crate::follow::{Follower, Identity};
 use crate::metrics;
+use crate::queue::Queue;
 use crate::reconcile::Reconciler;
 use crate::report::Report;
 use crate::server::Api;
@@ -158,6 +159,7 @@ pub async fn run_with(
         Some(cache) => cache.read().await?,
         None => None,
     };
+    let queue_file = state_dir.queue_file();
     let remember = move |id: &str| state_dir.set_cluster(id);
     let (mut follower, known) =
         Follower::new(Arc::clone(&store), identity, cached, events.clone(), remember);
@@ -178,10 +180,21 @@ pub async fn run_with(
         traps.clone(),
     );
     let mut first = report.clone();
+    let writer = Writer::new(Arc::clone(&store), settings.host.clone(), known.clone());
+    let writer = Arc::new(writer);
+    // Where the store is a file, what keeps it from being written would keep a queue from it too.
+    let queue = match settings.store {
+        StoreSettings::Redb { .. } => None,
+        StoreSettings::Etcd { .. } => {
+            let (me, known) = (settings.host.clone(), known.clone());
+            Some(Arc::new(Queue::open(&queue_file, me, known, events.clone()).await?))
+        }
+    };
     let api = Arc::new(Api {
         me: settings.host.clone(),
         store: store.describe(),
-        writer: Writer::new(Arc::clone(&store), settings.host.clone(), known.clone()),
+        writer: Arc::clone(&writer),
+        queue: queue.clone(),
         known: known.clone(),
         report,
         events,
@@ -191,6 +204,9 @@ pub async fn run_with(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower.run());
     tasks.spawn(reconciler.run());
+    if let Some(queue) = queue {
+        tasks.spawn(queue.write(writer));
+    }
     if let Some(cache) = cache {
         tasks.spawn(cache.keep(known));
     }
