@@ -172,10 +172,11 @@ mod tests {
 
     fn entry() -> Entry {
         let host = HostName::new("a").unwrap();
-        let vnet = culvert_model::VnetId::new("blue").unwrap();
-        let slot = Slot::of(ObjectKey::Vnet(vnet.clone()), &host);
-        let vni = culvert_model::Vni::new(100).unwrap();
-        let vnet = Object::Vnet(culvert_model::Vnet::new(vnet, vni));
+        let toml = "[underlay]\ninterface = \"wire\"\naddresses = [\"198.18.0.1\"]\n\
+                    [[vnet]]\nid = \"blue\"\nvni = 100\n";
+        let state = culvert_model::host_toml::read(toml).unwrap();
+        let vnet = Object::Vnet(state.vnets().iter().next().unwrap().clone());
+        let slot = Slot::of(vnet.key(), &host);
         let touched = Touched { slot, before: None, after: Some(vnet), edit: 0 };
         Entry::new(1, host, vec![touched])
     }

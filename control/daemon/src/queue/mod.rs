@@ -268,9 +268,9 @@ impl Queue {
         if may_queue && wish.queued_after.is_some() && outage.is_none() {
             return Err(Unwritten::Moved);
         }
-        if let Some((reason, _)) = outage.as_ref().filter(|_| !may_queue)
-            && (self.counts().waiting > 0 || self.known.borrow().unusable().is_some())
-            && !wish.dry_run
+        if let Some((reason, _)) = &outage
+            && !(may_queue || wish.dry_run)
+            && self.counts().waiting > 0
         {
             return Err(ChangeError::Unhealthy(reason.clone()).into());
         }
@@ -285,7 +285,10 @@ impl Queue {
                     }
                     (reason, Duration::ZERO)
                 }
-                done => return Ok(done?),
+                done => {
+                    self.failed(None);
+                    return Ok(done?);
+                }
             },
         };
         self.put(plan, wish.queued_after, reason, away).await
