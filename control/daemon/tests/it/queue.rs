@@ -118,7 +118,7 @@ async fn changes_are_queued_survive_culvertd_and_are_written_in_their_order() {
     assert!(status.message().contains("nothing would change"), "{status:?}");
     // What is wrong is refused at once: against what is known, and what is queued.
     let found = faults(&ask(&mut on_a, &[put("web-5", 4)]).await.unwrap_err());
-    assert!(found[0].contains("is the address of port web-4 of host a"), "{found:?}");
+    assert!(found[0].contains("overlaps port[2] \"web-4\""), "{found:?}");
     let found = faults(&ask(&mut on_a, &[delete("nobody")]).await.unwrap_err());
     assert!(found[0].contains("there is none to delete"), "{found:?}");
     // A revision cannot be known; whoever does not ask is not queued; nor is a dry run.
