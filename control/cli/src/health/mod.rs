@@ -69,7 +69,7 @@ struct Report {
 }
 
 pub(crate) async fn run(args: &Args, health: &Health) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     let facts = gather(&mut client, args, health).await?;
     let mut findings = checks::all(&facts);
     findings

@@ -2,12 +2,13 @@
 //!
 //! One module per kind says which flags make an object ([`Fields`]) and what names one ([`Keys`]); what
 //! happens with it is the same for all and stands here. An object is read, changed and put back only if
-//! nobody changed the store meanwhile.
+//! nobody changed the store meanwhile. While the store cannot be reached, it is read as the queue will leave it.
 
 mod commit;
 mod difference;
 pub(crate) mod host;
 pub(crate) mod port;
+pub(crate) mod queue;
 pub(crate) mod rules;
 pub(crate) mod values;
 pub(crate) mod vnet;
@@ -18,7 +19,7 @@ use clap::Subcommand;
 use culvert_model::{Edit, Object, ObjectKey, api};
 use serde::Serialize;
 
-pub(crate) use self::commit::{How, commit, committed, waiting, would_be};
+pub(crate) use self::commit::{Basis, How, commit, committed, queued, waiting, would_be};
 use crate::args::{Args, Output};
 use crate::client::{Daemon, not_understood};
 use crate::error::{CliError, hint};
@@ -80,14 +81,14 @@ pub(crate) async fn run<F: Fields, K: Keys>(
     args: &Args,
     verb: &Verb<F, K>,
 ) -> Result<(), CliError> {
-    let mut daemon = Daemon::connect(&args.control_socket()).await?;
+    let mut daemon = Daemon::connect(args).await?;
     match verb {
         Verb::Add(put) => self::put(args, &mut daemon, put, true).await,
         Verb::Set(put) => self::put(args, &mut daemon, put, false).await,
         Verb::Del(delete) => {
             let edits =
                 delete.keys.keys().into_iter().filter_map(Edit::deleting).collect::<Vec<_>>();
-            commit(args, &mut daemon, &edits, &delete.how, None).await
+            commit(args, &mut daemon, &edits, &delete.how, Basis::Nothing).await
         }
         Verb::Show(list) => show(args, &mut daemon, F::KIND, list).await,
     }
@@ -102,8 +103,7 @@ async fn put<F: Fields>(
     put: &Put<F>,
     new: bool,
 ) -> Result<(), CliError> {
-    for attempt in 1.. {
-        let (revision, known) = known(daemon, F::KIND).await?;
+    edit(args, daemon, F::KIND, &put.how, |known| {
         let key = put.fields.key();
         let before = known.get(&key).cloned();
         if new && before.is_some() {
@@ -115,30 +115,50 @@ async fn put<F: Fields>(
         if !new && before.is_none() {
             return Err(absent(&key, known.keys()));
         }
-        let object = put.fields.clone().onto(before)?;
-        let edits = [Edit::from(object)];
-        match commit(args, daemon, &edits, &put.how, Some(revision)).await {
-            Err(CliError::Outrun(_)) if attempt < ATTEMPTS => {}
-            done => return done,
-        }
-    }
-    Ok(())
+        Ok(Edit::from(put.fields.clone().onto(before)?))
+    })
+    .await
 }
 
-/// The objects of a kind that were written, and the revision.
+/// Makes the edit that follows from what there is of a kind, and makes it anew where that changes meanwhile.
+async fn edit(
+    args: &Args,
+    daemon: &mut Daemon,
+    kind: api::ObjectKind,
+    how: &How,
+    make: impl Fn(&BTreeMap<ObjectKey, Object>) -> Result<Edit, CliError>,
+) -> Result<(), CliError> {
+    let mut attempt = 1;
+    loop {
+        let (basis, known) = known(daemon, kind, how.may_queue()).await?;
+        match commit(args, daemon, &[make(&known)?], how, basis).await {
+            Err(CliError::Outrun(_)) if attempt < ATTEMPTS => {}
+            // The store went away just now.
+            Err(CliError::Unreachable { .. })
+                if attempt < ATTEMPTS && how.may_queue() && matches!(basis, Basis::Revision(_)) => {
+            }
+            done => return done,
+        }
+        attempt += 1;
+    }
+}
+
+/// The objects of a kind as they were written, or will be when the queue is.
 async fn known(
     daemon: &mut Daemon,
     kind: api::ObjectKind,
-) -> Result<(u64, BTreeMap<ObjectKey, Object>), CliError> {
-    let request = api::ListObjectsRequest { kind: kind.into(), all_hosts: false, derived: false };
+    ahead: bool,
+) -> Result<(Basis, BTreeMap<ObjectKey, Object>), CliError> {
+    let request = api::ListObjectsRequest { kind: kind.into(), ahead, ..Default::default() };
     let answer = daemon.calls.list_objects(request).await;
     let list = daemon.answer(answer)?;
+    let basis = list.queued_after.map_or(Basis::Revision(list.revision), Basis::Queue);
     let mut known = BTreeMap::new();
     for object in list.objects.into_iter().filter_map(|listed| listed.object) {
         let object = Object::try_from(object).map_err(|errors| not_understood(&errors))?;
         known.insert(object.key(), object);
     }
-    Ok((list.revision, known))
+    Ok((basis, known))
 }
 
 fn absent<'a>(key: &ObjectKey, known: impl Iterator<Item = &'a ObjectKey>) -> CliError {
@@ -176,6 +196,7 @@ async fn show(
         kind: kind.into(),
         all_hosts: list.all_hosts,
         derived: kind == api::ObjectKind::Mapping,
+        ahead: false,
     };
     let answer = daemon.calls.list_objects(request).await;
     let mut all = Vec::new();
