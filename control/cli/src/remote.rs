@@ -6,6 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use culvert_socket::tls::Distrust;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::args::Args;
@@ -117,32 +118,15 @@ fn read(file: &Path) -> Result<Vec<u8>, CliError> {
 
 /// What one of the two ends has against the other's certificate, if that is why there is no connection.
 pub(crate) fn distrust(error: &(dyn Error + 'static)) -> Option<String> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if let Some(reason) = of_tls(&said) {
-            return Some(reason);
-        }
-        cause = error.source();
-    }
-    None
-}
-
-fn of_tls(said: &str) -> Option<String> {
-    if let Some((_, alert)) = said.split_once("received fatal alert: ") {
-        return Some(format!(
+    Some(match culvert_socket::tls::distrust(error)? {
+        Distrust::Refused(alert) => format!(
             "culvertd refused our certificate ({alert}): legal is one that an authority in its `client_ca` signed, and that is valid now"
-        ));
-    }
-    let (_, why) = said.split_once("invalid peer certificate: ")?;
-    Some(if why.contains("not valid for name") {
-        format!(
-            "the certificate there is of another name: {why}; name the host as its certificate does"
-        )
-    } else if why.contains("UnknownIssuer") {
-        "the certificate there is signed by none of the authorities in --tls-ca: this is another host, or that is another authority".to_owned()
-    } else {
-        format!("the certificate there is not valid: {why}")
+        ),
+        Distrust::UnknownAuthority => "the certificate there is signed by none of the authorities in --tls-ca: this is another host, or that is another authority".to_owned(),
+        Distrust::OtherName(why) => {
+            format!("the certificate there is of another name: {why}; name the host as its certificate does")
+        }
+        Distrust::Invalid(why) => format!("the certificate there is not valid: {why}"),
     })
 }
 

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use culvert_socket::tls::{self, Distrust};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -119,7 +120,7 @@ impl EtcdStore {
 
     fn failure(&self, status: &Status, writes: bool) -> StoreError {
         let location = self.location.clone();
-        let reason = match reason_of(status) {
+        let reason = match distrust(status).unwrap_or_else(|| reason_of(status)) {
             // The status itself: what etcd says.
             reason if reason.starts_with("code: ") => status.message().to_owned(),
             reason => reason,
@@ -151,6 +152,23 @@ fn tls_config(tls: &StoreTls) -> Result<ClientTlsConfig, StoreError> {
     let identity = Identity::from_pem(read(&tls.certificate)?, read(&tls.key)?);
     let ca = Certificate::from_pem(read(&tls.ca)?);
     Ok(ClientTlsConfig::new().ca_certificate(ca).identity(identity))
+}
+
+/// What we and etcd have against each other's certificates, if anything.
+fn distrust(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    Some(match tls::distrust(error)? {
+        Distrust::Refused(alert) => format!(
+            "etcd refused our certificate ({alert}): legal is one that its --trusted-ca-file knows; ours is store.tls.certificate"
+        ),
+        Distrust::UnknownAuthority => {
+            "the certificate of etcd is signed by none of the authorities in store.tls.ca"
+                .to_owned()
+        }
+        Distrust::OtherName(why) => format!(
+            "the certificate of etcd is of another name: {why}; name its endpoint as the certificate does"
+        ),
+        Distrust::Invalid(why) => format!("the certificate of etcd is not valid: {why}"),
+    })
 }
 
 /// The innermost cause, for people.
