@@ -98,7 +98,7 @@ fn etcd_is_spoken_to_by_mutual_tls_and_a_wrong_certificate_is_named() {
 
     for (ca, client, says) in [
         ("stranger-ca", "client", "signed by none of the authorities in store.tls.ca"),
-        ("ca", "stranger", "etcd refused our certificate"),
+        ("ca", "stranger", "legal is one that its --trusted-ca-file knows"),
     ] {
         let settings = place.store(&url, ca, client);
         place.start("c", &settings);

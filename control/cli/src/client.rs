@@ -1,5 +1,6 @@
 //! The ways to the dataplane and to culvertd. That to the culvertd of another host is in [`crate::remote`].
 
+use std::error::Error;
 use std::io;
 use std::path::Path;
 
@@ -27,6 +28,8 @@ pub(crate) struct Connected<Calls> {
     who: Peer,
     /// Socket, or host and port.
     at: String,
+    /// It is another host's, by TLS.
+    remote: bool,
 }
 
 /// Connects to a Unix socket.
@@ -47,7 +50,7 @@ impl Client {
         let calls = DataplaneClient::new(channel(&socket, who).await?)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Client { calls, who, at: socket.display().to_string() })
+        Ok(Client { calls, who, at: socket.display().to_string(), remote: false })
     }
 
     /// The wanted state, once one was accepted.
@@ -71,7 +74,7 @@ impl Daemon {
         let calls = ControlClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Daemon { calls, who, at })
+        Ok(Daemon { calls, who, at, remote: args.remote.is_some() })
     }
 }
 
@@ -96,7 +99,13 @@ impl<Calls> Connected<Calls> {
         if let Some(reason) = remote::distrust(status) {
             return CliError::Untrusted { at: self.at.clone(), reason };
         }
-        CliError::from_status(status, self.who, self.at.clone())
+        match CliError::from_status(status, self.who, self.at.clone()) {
+            // What has a source comes from the connection, and not from culvertd.
+            CliError::Unreachable { who, at, .. } if self.remote && status.source().is_some() => {
+                CliError::Unreachable { who, at, reason: remote::ended(status) }
+            }
+            error => error,
+        }
     }
 
     /// A refusal with its faults in words, or any other failure.

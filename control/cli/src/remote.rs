@@ -116,11 +116,20 @@ fn read(file: &Path) -> Result<Vec<u8>, CliError> {
     std::fs::read(file).map_err(|error| CliError::File { file: file.display().to_string(), error })
 }
 
+/// A connection that ended without an answer: a server of TLS 1.3 refuses a client when that has begun to speak, and
+/// its alert may be lost.
+pub(crate) fn ended(error: &(dyn Error + 'static)) -> String {
+    format!(
+        "the connection ended before the answer ({}): culvertd refused our certificate, or ended; legal is one that an authority in its `client_ca` signed",
+        culvert_socket::root_cause(error)
+    )
+}
+
 /// What one of the two ends has against the other's certificate, if that is why there is no connection.
 pub(crate) fn distrust(error: &(dyn Error + 'static)) -> Option<String> {
     Some(match culvert_socket::tls::distrust(error)? {
         Distrust::Refused(alert) => format!(
-            "culvertd refused our certificate ({alert}): legal is one that an authority in its `client_ca` signed, and that is valid now"
+            "culvertd refused our certificate ({alert}); legal is one that an authority in its `client_ca` signed, and that is valid now"
         ),
         Distrust::UnknownAuthority => "the certificate there is signed by none of the authorities in --tls-ca: this is another host, or that is another authority".to_owned(),
         Distrust::OtherName(why) => {
