@@ -207,17 +207,26 @@ pub struct Etcd {
     process: Option<Process>,
     address: IpAddr,
     data: PathBuf,
+    /// With TLS: the folder of its certificates.
+    certificates: Option<PathBuf>,
 }
 
 impl Etcd {
     /// Prepares one that will listen on `address`.
     pub fn new(scratch: &Scratch, address: IpAddr) -> Self {
-        Self { process: None, address, data: scratch.file("etcd") }
+        Self { process: None, address, data: scratch.file("etcd"), certificates: None }
+    }
+
+    /// One that speaks TLS, and takes only clients with a certificate of the authority `ca` in a folder that
+    /// [`certificates`](crate::certificates) filled; its own is `server`.
+    pub fn with_tls(scratch: &Scratch, address: IpAddr, folder: &Path) -> Self {
+        Self { certificates: Some(folder.to_owned()), ..Self::new(scratch, address) }
     }
 
     /// Where clients find it.
     pub fn url(&self) -> String {
-        format!("http://{}:2379", self.address)
+        let scheme = if self.certificates.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}:2379", self.address)
     }
 
     /// Starts it in `ns`.
@@ -232,6 +241,12 @@ impl Etcd {
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("default={peer}")]);
         command.args(["--max-txn-ops", "10000", "--logger", "zap"]);
+        if let Some(folder) = &self.certificates {
+            let file = |name: &str| folder.join(name);
+            command.arg("--cert-file").arg(file("server.pem"));
+            command.arg("--key-file").arg(file("server.key"));
+            command.arg("--trusted-ca-file").arg(file("ca.pem")).arg("--client-cert-auth");
+        }
         let mut process = Process::spawn(scratch, "etcd", command);
         let address = SocketAddr::new(self.address, 2379);
         let answers = || ns.enter(|| TcpStream::connect(address)).is_ok();

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 mod janitor;
 
 pub mod attack;
+pub mod certificates;
 pub mod checks;
 pub mod combo;
 pub mod control;

@@ -1,13 +1,16 @@
-//! Eight hosts on one etcd: changes reach all, an outage stops nothing, a dead host goes.
+//! Eight hosts on one etcd: changes reach all, an outage stops nothing and changes wait, a dead host goes.
+//!
+//! By default etcd is away for two leases; with `CULVERT_E2E=full` for a minute.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use culvert_model::{Edit, PortId, api, host_toml};
 use culvert_tests::control::{Control, Culvertd, Etcd};
 use culvert_tests::culvert::Culvert;
-use culvert_tests::tools::ping;
+use culvert_tests::tools::{Datagrams, ping, udp_exchange};
 use culvert_tests::{Netns, Scratch, link, wait_until};
 
 const HOSTS: u8 = 8;
@@ -154,6 +157,191 @@ fn times_until_in_use(cluster: &Cluster) -> Vec<Duration> {
     times
 }
 
+/// How long etcd is away: longer than a lease.
+fn outage() -> Duration {
+    let full = std::env::var("CULVERT_E2E").as_deref() == Ok("full");
+    Duration::from_secs(if full { 60 } else { LEASE_S * 2 })
+}
+
+/// Datagrams between hosts of which neither loses its dataplane, until told to stop; how many were sent.
+fn send_without_loss(tenants: &[Netns], (from, to): (u8, u8), stop: &AtomicBool) -> usize {
+    let tenant = |n: u8| &tenants[usize::from(n) - 1];
+    let mut sent = 0;
+    while !stop.load(Relaxed) {
+        let what = Datagrams::plain(500, 200);
+        let report = udp_exchange(tenant(from), tenant(to), tenant_ip(to), what).unwrap();
+        assert!(report.is_perfect(), "{from} to {to}, after {sent}: {report:?}");
+        sent += report.sent;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    sent
+}
+
+/// Asks for a change that is to be queued, by the command line.
+#[track_caller]
+fn queue(culvertd: &Culvertd, host: &Netns, number: u64, args: &[&str]) {
+    let queued = culvertd.cli(host, args).expect_err("there is no store");
+    assert_eq!(queued.code(), Some(6), "{args:?}: {queued}");
+    let said = queued.stderr();
+    for part in
+        ["nothing is written yet", "cannot be reached", &format!("queued as change {number},")]
+    {
+        assert!(said.contains(part), "{args:?}: {said}");
+    }
+}
+
+/// A port of the host `n` at `device`, which is made, with the address of tenant `m`.
+fn port_args(host: &Netns, n: u8, device: &str, m: u8) -> Vec<String> {
+    let peer = format!("{device}-peer");
+    host.run(&format!("ip link add {device} numtxqueues 1 numrxqueues 1 type veth peer name {peer} numtxqueues 1 numrxqueues 1"));
+    host.run(&format!("ip link set {device} up"));
+    let (mac, ip) = (format!("02:77:00:00:{n:02x}:{m:02x}"), tenant_ip(m).to_string());
+    let id = format!("{device}-{n}");
+    ["port", "add", &id, "--vnet", "blue", "--xdp", device, "--mac", &mac, "--ip", &ip]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+/// The numbers and states of what is queued.
+fn queued(culvertd: &Culvertd, host: &Netns) -> Vec<(u64, String)> {
+    let listed = culvertd.cli(host, &["-o", "json", "queue"]).unwrap();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let one = |change: &serde_json::Value| {
+        (change["number"].as_u64().unwrap(), change["state"].as_str().unwrap().to_owned())
+    };
+    listed.as_array().unwrap().iter().map(one).collect()
+}
+
+/// Without etcd traffic goes on, changes are queued, and are there when it is back.
+fn outlive_the_store(cluster: &mut Cluster) {
+    let Cluster { culvertd, dataplanes, etcd, tenants, hosts, switch, scratch } = cluster;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (tenants, stop) = (&*tenants, &stop);
+        let traffic = [(1, 3), (4, 5), (6, 7), (8, 1)]
+            .map(|pair| scope.spawn(move || send_without_loss(tenants, pair, stop)));
+        // Ended by whatever goes wrong here, too.
+        let ended = Stop(stop);
+        etcd.kill();
+        let until = Instant::now() + outage();
+        for culvertd in culvertd.iter() {
+            let mut client = culvertd.client();
+            assert!(wait_until(Duration::from_secs(5), || !client.info().store.unwrap().healthy));
+        }
+        // Refused, where nobody wants it queued.
+        let gone = [Edit::DeletePort(PortId::new("more100").unwrap())];
+        let error = culvertd[0].client().edit(&gone, 0).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::Unavailable);
+        assert!(error.message().contains("nothing was changed"), "{error:?}");
+
+        queue(&culvertd[0], &hosts[0], 1, &["port", "del", "more100"]);
+        for n in 2..=4_u8 {
+            let at = usize::from(n) - 1;
+            let add = port_args(&hosts[at], n, "late", 200 + n);
+            queue(
+                &culvertd[at],
+                &hosts[at],
+                1,
+                &add.iter().map(String::as_str).collect::<Vec<_>>(),
+            );
+        }
+        // It stands on what was queued before it.
+        queue(&culvertd[1], &hosts[1], 2, &["port", "set", "late-2", "--mtu", "1400"]);
+        // Two that contradict each other.
+        for n in 5..=6_u8 {
+            let at = usize::from(n) - 1;
+            let add = port_args(&hosts[at], n, "twin", 250);
+            queue(
+                &culvertd[at],
+                &hosts[at],
+                1,
+                &add.iter().map(String::as_str).collect::<Vec<_>>(),
+            );
+        }
+        // A culvertd that is killed keeps what it queued; a dataplane that dies gets its state all the same.
+        culvertd[1].process().kill();
+        culvertd[1].start(&hosts[1], scratch);
+        let waiting = |number| (number, "waiting".to_owned());
+        assert_eq!(queued(&culvertd[1], &hosts[1]), [waiting(1), waiting(2)]);
+        dataplanes[1].process().kill();
+        dataplanes[1].start(&hosts[1], scratch, &["--chunks".into(), "2048".into()]);
+        let reaches =
+            |from: usize, to: u8| ping(&tenants[from - 1], tenant_ip(to), 1, 56).all_answered();
+        assert!(wait_until(Duration::from_secs(5), || reaches(2, 1)));
+        while Instant::now() < until {
+            for n in 2..=HOSTS {
+                assert!(reaches(1, n), "1 to {n} without etcd");
+            }
+        }
+
+        etcd.start(switch, scratch);
+        let back = Instant::now();
+        for culvertd in culvertd.iter() {
+            let mut client = culvertd.client();
+            let through = || client.info().queue.unwrap().waiting == 0;
+            assert!(wait_until(Duration::from_secs(15), through), "{:?}", culvertd.client().info());
+        }
+        println!("queues are written {} ms after etcd is back", back.elapsed().as_millis());
+        for (n, culvertd) in (1..).zip(culvertd.iter()) {
+            let mut client = culvertd.client();
+            let mut there = || {
+                let known = client.mappings();
+                let late =
+                    (2..=4_u8).filter(|m| *m != n).all(|m| known.contains(&tenant_ip(200 + m)));
+                late && !known.contains(&tenant_ip(100))
+            };
+            assert!(
+                wait_until(Duration::from_secs(10), &mut there),
+                "host {n}: {:?}",
+                client.mappings()
+            );
+        }
+        let mtu = culvertd[1].cli(&hosts[1], &["-o", "json", "port", "show", "late-2"]).unwrap();
+        assert!(mtu.contains("\"mtu\": 1400"), "{mtu}");
+
+        // Of the two that contradict each other one is written, and everybody sees why not the other.
+        let failed: Vec<usize> = [4, 5]
+            .into_iter()
+            .filter(|at| !queued(&culvertd[*at], &hosts[*at]).is_empty())
+            .collect();
+        let [at] = failed.as_slice() else { panic!("failed on {failed:?}, not on one") };
+        assert_eq!(queued(&culvertd[*at], &hosts[*at]), [(1, "failed".to_owned())]);
+        let said = culvertd[*at].cli(&hosts[*at], &["queue", "show", "1"]).unwrap();
+        assert!(said.contains("10.77.0.250: is the address of port twin-"), "{said}");
+        let socket = dataplanes[*at].socket().display().to_string();
+        let unwell = culvertd[*at].cli(&hosts[*at], &["--socket", &socket, "-o", "json", "health"]);
+        let unwell = unwell.expect_err("a failed change");
+        assert_eq!(unwell.code(), Some(5), "{unwell}");
+        let written = 9 - at;
+        let port = format!("twin-{}", written + 1);
+        let shown = culvertd[written].cli(&hosts[written], &["port", "show", &port]).unwrap();
+        assert!(shown.contains("applied"), "{shown}");
+        assert!(culvertd[0].client().mappings().contains(&tenant_ip(250)));
+        culvertd[*at].cli(&hosts[*at], &["queue", "cancel", "1"]).unwrap();
+        assert_eq!(queued(&culvertd[*at], &hosts[*at]), []);
+
+        let after = Instant::now() + Duration::from_secs(LEASE_S * 2);
+        while Instant::now() < after {
+            for n in 2..=HOSTS {
+                assert!(reaches(n.into(), 1), "{n} to 1 after etcd came back");
+            }
+        }
+        drop(ended);
+        let sent = traffic.map(|traffic| traffic.join().unwrap());
+        println!("datagrams sent meanwhile, none lost: {sent:?}");
+        assert!(sent.iter().all(|sent| *sent > 1000), "{sent:?}");
+    });
+}
+
+/// Sets a flag when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 #[test]
 fn eight_hosts_share_what_they_know_and_outlive_their_store() {
     let mut cluster = Cluster::build();
@@ -173,42 +361,14 @@ fn eight_hosts_share_what_they_know_and_outlive_their_store() {
     let p99 = at(99);
     assert!(p99 < Duration::from_millis(200), "p99 is {} ms", p99.as_millis());
 
-    // Without etcd for longer than the lease: traffic goes on, changes are refused and say so.
-    cluster.etcd.kill();
-    let until = Instant::now() + Duration::from_secs(LEASE_S * 2);
-    let mut client = cluster.culvertd[0].client();
-    assert!(wait_until(Duration::from_secs(5), || !client.info().store.unwrap().healthy));
-    let gone = [Edit::DeletePort(PortId::new("more100").unwrap())];
-    let error = client.edit(&gone, 0).unwrap_err();
-    assert_eq!(error.code(), tonic::Code::Unavailable);
-    assert!(error.message().contains("nothing was changed"), "{error:?}");
-    // A dataplane that dies meanwhile gets its state all the same.
-    cluster.dataplanes[1].process().kill();
-    cluster.dataplanes[1].start(
-        &cluster.hosts[1],
-        &cluster.scratch,
-        &["--chunks".into(), "2048".into()],
-    );
-    assert!(wait_until(Duration::from_secs(5), || cluster.reaches(2, 1)));
-    while Instant::now() < until {
-        for n in 2..=HOSTS {
-            assert!(cluster.reaches(1, n), "1 to {n} without etcd");
-        }
-    }
-    cluster.etcd.start(&cluster.switch, &cluster.scratch);
-    assert!(wait_until(Duration::from_secs(10), || client.edit(&gone, 0).is_ok()));
-    let after = Instant::now() + Duration::from_secs(LEASE_S * 2);
-    while Instant::now() < after {
-        for n in 2..=HOSTS {
-            assert!(cluster.reaches(n, 1), "{n} to 1 after etcd came back");
-        }
-    }
+    outlive_the_store(&mut cluster);
 
     // A host that dies is gone after its lease, and not before.
     cluster.culvertd[7].process().kill();
     cluster.dataplanes[7].process().kill();
     let died = Instant::now();
     let dead = tenant_ip(8);
+    let mut client = cluster.culvertd[0].client();
     assert!(client.mappings().contains(&dead));
     let limit = Duration::from_secs(LEASE_S * 2 + 2);
     assert!(wait_until(limit, || !client.mappings().contains(&dead)), "still there");

@@ -118,13 +118,16 @@ fn the_demo_runs_to_its_end_and_cleans_up() {
         assert!(good, "{row}");
     }
     assert!(log.contains("Host a:") && log.contains("Host b:"), "{log}");
+    for line in ["+ port tenant-b: vnet blue", "  = sent", "  = dropped: no_mapping"] {
+        assert!(log.contains(line), "no line \"{line}\" in\n{log}");
+    }
     assert_nothing_remains("after its end");
 }
 
 #[test]
 fn an_interrupted_demo_cleans_up() {
     let demo = Demo::new();
-    for moment in ["Two hosts, a wire", "A dataplane on each host", "Traffic"] {
+    for moment in ["Two hosts, a wire", "A dataplane and a culvertd", "What is wanted", "Traffic"] {
         let mut run = demo.start(&[]);
         run.wait_for_log(moment, Duration::from_secs(60));
         sys::kill_group(run.pid(), libc::SIGINT).unwrap();
@@ -157,7 +160,7 @@ fn a_demo_that_is_kept_works_until_it_is_taken_down() {
 fn a_demo_whose_packets_are_lost_fails_and_cleans_up() {
     let demo = Demo::new();
     let mut run = demo.start(&[]);
-    run.wait_for_log("A dataplane on each host", Duration::from_secs(60));
+    run.wait_for_log("A dataplane and a culvertd", Duration::from_secs(60));
     let remove = "-n demo-tenant-b addr del fd00::2/64 dev eth0";
     run_command(Command::new("ip").args(remove.split(' '))).unwrap();
     let status = run.wait(Duration::from_secs(120)).expect("it ends");

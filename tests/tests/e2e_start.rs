@@ -183,6 +183,22 @@ fn a_kernel_without_btf_is_said_and_what_remains_passes() {
 }
 
 #[test]
+fn a_device_node_that_may_not_be_opened_is_not_taken_for_a_missing_capability() {
+    let mut bare = Bare::new();
+    let toml = bare.topology.host_toml(0);
+    let attach = toml.lines().find(|line| line.starts_with("attach = ")).unwrap();
+    let toml = toml.replace(attach, "attach = { tap = \"tap0\" }");
+    std::fs::write(bare.scratch.file("host.toml"), toml).unwrap();
+    // The node is there, where no devices may be used.
+    let script = "mount -t tmpfs -o nodev none /dev/net && mknod -m 600 /dev/net/tun c 10 200 && exec \"$@\"";
+    let outcome = bare.start(&["unshare", "-m", "bash", "-c", script, "bash"]);
+    let Outcome::StateRefused(refused) = &outcome else { panic!("{outcome:?}") };
+    let said = refused.stderr();
+    assert!(said.contains("cannot open /dev/net/tun: Permission denied"), "{said}");
+    assert!(said.contains("its mode and owner") && !said.contains("CAP_"), "{said}");
+}
+
+#[test]
 fn a_folder_for_pins_that_is_on_no_bpf_file_system_is_named() {
     let scratch = Scratch::new();
     let ns = Netns::new("x");

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::args::{Apply, Args, Output};
 use crate::client::{Client, Daemon, fault_in_file, read_host};
 use crate::error::CliError;
-use crate::manage::{committed, waiting, would_be};
+use crate::manage::{committed, queued, waiting, would_be};
 use crate::output::{print, print_value};
 
 #[derive(Serialize)]
@@ -36,17 +36,23 @@ pub(crate) async fn run(args: &Args, apply: &Apply) -> Result<(), CliError> {
             "--if-generation is of a dataplane, without --socket; culvertd has --if-revision";
         return Err(CliError::Usage(text.to_owned()));
     }
-    let mut daemon = Daemon::connect(&args.control_socket()).await?;
+    let mut daemon = Daemon::connect(args).await?;
     let request = api::ApplyStateRequest {
         state: Some((&host).into()),
         if_revision: apply.if_revision,
         dry_run: apply.how.dry_run,
         wait_ms: apply.how.wait.saturating_mul(1000),
         prune: apply.prune,
+        on_outage: apply.how.on_outage().into(),
     };
     let waiting = waiting("waiting for this host to carry it");
     let answer = daemon.calls.apply_state(request).await;
     waiting.finish_and_clear();
+    if let Err(status) = &answer
+        && let Some(told) = api::queued(status)
+    {
+        return Err(queued(args, &mut daemon, told, status.message()).await);
+    }
     let answer = answer.map_err(|status| daemon.refusal(&status, &file, line))?;
     committed(args, answer.into_inner(), apply.how.dry_run)
 }
@@ -68,7 +74,7 @@ async fn directly(
     host: &Host,
     line: impl Fn(&api::Fault) -> String,
 ) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     if apply.how.dry_run {
         let answer = client.calls.get_state(api::GetStateRequest {}).await;
         let api::CurrentState { state, generation } = client.answer(answer)?;

@@ -7,12 +7,14 @@ use culvert_model::{CONTROL_SOCKET, DATAPLANE_SOCKET, DEFAULT_RUN_DIR};
 
 use crate::manage::host::HostVerb;
 use crate::manage::port::{PortFields, PortKeys};
+use crate::manage::queue::QueueArgs;
 use crate::manage::rules::{
     AclFields, AclKeys, IngressFields, IngressKeys, MappingFields, MappingKeys, RouteFields,
     RouteKeys,
 };
 use crate::manage::vnet::{VnetFields, VnetKeys};
 use crate::manage::{How, Verb as ObjectVerb};
+use crate::remote::Remote;
 
 const EXIT_CODES: &str = "Exit codes:
   0  done
@@ -20,7 +22,8 @@ const EXIT_CODES: &str = "Exit codes:
   2  wrong usage, or a file that cannot be read or is not valid
   3  culvertd or the dataplane cannot be reached
   4  accepted, but this host does not carry all of it
-  5  health found something wrong";
+  5  health found something wrong
+  6  queued: the store cannot be reached, and it is written when it is back";
 
 /// Manages the virtual networks of a host, and shows what happens.
 ///
@@ -37,6 +40,48 @@ pub(crate) struct Args {
     /// this dataplane itself, without culvertd.
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
+
+    /// Speak to the culvertd of another host, by mutual TLS: HOST:PORT as in `tcp` of its settings. Only for
+    /// verbs that change or list what is wanted.
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        env = "CULVERT_REMOTE",
+        conflicts_with = "socket",
+        help_heading = "Another host"
+    )]
+    pub(crate) remote: Option<Remote>,
+
+    /// With --remote: PEM file of the authorities that its certificate may be signed by.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CULVERT_TLS_CA",
+        help_heading = "Another host"
+    )]
+    pub(crate) tls_ca: Option<PathBuf>,
+
+    /// With --remote: PEM file of our certificate, which an authority of its `client_ca` signed.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CULVERT_TLS_CERT",
+        help_heading = "Another host"
+    )]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// With --remote: PEM file of the key of our certificate.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CULVERT_TLS_KEY",
+        help_heading = "Another host"
+    )]
+    pub(crate) tls_key: Option<PathBuf>,
 
     /// Tables for people; JSON or YAML with stable field names for programs.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
@@ -92,6 +137,8 @@ pub(crate) enum Verb {
     /// Hosts of the cluster, and this host's underlay.
     #[command(subcommand)]
     Host(HostVerb),
+    /// Changes that wait for the store, or could not be written when it was back.
+    Queue(QueueArgs),
     /// Show the state of the dataplane.
     Show(Show),
     /// Show counters of ports, workers, kernel and packet memory.

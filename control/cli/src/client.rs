@@ -1,7 +1,8 @@
-//! The ways to the dataplane and to culvertd.
+//! The ways to the dataplane and to culvertd. That to the culvertd of another host is in [`crate::remote`].
 
+use std::error::Error;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use culvert_model::api::control_client::ControlClient;
 use culvert_model::api::dataplane_client::DataplaneClient;
@@ -11,7 +12,9 @@ use culvert_model::{Host, ModelError, api};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
+use crate::args::Args;
 use crate::error::{CliError, Peer};
+use crate::remote;
 
 /// A connected dataplane.
 pub(crate) type Client = Connected<DataplaneClient<Channel>>;
@@ -19,11 +22,14 @@ pub(crate) type Client = Connected<DataplaneClient<Channel>>;
 /// A connected culvertd.
 pub(crate) type Daemon = Connected<ControlClient<Channel>>;
 
-/// Somebody at the other end of a Unix socket.
+/// Somebody at the other end of a Unix socket, or of another host's TCP port.
 pub(crate) struct Connected<Calls> {
     pub(crate) calls: Calls,
     who: Peer,
-    socket: PathBuf,
+    /// Socket, or host and port.
+    at: String,
+    /// It is another host's, by TLS.
+    remote: bool,
 }
 
 /// Connects to a Unix socket.
@@ -32,13 +38,19 @@ async fn channel(socket: &Path, who: Peer) -> Result<Channel, CliError> {
 }
 
 impl Client {
-    /// Connects to a dataplane.
-    pub(crate) async fn connect(socket: &Path) -> Result<Client, CliError> {
-        let who = Peer::Dataplane;
-        let calls = DataplaneClient::new(channel(socket, who).await?)
+    /// Connects to the dataplane of this host.
+    pub(crate) async fn connect(args: &Args) -> Result<Client, CliError> {
+        if let Some(remote) = &args.remote {
+            return Err(CliError::Usage(format!(
+                "this asks the dataplane, which is reached on its own host only: run it on {}, without --remote and CULVERT_REMOTE",
+                remote.host()
+            )));
+        }
+        let (who, socket) = (Peer::Dataplane, args.socket());
+        let calls = DataplaneClient::new(channel(&socket, who).await?)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Client { calls, who, socket: socket.to_owned() })
+        Ok(Client { calls, who, at: socket.display().to_string(), remote: false })
     }
 
     /// The wanted state, once one was accepted.
@@ -49,13 +61,20 @@ impl Client {
 }
 
 impl Daemon {
-    /// Connects to culvertd.
-    pub(crate) async fn connect(socket: &Path) -> Result<Daemon, CliError> {
+    /// Connects to culvertd: of this host, or of the one that `--remote` names.
+    pub(crate) async fn connect(args: &Args) -> Result<Daemon, CliError> {
         let who = Peer::Control;
-        let calls = ControlClient::new(channel(socket, who).await?)
+        let (channel, at) = match &args.remote {
+            Some(remote) => (remote.connect(args).await?, remote.to_string()),
+            None => {
+                let socket = args.control_socket();
+                (channel(&socket, who).await?, socket.display().to_string())
+            }
+        };
+        let calls = ControlClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Daemon { calls, who, socket: socket.to_owned() })
+        Ok(Daemon { calls, who, at, remote: args.remote.is_some() })
     }
 }
 
@@ -77,7 +96,16 @@ impl<Calls> Connected<Calls> {
     }
 
     pub(crate) fn failure(&self, status: &Status) -> CliError {
-        CliError::from_status(status, self.who, self.socket.clone())
+        if let Some(reason) = remote::distrust(status) {
+            return CliError::Untrusted { at: self.at.clone(), reason };
+        }
+        match CliError::from_status(status, self.who, self.at.clone()) {
+            // What has a source comes from the connection, and not from culvertd.
+            CliError::Unreachable { who, at, .. } if self.remote && status.source().is_some() => {
+                CliError::Unreachable { who, at, reason: remote::ended(status) }
+            }
+            error => error,
+        }
     }
 
     /// A refusal with its faults in words, or any other failure.
@@ -92,14 +120,14 @@ impl<Calls> Connected<Calls> {
 }
 
 fn unreachable(error: &tonic::transport::Error, who: Peer, socket: &Path) -> CliError {
-    let socket = socket.to_owned();
+    let at = socket.display().to_string();
     match culvert_socket::io_error(error).map(io::Error::kind) {
         // A socket without a listener is what a killed process leaves behind.
         Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            CliError::Absent { who, socket }
+            CliError::Absent { who, at }
         }
-        Some(io::ErrorKind::PermissionDenied) => CliError::Forbidden { socket },
-        _ => CliError::Unreachable { who, socket, reason: culvert_socket::root_cause(error) },
+        Some(io::ErrorKind::PermissionDenied) => CliError::Forbidden { at },
+        _ => CliError::Unreachable { who, at, reason: culvert_socket::root_cause(error) },
     }
 }
 

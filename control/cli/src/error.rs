@@ -1,7 +1,6 @@
 //! What can go wrong, how it is told, and the exit code.
 
 use std::io;
-use std::path::PathBuf;
 
 use culvert_model::api::{self, refusal};
 use culvert_model::host_toml::TomlErrors;
@@ -16,17 +15,23 @@ pub(crate) enum CliError {
     #[error("{file}: {}; nothing was changed", faults(errors.errors().len()))]
     Invalid { file: String, errors: TomlErrors },
     /// Start it, or name its run directory or socket.
-    #[error("no {who} at {}: is {} running?", socket.display(), who.program())]
-    Absent { who: Peer, socket: PathBuf },
+    #[error("no {who} at {at}: is {} running?", who.program())]
+    Absent { who: Peer, at: String },
     /// Do what the findings advise.
     #[error("{0}")]
     Unhealthy(String),
     /// Become root, or a member of the socket's group.
-    #[error("{}: permission denied: run as root, or as a user who may write to the socket", socket.display())]
-    Forbidden { socket: PathBuf },
+    #[error("{at}: permission denied: run as root, or as a user who may write to the socket")]
+    Forbidden { at: String },
     /// Look at the dataplane's own messages.
-    #[error("{}: cannot reach {}: {reason}", socket.display(), who.the())]
-    Unreachable { who: Peer, socket: PathBuf, reason: String },
+    #[error("{at}: cannot reach {}: {reason}", who.the())]
+    Unreachable { who: Peer, at: String, reason: String },
+    /// Give a certificate that the other host takes, and name the host as its certificate does.
+    #[error("{at}: {reason}")]
+    Untrusted { at: String, reason: String },
+    /// Nothing to do: it is written when the store is back. `culvert queue` shows what became of it.
+    #[error("{0}")]
+    Queued(String),
     /// Correct what is named; each fault has its own line.
     #[error("{} refused {what}: {}; nothing was changed", who.the(), faults(lines.len() + omitted))]
     Refused { who: Peer, what: String, lines: Vec<String>, omitted: usize },
@@ -99,10 +104,12 @@ impl CliError {
         match self {
             CliError::File { .. } | CliError::Invalid { .. } | CliError::Usage(_) => 2,
             CliError::Unhealthy(_) => 5,
-            CliError::Absent { .. } | CliError::Forbidden { .. } | CliError::Unreachable { .. } => {
-                3
-            }
+            CliError::Absent { .. }
+            | CliError::Forbidden { .. }
+            | CliError::Unreachable { .. }
+            | CliError::Untrusted { .. } => 3,
             CliError::NotCarried { .. } => 4,
+            CliError::Queued(_) => 6,
             CliError::Refused { .. }
             | CliError::Outrun(_)
             | CliError::Status(_)
@@ -138,11 +145,11 @@ impl CliError {
     }
 
     /// An answer that is an error and no refusal.
-    pub(crate) fn from_status(status: &Status, who: Peer, socket: PathBuf) -> CliError {
+    pub(crate) fn from_status(status: &Status, who: Peer, at: String) -> CliError {
         match status.code() {
             // What tonic makes of a connection that breaks, and culvertd of a store that does not answer.
             Code::Unavailable | Code::Unknown | Code::Cancelled => {
-                CliError::Unreachable { who, socket, reason: status.message().to_owned() }
+                CliError::Unreachable { who, at, reason: status.message().to_owned() }
             }
             Code::Aborted => CliError::Status(format!("not applied: {}", status.message())),
             code => CliError::Status(format!("{}: {}", code.description(), status.message())),

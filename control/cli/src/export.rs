@@ -9,7 +9,7 @@ use crate::objects::WholeState;
 use crate::output::{print, print_value};
 
 pub(crate) async fn run(args: &Args, export: &Export) -> Result<(), CliError> {
-    let mut daemon = Daemon::connect(&args.control_socket()).await?;
+    let mut daemon = Daemon::connect(args).await?;
     let request = api::GetWantedRequest { carried: export.carried };
     let answer = daemon.calls.get_wanted(request).await;
     let Some(state) = daemon.answer(answer)?.state else {

@@ -15,6 +15,7 @@ mod manual;
 mod objects;
 mod output;
 mod rates;
+mod remote;
 mod show;
 mod sight;
 mod stats;
@@ -57,6 +58,7 @@ async fn run(args: &Args) -> Result<(), CliError> {
         Verb::Ingress(verb) => manage::run(args, verb).await,
         Verb::Acl(verb) => manage::run(args, verb).await,
         Verb::Host(verb) => manage::host::run(args, verb).await,
+        Verb::Queue(queue) => manage::queue::run(args, queue).await,
         Verb::Show(show) => show::run(args, show).await,
         Verb::Stats(stats) => match stats.watch {
             None => stats::run(args, stats).await,

@@ -127,7 +127,7 @@ struct PortDrop {
 }
 
 pub(crate) async fn run(args: &Args, stats_args: &StatsArgs) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     let answer = client.calls.get_stats(api::GetStatsRequest {}).await;
     let stats = Stats::from(client.answer(answer)?);
     match (args.output, stats_args.drops) {

@@ -13,7 +13,7 @@ use crate::sight::capture::stop_signal;
 
 /// Prints what moved, once an interval, until interrupted.
 pub(crate) async fn run(args: &Args, drops: bool, seconds: u16) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     let mut ticks = tokio::time::interval(Duration::from_secs(seconds.into()));
     let mut before: Option<(api::Stats, Instant)> = None;
     loop {

@@ -35,7 +35,7 @@ impl From<api::Trap> for Trap {
 }
 
 pub(crate) async fn run(args: &Args, traps: &Traps) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     let answer = client.calls.watch_traps(api::WatchTrapsRequest {}).await;
     let mut stream = client.answer(answer)?;
     let mut seen = 0;

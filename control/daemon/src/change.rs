@@ -69,9 +69,10 @@ pub struct Done {
 }
 
 /// What a plan is made from.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub enum Basis {
     /// What this host follows, and whatever else the objects of the plan concern.
+    #[default]
     Followed,
     /// All of the store.
     Everything,

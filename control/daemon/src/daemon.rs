@@ -15,8 +15,9 @@ use tonic::transport::{Certificate, Identity as TlsIdentity, Server, ServerTlsCo
 use crate::access::{Access, AccessError, incoming, listen, only_allowed};
 use crate::change::Writer;
 use crate::events::Events;
-use crate::follow::{Follower, Identity};
+use crate::follow::{Follower, Identity, Known};
 use crate::metrics;
+use crate::queue::Queue;
 use crate::reconcile::Reconciler;
 use crate::report::Report;
 use crate::server::Api;
@@ -32,6 +33,11 @@ use crate::traps;
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the header of a store may take to be checked at the start, before the rest begins without it.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// How long culvertd waits, before it calls itself ready, until changes can be taken or the store is known to be away:
+/// longer than a store takes to say that it does not answer.
+const SETTLED: Duration = Duration::from_secs(10);
+/// How long it then waits until what is known is also what clients are shown.
+const SHOWN: Duration = Duration::from_secs(2);
 
 /// Why culvertd does not run.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +100,8 @@ pub fn check(settings: &Settings) -> Result<(), DaemonError> {
 /// Opens a store, once the state folder is there.
 pub type OpenStore = Box<dyn FnOnce(&StateDir) -> Result<Arc<dyn Store>, StoreError> + Send>;
 
-/// Runs until `stop` resolves. `ready` is called once the API answers.
+/// Runs until `stop` resolves. `ready` is called once the API answers and changes can be taken, or the store is known
+/// to be away.
 ///
 /// # Errors
 /// See [`DaemonError`].
@@ -163,6 +170,7 @@ pub async fn run_with(
         Some(cache) => cache.read(),
         None => None,
     };
+    let queue_file = state_dir.queue_file();
     let remember = move |id: &str| state_dir.set_cluster(id);
     let (mut follower, known) =
         Follower::new(Arc::clone(&store), identity, cached, events.clone(), remember);
@@ -182,11 +190,22 @@ pub async fn run_with(
         events.clone(),
         traps.clone(),
     );
-    let mut first = report.clone();
+    let (mut settled, mut first) = (known.clone(), report.clone());
+    let writer = Writer::new(Arc::clone(&store), settings.host.clone(), known.clone());
+    let writer = Arc::new(writer);
+    // Where the store is a file, what keeps it from being written would keep a queue from it too.
+    let queue = match settings.store {
+        StoreSettings::Redb { .. } => None,
+        StoreSettings::Etcd { .. } => {
+            let (me, known) = (settings.host.clone(), known.clone());
+            Some(Arc::new(Queue::open(&queue_file, me, known, events.clone()).await?))
+        }
+    };
     let api = Arc::new(Api {
         me: settings.host.clone(),
         store: store.describe(),
-        writer: Writer::new(Arc::clone(&store), settings.host.clone(), known.clone()),
+        writer: Arc::clone(&writer),
+        queue: queue.clone(),
         known: known.clone(),
         report,
         events,
@@ -196,12 +215,18 @@ pub async fn run_with(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower.run());
     tasks.spawn(reconciler.run());
+    if let Some(queue) = queue {
+        tasks.spawn(queue.write(writer));
+    }
     if let Some(cache) = cache {
         tasks.spawn(cache.keep(known));
     }
     // Whoever calls at once is better answered a moment later than refused.
-    let settled = |report: &Arc<Report>| report.known.joined || report.known.outage.is_some();
-    let _ = tokio::time::timeout(FIRST_LOOK, first.wait_for(settled)).await;
+    if tokio::time::timeout(SETTLED, settled.wait_for(|known| settled_by(known))).await.is_err() {
+        tracing::warn!("the store neither answers nor fails: changes are refused until it does");
+    }
+    let shown = |report: &Arc<Report>| settled_by(&report.known);
+    let _ = tokio::time::timeout(SHOWN, first.wait_for(shown)).await;
     let (stopping, stopped) = watch::channel(false);
     let tcp = match (&settings.tcp, server_tls) {
         (Some(tcp), Some(tls)) => Some(serve_tcp(tcp, tls, Arc::clone(&api), stopped.clone())?),
@@ -214,16 +239,16 @@ pub async fn run_with(
         tracing::info!(%address, "metrics");
     }
     let unix = serve_unix(listener, access, api, stopped);
-    tracing::info!(
-        host = %settings.host, socket = %settings.socket.display(),
-        store = store.describe().kind, at = store.describe().location, "ready"
-    );
-    ready();
     let mut servers = tokio::task::JoinSet::new();
     servers.spawn(unix);
     if let Some(tcp) = tcp {
         servers.spawn(tcp);
     }
+    tracing::info!(
+        host = %settings.host, socket = %settings.socket.display(),
+        store = store.describe().kind, at = store.describe().location, "ready"
+    );
+    ready();
     let ended = tokio::select! {
         () = stop => Ok(()),
         ended = servers.join_next() => match ended {
@@ -240,6 +265,11 @@ pub async fn run_with(
     tasks.shutdown().await;
     drop(socket);
     ended
+}
+
+/// Changes can be taken, or why not is known.
+fn settled_by(known: &Known) -> bool {
+    known.unusable().is_none() || known.outage.is_some()
 }
 
 /// Removes the socket at the end, however that comes.

@@ -58,6 +58,12 @@ impl Events {
         self.send(What::Dataplane(api::ConnectionEvent { up, reason, instance_id }));
     }
 
+    /// A change was queued, or left the queue.
+    pub fn queue(&self, number: u64, state: api::QueueState, reasons: &[String]) {
+        let (state, reasons) = (state.into(), reasons.to_vec());
+        self.send(What::Queue(api::QueueEvent { number, state, reasons }));
+    }
+
     /// All of a revision that can be carried is.
     pub fn revision(&self, revision: u64) {
         self.send(What::Revision(revision));

@@ -8,6 +8,7 @@
 //! | [`cluster`] | what the store says, what of it a host carries, what may be written |
 //! | [`scopes`], [`follow`] | from the store to the cluster that everybody looks at |
 //! | [`change`] | from a client's edits to the store |
+//! | [`queue`] | changes that wait for a store that cannot be reached |
 //! | [`dataplane`], [`reconcile`] | from the cluster to the dataplane |
 //! | [`report`], [`events`] | what became of each object |
 //! | [`access`], [`server`], [`traps`] | the API and who may use it |
@@ -25,6 +26,7 @@ pub mod events;
 pub mod follow;
 pub mod metrics;
 pub mod names;
+pub mod queue;
 pub mod reconcile;
 pub mod report;
 pub mod scopes;

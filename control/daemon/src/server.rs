@@ -24,6 +24,7 @@ use crate::cluster::project::Projection;
 use crate::events::Events;
 use crate::follow::Known;
 use crate::names::{HostName, Slot};
+use crate::queue::{NotCancelled, Queue, Unwritten, Wish};
 use crate::report::Report;
 use crate::store::{Description, StoreError};
 use crate::stored::SCHEMA;
@@ -43,7 +44,9 @@ pub struct Api {
     /// What the store is.
     pub store: Description,
     /// Writes changes.
-    pub writer: Writer,
+    pub writer: Arc<Writer>,
+    /// Keeps them while the store is away; `None`: the store is a file of this host.
+    pub queue: Option<Arc<Queue>>,
     /// The cluster.
     pub known: watch::Receiver<Arc<Known>>,
     /// What became of it on this host.
@@ -80,6 +83,21 @@ impl Api {
             .collect()
     }
 
+    /// Makes a change, or queues it.
+    async fn change(
+        &self,
+        plan: impl Fn(&Cluster, &Projection) -> Vec<Edit>,
+        wish: Wish,
+    ) -> Result<Done, Unwritten> {
+        match &self.queue {
+            Some(queue) => queue.change(&self.writer, plan, wish).await,
+            None if wish.queued_after.is_some() => Err(Unwritten::Moved),
+            None => {
+                Ok(self.writer.change(wish.basis, plan, wish.if_revision, wish.dry_run).await?)
+            }
+        }
+    }
+
     async fn committed(&self, done: Done, wait_ms: u32) -> api::Committed {
         let unapplied = self.wait(&done, wait_ms).await;
         api::Committed {
@@ -88,6 +106,25 @@ impl Api {
             warnings: done.warnings,
             unapplied,
         }
+    }
+
+    /// Objects as they will be when the queue is written.
+    fn ahead(
+        &self,
+        cluster: &Cluster,
+        after: u64,
+        kind: api::ObjectKind,
+        keys: &[ObjectKey],
+        all_hosts: bool,
+    ) -> api::ObjectList {
+        let concerns = |host: Option<&HostName>| all_hosts || host.is_none_or(|h| *h == self.me);
+        let named = |key: &ObjectKey| keys.is_empty() || keys.contains(key);
+        let objects = cluster.objects().filter(|(host, _)| concerns(*host));
+        let objects = objects.map(|(host, object)| (object.key(), object, host));
+        let objects = objects.filter(|(key, ..)| is_of(kind, key) && named(key));
+        let objects = objects.map(|(key, object, host)| listed(&key, &object, host)).collect();
+        let queued_after = Some(after);
+        api::ObjectList { revision: cluster.revision, objects, queued_after, ..Default::default() }
     }
 
     fn cluster(&self) -> Arc<Cluster> {
@@ -137,6 +174,11 @@ impl Control for Api {
             applied,
             pending,
             failed,
+            queue: self.queue.as_ref().map(|queue| {
+                let counts = queue.counts();
+                let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+                api::QueueInfo { waiting: count(counts.waiting), failed: count(counts.failed) }
+            }),
         }))
     }
 
@@ -145,12 +187,18 @@ impl Control for Api {
         request: Request<api::ApplyEditsRequest>,
     ) -> Answer<api::Committed> {
         let request = request.into_inner();
+        let wish = Wish {
+            if_revision: request.if_revision,
+            dry_run: request.dry_run,
+            queue: request.on_outage() == api::OnOutage::Queue,
+            queued_after: request.queued_after,
+            basis: Basis::Followed,
+        };
         let edits = edit::from_messages(&request.edits)
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
         let plan = |_: &Cluster, _: &Projection| -> Vec<Edit> { edits.clone() };
-        let done =
-            self.writer.change(Basis::Followed, plan, request.if_revision, request.dry_run).await;
-        let done = done.map_err(|error| refused(error, |conflict| conflict.into()))?;
+        let done = self.change(plan, wish).await;
+        let done = done.map_err(|error| unwritten(error, |conflict| conflict.into()))?;
         let wait_ms = if request.dry_run { 0 } else { request.wait_ms };
         Ok(Response::new(self.committed(done, wait_ms).await))
     }
@@ -160,6 +208,13 @@ impl Control for Api {
         request: Request<api::ApplyStateRequest>,
     ) -> Answer<api::Committed> {
         let request = request.into_inner();
+        let wish = Wish {
+            if_revision: request.if_revision,
+            dry_run: request.dry_run,
+            queue: request.on_outage() == api::OnOutage::Queue,
+            queued_after: None,
+            basis: if request.prune { Basis::Everything } else { Basis::Followed },
+        };
         let state = request.state.unwrap_or_default();
         let host = Host::try_from(state)
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
@@ -168,10 +223,9 @@ impl Control for Api {
         let plan = |cluster: &Cluster, carried: &Projection| {
             plan_state(cluster, carried, &self.me, &objects, request.prune)
         };
-        let basis = if request.prune { Basis::Everything } else { Basis::Followed };
-        let done = self.writer.change(basis, plan, request.if_revision, request.dry_run).await;
+        let done = self.change(plan, wish).await;
         let done = done.map_err(|error| {
-            refused(error, |conflict| {
+            unwritten(error, |conflict| {
                 let index = places.get(&conflict.slot.key).copied();
                 let index = index.and_then(|index| u32::try_from(index).ok());
                 api::Fault { edit: None, index, ..api::Fault::from(conflict) }
@@ -179,6 +233,30 @@ impl Control for Api {
         })?;
         let wait_ms = if request.dry_run { 0 } else { request.wait_ms };
         Ok(Response::new(self.committed(done, wait_ms).await))
+    }
+
+    async fn list_queue(&self, request: Request<api::ListQueueRequest>) -> Answer<api::QueueList> {
+        let request = request.into_inner();
+        Ok(Response::new(match &self.queue {
+            Some(queue) => queue.list(request.number, request.differences).await,
+            None => api::QueueList::default(),
+        }))
+    }
+
+    async fn cancel_queued(
+        &self,
+        request: Request<api::CancelQueuedRequest>,
+    ) -> Answer<api::QueuedChange> {
+        let number = request.into_inner().number;
+        let cancelled = match &self.queue {
+            Some(queue) => queue.cancel(number).await,
+            None => Err(NotCancelled::Unknown { number, there: Vec::new() }),
+        };
+        cancelled.map(Response::new).map_err(|error| match error {
+            NotCancelled::Unknown { .. } => Status::not_found(error.to_string()),
+            NotCancelled::Writing(_) => Status::failed_precondition(error.to_string()),
+            NotCancelled::File(_) => Status::unavailable(error.to_string()),
+        })
     }
 
     async fn get_wanted(&self, request: Request<api::GetWantedRequest>) -> Answer<api::Wanted> {
@@ -207,6 +285,13 @@ impl Control for Api {
             request.keys.into_iter().map(ObjectKey::try_from).collect::<Result<_, _>>().map_err(
                 |errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)),
             )?;
+        if request.ahead
+            && let Some(queue) = &self.queue
+            && let (cluster, Some(after)) = queue.ahead().await
+        {
+            let list = self.ahead(&cluster, after, kind, &keys, request.all_hosts);
+            return Ok(Response::new(list));
+        }
         let report = Arc::clone(&self.report.borrow());
         let followed = &report.known.cluster;
         let read = if keys.is_empty() {
@@ -269,7 +354,8 @@ impl Control for Api {
             }
         }
         let revision = followed.revision;
-        Ok(Response::new(api::ObjectList { revision, objects, incomplete }))
+        let queued_after = None;
+        Ok(Response::new(api::ObjectList { revision, objects, incomplete, queued_after }))
     }
 
     async fn list_hosts(&self, _: Request<api::ListHostsRequest>) -> Answer<api::HostList> {
@@ -385,6 +471,21 @@ fn vnets_of_keys(keys: &[ObjectKey]) -> BTreeSet<VnetId> {
         _ => None,
     };
     keys.iter().filter_map(of).collect()
+}
+
+/// A change that was not written.
+fn unwritten(error: Unwritten, fault: impl Fn(&Conflict) -> api::Fault) -> Status {
+    let message = error.to_string();
+    match error {
+        Unwritten::Refused(error) => refused(error, fault),
+        Unwritten::Queued { number, reason, away } => {
+            let queued = api::Queued { number, reason, unreachable_ms: millis(away) };
+            api::queue(&queued, message)
+        }
+        Unwritten::Full { .. } => Status::resource_exhausted(message),
+        Unwritten::Nothing(_) | Unwritten::NotKept { .. } => Status::unavailable(message),
+        Unwritten::Moved => Status::aborted(message),
+    }
 }
 
 fn refused(error: ChangeError, fault: impl Fn(&Conflict) -> api::Fault) -> Status {

@@ -1,5 +1,5 @@
-//! What a host remembers beside the store: which machine it is, which cluster it is of, and the cluster as
-//! it was last known.
+//! What a host remembers beside the store: which machine it is, which cluster it is of, the cluster as it
+//! was last known, and where changes wait for the store.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,6 +22,7 @@ use crate::time::random_id;
 pub const CLUSTER_FILE: &str = "cluster";
 const MACHINE_FILE: &str = "machine";
 const CACHE_FILE: &str = "cache.redb";
+const QUEUE_FILE: &str = "queue.redb";
 /// How often at most it is written.
 const CACHE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -43,6 +44,11 @@ impl StateDir {
     /// The embedded store's file.
     pub fn state_file(&self) -> PathBuf {
         self.0.join("state.redb")
+    }
+
+    /// The file of changes that wait for a store of many hosts.
+    pub fn queue_file(&self) -> PathBuf {
+        self.0.join(QUEUE_FILE)
     }
 
     /// Random, of this machine: made once.

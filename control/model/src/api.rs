@@ -82,6 +82,19 @@ pub fn refusal(status: &Status) -> Option<Refusal> {
     (!refusal.faults.is_empty() || refusal.omitted > 0).then_some(refusal)
 }
 
+/// A status that says that a change was not made, but queued.
+pub fn queue(queued: &Queued, message: impl Into<String>) -> Status {
+    Status::with_details(Code::Unavailable, message, queued.encode_to_vec().into())
+}
+
+/// What became of a change whose status was made by [`queue`]; `None` for any other.
+pub fn queued(status: &Status) -> Option<Queued> {
+    if status.code() != Code::Unavailable || status.details().is_empty() {
+        return None;
+    }
+    Queued::decode(status.details()).ok().filter(|queued| queued.number > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +123,14 @@ mod tests {
     fn another_status_is_no_refusal() {
         assert!(refusal(&Status::new(Code::InvalidArgument, "something")).is_none());
         assert!(refusal(&Status::unavailable("gone")).is_none());
+        assert!(queued(&Status::unavailable("gone")).is_none());
+    }
+
+    #[test]
+    fn what_was_queued_survives_its_status() {
+        let told = Queued { number: 7, reason: "gone".to_owned(), unreachable_ms: 1 };
+        let status = queue(&told, "queued as change 7");
+        assert_eq!(queued(&status), Some(told));
+        assert!(refusal(&status).is_none());
     }
 }

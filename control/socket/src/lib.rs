@@ -1,5 +1,7 @@
 //! The Unix sockets that the programs of Culvert meet on: how one is listened on, and how a gRPC client
-//! gets there.
+//! gets there. What the ends of a TLS connection have against each other is in [`tls`].
+
+pub mod tls;
 
 use std::error::Error;
 use std::io;

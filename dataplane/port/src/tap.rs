@@ -26,12 +26,30 @@ const _: () = assert!(
     (CHUNK_LEN - DEFAULT_HEADROOM) + (READ_FRAMES - 1) * (CHUNK_LEN - TAIL_OFFSET) >= 65536 + 256
 );
 
+/// Why a device node may not be opened: no capability of the network's helps there.
+fn refusal(error: &io::Error) -> String {
+    let why = if errno(error) == libc::EACCES {
+        "its mode and owner, or a mount without devices, keep this user from reading and writing it"
+    } else {
+        "the device control group of this process forbids it (systemd: `DeviceAllow=/dev/net/tun rw`)"
+    };
+    format!("{error}: {why}")
+}
+
 /// Why a TAP device could not be opened.
 #[derive(Debug, Error)]
 pub enum TapError {
     /// The kernel has no TUN/TAP driver, or /dev/net/tun is missing: load `tun`, create the node.
     #[error("no TUN/TAP driver: cannot open /dev/net/tun: {0}")]
     NoDriver(io::Error),
+    /// Let this user read and write the device node; systemd does by `DeviceAllow=/dev/net/tun rw`.
+    #[error("TAP device '{name}': cannot open /dev/net/tun: {}", refusal(source))]
+    Node {
+        /// The device.
+        name: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
     /// Run with CAP_NET_ADMIN.
     #[error("no permission to open TAP device '{name}': CAP_NET_ADMIN is missing")]
     Permission {
@@ -127,7 +145,7 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")
             .map_err(|e| match errno(&e) {
-                libc::EPERM | libc::EACCES => TapError::Permission { name: name.clone() },
+                libc::EPERM | libc::EACCES => TapError::Node { name: name.clone(), source: e },
                 _ => TapError::NoDriver(e),
             })?;
         let fd = OwnedFd::from(file);

@@ -52,8 +52,9 @@ const COUNTERS_OF_LOSS: [(&str, &str); 8] = [
 
 /// Everything.
 pub(super) fn all(facts: &Facts) -> Vec<Finding> {
-    let checks =
-        [state, features, underlay, ports, mtus, paths, arena, workers, drops, kernel, host];
+    let checks = [
+        state, features, underlay, ports, mtus, paths, arena, workers, drops, kernel, host, wanted,
+    ];
     checks.iter().flat_map(|check| check(facts)).collect()
 }
 
@@ -76,6 +77,30 @@ fn state(facts: &Facts) -> Vec<Finding> {
         "start culvertd, which replays the state, or apply a file: `culvert apply -f host.toml`";
     let evidence = "generation 0: no state was applied since the dataplane started";
     vec![finding(Severity::Error, "no_state", "dataplane", evidence, advice)]
+}
+
+/// What culvertd has to say.
+fn wanted(facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let Some(control) = &facts.control else { return found };
+    if let Some(store) = control.store.as_ref().filter(|store| !store.healthy) {
+        let evidence = format!("{} (for {} s)", store.reason, store.unhealthy_ms / 1000);
+        let advice = "look after the store; what runs goes on meanwhile, and changes wait in `culvert queue`";
+        found.push(finding(Severity::Warning, "store", &*store.kind, evidence, advice));
+    }
+    let queue = control.queue.unwrap_or_default();
+    if queue.waiting > 0 {
+        let evidence = format!("changes that wait for the store: {}", queue.waiting);
+        let advice = "they are written when it is back; `culvert queue` shows them";
+        found.push(finding(Severity::Notice, "queue_waiting", "queue", evidence, advice));
+    }
+    if queue.failed > 0 {
+        let evidence =
+            format!("changes that were not written when the store was back: {}", queue.failed);
+        let advice = "`culvert queue` says why; make what is still wanted anew, and take them out by `culvert queue cancel`";
+        found.push(finding(Severity::Warning, "queue_failed", "queue", evidence, advice));
+    }
+    found
 }
 
 fn features(facts: &Facts) -> Vec<Finding> {

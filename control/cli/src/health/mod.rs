@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use self::host::HostFacts;
 use crate::args::{Args, Output};
-use crate::client::Client;
+use crate::client::{Client, Daemon};
 use crate::error::CliError;
 use crate::output::{print, print_value};
 
@@ -32,7 +32,7 @@ pub(crate) struct Health {
 enum Severity {
     /// Packets do not pass.
     Error,
-    /// Packets are lost, or soon will be.
+    /// Packets are lost, or soon will be; or what is wanted does not come to be.
     Warning,
     /// Worth to know.
     Notice,
@@ -60,6 +60,8 @@ struct Facts {
     after: api::Stats,
     elapsed: Duration,
     own: HostFacts,
+    /// What culvertd says, where there is one that we may ask.
+    control: Option<api::ControlInfo>,
 }
 
 #[derive(Serialize)]
@@ -69,7 +71,7 @@ struct Report {
 }
 
 pub(crate) async fn run(args: &Args, health: &Health) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     let facts = gather(&mut client, args, health).await?;
     let mut findings = checks::all(&facts);
     findings
@@ -106,7 +108,15 @@ async fn gather(client: &mut Client, args: &Args, health: &Health) -> Result<Fac
     let answer = client.calls.list_paths(api::ListPathsRequest {}).await;
     let paths = client.answer(answer)?.paths;
     let host = client.host().await?;
-    Ok(Facts { info, ports, paths, host, before, after, elapsed, own })
+    let control = control(args).await;
+    Ok(Facts { info, ports, paths, host, before, after, elapsed, own, control })
+}
+
+/// A host may do without culvertd, and who asks may not be allowed to ask it.
+async fn control(args: &Args) -> Option<api::ControlInfo> {
+    let mut daemon = Daemon::connect(args).await.ok()?;
+    let answer = daemon.calls.get_control_info(api::GetControlInfoRequest {}).await;
+    daemon.answer(answer).ok()
 }
 
 fn text(findings: &[Finding], wrong: usize) -> String {

@@ -24,17 +24,54 @@ pub(crate) struct How {
     /// Seconds to wait until this host carries it; 0: do not wait.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub(crate) wait: u32,
+    /// Where the store cannot be reached, refuse the change instead of queueing it.
+    #[arg(long)]
+    pub(crate) no_queue: bool,
+}
+
+impl How {
+    /// The change may wait for the store.
+    pub(crate) fn may_queue(&self) -> bool {
+        !(self.no_queue || self.dry_run)
+    }
+
+    /// What is to become of it while the store cannot be reached.
+    pub(crate) fn on_outage(&self) -> api::OnOutage {
+        if self.may_queue() { api::OnOutage::Queue } else { api::OnOutage::Refuse }
+    }
+}
+
+/// What a change was made of.
+#[derive(Copy, Clone, Debug)]
+pub(crate) enum Basis {
+    /// Nothing that was read.
+    Nothing,
+    /// What the store holds at this revision.
+    Revision(u64),
+    /// What it will hold when the queue is written up to this change.
+    Queue(u64),
 }
 
 /// What became of a change.
 #[derive(Serialize)]
 struct Report {
-    revision: u64,
+    /// The store's, after it; absent: it was queued.
+    revision: Option<u64>,
     dry_run: bool,
+    /// Present: nothing is written yet.
+    queued: Option<Queued>,
     changes: Vec<Difference>,
     warnings: Vec<String>,
     /// What this host does not carry, and why.
     unapplied: Vec<Unapplied>,
+}
+
+#[derive(Serialize)]
+struct Queued {
+    number: u64,
+    reason: String,
+    /// Since when the store cannot be reached.
+    unreachable_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -50,17 +87,30 @@ pub(crate) async fn commit(
     daemon: &mut Daemon,
     edits: &[Edit],
     how: &How,
-    if_revision: Option<u64>,
+    basis: Basis,
 ) -> Result<(), CliError> {
+    // What was read at a revision is not what there is when the store is back.
+    let (if_revision, on_outage, queued_after) = match basis {
+        Basis::Nothing => (None, how.on_outage(), None),
+        Basis::Revision(revision) => (Some(revision), api::OnOutage::Refuse, None),
+        Basis::Queue(after) => (None, how.on_outage(), Some(after)),
+    };
     let request = api::ApplyEditsRequest {
         edits: edits.iter().map(Into::into).collect(),
         if_revision,
         dry_run: how.dry_run,
         wait_ms: how.wait.saturating_mul(1000),
+        on_outage: on_outage.into(),
+        queued_after,
     };
     let waiting = waiting("waiting for this host to carry it");
     let answer = daemon.calls.apply_edits(request).await;
     waiting.finish_and_clear();
+    if let Err(status) = &answer
+        && let Some(queued) = api::queued(status)
+    {
+        return Err(self::queued(args, daemon, queued, status.message()).await);
+    }
     let answer = answer.map_err(|status| match status.code() {
         Code::Aborted => CliError::Outrun(status.message().to_owned()),
         _ => daemon.refusal(&status, "the change", |fault| {
@@ -101,11 +151,50 @@ pub(crate) fn committed(
     match args.output {
         Output::Table => print(&text(&changes, &format!("revision {revision}"), dry_run))?,
         output => {
-            let report = Report { revision, dry_run, changes, warnings, unapplied };
+            let revision = Some(revision);
+            let queued = None;
+            let report = Report { revision, dry_run, queued, changes, warnings, unapplied };
             print_value(output, &report)?;
         }
     }
     if lines.is_empty() { Ok(()) } else { Err(CliError::NotCarried { lines }) }
+}
+
+/// Shows what was queued, and makes an error of it: it is not what was asked for.
+pub(crate) async fn queued(
+    args: &Args,
+    daemon: &mut Daemon,
+    queued: api::Queued,
+    said: &str,
+) -> CliError {
+    match shown(args, daemon, queued).await {
+        Ok(()) => CliError::Queued(said.to_owned()),
+        Err(error) => error,
+    }
+}
+
+async fn shown(args: &Args, daemon: &mut Daemon, queued: api::Queued) -> Result<(), CliError> {
+    let api::Queued { number, reason, unreachable_ms } = queued;
+    let request = api::ListQueueRequest { number: Some(number), differences: true };
+    let answer = daemon.calls.list_queue(request).await;
+    // One that was written meanwhile is in the queue no more.
+    let listed = daemon.answer(answer)?.changes.into_iter().next().unwrap_or_default();
+    let changes = listed.differences.into_iter().map(read).collect::<Result<Vec<_>, _>>();
+    let changes = changes.map_err(|errors| not_understood(&errors))?;
+    match args.output {
+        Output::Table => print(&text(&changes, &format!("queued as change {number}"), false)),
+        output => {
+            let report = Report {
+                revision: None,
+                dry_run: false,
+                queued: Some(Queued { number, reason, unreachable_ms }),
+                changes,
+                warnings: Vec::new(),
+                unapplied: Vec::new(),
+            };
+            print_value(output, &report)
+        }
+    }
 }
 
 /// Shows what a dataplane without culvertd would change.

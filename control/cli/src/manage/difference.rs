@@ -30,6 +30,16 @@ enum Change {
     Delete,
 }
 
+impl Change {
+    fn sign(self) -> char {
+        match self {
+            Change::Add => '+',
+            Change::Alter => '~',
+            Change::Delete => '-',
+        }
+    }
+}
+
 /// Reads what culvertd says.
 pub(crate) fn read(message: api::Difference) -> Result<Difference, Vec<ModelError>> {
     let key = ObjectKey::try_from(message.key.unwrap_or_default())?;
@@ -68,14 +78,19 @@ fn of(
 }
 
 impl Difference {
-    fn line(&self, colours: bool) -> String {
-        let (sign, colour) = match self.change {
-            Change::Add => ('+', "32"),
-            Change::Alter => ('~', "33"),
-            Change::Delete => ('-', "31"),
-        };
+    /// What it does to which object.
+    pub(super) fn head(&self) -> String {
         let name = if self.name.is_empty() { String::new() } else { format!(" {}", self.name) };
-        let head = format!("{sign} {}{name}", self.kind);
+        format!("{} {}{name}", self.change.sign(), self.kind)
+    }
+
+    fn line(&self, colours: bool) -> String {
+        let colour = match self.change {
+            Change::Add => "32",
+            Change::Alter => "33",
+            Change::Delete => "31",
+        };
+        let head = self.head();
         let head = if colours { format!("\x1b[{colour}m{head}\x1b[0m") } else { head };
         let details = self.details();
         if details.is_empty() { head } else { format!("{head}: {}", details.join("; ")) }

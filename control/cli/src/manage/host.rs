@@ -9,7 +9,7 @@ use culvert_model::{
 use serde::Serialize;
 
 use super::values::{List, Setting, ips, mtu};
-use super::{How, commit, committed, known, needed};
+use super::{How, committed, edit, needed};
 use crate::args::{Args, Output};
 use crate::client::{Daemon, not_understood};
 use crate::error::CliError;
@@ -66,7 +66,7 @@ pub(crate) struct Forget {
 }
 
 pub(crate) async fn run(args: &Args, verb: &HostVerb) -> Result<(), CliError> {
-    let mut daemon = Daemon::connect(&args.control_socket()).await?;
+    let mut daemon = Daemon::connect(args).await?;
     match verb {
         HostVerb::Add(change) => put(args, &mut daemon, change, true).await,
         HostVerb::Set(change) => put(args, &mut daemon, change, false).await,
@@ -80,24 +80,20 @@ pub(crate) async fn run(args: &Args, verb: &HostVerb) -> Result<(), CliError> {
 }
 
 async fn put(args: &Args, daemon: &mut Daemon, change: &Change, new: bool) -> Result<(), CliError> {
-    let (revision, known) = known(daemon, api::ObjectKind::Underlay).await?;
-    let before = match known.get(&ObjectKey::Underlay) {
-        Some(Object::Underlay(underlay)) => Some(underlay.clone()),
-        _ => None,
-    };
-    match (&before, new) {
-        (Some(_), true) => {
-            let text = "this host has an underlay already; `culvert host set` changes it";
-            return Err(CliError::Usage(text.to_owned()));
-        }
-        (None, false) => {
-            let text = "this host has no underlay yet; `culvert host add` gives it one";
-            return Err(CliError::Usage(text.to_owned()));
-        }
-        _ => {}
-    }
-    let edit = Edit::SetUnderlay(change.fields.clone().onto(before)?);
-    commit(args, daemon, &[edit], &change.how, Some(revision)).await
+    let of = (api::ObjectKind::Underlay, &ObjectKey::Underlay);
+    edit(args, daemon, of, &change.how, |before| {
+        let before = match before {
+            Some(Object::Underlay(underlay)) => Some(underlay),
+            _ => None,
+        };
+        let wrong = match (&before, new) {
+            (Some(_), true) => "this host has an underlay already; `culvert host set` changes it",
+            (None, false) => "this host has no underlay yet; `culvert host add` gives it one",
+            _ => return Ok(Some(Edit::SetUnderlay(change.fields.clone().onto(before)?))),
+        };
+        Err(CliError::Usage(wrong.to_owned()))
+    })
+    .await
 }
 
 impl UnderlayFields {

@@ -2,23 +2,22 @@
 //!
 //! One module per kind says which flags make an object ([`Fields`]) and what names one ([`Keys`]); what
 //! happens with it is the same for all and stands here. An object is read, changed and put back only if
-//! nobody changed the store meanwhile.
+//! nobody changed the store meanwhile. While the store cannot be reached, it is read as the queue will leave it.
 
 mod commit;
 mod difference;
 pub(crate) mod host;
 pub(crate) mod port;
+pub(crate) mod queue;
 pub(crate) mod rules;
 pub(crate) mod values;
 pub(crate) mod vnet;
-
-use std::collections::BTreeMap;
 
 use clap::Subcommand;
 use culvert_model::{Edit, Object, ObjectKey, api};
 use serde::Serialize;
 
-pub(crate) use self::commit::{How, commit, committed, waiting, would_be};
+pub(crate) use self::commit::{Basis, How, commit, committed, queued, waiting, would_be};
 use crate::args::{Args, Output};
 use crate::client::{Daemon, not_understood};
 use crate::error::{CliError, hint};
@@ -80,14 +79,14 @@ pub(crate) async fn run<F: Fields, K: Keys>(
     args: &Args,
     verb: &Verb<F, K>,
 ) -> Result<(), CliError> {
-    let mut daemon = Daemon::connect(&args.control_socket()).await?;
+    let mut daemon = Daemon::connect(args).await?;
     match verb {
         Verb::Add(put) => self::put(args, &mut daemon, put, true).await,
         Verb::Set(put) => self::put(args, &mut daemon, put, false).await,
         Verb::Del(delete) => {
             let edits =
                 delete.keys.keys().into_iter().filter_map(Edit::deleting).collect::<Vec<_>>();
-            commit(args, &mut daemon, &edits, &delete.how, None).await
+            commit(args, &mut daemon, &edits, &delete.how, Basis::Nothing).await
         }
         Verb::Show(list) => show(args, &mut daemon, F::KIND, list).await,
     }
@@ -102,10 +101,8 @@ async fn put<F: Fields>(
     put: &Put<F>,
     new: bool,
 ) -> Result<(), CliError> {
-    for attempt in 1.. {
-        let (revision, known) = known(daemon, F::KIND).await?;
-        let key = put.fields.key();
-        let before = known.get(&key).cloned();
+    let key = put.fields.key();
+    edit(args, daemon, (F::KIND, &key), &put.how, |before| {
         if new && before.is_some() {
             let section = key.section().name();
             return Err(CliError::Usage(format!(
@@ -113,37 +110,62 @@ async fn put<F: Fields>(
             )));
         }
         if !new && before.is_none() {
-            return Err(absent(&key, known.keys()));
+            return Ok(None);
         }
-        let object = put.fields.clone().onto(before)?;
-        let edits = [Edit::from(object)];
-        match commit(args, daemon, &edits, &put.how, Some(revision)).await {
+        Ok(Some(Edit::from(put.fields.clone().onto(before)?)))
+    })
+    .await
+}
+
+/// Makes the edit that follows from an object as it is, and makes it anew where that changes meanwhile. No edit
+/// follows where it would have to be there and is not.
+async fn edit(
+    args: &Args,
+    daemon: &mut Daemon,
+    (kind, key): (api::ObjectKind, &ObjectKey),
+    how: &How,
+    make: impl Fn(Option<Object>) -> Result<Option<Edit>, CliError>,
+) -> Result<(), CliError> {
+    let mut attempt = 1;
+    loop {
+        let keys = vec![key.into()];
+        let request =
+            api::ListObjectsRequest { keys, ahead: how.may_queue(), ..Default::default() };
+        let (basis, mut found) = known(daemon, request).await?;
+        let Some(edit) = make(found.pop())? else {
+            return Err(absent(daemon, kind, key).await);
+        };
+        match commit(args, daemon, &[edit], how, basis).await {
             Err(CliError::Outrun(_)) if attempt < ATTEMPTS => {}
+            // The store went away just now.
+            Err(CliError::Unreachable { .. })
+                if attempt < ATTEMPTS && how.may_queue() && matches!(basis, Basis::Revision(_)) => {
+            }
             done => return done,
         }
+        attempt += 1;
     }
-    Ok(())
 }
 
-/// The objects of a kind that were written, and the revision.
+/// Objects as they were written, or will be when the queue is.
 async fn known(
     daemon: &mut Daemon,
-    kind: api::ObjectKind,
-) -> Result<(u64, BTreeMap<ObjectKey, Object>), CliError> {
-    let request = api::ListObjectsRequest { kind: kind.into(), ..Default::default() };
+    request: api::ListObjectsRequest,
+) -> Result<(Basis, Vec<Object>), CliError> {
     let answer = daemon.calls.list_objects(request).await;
     let list = daemon.answer(answer)?;
-    let mut known = BTreeMap::new();
-    for object in list.objects.into_iter().filter_map(|listed| listed.object) {
-        let object = Object::try_from(object).map_err(|errors| not_understood(&errors))?;
-        known.insert(object.key(), object);
-    }
-    Ok((list.revision, known))
+    let basis = list.queued_after.map_or(Basis::Revision(list.revision), Basis::Queue);
+    let objects = list.objects.into_iter().filter_map(|listed| listed.object);
+    let objects = objects.map(Object::try_from).collect::<Result<_, _>>();
+    Ok((basis, objects.map_err(|errors| not_understood(&errors))?))
 }
 
-fn absent<'a>(key: &ObjectKey, known: impl Iterator<Item = &'a ObjectKey>) -> CliError {
+async fn absent(daemon: &mut Daemon, kind: api::ObjectKind, key: &ObjectKey) -> CliError {
     let section = key.section().name();
-    let names: Vec<_> = known.map(ObjectKey::name).collect();
+    let request = api::ListObjectsRequest { kind: kind.into(), ahead: true, ..Default::default() };
+    // For the hint only.
+    let there = known(daemon, request).await.map(|(_, there)| there).unwrap_or_default();
+    let names: Vec<_> = there.iter().map(|object| object.key().name()).collect();
     let meant = hint(&key.name(), names.iter().map(String::as_str));
     CliError::Usage(format!("{key}: not there; `culvert {section} add` makes one{meant}"))
 }

@@ -13,7 +13,7 @@ use crate::objects::{self, Row, WholeState};
 use crate::output::{joined, or_dash, print, print_value, table};
 
 pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     match show.what {
         What::Ports => {
             let answer = client.calls.list_ports(api::ListPortsRequest {}).await;

@@ -57,7 +57,7 @@ pub(crate) async fn run(args: &Args, capture: &Capture) -> Result<(), CliError> 
         false => Vec::new(),
     };
     let request = api::CaptureRequest { select: Some(select), points, snaplen: capture.snaplen };
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     let answer = client.calls.capture(request).await;
     let mut stream = client.answer(answer)?;
     let mut sink = match &capture.write {

@@ -13,7 +13,7 @@ use crate::sight::craft::Packet;
 use crate::sight::trace::show;
 
 pub(crate) async fn run(args: &Args, explain: &Explain) -> Result<(), CliError> {
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     let frame = match (&explain.hex, &explain.pcap) {
         (Some(hex), _) => from_hex(hex)?,
         (None, Some(file)) => from_file(file, explain.frame)?,

@@ -96,7 +96,7 @@ fn result(steps: &[api::TraceStep]) -> (&'static str, Option<String>) {
 pub(crate) async fn run(args: &Args, trace: &Trace) -> Result<(), CliError> {
     let select = filter::select(&trace.which, !trace.outer)?;
     let request = api::TraceRequest { select: Some(select), count: trace.count };
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     let answer = client.calls.trace_packets(request).await;
     let mut stream = client.answer(answer)?;
     eprintln!("culvert: waiting for {}; interrupt to end", packets(trace.count));

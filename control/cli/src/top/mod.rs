@@ -40,7 +40,7 @@ pub(crate) async fn run(args: &Args, top: &Top) -> Result<(), CliError> {
         let advice = "top needs a terminal; `culvert stats --watch` prints the same line by line";
         return Err(CliError::Usage(advice.to_owned()));
     }
-    let mut client = Client::connect(&args.socket()).await?;
+    let mut client = Client::connect(args).await?;
     let interval = Duration::from_secs(top.interval.into());
     let request =
         api::WatchFlowsRequest { interval_ms: u32::from(top.interval) * 1000, top: FLOWS };

@@ -19,6 +19,11 @@ pub(crate) struct Script {
     pub(crate) outrun: u32,
     /// What this host does not carry, and why.
     pub(crate) failing: Option<(ObjectKey, &'static str)>,
+    /// Why the store cannot be reached.
+    pub(crate) outage: Option<&'static str>,
+    /// The calls until it cannot be, where that comes in the middle of something.
+    pub(crate) outage_after: Option<u32>,
+    pub(crate) queue: Vec<api::QueuedChange>,
 }
 
 impl Script {
@@ -59,6 +64,30 @@ impl Script {
         Ok(api::Committed { revision: self.revision, differences, warnings: Vec::new(), unapplied })
     }
 
+    /// Whether a change gets to the store; otherwise it is queued, or refused.
+    fn reach(&mut self, edits: &[Edit], may_queue: bool) -> Result<(), Status> {
+        if self.outage_after.take_if(|calls| *calls == 0).is_some() {
+            self.outage = Some("gone just now");
+        }
+        self.outage_after = self.outage_after.map(|calls| calls - 1);
+        let Some(reason) = self.outage else { return Ok(()) };
+        if !may_queue {
+            return Err(Status::unavailable(format!("nothing was changed: {reason}")));
+        }
+        let number = self.queue.len() as u64 + 1;
+        let differences = edits.iter().map(|edit| api::Difference {
+            key: Some((&edit.key()).into()),
+            before: self.object(&edit.key()).as_ref().map(Into::into),
+            after: Option::<Object>::from(edit.clone()).as_ref().map(Into::into),
+        });
+        let differences = differences.collect();
+        let mut change = api::QueuedChange { number, differences, ..Default::default() };
+        change.set_state(api::QueueState::Waiting);
+        self.queue.push(change);
+        let queued = api::Queued { number, reason: reason.to_owned(), unreachable_ms: 12_000 };
+        Err(api::queue(&queued, format!("{reason}: queued as change {number}")))
+    }
+
     fn check_revision(&mut self, wanted: Option<u64>) -> Result<(), Status> {
         if wanted.is_some() && self.outrun > 0 {
             self.outrun -= 1;
@@ -95,10 +124,35 @@ impl Control for Fake {
     ) -> Answer<api::Committed> {
         let request = request.into_inner();
         let mut script = self.0.lock().unwrap();
-        script.check_revision(request.if_revision)?;
+        let may_queue = request.on_outage() == api::OnOutage::Queue;
         let edits = edit::from_messages(&request.edits)
             .map_err(|errors| refuse(Code::InvalidArgument, errors.iter().map(api::Fault::from)))?;
+        script.reach(&edits, may_queue)?;
+        if request.queued_after.is_some() {
+            return Err(Status::aborted("the store can be used"));
+        }
+        script.check_revision(request.if_revision)?;
         script.commit(&edits, request.dry_run, request.wait_ms > 0).map(Response::new)
+    }
+
+    async fn list_queue(&self, request: Request<api::ListQueueRequest>) -> Answer<api::QueueList> {
+        let only = request.into_inner().number;
+        let mut changes = self.0.lock().unwrap().queue.clone();
+        changes.retain(|change| only.is_none_or(|only| only == change.number));
+        Ok(Response::new(api::QueueList { changes, ..Default::default() }))
+    }
+
+    async fn cancel_queued(
+        &self,
+        request: Request<api::CancelQueuedRequest>,
+    ) -> Answer<api::QueuedChange> {
+        let number = request.into_inner().number;
+        let mut script = self.0.lock().unwrap();
+        let place = script.queue.iter().position(|change| change.number == number);
+        let place = place.ok_or_else(|| Status::not_found("not in the queue"))?;
+        let mut change = script.queue.remove(place);
+        change.set_state(api::QueueState::Cancelled);
+        Ok(Response::new(change))
     }
 
     async fn apply_state(
@@ -108,6 +162,7 @@ impl Control for Fake {
         let request = request.into_inner();
         let mut script = self.0.lock().unwrap();
         script.check_revision(request.if_revision)?;
+        let may_queue = request.on_outage() == api::OnOutage::Queue;
         let host = Host::try_from(request.state.unwrap_or_default())
             .map_err(|errors| refuse(Code::InvalidArgument, errors.iter().map(api::Fault::from)))?;
         let mut edits = match &script.host {
@@ -117,6 +172,7 @@ impl Control for Fake {
         let own = |edit: &Edit| matches!(edit.key().section(), Section::Underlay | Section::Port);
         let puts = |edit: &Edit| Option::<Object>::from(edit.clone()).is_some();
         edits.retain(|edit| request.prune || own(edit) || puts(edit));
+        script.reach(&edits, may_queue)?;
         script.commit(&edits, request.dry_run, request.wait_ms > 0).map(Response::new)
     }
 
@@ -146,6 +202,9 @@ impl Control for Fake {
         let objects = parts.into_iter().flat_map(Object::all_of);
         let objects = objects
             .filter(|object| section.is_none_or(|section| object.key().section() == section))
+            .filter(|object| {
+                request.keys.is_empty() || request.keys.contains(&(&object.key()).into())
+            })
             .map(|object| {
                 let failing = script.failing.as_ref().filter(|(key, _)| *key == object.key());
                 api::ListedObject {
@@ -159,9 +218,11 @@ impl Control for Fake {
                     derived_from: String::new(),
                 }
             });
+        let queued_after = script.outage.filter(|_| request.ahead);
         Ok(Response::new(api::ObjectList {
             revision: script.revision,
             objects: objects.collect(),
+            queued_after: queued_after.map(|_| script.queue.len() as u64),
             ..Default::default()
         }))
     }

@@ -2,6 +2,7 @@
 
 mod fake;
 
+use culvert_model::api;
 use serde_json::json;
 
 use crate::fake::Ran;
@@ -251,4 +252,133 @@ fn an_absent_culvertd_exits_3() {
     let ran = Ran::of(command.args(["--run-dir", "/nonexistent", "port", "show"]));
     assert_eq!(ran.code, Some(3), "{ran:?}");
     assert!(ran.err.contains("no culvertd at /nonexistent/culvertd.sock"), "{ran:?}");
+}
+
+#[test]
+fn changes_are_queued_while_the_store_is_away() {
+    let daemon = started();
+    daemon.ok(&PORT);
+    daemon.script.lock().unwrap().outage = Some("no route");
+    // One that is read, changed and put back; one that is deleted; a whole state.
+    let ran = daemon.culvert(&["port", "set", "web", "--mtu", "1400"]);
+    assert_eq!(ran.code, Some(6), "{ran:?}");
+    assert_eq!(ran.err, "culvert: no route: queued as change 1\n");
+    assert_eq!(
+        ran.out,
+        "~ port web: mtu - -> 1400\n0 added, 1 changed, 0 deleted: queued as change 1\n"
+    );
+    let ran = daemon.culvert(&["-o", "json", "port", "del", "web"]);
+    assert_eq!(ran.code, Some(6), "{ran:?}");
+    let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        report["queued"],
+        json!({"number": 2, "reason": "no route", "unreachable_ms": 12_000})
+    );
+    assert_eq!((&report["revision"], &report["dry_run"]), (&json!(null), &json!(false)));
+    assert_eq!(report["changes"][0]["change"], "delete");
+    let file = daemon.directory.join("host.toml");
+    std::fs::write(&file, include_str!("../../../model/examples/host.toml")).unwrap();
+    let file = file.to_str().unwrap();
+    let ran = daemon.culvert(&["apply", "-f", file]);
+    assert_eq!(ran.code, Some(6), "{ran:?}");
+    assert!(ran.out.ends_with("queued as change 3\n"), "{ran:?}");
+
+    // Not where that is not wanted, or cannot be.
+    for refused in [
+        ["port", "del", "web", "--no-queue"].as_slice(),
+        &["port", "set", "web", "--mtu", "1400", "--no-queue"],
+        &["port", "set", "web", "--mtu", "1400", "--dry-run"],
+        &["apply", "-f", file, "--no-queue"],
+        &["apply", "-f", file, "--dry-run"],
+    ] {
+        let said = daemon.fails(3, refused);
+        assert!(said.contains("nothing was changed: no route"), "{refused:?}: {said}");
+    }
+    assert_eq!(daemon.script.lock().unwrap().queue.len(), 3);
+
+    // It goes away between reading and writing.
+    {
+        let mut script = daemon.script.lock().unwrap();
+        (script.outage, script.outage_after) = (None, Some(0));
+    }
+    let ran = daemon.culvert(&["port", "set", "web", "--mtu", "1300"]);
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (Some(6), "culvert: gone just now: queued as change 4\n")
+    );
+}
+
+#[test]
+fn the_queue_is_listed_shown_and_cancelled() {
+    let daemon = started();
+    daemon.ok(&PORT);
+    assert_eq!(daemon.ok(&["queue"]), "nothing is queued\n");
+    let said = daemon.fails(2, &["queue", "show", "1"]);
+    assert_eq!(said, "culvert: change 1: not in the queue; the queue is empty\n");
+    daemon.script.lock().unwrap().outage = Some("no route");
+    daemon.fails(6, &["port", "set", "web", "--mtu", "1400"]);
+    daemon.fails(6, &["port", "del", "web"]);
+    {
+        let mut script = daemon.script.lock().unwrap();
+        let second = &mut script.queue[1];
+        second.set_state(api::QueueState::Failed);
+        second.reasons = vec!["port web: was deleted meanwhile".to_owned()];
+        second.failed_unix_ms = 5;
+    }
+    for list in [["queue"].as_slice(), &["queue", "list"]] {
+        let table = daemon.ok(list);
+        let lines: Vec<_> = table.lines().collect();
+        assert_eq!(
+            lines[0].split_whitespace().collect::<Vec<_>>(),
+            ["NUMBER", "STATE", "AGE", "CHANGE", "NOTES"]
+        );
+        assert!(lines[1].contains("1  waiting") && lines[1].contains("~ port web"), "{table}");
+        assert!(lines[2].ends_with("- port web  port web: was deleted meanwhile"), "{table}");
+    }
+    let json = daemon.culvert(&["-o", "json", "queue"]).json();
+    assert_eq!((&json[0]["state"], &json[0]["failed_unix_ms"]), (&json!("waiting"), &json!(null)));
+    assert_eq!((&json[1]["state"], &json[1]["failed_unix_ms"]), (&json!("failed"), &json!(5)));
+    let shown = daemon.ok(&["queue", "show", "2"]);
+    assert!(
+        shown.contains("not written: port web: was deleted meanwhile\n- port web\n"),
+        "{shown}"
+    );
+    let yaml = daemon.culvert(&["-o", "yaml", "queue", "show", "1"]).out;
+    assert!(yaml.starts_with("number: 1\nstate: waiting\n"), "{yaml}");
+    let cancelled = daemon.ok(&["queue", "cancel", "2"]);
+    assert!(cancelled.starts_with("change 2: cancelled"), "{cancelled}");
+    let said = daemon.fails(2, &["queue", "cancel", "2"]);
+    assert_eq!(said, "culvert: change 2: not in the queue; legal is 1\n");
+}
+
+#[test]
+fn another_host_is_reached_by_three_files_and_for_what_is_wanted_only() {
+    let daemon = started();
+    let remote = ["--remote", "localhost:1"];
+    let said = daemon.fails(2, &[remote.as_slice(), &["--tls-ca", "x", "port", "show"]].concat());
+    assert_eq!(
+        said,
+        "culvert: --remote localhost:1: --tls-cert, --tls-key missing: culvertd takes only clients with a certificate over the network\n"
+    );
+    let file = daemon.directory.join("no.pem");
+    let file = file.to_str().unwrap();
+    let three = ["--tls-ca", file, "--tls-cert", file, "--tls-key", file];
+    let said = daemon.fails(2, &[remote.as_slice(), &three, &["port", "show"]].concat());
+    assert!(said.contains("no.pem: No such file"), "{said}");
+    std::fs::write(file, "no certificate").unwrap();
+    let said = daemon.fails(2, &[remote.as_slice(), &three, &["port", "show"]].concat());
+    assert!(said.contains("no.pem") && said.contains("legal are PEM files"), "{said}");
+    for verb in [
+        ["stats"].as_slice(),
+        &["show", "ports"],
+        &["health"],
+        &["traps"],
+        &["trace", "-n", "1"],
+        &["capture"],
+    ] {
+        let said = daemon.fails(2, &[remote.as_slice(), &three, verb].concat());
+        assert!(said.contains("run it on localhost, without --remote"), "{verb:?}: {said}");
+    }
+    let said = daemon.fails(2, &["--remote", "localhost", "port", "show"]);
+    assert!(said.contains("no port; legal is HOST:PORT"), "{said}");
 }

@@ -131,11 +131,19 @@ impl Control for Fake {
             reason: if script.never_carried { "no such device".to_owned() } else { String::new() },
             ..Default::default()
         });
-        Ok(Response::new(api::ObjectList {
-            revision: 1,
-            objects: listed.collect(),
-            ..Default::default()
-        }))
+        let objects = listed.collect();
+        Ok(Response::new(api::ObjectList { revision: 1, objects, ..Default::default() }))
+    }
+
+    async fn list_queue(&self, _: Request<api::ListQueueRequest>) -> Answer<api::QueueList> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn cancel_queued(
+        &self,
+        _: Request<api::CancelQueuedRequest>,
+    ) -> Answer<api::QueuedChange> {
+        Err(Status::unimplemented("not here"))
     }
 
     async fn apply_state(&self, _: Request<api::ApplyStateRequest>) -> Answer<api::Committed> {

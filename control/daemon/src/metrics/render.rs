@@ -56,6 +56,14 @@ fn of_control(info: &api::ControlInfo, text: &mut Text) {
     let name = "culvert_control_store_revision";
     text.single(name, Kind::Gauge, "Revision of the store that is known here.", store.revision);
 
+    if let Some(queue) = &info.queue {
+        let name = "culvert_control_queue";
+        let help = "Changes that wait for the store, and that failed when it was back.";
+        text.metric(name, Kind::Gauge, help);
+        text.value(name, &[("state", "waiting")], queue.waiting);
+        text.value(name, &[("state", "failed")], queue.failed);
+    }
+
     let dataplane = info.dataplane.clone().unwrap_or_default();
     let name = "culvert_control_dataplane_connected";
     let help = "1 if the reconciler reaches the dataplane.";

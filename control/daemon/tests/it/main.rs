@@ -9,4 +9,5 @@ mod api;
 mod cluster;
 mod hostile;
 mod projection;
+mod queue;
 mod reconcile;

@@ -420,7 +420,7 @@ impl TestHost {
 
     /// One that was killed a moment ago lets go of its files and socket when its last task ends.
     async fn unlocked(&self) {
-        for file in ["state/state.redb", "state/cache.redb"] {
+        for file in ["state/state.redb", "state/cache.redb", "state/queue.redb"] {
             let path = self.scratch.path(file);
             let locked = || path.exists() && FileStore::open(&path).is_err();
             for _ in 0..200 {

@@ -46,6 +46,7 @@ fn healthy() -> Facts {
         after: stats,
         elapsed: Duration::from_secs(2),
         own: HostFacts::default(),
+        control: None,
     }
 }
 
@@ -146,4 +147,34 @@ fn what_was_dropped_before_is_no_finding() {
     facts.after.ports = stats(14);
     let found = all(&facts);
     assert!(found[0].evidence.starts_with("no_route: 4 packets, 2.0 a second."), "{found:?}");
+}
+
+#[test]
+fn what_culvertd_says_is_judged() {
+    let control = |change: fn(&mut api::ControlInfo)| {
+        one(move |facts| {
+            let mut info = api::ControlInfo {
+                store: Some(api::StoreInfo {
+                    kind: "etcd".into(),
+                    healthy: true,
+                    ..api::StoreInfo::default()
+                }),
+                queue: Some(api::QueueInfo::default()),
+                ..api::ControlInfo::default()
+            };
+            change(&mut info);
+            facts.control = Some(info);
+        })
+    };
+    let found = control(|info| {
+        let store = info.store.as_mut().unwrap();
+        (store.healthy, store.reason, store.unhealthy_ms) = (false, "refused".into(), 61_000);
+    });
+    assert_eq!((found.severity, found.check), (Severity::Warning, "store"));
+    assert_eq!((found.object.as_str(), found.evidence.as_str()), ("etcd", "refused (for 61 s)"));
+    let found = control(|info| info.queue.as_mut().unwrap().waiting = 2);
+    assert_eq!((found.severity, found.check), (Severity::Notice, "queue_waiting"));
+    let found = control(|info| info.queue.as_mut().unwrap().failed = 1);
+    assert_eq!((found.severity, found.check), (Severity::Warning, "queue_failed"));
+    assert!(found.advice.contains("`culvert queue cancel`"), "{found:?}");
 }

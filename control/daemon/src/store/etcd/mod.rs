@@ -1,9 +1,11 @@
 //! The store of many hosts: etcd 3.4 or later, by its gRPC API.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use culvert_socket::tls::{self, Distrust};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -41,6 +43,8 @@ pub struct EtcdStore {
     current: AtomicUsize,
     location: String,
     prefix: String,
+    /// Connections are by TLS, and none has carried an answer yet.
+    untried: Arc<AtomicBool>,
 }
 
 impl EtcdStore {
@@ -54,6 +58,7 @@ impl EtcdStore {
         tls: Option<&StoreTls>,
     ) -> Result<EtcdStore, StoreError> {
         let tls = tls.map(tls_config).transpose()?;
+        let untried = Arc::new(AtomicBool::new(tls.is_some()));
         let member = |url: &String| -> Result<Channel, StoreError> {
             let wrong = |error: tonic::transport::Error| StoreError::Refused {
                 location: url.clone(),
@@ -76,6 +81,7 @@ impl EtcdStore {
             current: AtomicUsize::new(0),
             location: endpoints.join(","),
             prefix: prefix.to_owned(),
+            untried,
         })
     }
 
@@ -110,7 +116,10 @@ impl EtcdStore {
         writes: bool,
     ) -> Result<T, StoreError> {
         let status = match tokio::time::timeout(CALL_TIMEOUT, call).await {
-            Ok(Ok(answer)) => return Ok(answer.into_inner()),
+            Ok(Ok(answer)) => {
+                self.untried.store(false, Relaxed);
+                return Ok(answer.into_inner());
+            }
             Ok(Err(status)) => status,
             Err(_) => Status::deadline_exceeded("no answer"),
         };
@@ -119,9 +128,13 @@ impl EtcdStore {
 
     fn failure(&self, status: &Status, writes: bool) -> StoreError {
         let location = self.location.clone();
-        let reason = match reason_of(status) {
+        let reason = match distrust(status).unwrap_or_else(|| reason_of(status)) {
             // The status itself: what etcd says.
             reason if reason.starts_with("code: ") => status.message().to_owned(),
+            // In TLS 1.3 a server refuses a client when that has begun to speak, and the alert may be lost.
+            reason if self.untried.load(Relaxed) && was_closed(&reason) => format!(
+                "the connection ended before any answer ({reason}): etcd may have refused our certificate; legal is one that its --trusted-ca-file knows; ours is store.tls.certificate"
+            ),
             reason => reason,
         };
         match status.code() {
@@ -151,6 +164,31 @@ fn tls_config(tls: &StoreTls) -> Result<ClientTlsConfig, StoreError> {
     let identity = Identity::from_pem(read(&tls.certificate)?, read(&tls.key)?);
     let ca = Certificate::from_pem(read(&tls.ca)?);
     Ok(ClientTlsConfig::new().ca_certificate(ca).identity(identity))
+}
+
+/// What we and etcd have against each other's certificates, if anything.
+fn distrust(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    Some(match tls::distrust(error)? {
+        Distrust::Refused(alert) => format!(
+            "etcd refused our certificate ({alert}): legal is one that its --trusted-ca-file knows; ours is store.tls.certificate"
+        ),
+        Distrust::UnknownAuthority => {
+            "the certificate of etcd is signed by none of the authorities in store.tls.ca"
+                .to_owned()
+        }
+        Distrust::OtherName(why) => format!(
+            "the certificate of etcd is of another name: {why}; name its endpoint as the certificate does"
+        ),
+        Distrust::Invalid(why) => format!("the certificate of etcd is not valid: {why}"),
+    })
+}
+
+/// The other end ended the connection, as the layers of one say it.
+fn was_closed(reason: &str) -> bool {
+    let said = reason.to_ascii_lowercase();
+    ["broken pipe", "connection closed", "connection reset", "close_notify"]
+        .iter()
+        .any(|how| said.contains(how))
 }
 
 /// The innermost cause, for people.
@@ -309,6 +347,7 @@ impl Store for EtcdStore {
             current: AtomicUsize::new(self.current.load(Relaxed)),
             location: self.location.clone(),
             prefix: self.prefix.clone(),
+            untried: Arc::clone(&self.untried),
         };
         Ok(Box::new(EtcdLease { store, key: key.to_owned(), id }))
     }

@@ -1,0 +1,421 @@
+//! Changes that wait for the store: asked for while it cannot be reached, written in their order when it is back.
+//!
+//! | module | holds |
+//! |---|---|
+//! | this one | who may queue, and what is shown of the queue |
+//! | `kept` | the queue on the host's disk |
+//! | `write` | how it is written when the store is back |
+//!
+//! A queued change is what it makes of single objects: as they were when it was asked for, and as they are to be.
+//! It is written only where they still are as they were, so that nobody's change is undone in ignorance.
+
+mod kept;
+mod write;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::Duration;
+
+use culvert_model::{Edit, api};
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+use self::kept::{Entry, Kept};
+use crate::change::{Basis, ChangeError, Done, Writer, differences};
+use crate::cluster::Cluster;
+use crate::cluster::check::{checked, edited};
+use crate::cluster::project::{Projection, project};
+use crate::events::Events;
+use crate::follow::Known;
+use crate::names::HostName;
+use crate::store::{Revision, StoreError};
+use crate::time::now_unix_ms;
+
+/// Changes that the queue holds, those that failed included.
+pub const CHANGES_MAX: usize = 1_000;
+/// Bytes of them on the disk.
+pub const BYTES_MAX: usize = 16 << 20;
+/// How long a change waits for those that go before it, once the store is back.
+const TURN: Duration = Duration::from_secs(5);
+/// How long a store that has just failed is taken for away, although the follower has not noticed.
+const AWAY: Duration = Duration::from_secs(5);
+
+/// Why a change was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum Unwritten {
+    /// See the message.
+    #[error(transparent)]
+    Refused(#[from] ChangeError),
+    /// Nothing to do: it is written when the store is back. `culvert queue` shows what became of it.
+    #[error(
+        "nothing is written yet, and what runs goes on: {reason}{}; queued as change {number}, which is written when the store is back: `culvert queue` shows it, `culvert queue cancel {number}` takes it back",
+        since(*away)
+    )]
+    Queued {
+        /// Its number.
+        number: u64,
+        /// Why the store cannot be used, or what goes before.
+        reason: String,
+        /// Since when the store cannot be used.
+        away: Duration,
+    },
+    /// Look after the store, or cancel what is queued.
+    #[error(
+        "nothing was changed, and what runs goes on: {reason}; nor was it queued: the queue is full, with {changes} changes of {bytes} bytes; legal is {CHANGES_MAX} of {BYTES_MAX}: `culvert queue cancel` makes room"
+    )]
+    Full {
+        /// Why the store cannot be used.
+        reason: String,
+        /// Changes in the queue.
+        changes: usize,
+        /// Bytes of them, and of the one that was refused.
+        bytes: usize,
+    },
+    /// Nothing to do, unless others changed the same meanwhile.
+    #[error(
+        "nothing was changed, and what runs goes on: {0}; nor was anything queued: of what is known and queued, nothing would change"
+    )]
+    Nothing(String),
+    /// Read what is wanted again, and decide again.
+    #[error("the store can be used, or another change was queued meanwhile")]
+    Moved,
+    /// Look after the disk of the state folder.
+    #[error("nothing was changed, and what runs goes on: {reason}; nor was it queued: {error}")]
+    NotKept {
+        /// Why the store cannot be used.
+        reason: String,
+        /// What the disk says.
+        error: StoreError,
+    },
+}
+
+fn since(away: Duration) -> String {
+    if away.is_zero() { String::new() } else { format!(" (for {} s)", away.as_secs().max(1)) }
+}
+
+/// Why a change is not taken out of the queue.
+#[derive(Debug, thiserror::Error)]
+pub enum NotCancelled {
+    /// Name one that there is.
+    #[error("change {number}: not in the queue; {}", there_is(.there))]
+    Unknown {
+        /// What was asked for.
+        number: u64,
+        /// What there is.
+        there: Vec<u64>,
+    },
+    /// Look whether it was written.
+    #[error("change {0}: is being written at this moment")]
+    Writing(u64),
+    /// Look after the disk of the state folder.
+    #[error(transparent)]
+    File(#[from] StoreError),
+}
+
+fn there_is(there: &[u64]) -> String {
+    match there {
+        [] => "it is empty".to_owned(),
+        [one] => format!("legal is {one}"),
+        [first, .., last] => format!("legal is one of {} from {first} to {last}", there.len()),
+    }
+}
+
+/// What a caller wants beside the change itself.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct Wish {
+    /// Only on top of this revision.
+    pub if_revision: Option<Revision>,
+    /// Checks, and writes nothing.
+    pub dry_run: bool,
+    /// Into the queue, where the store cannot be reached.
+    pub queue: bool,
+    /// Only into the queue, after this change.
+    pub queued_after: Option<u64>,
+    /// What it is made from. What is made from all of the store cannot be queued.
+    pub basis: Basis,
+}
+
+/// How many changes wait, and how many failed.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// They are written when the store is back.
+    pub waiting: usize,
+    /// They stay until somebody cancels them.
+    pub failed: usize,
+}
+
+/// The changes of one host that wait for the store.
+pub struct Queue {
+    me: HostName,
+    known: watch::Receiver<Arc<Known>>,
+    events: Events,
+    kept: Kept,
+    state: Mutex<State>,
+    counts: watch::Sender<Counts>,
+    /// When and how the store failed last.
+    failure: StdMutex<Option<(Instant, String)>>,
+}
+
+struct State {
+    /// Number of the change that was queued last.
+    last: u64,
+    changes: BTreeMap<u64, Entry>,
+    /// The change that is being written.
+    writing: Option<u64>,
+    ahead: Option<Ahead>,
+}
+
+/// What is known, as the changes that wait will leave it.
+struct Ahead {
+    /// What they were put on.
+    known: Arc<Cluster>,
+    cluster: Arc<Cluster>,
+    /// What this host carries of it.
+    carried: Projection,
+}
+
+impl State {
+    fn bytes(&self) -> usize {
+        self.changes.values().map(|entry| entry.bytes).sum()
+    }
+
+    /// The cluster as the changes that wait will leave it, as far as one can know.
+    fn ahead(&mut self, known: &Arc<Cluster>, me: &HostName) -> &Ahead {
+        let ahead = match self.ahead.take() {
+            Some(ahead) if Arc::ptr_eq(&ahead.known, known) => ahead,
+            _ => {
+                let mut cluster = Arc::clone(known);
+                for entry in self.changes.values().filter(|entry| entry.refused.is_none()) {
+                    let cluster = Arc::make_mut(&mut cluster);
+                    for touched in &entry.touched {
+                        cluster.put(&touched.slot, touched.after.clone());
+                    }
+                }
+                let carried = project(&cluster, me);
+                Ahead { known: Arc::clone(known), cluster, carried }
+            }
+        };
+        self.ahead.insert(ahead)
+    }
+}
+
+impl Queue {
+    /// Opens the queue of `me` in a file, or makes it where there is none.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or is of another version.
+    pub async fn open(
+        path: &Path,
+        me: HostName,
+        known: watch::Receiver<Arc<Known>>,
+        events: Events,
+    ) -> Result<Queue, StoreError> {
+        let (kept, last, changes) = Kept::open(path).await?;
+        let state = State { last, changes, writing: None, ahead: None };
+        let counts = watch::Sender::new(Counts::default());
+        let queue =
+            Queue { me, known, events, kept, state: state.into(), counts, failure: None.into() };
+        queue.count(&*queue.state.lock().await);
+        let Counts { waiting, failed } = queue.counts();
+        if waiting + failed > 0 {
+            tracing::info!(waiting, failed, "changes in the queue");
+        }
+        Ok(queue)
+    }
+
+    /// How many changes there are.
+    pub fn counts(&self) -> Counts {
+        *self.counts.borrow()
+    }
+
+    fn count(&self, state: &State) {
+        let failed = state.changes.values().filter(|entry| entry.refused.is_some()).count();
+        let waiting = state.changes.len() - failed;
+        self.counts.send_replace(Counts { waiting, failed });
+    }
+
+    /// Why the store cannot be used, and since when.
+    fn outage(&self) -> Option<(String, Duration)> {
+        let known = self.known.borrow();
+        if let Some(reason) = known.unusable() {
+            let away = known.outage.as_ref().map(|outage| outage.since.elapsed());
+            return Some((reason, away.unwrap_or_default()));
+        }
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = failure.as_ref().filter(|(when, _)| when.elapsed() < AWAY);
+        recent.map(|(_, reason)| (reason.clone(), Duration::ZERO))
+    }
+
+    fn failed(&self, reason: Option<String>) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        *failure = reason.map(|reason| (Instant::now(), reason));
+    }
+
+    /// Makes a change: writes it, after those that wait, or queues it where that is wanted and needed.
+    ///
+    /// # Errors
+    /// See [`Unwritten`]. What is queued is an error too.
+    pub async fn change(
+        &self,
+        writer: &Writer,
+        plan: impl Fn(&Cluster, &Projection) -> Vec<Edit>,
+        wish: Wish,
+    ) -> Result<Done, Unwritten> {
+        let known_enough = wish.if_revision.is_none() && wish.basis == Basis::Followed;
+        let may_queue = wish.queue && !wish.dry_run && known_enough;
+        let mut outage = self.outage();
+        if outage.is_none() && !wish.dry_run {
+            outage = self.turn().await;
+        }
+        if may_queue && wish.queued_after.is_some() && outage.is_none() {
+            return Err(Unwritten::Moved);
+        }
+        if let Some((reason, _)) = &outage
+            && !(may_queue || wish.dry_run)
+            && self.counts().waiting > 0
+        {
+            return Err(ChangeError::Unhealthy(reason.clone()).into());
+        }
+        let (reason, away) = match outage.filter(|_| may_queue) {
+            Some(outage) => outage,
+            None => match writer.change(wish.basis, &plan, wish.if_revision, wish.dry_run).await {
+                Err(error) if error.is_outage() && !wish.dry_run => {
+                    let reason = error.cause();
+                    self.failed(Some(reason.clone()));
+                    if !may_queue {
+                        return Err(error.into());
+                    }
+                    (reason, Duration::ZERO)
+                }
+                done => {
+                    self.failed(None);
+                    return Ok(done?);
+                }
+            },
+        };
+        self.put(plan, wish.queued_after, reason, away).await
+    }
+
+    /// Waits until nothing goes before a change that comes now; otherwise says what does.
+    async fn turn(&self) -> Option<(String, Duration)> {
+        let mut counts = self.counts.subscribe();
+        let through = counts.wait_for(|counts| counts.waiting == 0);
+        if tokio::time::timeout(TURN, through).await.is_ok() {
+            return None;
+        }
+        let Counts { waiting, .. } = self.counts();
+        Some(self.outage().unwrap_or_else(|| {
+            (format!("changes that were queued go first, of which {waiting} wait"), Duration::ZERO)
+        }))
+    }
+
+    async fn put(
+        &self,
+        plan: impl Fn(&Cluster, &Projection) -> Vec<Edit>,
+        after: Option<u64>,
+        reason: String,
+        away: Duration,
+    ) -> Result<Done, Unwritten> {
+        let mut state = self.state.lock().await;
+        if after.is_some_and(|after| after != state.last) {
+            return Err(Unwritten::Moved);
+        }
+        let known = Arc::clone(&self.known.borrow());
+        // A host that knows no cluster, or whose name another has, has nothing to check a change against.
+        if known.cluster.meta.is_none() || !(known.joined || known.from_cache) {
+            return Err(ChangeError::Unhealthy(reason).into());
+        }
+        let Ahead { cluster, carried, .. } = state.ahead(&known.cluster, &self.me);
+        let edits = plan(cluster, carried);
+        let (made, touched) = edited(cluster, &self.me, &edits).map_err(ChangeError::Conflicts)?;
+        let carried =
+            checked(cluster, carried, &made, &self.me, &touched).map_err(ChangeError::Conflicts)?;
+        if touched.is_empty() {
+            return Err(Unwritten::Nothing(reason));
+        }
+        let entry = Entry::new(now_unix_ms(), self.me.clone(), touched);
+        let (changes, bytes) = (state.changes.len(), state.bytes() + entry.bytes);
+        if changes >= CHANGES_MAX || bytes > BYTES_MAX {
+            return Err(Unwritten::Full { reason, changes, bytes });
+        }
+        let number = state.last + 1;
+        if let Err(error) = self.kept.put(number, &entry, number).await {
+            return Err(Unwritten::NotKept { reason, error });
+        }
+        state.last = number;
+        state.changes.insert(number, entry);
+        let known = Arc::clone(&known.cluster);
+        state.ahead = Some(Ahead { known, cluster: Arc::new(made), carried });
+        self.count(&state);
+        tracing::info!(number, reason, "a change is queued");
+        self.events.queue(number, api::QueueState::Waiting, &[]);
+        Err(Unwritten::Queued { number, reason, away })
+    }
+
+    /// The cluster as the changes that wait will leave it; and the number after which a change would be queued now.
+    pub async fn ahead(&self) -> (Arc<Cluster>, Option<u64>) {
+        let mut state = self.state.lock().await;
+        let known = Arc::clone(&self.known.borrow());
+        let waits = self.outage().is_some() || self.counts().waiting > 0;
+        let after = waits.then_some(state.last);
+        (Arc::clone(&state.ahead(&known.cluster, &self.me).cluster), after)
+    }
+
+    /// What is in the queue, or one change of it.
+    pub async fn list(&self, only: Option<u64>, with_differences: bool) -> api::QueueList {
+        let state = self.state.lock().await;
+        let changes = state.changes.iter();
+        let changes = changes.filter(|(number, _)| only.is_none_or(|only| only == **number));
+        api::QueueList {
+            changes: changes.map(|(n, entry)| message(*n, entry, with_differences)).collect(),
+            changes_max: CHANGES_MAX as u64,
+            bytes_max: BYTES_MAX as u64,
+            bytes: state.bytes() as u64,
+        }
+    }
+
+    /// Takes a change out, and says what it was.
+    ///
+    /// # Errors
+    /// See [`NotCancelled`].
+    pub async fn cancel(&self, number: u64) -> Result<api::QueuedChange, NotCancelled> {
+        let mut state = self.state.lock().await;
+        let Some(entry) = state.changes.get(&number) else {
+            let there = state.changes.keys().copied().collect();
+            return Err(NotCancelled::Unknown { number, there });
+        };
+        if state.writing == Some(number) {
+            return Err(NotCancelled::Writing(number));
+        }
+        let mut cancelled = message(number, entry, true);
+        cancelled.set_state(api::QueueState::Cancelled);
+        self.kept.remove(number).await?;
+        state.changes.remove(&number);
+        state.ahead = None;
+        self.count(&state);
+        tracing::info!(number, "a queued change is cancelled");
+        self.events.queue(number, api::QueueState::Cancelled, &[]);
+        Ok(cancelled)
+    }
+}
+
+fn message(number: u64, entry: &Entry, with_differences: bool) -> api::QueuedChange {
+    let refused = entry.refused.clone().unwrap_or_default();
+    let mut message = api::QueuedChange {
+        number,
+        asked_unix_ms: entry.asked_unix_ms,
+        reasons: refused.reasons,
+        failed_unix_ms: refused.at_unix_ms,
+        objects: u32::try_from(entry.touched.len()).unwrap_or(u32::MAX),
+        ..api::QueuedChange::default()
+    };
+    message.set_state(match entry.refused {
+        Some(_) => api::QueueState::Failed,
+        None => api::QueueState::Waiting,
+    });
+    if with_differences {
+        message.differences = differences(&entry.touched);
+    }
+    message
+}
