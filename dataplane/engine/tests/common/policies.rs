@@ -49,6 +49,19 @@ fn group(id: &'static str) -> impl Strategy<Value = AclGroup> {
     })
 }
 
+/// One by which a tenant may ask what it likes, and is only answered.
+pub(crate) fn only_answers() -> AclGroup {
+    let rule = AclRule {
+        direction: Direction::Egress,
+        action: AclAction::Allow,
+        protocol: Protocol::Any,
+        remote: None,
+        local_ports: PortRanges::default(),
+        remote_ports: PortRanges::default(),
+    };
+    AclGroup { id: GROUPS[0].parse().unwrap(), stateful: true, rules: vec![rule] }
+}
+
 /// All groups that ports may refer to.
 pub(crate) fn any_groups() -> impl Strategy<Value = Vec<AclGroup>> {
     GROUPS.into_iter().map(group).collect::<Vec<_>>()
@@ -64,7 +77,7 @@ pub(crate) fn any_list() -> impl Strategy<Value = Vec<AclGroupId>> {
 
 /// Rates that a few frames exceed, and others.
 pub(crate) fn any_meter() -> impl Strategy<Value = Option<Meter>> {
-    let rates = [TokenBucket::RATE_MIN_BPS, TokenBucket::RATE_MAX_BPS];
+    let rates = [TokenBucket::RATE_MIN_BPS, TokenBucket::RATE_MIN_BPS, TokenBucket::RATE_MAX_BPS];
     let bucket = select(rates.to_vec()).prop_map(|rate| {
         let burst = if rate == TokenBucket::RATE_MIN_BPS {
             TokenBucket::BURST_MIN_BYTES
@@ -73,8 +86,8 @@ pub(crate) fn any_meter() -> impl Strategy<Value = Option<Meter>> {
         };
         TokenBucket::new(rate, Some(burst.into())).unwrap()
     });
-    let bucket = move || prop::option::of(bucket.clone());
-    prop::option::weighted(0.4, (bucket(), bucket()).prop_map(|(rx, tx)| Meter { rx, tx }))
+    let bucket = move || prop::option::weighted(0.75, bucket.clone());
+    prop::option::of((bucket(), bucket()).prop_map(|(rx, tx)| Meter { rx, tx }))
 }
 
 /// What tenants are told. Their vnet needs gateways of both families.
