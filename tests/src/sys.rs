@@ -161,8 +161,7 @@ pub fn set_no_checksum(socket: &UdpSocket, on: bool) -> io::Result<()> {
 }
 
 /// Sets the receive buffer of `socket` past the system's limit, so that a burst is not lost at the socket.
-pub fn force_receive_buffer(socket: &UdpSocket, bytes: i32) -> io::Result<()> {
-    use std::os::fd::AsFd;
+pub fn force_receive_buffer(socket: impl AsFd, bytes: i32) -> io::Result<()> {
     set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
 }
 

@@ -11,7 +11,8 @@ use crate::Fuzz;
 use crate::run::{Result, cargo, command, run, target_folder};
 
 /// Folders with fuzz targets.
-const CRATES: [&str; 3] = ["dataplane/wire", "control/gateway/nbd", "control/gateway/volume"];
+const CRATES: [&str; 4] =
+    ["dataplane/wire", "control/daemon", "control/gateway/nbd", "control/gateway/volume"];
 
 /// What libFuzzer wants to know of a running program: counters per edge, where they are, and what is compared.
 const INSTRUMENTED: &str = "--cfg fuzzing -Cpasses=sancov-module \

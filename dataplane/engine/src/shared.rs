@@ -31,8 +31,9 @@ pub enum Handoff {
         port: PortIndex,
         /// The packet.
         buf: Buf,
-        /// Its headers, where the port's ACL groups and rates are still to be asked.
-        pkt: Option<Packet>,
+        /// Where the port's ACL groups and rates are still to be asked: its headers, and the rules by
+        /// which it came so far.
+        unjudged: Option<(Packet, Arc<Tables>)>,
         /// What is still to be done on it.
         off: Offload,
     },

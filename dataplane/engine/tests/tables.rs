@@ -3,14 +3,16 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use culvert_dataplane::policy::acl::judge;
 use culvert_dataplane::policy::egress::{Verdict, decide};
 use culvert_dataplane::policy::ingress;
 use culvert_dataplane::policy::observe::Unwatched;
-use culvert_dataplane::tables::{PortEntry, Tables, Target, VnetEntry, VtepEntry};
+use culvert_dataplane::tables::{PortAcl, PortEntry, Tables, Target, VnetEntry, VtepEntry};
 use culvert_model::{
-    Edit, Host, HostParts, IngressAction, Keyed, Miss, Port, PortState, RouteAction, VnetId, Vni,
-    VtepMatch, diff,
+    Direction, Edit, Host, HostParts, IngressAction, Keyed, Miss, Port, PortState, RouteAction,
+    VnetId, Vni, VtepMatch, diff,
 };
 use proptest::prelude::*;
 
@@ -34,7 +36,11 @@ fn means_the_same(before: &Tables, now: &Tables, verdict: Verdict) -> bool {
 fn described(tables: &Tables) -> Vec<String> {
     let mut all = Vec::new();
     for index in 0..64 {
-        let port = tables.port(index).map(|port| PortEntry { epoch: 0, ..port.clone() });
+        let port = tables.port(index).map(|port| {
+            let since = |acl: PortAcl| PortAcl { changed_in: 0, owned_since: 0, ..acl };
+            let acl = port.acl.as_deref().map(|acl| Arc::new(since(acl.clone())));
+            PortEntry { epoch: 0, acl, ..port.clone() }
+        });
         let vtep =
             tables.vtep(index.into()).map(|VtepEntry { index, ip, source, reach, .. }| {
                 format!("{index} {ip} {source} {reach:?} {:?}", tables.vtep_of(ip))
@@ -203,6 +209,11 @@ proptest! {
                 prop_assert_eq!((was.blocked, was.anti_spoof, &was.ips),
                     (port.blocked, port.anti_spoof, &port.ips));
                 for frame in probes(port) {
+                    // What is judged is kept with the decision.
+                    for direction in Direction::ALL {
+                        let of = |port| judge(port, *direction, &frame.bytes, &frame.pkt(), &mut Unwatched);
+                        prop_assert_eq!(of(was), of(port), "{}", direction);
+                    }
                     let stamp = before.stamp_egress(&frame.bytes, &frame.pkt());
                     if !world.tables.holds(&stamp) {
                         continue;
@@ -218,13 +229,24 @@ proptest! {
                     let from = from.parse().unwrap();
                     let stamp = before.stamp_ingress(from, &frame.bytes, &frame.pkt());
                     if world.tables.holds(&stamp) {
-                        let of = |tables: &Tables| match tables.vnet_of(Vni::new(vni).unwrap()) {
-                            Some(vnet) => ingress::decide(
-                                tables, vnet, from, &frame.bytes, &frame.pkt(), &mut Unwatched,
-                            ),
-                            None => ingress::decide_without_vnet(
-                                tables, Vni::new(vni).unwrap(), from, &mut Unwatched,
-                            ),
+                        let pkt = frame.pkt();
+                        let of = |tables: &Tables| {
+                            let verdict = match tables.vnet_of(Vni::new(vni).unwrap()) {
+                                Some(vnet) => ingress::decide(
+                                    tables, vnet, from, &frame.bytes, &pkt, &mut Unwatched,
+                                ),
+                                None => ingress::decide_without_vnet(
+                                    tables, Vni::new(vni).unwrap(), from, &mut Unwatched,
+                                ),
+                            };
+                            let port = match verdict {
+                                ingress::Verdict::Deliver(port) => tables.port(port),
+                                _ => None,
+                            };
+                            let judgement = port.map(|port| {
+                                judge(port, Direction::Ingress, &frame.bytes, &pkt, &mut Unwatched)
+                            });
+                            (verdict, judgement)
                         };
                         prop_assert_eq!(of(&before), of(&world.tables), "VNI {} from {}", vni, from);
                     }

@@ -13,6 +13,7 @@
 //! | [`bpf`] | packet filters: classic BPF, checked and run |
 //! | [`ecn`] | congestion notification across the tunnel |
 //! | [`reply`] | frames that answer a frame: ARP, neighbour advertisement, ICMP errors |
+//! | [`path_mtu`] | what ICMP errors say of tunnel packets that were too big |
 //! | [`eth`], [`arp`], [`ipv4`], [`ipv6`], [`udp`], [`tcp`], [`icmpv4`], [`icmpv6`], [`vxlan`] | one header each: a checked `View` of bytes and a plain `Repr` |
 //! | [`dhcpv4`], [`dhcpv6`], [`router`] | what tenants ask for their configuration, and the answers |
 //! | [`vni`], [`proto`], [`error`] | identifiers, protocol numbers, reasons to refuse |
@@ -40,6 +41,7 @@ pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
 pub mod packet;
+pub mod path_mtu;
 pub mod proto;
 pub mod reply;
 pub mod router;

@@ -33,6 +33,14 @@ impl RawSocket {
         Ok(Self { fd })
     }
 
+    /// Lets it keep `bytes` of what came and was not taken yet.
+    ///
+    /// # Errors
+    /// If this process is not privileged.
+    pub fn keep(&self, bytes: i32) -> io::Result<()> {
+        sys::force_receive_buffer(&self.fd, bytes)
+    }
+
     /// Sends the same frame `count` times (at most 64) with one system call; returns how many went.
     ///
     /// # Errors

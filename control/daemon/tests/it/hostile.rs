@@ -19,6 +19,10 @@ use proptest::sample::select;
 use crate::any_host;
 use crate::support::{Scratch, TestHost, host_toml};
 
+#[expect(unreachable_pub, reason = "the file is the fuzz crate's library as well")]
+#[path = "../../fuzz/src/lib.rs"]
+mod bodies;
+
 /// A cluster of two hosts, `a` with everything of a state.
 fn cluster_of(host: &Host) -> Cluster {
     let mut cluster = Cluster::default();
@@ -213,6 +217,28 @@ async fn a_damaged_state_file_is_refused_or_whole() {
     std::fs::write(&path, &whole).unwrap();
     let entries = FileStore::open(&path).unwrap().snapshot("").await.unwrap().entries;
     assert_eq!(entries.len(), 40);
+}
+
+#[test]
+fn the_kept_corpus_passes_whole_cut_and_damaged() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    for (name, body) in bodies::ALL {
+        let mut count = 0;
+        for file in std::fs::read_dir(root.join(name)).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            body(&bytes);
+            // A file for each state file is slow enough.
+            let step = if *name == "state_file" { bytes.len().max(1) } else { 7 };
+            for at in (0..bytes.len()).step_by(step) {
+                body(&bytes[..at]);
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << (at % 8);
+                body(&damaged);
+            }
+            count += 1;
+        }
+        assert!(count > 0, "the corpus of {name} is empty");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

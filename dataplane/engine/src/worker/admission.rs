@@ -6,6 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use culvert_model::Direction;
@@ -27,7 +28,7 @@ use crate::policy::acl::{Judgement, judge};
 use crate::policy::ingress::Verdict;
 use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::Handoff;
-use crate::tables::PortIndex;
+use crate::tables::{PortIndex, Tables};
 
 /// In the place of a VNI, which has 24 bits, in keys of packets between tenants of this host.
 const LOCAL: u32 = 1 << 24;
@@ -199,7 +200,8 @@ impl Worker {
         }
         let worker = entry.worker;
         if worker != self.config.index {
-            let packet = Handoff::Deliver { port, buf, pkt: Some(*pkt), off };
+            let unjudged = Some((*pkt, Arc::clone(&self.tables)));
+            let packet = Handoff::Deliver { port, buf, unjudged, off };
             return self.hand_over(worker, Role::Tenant(port), packet);
         }
         let head = buf.head().data();
@@ -211,6 +213,29 @@ impl Worker {
             Ok(()) => self.deliver(port, buf, off),
             Err(reason) => self.drop_tenant(port, buf, reason),
         }
+    }
+
+    /// As [`deliver_judged`](Self::deliver_judged), for a packet that another worker sent here: by the rules
+    /// that it had, be they older or newer than ours. So no packet passes by the sender's rules of one
+    /// state and the receiver's of another.
+    pub(super) fn deliver_by(
+        &mut self,
+        tables: Arc<Tables>,
+        port: PortIndex,
+        buf: Buf,
+        pkt: &Packet,
+        off: Offload,
+    ) {
+        if tables.generation == self.tables.generation {
+            return self.deliver_judged(port, buf, pkt, off, None);
+        }
+        let id = |tables: &Tables| tables.port(port).map(|entry| entry.id.clone());
+        if id(&tables) != id(&self.tables) {
+            return self.drop_tenant(port, buf, DropReason::PortGone);
+        }
+        let ours = std::mem::replace(&mut self.tables, tables);
+        self.deliver_judged(port, buf, pkt, off, None);
+        self.tables = ours;
     }
 
     /// What the groups of the receiver say about a packet of another tenant of this host, from the cache

@@ -283,7 +283,7 @@ impl Worker {
         buf: Buf,
         off: Offload,
     ) {
-        let packet = Handoff::Deliver { port, buf, pkt: None, off };
+        let packet = Handoff::Deliver { port, buf, unjudged: None, off };
         self.hand_over(worker, Role::Tenant(port), packet);
     }
 }

@@ -243,9 +243,9 @@ impl Worker {
 
     fn take_over(&mut self, packet: Handoff) {
         match packet {
-            Handoff::Deliver { port, buf, pkt: None, off } => self.deliver(port, buf, off),
-            Handoff::Deliver { port, buf, pkt: Some(pkt), off } => {
-                self.deliver_judged(port, buf, &pkt, off, None);
+            Handoff::Deliver { port, buf, unjudged: None, off } => self.deliver(port, buf, off),
+            Handoff::Deliver { port, buf, unjudged: Some((pkt, tables)), off } => {
+                self.deliver_by(tables, port, buf, &pkt, off);
             }
             Handoff::Encap { port, buf, pkt, off, tunnel } => {
                 self.forward_remote(port, buf, pkt, off, &tunnel);

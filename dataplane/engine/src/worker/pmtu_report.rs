@@ -8,10 +8,9 @@
 use std::net::IpAddr;
 
 use culvert_port::Buf;
-use culvert_wire::format::{self, VXLAN};
+use culvert_wire::format::VXLAN;
 use culvert_wire::packet::Packet;
-use culvert_wire::vni::Vni;
-use culvert_wire::{icmpv4, icmpv6, proto};
+use culvert_wire::path_mtu::{Reading, Report, read};
 
 use super::Worker;
 use super::device::Role;
@@ -19,23 +18,6 @@ use crate::drops::DropReason;
 use crate::limits::{MIN_PMTU_V4, MIN_PMTU_V6};
 use crate::shared::Event;
 use crate::tables::{LinkIndex, Tables};
-
-/// What a report says, and what it quotes.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// Who sent the quoted packet.
-    pub source: IpAddr,
-    /// Where it was going.
-    pub vtep: IpAddr,
-    /// Its UDP source port.
-    pub source_port: u16,
-    /// Its length in bytes, IP header included.
-    pub len: u32,
-    /// Its network, if the quotation goes so far. A router has to quote 8 bytes of UDP only.
-    pub vni: Option<Vni>,
-    /// The MTU that it is too big for, in bytes.
-    pub mtu: u32,
-}
 
 /// What is done about an ICMP error.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -50,14 +32,12 @@ pub enum Judgement {
 
 /// Judges an ICMP error with the rules at hand.
 pub fn judge(tables: &Tables, message: &[u8], head: &[u8], pkt: &Packet) -> Judgement {
-    let read = match pkt.proto {
-        proto::ICMPV4 => read_v4(message),
-        _ => read_v6(message, head, pkt),
-    };
-    let Some(quoted) = read else { return Judgement::NotAReport };
-    match quoted {
-        Some(report) if is_ours(tables, &report) => Judgement::Believe(report.vtep, report.mtu),
-        _ => Judgement::Forged,
+    match read(message, head, pkt) {
+        Reading::NotAReport => Judgement::NotAReport,
+        Reading::OfTunnel(report) if is_ours(tables, &report) => {
+            Judgement::Believe(report.vtep, report.mtu)
+        }
+        Reading::Foreign | Reading::OfTunnel(_) => Judgement::Forged,
     }
 }
 
@@ -89,80 +69,12 @@ impl Worker {
     }
 }
 
-/// A fragmentation-needed message (RFC 1191 section 4): none if it is something else, and nothing
-/// in it if what it quotes is no tunnel packet.
-#[allow(clippy::option_option)] // "no report" and "a report that quotes nothing of ours" differ
-fn read_v4(message: &[u8]) -> Option<Option<Report>> {
-    let view = icmpv4::View::new(message).ok()?;
-    let repr = view.repr();
-    let is_report = repr.kind == icmpv4::kind::UNREACHABLE && repr.code == icmpv4::FRAG_NEEDED;
-    (is_report && view.checksum_ok()).then(|| quoted_v4(view.payload(), repr.rest & 0xffff))
-}
-
-/// A packet-too-big message (RFC 4443 section 3.2), likewise.
-#[allow(clippy::option_option)] // as above
-fn read_v6(message: &[u8], head: &[u8], pkt: &Packet) -> Option<Option<Report>> {
-    let view = icmpv6::View::new(message).ok()?;
-    let (Some(IpAddr::V6(src)), Some(IpAddr::V6(dst))) = (pkt.src_ip(head), pkt.dst_ip(head))
-    else {
-        return None;
-    };
-    let repr = view.repr();
-    let is_report = repr.kind == icmpv6::kind::PACKET_TOO_BIG;
-    (is_report && view.checksum_ok(&src, &dst)).then(|| quoted_v6(view.payload(), repr.rest))
-}
-
-fn quoted_v4(quoted: &[u8], mtu: u32) -> Option<Report> {
-    // Ours have neither options nor fragments.
-    let is_ours = *quoted.first()? == 0x45
-        && *quoted.get(9)? == proto::UDP
-        && u16_at(quoted, 6)? & 0x3fff == 0;
-    let (src, dst): ([u8; 4], [u8; 4]) =
-        (*quoted.get(12..)?.first_chunk()?, *quoted.get(16..)?.first_chunk()?);
-    let len = u32::from(u16_at(quoted, 2)?);
-    is_ours.then_some(())?;
-    quoted_udp(quoted.get(20..)?, IpAddr::from(src), IpAddr::from(dst), len, 20, mtu)
-}
-
-fn quoted_v6(quoted: &[u8], mtu: u32) -> Option<Report> {
-    let is_ours = quoted.first()? >> 4 == 6 && *quoted.get(6)? == proto::UDP;
-    let (src, dst): ([u8; 16], [u8; 16]) =
-        (*quoted.get(8..)?.first_chunk()?, *quoted.get(24..)?.first_chunk()?);
-    let len = 40 + u32::from(u16_at(quoted, 4)?);
-    is_ours.then_some(())?;
-    quoted_udp(quoted.get(40..)?, IpAddr::from(src), IpAddr::from(dst), len, 40, mtu)
-}
-
-fn quoted_udp(
-    udp: &[u8],
-    source: IpAddr,
-    vtep: IpAddr,
-    len: u32,
-    ip_header_len: u32,
-    mtu: u32,
-) -> Option<Report> {
-    let is_tunnel =
-        u16_at(udp, 2)? == VXLAN.outer.port() && u32::from(u16_at(udp, 4)?) + ip_header_len == len;
-    let tunnel = Some(udp.get(8..)?).filter(|rest| rest.len() >= VXLAN_HEADER_LEN);
-    let vni = match tunnel.map(|rest| format::decap(&VXLAN, rest)) {
-        None | Some(Err(format::DecapError::NoInnerFrame)) => None,
-        Some(Ok((vni, _))) => Some(vni),
-        Some(Err(_)) => return None,
-    };
-    let source_port = u16_at(udp, 0)?;
-    is_tunnel.then_some(Report { source, vtep, source_port, len, vni, mtu })
-}
-
-/// Bytes of a VXLAN header (RFC 7348 section 5).
-const VXLAN_HEADER_LEN: usize = 8;
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|pair| u16::from_be_bytes(*pair))
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use culvert_wire::icmpv4;
+    use culvert_wire::vni::Vni;
 
     use super::*;
     use crate::tables::{Reach, VnetEntry, VtepEntry};
@@ -291,15 +203,17 @@ mod tests {
 
     #[test]
     fn other_errors_are_no_reports_and_damaged_ones_neither() {
-        assert_eq!(read_v4(&[]), None);
+        let frame = report(&quoted(), 1400);
+        let pkt = Packet::parse(&frame, frame.len()).unwrap();
+        let judged = |message: &[u8]| judge(&tables(), message, &frame, &pkt);
+        assert_eq!(judged(&[]), Judgement::NotAReport);
         let repr = icmpv4::Repr { kind: 3, code: 3, rest: 1400 };
         let mut message = vec![0; 256];
         let len = repr.emit(&quoted(), &mut message).unwrap();
-        assert_eq!(read_v4(&message[..len]), None);
-        let repr = icmpv4::Repr { kind: 3, code: 4, rest: 1400 };
-        let len = repr.emit(&quoted(), &mut message).unwrap();
-        assert!(matches!(read_v4(&message[..len]), Some(Some(_))));
-        message[20] ^= 1;
-        assert_eq!(read_v4(&message[..len]), None);
+        assert_eq!(judged(&message[..len]), Judgement::NotAReport);
+        assert!(matches!(judged(&frame[34..]), Judgement::Believe(..)));
+        let mut damaged = frame[34..].to_vec();
+        damaged[20] ^= 1;
+        assert_eq!(judged(&damaged), Judgement::NotAReport);
     }
 }

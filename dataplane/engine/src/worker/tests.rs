@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_model::{Miss, Vni};
+use culvert_model::{AclAction, AclGroup, AclRule, Direction, Miss, PortRanges, Protocol, Vni};
 use culvert_port::{Arena, Buf, Frame, FrameCache};
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate};
 use culvert_wire::eth::MacAddr;
@@ -11,12 +11,15 @@ use culvert_wire::format::VXLAN;
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::{GsoKind, Segmenter};
 
+use super::device::{Facts, Role};
+use super::explain::KnownDevice;
 use super::offload::Offload;
 use super::tunnel::Tunnel;
 use super::{Worker, WorkerConfig};
 use crate::drops::DropReason;
+use crate::policy::acl::Judgement;
 use crate::shared::Shared;
-use crate::tables::{Gateway, PortEntry, Tables, VnetEntry};
+use crate::tables::{Gateway, PortAcl, PortEntry, Tables, VnetEntry};
 
 const TENANT: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 const ROUTER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xfe]);
@@ -170,44 +173,95 @@ fn each_datagram_of_a_superframe_that_finds_no_frame_is_counted() {
     assert_eq!(all.len() + take_all(&mut worker).len(), 64, "the superframe's frame is free again");
 }
 
+/// The tenant's port has a group whose only rule does this with UDP to it, since a generation.
+fn with_group(action: AclAction, generation: u64) -> Tables {
+    let rule = AclRule {
+        direction: Direction::Ingress,
+        action,
+        protocol: Protocol::UDP,
+        remote: None,
+        local_ports: PortRanges::default(),
+        remote_ports: PortRanges::default(),
+    };
+    let group = AclGroup { id: "g".parse().unwrap(), stateful: false, rules: vec![rule] };
+    let acl = PortAcl {
+        groups: vec![Arc::new(group)],
+        stateful: false,
+        changed_in: generation,
+        owned_since: 1,
+    };
+    let mut all = tables();
+    let port = all.port(0).unwrap().clone();
+    let port = PortEntry { acl: Some(Arc::new(acl)), epoch: generation, ..port };
+    all.ports = Arc::new([Some(Arc::new(port))]);
+    all.generation = generation;
+    all
+}
+
 #[test]
 fn what_is_flooded_is_judged_anew_when_the_groups_of_its_receiver_change() {
-    use culvert_model::{AclAction, AclGroup, AclRule, Direction, PortRanges, Protocol};
-
-    use crate::policy::acl::Judgement;
-    use crate::tables::PortAcl;
-
-    let with_groups = |action, epoch| {
-        let rule = AclRule {
-            direction: Direction::Ingress,
-            action,
-            protocol: Protocol::UDP,
-            remote: None,
-            local_ports: PortRanges::default(),
-            remote_ports: PortRanges::default(),
-        };
-        let group = AclGroup { id: "g".parse().unwrap(), stateful: false, rules: vec![rule] };
-        let acl = PortAcl {
-            groups: vec![Arc::new(group)],
-            stateful: false,
-            changed_in: epoch,
-            owned_since: 1,
-        };
-        let mut all = tables();
-        let port = all.port(0).unwrap().clone();
-        let port = PortEntry { acl: Some(Arc::new(acl)), epoch, ..port };
-        all.ports = Arc::new([Some(Arc::new(port))]);
-        all.generation = epoch;
-        all
-    };
-    let mut worker = worker_with(with_groups(AclAction::Deny, 1), 64);
+    let mut worker = worker_with(with_group(AclAction::Deny, 1), 64);
     let mut frame = datagram();
     frame[..6].copy_from_slice(&[0xff; 6]);
     let pkt = Packet::parse(&frame, frame.len()).unwrap();
     for _ in 0..2 {
         assert!(matches!(worker.judge_local(0, &frame, &pkt), Judgement::Deny(Some(_))));
     }
-    worker.shared.tables.store(Arc::new(with_groups(AclAction::Allow, 2)));
+    worker.shared.tables.store(Arc::new(with_group(AclAction::Allow, 2)));
     worker.load_tables();
     assert!(matches!(worker.judge_local(0, &frame, &pkt), Judgement::Allow { .. }));
+}
+
+#[test]
+fn a_packet_of_another_worker_is_judged_by_the_rules_by_which_it_was_sent() {
+    // For want of a device, what passes is lost.
+    let passes = DropReason::PortGone;
+    for (action, judged) in [(AclAction::Deny, DropReason::AclDenied), (AclAction::Allow, passes)] {
+        let other = if action == AclAction::Deny { AclAction::Allow } else { AclAction::Deny };
+        // Be the sender behind or ahead.
+        for (ours, senders) in [(2, 1), (1, 2)] {
+            let mut worker = worker_with(with_group(other, ours), 64);
+            for (tables, result) in [
+                (with_group(action, senders), judged),
+                (
+                    with_group(other, ours),
+                    if judged == passes { DropReason::AclDenied } else { passes },
+                ),
+            ] {
+                let before = worker.counters.port(0).dropped(result);
+                let buf = buf_of(&mut worker, &datagram());
+                let pkt = Packet::parse(buf.head().data(), buf.len()).unwrap();
+                worker.deliver_by(Arc::new(tables), 0, buf, &pkt, Offload::default());
+                assert_eq!(worker.counters.port(0).dropped(result), before + 1, "{action:?}");
+                assert_eq!(worker.tables.generation, ours);
+            }
+            assert_eq!(take_all(&mut worker).len(), 64);
+        }
+    }
+}
+
+#[test]
+fn a_packet_of_another_worker_does_not_reach_a_port_that_took_its_receivers_place() {
+    let mut sent = with_group(AclAction::Allow, 1);
+    let port = sent.port(0).unwrap().clone();
+    sent.ports = Arc::new([Some(Arc::new(PortEntry { id: "former".parse().unwrap(), ..port }))]);
+    let mut worker = worker_with(with_group(AclAction::Allow, 2), 64);
+    worker.attach_sinks(&[KnownDevice {
+        role: Role::Tenant(0),
+        facts: Facts {
+            mtu: 1500,
+            sends_trains: false,
+            packet_only: false,
+            unmarked: Offload::default(),
+        },
+        tap: false,
+    }]);
+    for (tables, gone, sent) in [(sent, 1, 0), (with_group(AclAction::Allow, 1), 1, 1)] {
+        let buf = buf_of(&mut worker, &datagram());
+        let pkt = Packet::parse(buf.head().data(), buf.len()).unwrap();
+        worker.deliver_by(Arc::new(tables), 0, buf, &pkt, Offload::default());
+        worker.finish_batch();
+        assert_eq!(worker.counters.port(0).dropped(DropReason::PortGone), gone);
+        assert_eq!(worker.counters.port(0).tx.packets.get(), sent);
+    }
 }

@@ -124,6 +124,25 @@ pub(crate) fn arp_request(src: MacAddr, sender: &str, target: &str) -> Frame {
     arp((src, MacAddr::BROADCAST), ArpOperation::REQUEST, (src, sender), target)
 }
 
+/// Questions of a tenant for its configuration: DHCP, DHCPv6 and router discovery.
+pub(crate) fn questions(src: MacAddr) -> [Frame; 3] {
+    let mut discover = vec![1, 1, 6, 0, 1, 2, 3, 4];
+    discover.extend([0; 20]);
+    discover.extend(src.0);
+    discover.extend([0; 10 + 64 + 128]);
+    discover.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 1, 255]);
+    let solicit =
+        [1, 1, 2, 3, 0, 1, 0, 4, 0, 3, 0, 1, 0, 3, 0, 12, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0];
+    let link_local = src.eui64_link_local().to_string();
+    let servers = (MacAddr([0x33, 0x33, 0, 1, 0, 2]), "ff02::1:2");
+    let routers = (MacAddr([0x33, 0x33, 0, 0, 0, 2]), "ff02::2");
+    [
+        udp_with(src, MacAddr::BROADCAST, ("0.0.0.0", 68), ("255.255.255.255", 67), &discover),
+        udp_with(src, servers.0, (&link_local, 546), (servers.1, 547), &solicit),
+        icmpv6((src, &link_local), routers, 133, &[]),
+    ]
+}
+
 /// A frame that is neither IP nor ARP.
 pub(crate) fn other(src: MacAddr, dst: MacAddr) -> Frame {
     let header =

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 pub(crate) mod frames;
+pub(crate) mod policies;
 pub(crate) mod states;
 
 use std::collections::BTreeSet;

@@ -8,7 +8,8 @@ use culvert_model::{
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
-use super::frames::{Frame, udp};
+use super::frames::{Frame, questions, udp, udp_ports};
+use super::policies::{any_dhcp, any_groups, any_list, any_meter};
 use super::{gateway, mac, mapping, parts, port, rule, to_vnet, vnet};
 
 pub(crate) const VNETS: [&str; 3] = ["blue", "green", "red"];
@@ -24,10 +25,11 @@ fn vni_of(vnet: usize) -> u32 {
 }
 
 fn any_vnet(index: usize) -> impl Strategy<Value = Vnet> {
-    (any::<bool>(), select(Miss::ALL), any::<bool>()).prop_map(move |(flood, miss, routed)| {
+    let choices = (any::<bool>(), select(Miss::ALL), any::<bool>(), any_dhcp());
+    choices.prop_map(move |(flood, miss, routed, dhcp)| {
         let mut vnet = vnet(VNETS[index], vni_of(index));
-        (vnet.flood, vnet.miss) = (flood, miss);
-        if routed {
+        (vnet.flood, vnet.miss, vnet.dhcp) = (flood, miss, dhcp);
+        if routed || vnet.dhcp.is_some() {
             vnet.gateways = vec![gateway("10.0.0.254/24", ROUTER), gateway("fd00::ff/64", ROUTER)];
         }
         vnet
@@ -37,12 +39,14 @@ fn any_vnet(index: usize) -> impl Strategy<Value = Vnet> {
 /// A port whose addresses collide with nobody's but may be a route's destination.
 fn any_port(index: usize) -> impl Strategy<Value = Port> {
     let states = select(PortState::ALL);
-    (select(&VNETS[..]), any::<bool>(), states, any::<bool>()).prop_map(
-        move |(vnet, anti_spoof, state, addressed)| {
+    let policy = (any_list(), any_meter());
+    (select(&VNETS[..]), any::<bool>(), states, any::<bool>(), policy).prop_map(
+        move |(vnet, anti_spoof, state, addressed, (acl, meter))| {
             let (v4, v6) = (format!("10.0.0.{}", index + 1), format!("fd00::{}", index + 1));
             let ips = if addressed { vec![v4.as_str(), v6.as_str()] } else { Vec::new() };
             let mut port = port(PORTS[index], vnet, mac(index as u16 + 1), &ips);
             (port.anti_spoof, port.state) = (anti_spoof, state);
+            (port.acl, port.meter) = (acl, meter);
             port
         },
     )
@@ -88,9 +92,10 @@ pub(crate) fn any_host() -> impl Strategy<Value = HostParts> {
         mappings.prop_flat_map(|mappings| subsequence(mappings, 0..=5)),
         prop::collection::vec(any_route(), 0..6),
         rules,
+        any_groups(),
     )
-        .prop_map(|(vnets, ports, mappings, routes, rules)| {
-            let mut host = HostParts { vnets, ports, mappings, ..parts() };
+        .prop_map(|(vnets, ports, mappings, routes, rules, acls)| {
+            let mut host = HostParts { vnets, ports, mappings, acls, ..parts() };
             let mut seen = Vec::new();
             for route in routes {
                 let known = match &route.scope {
@@ -110,7 +115,8 @@ pub(crate) fn any_host() -> impl Strategy<Value = HostParts> {
         })
 }
 
-/// Frames that a port may send: to every neighbour, and some to nobody, directly and by a router.
+/// Frames that a port may send: to every neighbour, and some to nobody, directly and by a router; and what asks for
+/// configuration.
 pub(crate) fn probes(port: &PortEntry) -> Vec<Frame> {
     let mut dsts: Vec<(MacAddr, String)> = Vec::new();
     for last in 1..=PORTS.len() {
@@ -127,7 +133,10 @@ pub(crate) fn probes(port: &PortEntry) -> Vec<Frame> {
         for dst in [*dst, ROUTER, MacAddr::BROADCAST] {
             frames.push(udp(port.mac, dst, from, to));
         }
+        // What an answer looks like.
+        frames.push(udp_ports(port.mac, *dst, (from, 9), (to, 40_000)));
     }
+    frames.extend(questions(port.mac));
     frames
 }
 

@@ -6,10 +6,11 @@ use culvert_wire::checksum::Sum;
 use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterKey};
 use culvert_wire::format::{VXLAN, decap};
 use culvert_wire::fragment::Fragmenter;
+use culvert_wire::path_mtu::Reading;
 use culvert_wire::segment::{GsoKind, Segmenter};
 use culvert_wire::{
-    MacAddr, Packet, arp, dhcpv4, dhcpv6, ecn, eth, icmpv4, icmpv6, ipv4, ipv6, reply, router, tcp,
-    udp, vxlan,
+    MacAddr, Packet, arp, dhcpv4, dhcpv6, ecn, eth, icmpv4, icmpv6, ipv4, ipv6, path_mtu, reply,
+    router, tcp, udp, vxlan,
 };
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -139,6 +140,49 @@ pub fn headers(data: &[u8]) {
         let _ = (view.target(), view.link_option(1), view.link_option(2));
     }
     let _ = vxlan::Repr::parse(data);
+    quotations(data);
+}
+
+/// The bytes as what an ICMP error quotes, in an error whose checksum is right.
+fn quotations(quoted: &[u8]) {
+    let quoted = &quoted[..quoted.len().min(1000)];
+    let (v4, v6) = (Ipv4Addr::new(192, 0, 2, 1), Ipv6Addr::LOCALHOST);
+    let mut message = vec![0; quoted.len() + 64];
+    let repr = icmpv4::Repr { kind: 3, code: 4, rest: 1400 };
+    let v4_len = repr.emit(quoted, &mut message).expect("room for it");
+    let v4_message = message[..v4_len].to_vec();
+    let repr = icmpv6::Repr { kind: 2, code: 0, rest: 1400 };
+    let v6_len = repr.emit(&v6, &v6, quoted, &mut message).expect("room for it");
+    let mut headers = vec![2; 12];
+    headers.extend([8, 0, 0x45, 0]);
+    headers.extend((v4_len as u16 + 20).to_be_bytes());
+    headers.extend([0, 0, 0, 0, 64, 1, 0, 0]);
+    headers.extend(v4.octets());
+    headers.extend(v4.octets());
+    let sum = Sum::default().add(&headers[14..34]).finish();
+    headers[24..26].copy_from_slice(&sum.to_be_bytes());
+    let v4_frame = [&headers[..], &v4_message].concat();
+    let mut headers = vec![2; 12];
+    headers.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+    headers.extend((v6_len as u16).to_be_bytes());
+    headers.extend([58, 64]);
+    headers.extend(v6.octets());
+    headers.extend(v6.octets());
+    let v6_frame = [&headers[..], &message[..v6_len]].concat();
+    for frame in [v4_frame, v6_frame] {
+        let pkt = Packet::parse(&frame, frame.len()).expect("headers that are right");
+        match path_mtu::read(&frame[usize::from(pkt.l4)..], &frame, &pkt) {
+            Reading::NotAReport => panic!("it is one"),
+            Reading::Foreign => {}
+            Reading::OfTunnel(report) => {
+                assert_eq!(report.mtu, 1400);
+                assert_eq!(report.source.is_ipv4(), report.vtep.is_ipv4());
+                // Only what quotes all of the tunnel's header names a network.
+                let least = if report.vtep.is_ipv4() { 36 } else { 56 };
+                assert!(report.vni.is_none() || quoted.len() >= least);
+            }
+        }
+    }
 }
 
 /// The format's decapsulation agrees with the header's view.
