@@ -268,7 +268,7 @@ impl Queue {
         if outage.is_none() && !wish.dry_run {
             outage = self.turn().await;
         }
-        if may_queue && wish.queued_after.is_some() && outage.is_none() {
+        if wish.queued_after.is_some() && (outage.is_none() || !may_queue) {
             return Err(Unwritten::Moved);
         }
         if let Some((reason, _)) = &outage
