@@ -20,7 +20,7 @@ const EXIT_CODES: &str = "Exit codes:
   0  done
   1  refused, and nothing was changed; or another failure
   2  wrong usage, or a file that cannot be read or is not valid
-  3  culvertd or the dataplane cannot be reached
+  3  culvertd, its store or the dataplane cannot be reached
   4  accepted, but this host does not carry all of it
   5  health found something wrong
   6  queued: the store cannot be reached, and it is written when it is back";

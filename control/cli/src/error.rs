@@ -1,5 +1,6 @@
 //! What can go wrong, how it is told, and the exit code.
 
+use std::error::Error;
 use std::io;
 
 use culvert_model::api::{self, refusal};
@@ -26,6 +27,9 @@ pub(crate) enum CliError {
     /// Look at the dataplane's own messages.
     #[error("{at}: cannot reach {}: {reason}", who.the())]
     Unreachable { who: Peer, at: String, reason: String },
+    /// Look after the store: culvertd itself says that it cannot do anything without it.
+    #[error("{0}")]
+    Away(String),
     /// Give a certificate that the other host takes, and name the host as its certificate does.
     #[error("{at}: {reason}")]
     Untrusted { at: String, reason: String },
@@ -107,6 +111,7 @@ impl CliError {
             CliError::Absent { .. }
             | CliError::Forbidden { .. }
             | CliError::Unreachable { .. }
+            | CliError::Away(_)
             | CliError::Untrusted { .. } => 3,
             CliError::NotCarried { .. } => 4,
             CliError::Queued(_) => 6,
@@ -147,7 +152,11 @@ impl CliError {
     /// An answer that is an error and no refusal.
     pub(crate) fn from_status(status: &Status, who: Peer, at: String) -> CliError {
         match status.code() {
-            // What tonic makes of a connection that breaks, and culvertd of a store that does not answer.
+            // What comes from the connection has a source; this is culvertd's word.
+            Code::Unavailable if who == Peer::Control && status.source().is_none() => {
+                CliError::Away(status.message().to_owned())
+            }
+            // What tonic makes of a connection that breaks.
             Code::Unavailable | Code::Unknown | Code::Cancelled => {
                 CliError::Unreachable { who, at, reason: status.message().to_owned() }
             }

@@ -483,7 +483,9 @@ fn unwritten(error: Unwritten, fault: impl Fn(&Conflict) -> api::Fault) -> Statu
             api::queue(&queued, message)
         }
         Unwritten::Full { .. } => Status::resource_exhausted(message),
-        Unwritten::Nothing(_) | Unwritten::NotKept { .. } => Status::unavailable(message),
+        Unwritten::Nothing(_) | Unwritten::NotKept { .. } | Unwritten::Unfollowed { .. } => {
+            Status::unavailable(message)
+        }
         Unwritten::Moved => Status::aborted(message),
     }
 }

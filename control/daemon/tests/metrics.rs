@@ -31,6 +31,7 @@ fn control() -> api::ControlInfo {
         applied: 10,
         pending: 1,
         failed: 2,
+        queue: Some(api::QueueInfo { waiting: 3, failed: 4 }),
         ..Default::default()
     }
 }
@@ -134,6 +135,8 @@ fn every_metric_has_help_type_and_values_of_its_own() {
     for line in [
         "culvert_control_info{version=\"0.1.0\",host=\"a\",cluster=\"c\\\"1\"} 1",
         "culvert_control_objects{status=\"failed\"} 2",
+        "culvert_control_queue{state=\"waiting\"} 3",
+        "culvert_control_queue{state=\"failed\"} 4",
         "culvert_control_store_healthy{kind=\"redb\"} 0",
         "culvert_control_store_unhealthy_seconds 1.5",
         "culvert_control_lag_seconds 0.25",

@@ -138,7 +138,7 @@ async fn edit(
         match commit(args, daemon, &[edit], how, basis).await {
             Err(CliError::Outrun(_)) if attempt < ATTEMPTS => {}
             // The store went away just now.
-            Err(CliError::Unreachable { .. })
+            Err(CliError::Away(_))
                 if attempt < ATTEMPTS && how.may_queue() && matches!(basis, Basis::Revision(_)) => {
             }
             done => return done,

@@ -87,7 +87,7 @@ impl Change {
         for reason in &self.reasons {
             print(&format!("not written: {reason}"))?;
         }
-        print(&text(&self.changes, "what was known when it was queued", false))
+        print(&text(&self.changes, &format!("change {}", self.number), false))
     }
 }
 

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
-use culvert_model::{Edit, api};
+use culvert_model::{Edit, ObjectKey, RouteKey, RouteScope, VnetId, api};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
@@ -28,7 +28,7 @@ use crate::cluster::check::{checked, edited};
 use crate::cluster::project::{Projection, project};
 use crate::events::Events;
 use crate::follow::Known;
-use crate::names::HostName;
+use crate::names::{HostName, Slot};
 use crate::store::{Revision, StoreError};
 use crate::time::now_unix_ms;
 
@@ -71,6 +71,16 @@ pub enum Unwritten {
         changes: usize,
         /// Bytes of them, and of the one that was refused.
         bytes: usize,
+    },
+    /// Give this host a port in the vnet, by which it follows it; or wait until the store is back.
+    #[error(
+        "nothing was changed, and what runs goes on: {reason}; nor was it queued: this host has no port in vnet {vnet}, and so does not know now what is in it"
+    )]
+    Unfollowed {
+        /// Why the store cannot be used.
+        reason: String,
+        /// The vnet.
+        vnet: VnetId,
     },
     /// Nothing to do, unless others changed the same meanwhile.
     #[error(
@@ -268,7 +278,7 @@ impl Queue {
         if outage.is_none() && !wish.dry_run {
             outage = self.turn().await;
         }
-        if may_queue && wish.queued_after.is_some() && outage.is_none() {
+        if wish.queued_after.is_some() && (outage.is_none() || !may_queue) {
             return Err(Unwritten::Moved);
         }
         if let Some((reason, _)) = &outage
@@ -328,6 +338,9 @@ impl Queue {
         }
         let Ahead { cluster, carried, .. } = state.ahead(&known.cluster, &self.me);
         let edits = plan(cluster, carried);
+        if let Some(vnet) = unfollowed(&known, &self.me, &edits) {
+            return Err(Unwritten::Unfollowed { reason, vnet });
+        }
         let (made, touched) = edited(cluster, &self.me, &edits).map_err(ChangeError::Conflicts)?;
         let carried =
             checked(cluster, carried, &made, &self.me, &touched).map_err(ChangeError::Conflicts)?;
@@ -398,6 +411,27 @@ impl Queue {
         self.events.queue(number, api::QueueState::Cancelled, &[]);
         Ok(cancelled)
     }
+}
+
+/// The vnet in whose contents an object is.
+fn vnet_of(key: &ObjectKey) -> Option<&VnetId> {
+    match key {
+        ObjectKey::Mapping(key) => Some(&key.vnet),
+        ObjectKey::Route(RouteKey { scope: RouteScope::Vnet(id), .. }) => Some(id),
+        _ => None,
+    }
+}
+
+/// A vnet of which contents would be changed that are not known here. Of one that is new, nothing need be known.
+fn unfollowed(known: &Known, me: &HostName, edits: &[Edit]) -> Option<VnetId> {
+    let cluster = &known.cluster;
+    let is_known = |vnet: &VnetId| {
+        let own = || cluster.hosts.get(me).is_some_and(|h| h.ports.iter().any(|p| p.vnet == *vnet));
+        cluster.is_open(vnet)
+            || (known.from_cache && own())
+            || cluster.get(&Slot::of(ObjectKey::Vnet(vnet.clone()), me)).is_none()
+    };
+    edits.iter().find_map(|edit| vnet_of(&edit.key()).filter(|vnet| !is_known(vnet)).cloned())
 }
 
 fn message(number: u64, entry: &Entry, with_differences: bool) -> api::QueuedChange {

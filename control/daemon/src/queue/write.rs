@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use culvert_model::{Edit, api};
 
-use super::{Counts, Queue};
+use super::{Counts, Queue, vnet_of};
 use crate::change::{Basis, ChangeError, Writer};
 use crate::cluster::Cluster;
 use crate::cluster::check::{Conflict, Touched};
@@ -97,7 +97,13 @@ impl Queue {
 async fn attempt(writer: &Writer, me: &HostName, touched: &[Touched]) -> Attempt {
     let others = StdMutex::new(Vec::new());
     let plan = |cluster: &Cluster, _: &Projection| {
-        let (edits, found) = remaining(cluster, me, touched);
+        // Of a vnet that this host does not follow any more, the contents are read first.
+        let read = touched.iter().filter_map(|touched| vnet_of(&touched.slot.key));
+        let (edits, found) = if read.clone().all(|vnet| cluster.is_open(vnet)) {
+            remaining(cluster, me, touched)
+        } else {
+            (touched.iter().filter_map(edit_of).collect(), Vec::new())
+        };
         let legal = found.is_empty();
         *others.lock().unwrap_or_else(PoisonError::into_inner) = found;
         if legal { edits } else { Vec::new() }
@@ -125,7 +131,8 @@ fn in_words(conflict: &Conflict) -> String {
 /// What is left to do of a change, and what others did to its objects since it was asked for.
 fn remaining(cluster: &Cluster, me: &HostName, touched: &[Touched]) -> (Vec<Edit>, Vec<String>) {
     let (mut edits, mut found) = (Vec::new(), Vec::new());
-    for Touched { slot, before, after, .. } in touched {
+    for touched in touched {
+        let Touched { slot, before, after, .. } = touched;
         let now = cluster.get(slot);
         let key = &slot.key;
         if let Some(host) = slot.host.as_ref().filter(|host| *host != me) {
@@ -142,14 +149,17 @@ fn remaining(cluster: &Cluster, me: &HostName, touched: &[Touched]) -> (Vec<Edit
                 "{key}: is not as it was when the change was queued: it was {what} meanwhile"
             ));
         } else {
-            let edit = match after {
-                Some(object) => Some(Edit::from(object.clone())),
-                None => Edit::deleting(key.clone()),
-            };
-            edits.extend(edit);
+            edits.extend(edit_of(touched));
         }
     }
     (edits, found)
+}
+
+fn edit_of(touched: &Touched) -> Option<Edit> {
+    match &touched.after {
+        Some(object) => Some(Edit::from(object.clone())),
+        None => Edit::deleting(touched.slot.key.clone()),
+    }
 }
 
 impl ChangeError {

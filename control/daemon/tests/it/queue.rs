@@ -322,6 +322,54 @@ async fn one_that_is_asked_for_while_the_queue_is_written_comes_after_it() {
     wait_for("all of them", SOON, || ports(&a).len() == 19).await;
 }
 
+fn mapping(vnet: &str, n: u8) -> culvert_model::Mapping {
+    let toml = host_toml(200)
+        .replace("id = \"blue\"", &format!("id = \"{vnet}\""))
+        .replace("vnet = \"blue\"", &format!("vnet = \"{vnet}\""))
+        + &format!(
+            "[[mapping]]\nvnet = \"{vnet}\"\nip = \"10.0.0.{n}\"\nmac = \"02:00:00:00:01:{n:02x}\"\n\
+             vtep = \"198.18.0.99\"\n"
+        );
+    let host = culvert_model::host_toml::read(&toml).unwrap();
+    host.mappings().iter().next().unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_a_vnet_is_queued_only_where_it_is_known() {
+    let store = MemoryStore::new();
+    let (a, mut on_a) = start("a", 1, &store).await;
+    ask(&mut on_a, &[Edit::PutVnet(vnet("green", 400))]).await.unwrap();
+    ask(&mut on_a, &[Edit::PutMapping(mapping("blue", 50))]).await.unwrap();
+    wait_for("the mapping", SOON, || a.dataplane.host().unwrap().mappings().len() == 1).await;
+    store.set_outage(Some("gone"));
+    unhealthy(&mut on_a).await;
+    // No port there, so nothing is known of it.
+    let status = ask(&mut on_a, &[Edit::PutMapping(mapping("green", 9))]).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    let said = status.message();
+    assert!(api::queued(&status).is_none(), "{status:?}");
+    assert!(said.contains("gone") && said.contains("no port in vnet green"), "{said}");
+    // Of one that is new, everything is known.
+    queued(ask(&mut on_a, &[Edit::PutVnet(vnet("new", 500))]).await);
+    queued(ask(&mut on_a, &[Edit::PutMapping(mapping("new", 9))]).await);
+    // The last port goes, and so the host follows the vnet no more; what was in it is read again.
+    queued(ask(&mut on_a, &[delete("web-1")]).await);
+    let gone = Edit::DeleteMapping(culvert_model::Keyed::key(&mapping("blue", 50)));
+    queued(ask(&mut on_a, &[gone]).await);
+    store.set_outage(None);
+    drained(&mut on_a).await;
+    assert_eq!(list(&mut on_a).await, []);
+    let listed = on_a.objects().await;
+    let mappings: Vec<_> = listed
+        .iter()
+        .filter_map(|object| match object.object.as_ref()?.object.as_ref()? {
+            api::object::Object::Mapping(mapping) => Some(mapping.vnet.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(mappings, ["new"]);
+}
+
 fn a_state() -> culvert_model::Host {
     culvert_model::host_toml::read(&host_toml(1)).unwrap()
 }
