@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use culvert_model::api::control_client::ControlClient;
+use culvert_model::limits::MESSAGE_BYTES_MAX;
 use culvert_model::{Edit, Host, api, host_toml};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -116,7 +117,10 @@ impl Control {
         let runtime = runtime.unwrap_or_else(|e| panic!("no runtime: {e}"));
         let channel = runtime.block_on(culvert_socket::connect(socket));
         let channel = channel.unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
-        Self { runtime, client: ControlClient::new(channel) }
+        let client = ControlClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Self { runtime, client }
     }
 
     /// Makes a `host.toml` what is wanted, and waits until it is carried.
@@ -129,8 +133,16 @@ impl Control {
     #[track_caller]
     pub fn apply(&mut self, toml: &str) -> Result<api::Committed, Status> {
         let host: Host = host_toml::read(toml).unwrap_or_else(|e| panic!("{e:?}:\n{toml}"));
-        let state = Some((&host).into());
-        let request = api::ApplyStateRequest { state, wait_ms: 20_000, ..Default::default() };
+        self.apply_host(&host, 20_000)
+    }
+
+    /// Makes a state what is wanted, and waits until it is carried.
+    ///
+    /// # Errors
+    /// As culvertd refuses it.
+    pub fn apply_host(&mut self, host: &Host, wait_ms: u32) -> Result<api::Committed, Status> {
+        let state = Some(host.into());
+        let request = api::ApplyStateRequest { state, wait_ms, ..Default::default() };
         self.runtime.block_on(self.client.apply_state(request)).map(Response::into_inner)
     }
 
