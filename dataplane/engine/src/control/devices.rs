@@ -154,20 +154,34 @@ impl Controller {
         devices
     }
 
-    /// Closes devices that nobody wants any more: first their sockets, then their programs.
+    /// Closes devices that nobody wants any more, and returns when the host has them.
+    ///
+    /// The kernel takes a grace period to let go of a socket, up to some ten milliseconds, and there are two
+    /// for each queue. One that copies means nothing to its device once it is out of its slot, so it is
+    /// closed behind the change's back. A TAP ends with its descriptor, and a zero-copy device must not lose
+    /// its program first: these are waited for.
     pub(super) async fn close_devices(&mut self, gone: Vec<(IfName, Attached, Vec<Device>)>) {
-        let mut sockets: Vec<Device> = Vec::new();
+        let (mut now, mut later): (Vec<Device>, Vec<Device>) = Default::default();
         let mut rest = Vec::new();
         for (name, attached, devices) in gone {
-            sockets.extend(devices);
+            let copies = attached.open().filter(|o| matches!(o.mode, Mode::Generic | Mode::Native));
+            match copies.map(|open| self.opener.empty_slots(open.slots.clone())) {
+                Some(true) => later.extend(devices),
+                _ => now.extend(devices),
+            }
             rest.push((name, attached));
         }
-        self.close_sockets(sockets).await;
+        if !now.is_empty() {
+            self.close_sockets(now).await;
+        }
         for (name, attached) in rest {
             if let Ok(open) = attached.state {
                 self.detach(&name, &open);
             }
             tracing::info!(device = %name, "detached");
+        }
+        if !later.is_empty() {
+            self.closer.close(later);
         }
     }
 

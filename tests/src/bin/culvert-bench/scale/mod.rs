@@ -1,5 +1,6 @@
 //! What many ports and many mappings cost: to apply, to change by one, in memory, and in packets a second.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use culvert_model::api::edit::Edit;
@@ -16,6 +17,9 @@ use memory::Memory;
 
 /// Idle ports beside which the packet rate is taken to be that of a host with few.
 const FEW: usize = 10;
+
+/// Sockets of ports that went are closed behind the change: not while packets are counted.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// Bytes of payload of each datagram of the flood.
 const FLOOD_SIZE: usize = 64;
@@ -75,12 +79,28 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     println!("| memory of a mapping | {} |", after_mappings.since(&after_ports).per(mappings));
 
     for (name, there, back) in kinds(args, &topology) {
-        let histogram = changes(&mut rpc, args.changes, &there, &back)?;
-        #[expect(clippy::cast_precision_loss, reason = "microseconds of seconds")]
-        let ms = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e3;
-        let (p50, p99) = (ms(0.5), ms(0.99));
-        println!("| one change, {name} | median {p50:.2} ms, p99 {p99:.2} ms |");
+        let mut times = Times::new()?;
+        for n in 0..args.changes {
+            times.take(&mut rpc, there(n))?;
+            times.take(&mut rpc, back(n))?;
+        }
+        println!("| one change, {name} | {times} |");
     }
+    let (mut detached, mut attached) = (Times::new()?, Times::new()?);
+    for n in 0..args.changes.min(args.ports) {
+        detached.take(&mut rpc, Edit::DeletePort(port(n).id))?;
+    }
+    for n in 0..args.changes.min(args.ports) {
+        attached.take(&mut rpc, Edit::PutPort(port(n)))?;
+    }
+    println!("| one change, port detached | {detached} |");
+    println!("| one change, port attached | {attached} |");
+    let mut again = Times::new()?;
+    for n in 0..args.changes.min(args.ports) {
+        rpc.edit(Edit::DeletePort(port(n).id)).map_err(|e| Rpc::reason(&e))?;
+        again.take(&mut rpc, Edit::PutPort(port(n)))?;
+    }
+    println!("| a port attached whose device was detached just before | {again} |");
 
     // In turns, so that what else the machine does meets both alike.
     let mut rates = [0.0, 0.0];
@@ -88,6 +108,7 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
         for (rate, ports) in rates.iter_mut().zip([FEW, args.ports]) {
             applied(&mut rpc, with(&base, &topology, ports, args.mappings))?;
             topology.wait_connected(0, 1);
+            std::thread::sleep(SETTLE);
             let measured = packets_per_second(&topology, FLOOD_SIZE, time);
             *rate += measured.map_err(|e| e.to_string())? / 2.0;
         }
@@ -132,31 +153,32 @@ fn kinds(args: &Args, topology: &Topology) -> Vec<(&'static str, Change, Change)
             }),
             Box::new(move |n| Edit::PutPort(port(n % ports))),
         ),
-        (
-            "port detached or attached",
-            Box::new(move |n| Edit::DeletePort(port(n % ports).id)),
-            Box::new(move |n| Edit::PutPort(port(n % ports))),
-        ),
     ]
 }
 
-/// Times in microseconds.
-fn changes(
-    rpc: &mut Rpc,
-    count: usize,
-    there: &Change,
-    back: &Change,
-) -> Result<Histogram<u64>, String> {
-    let mut histogram = Histogram::new(3).map_err(|e| e.to_string())?;
-    for n in 0..count {
-        for change in [there, back] {
-            let start = Instant::now();
-            rpc.edit(change(n)).map_err(|e| Rpc::reason(&e))?;
-            let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-            histogram.record(took).map_err(|e| e.to_string())?;
-        }
+/// How long changes took, in microseconds.
+struct Times(Histogram<u64>);
+
+impl Times {
+    fn new() -> Result<Times, String> {
+        Histogram::new(3).map(Times).map_err(|e| e.to_string())
     }
-    Ok(histogram)
+
+    /// Makes a change, and takes its time.
+    fn take(&mut self, rpc: &mut Rpc, edit: Edit) -> Result<(), String> {
+        let start = Instant::now();
+        rpc.edit(edit).map_err(|e| Rpc::reason(&e))?;
+        let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.0.record(took).map_err(|e| e.to_string())
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of seconds")]
+        let ms = |quantile: f64| self.0.value_at_quantile(quantile) as f64 / 1e3;
+        write!(f, "median {:.2} ms, p99 {:.2} ms", ms(0.5), ms(0.99))
+    }
 }
 
 fn restart(topology: &mut Topology) -> Result<(), String> {
