@@ -27,7 +27,7 @@ const FLOOD_SIZE: usize = 64;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Seconds of each measurement of packets.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 1)]
     secs: u64,
     /// Idle ports.
     #[arg(long, default_value_t = Crowd::FULL.ports)]
@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// Mappings.
     #[arg(long, default_value_t = Crowd::FULL.mappings)]
     mappings: usize,
+    /// How often packets are counted beside few ports and beside many.
+    #[arg(long, default_value_t = 4)]
+    rounds: usize,
     /// Changes of each kind whose time is taken.
     #[arg(long, default_value_t = 200)]
     changes: usize,
@@ -60,7 +63,6 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     crowd.add_links(&topology.hosts[0].ns, &topology.scratch);
     let mut rpc = Rpc::connect(topology.dataplane(0).socket());
     let (base, _) = rpc.state();
-    let time = Duration::from_secs(args.secs);
 
     println!("| what | result |\n|---|---|");
     // First ports, then mappings, so that the memory of each can be told.
@@ -102,20 +104,17 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     }
     println!("| a port attached whose device was detached just before | {again} |");
 
-    // In turns, so that what else the machine does meets both alike.
-    let mut rates = [0.0, 0.0];
-    for _ in 0..2 {
-        for (rate, ports) in rates.iter_mut().zip([FEW, args.ports]) {
-            applied(&mut rpc, with(&base, &topology, ports, args.mappings))?;
-            topology.wait_connected(0, 1);
-            std::thread::sleep(SETTLE);
-            let measured = packets_per_second(&topology, FLOOD_SIZE, time);
-            *rate += measured.map_err(|e| e.to_string())? / 2.0;
-        }
-    }
-    let [few, many] = rates;
+    let rates = rates(args, &topology, &mut rpc, &base)?;
+    let (few, many) = (mean(rates.iter().map(|r| r[0])), mean(rates.iter().map(|r| r[1])));
     println!("| packets a second beside {FEW} idle ports | {few:.0} |");
-    println!("| packets a second beside {ports} | {many:.0}: {:.1} % |", many / few * 100.0);
+    let each: Vec<_> =
+        rates.iter().map(|[few, many]| format!("{:.1}", many / few * 100.0)).collect();
+    println!(
+        "| packets a second beside {} | {many:.0}: {:.1} % (by rounds: {}) |",
+        args.ports,
+        many / few * 100.0,
+        each.join(", ")
+    );
 
     // All at once, by a process that has nothing yet.
     let all = with(&base, &topology, args.ports, args.mappings);
@@ -123,6 +122,37 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     let mut rpc = Rpc::connect(topology.dataplane(0).socket());
     println!("| all at once, after a start | {:.2} s |", applied(&mut rpc, all)?.as_secs_f64());
     Ok(())
+}
+
+/// Packets a second beside few idle ports and beside many, by rounds. The two take turns, and so does which is
+/// first: what else the machine does meets both alike.
+fn rates(
+    args: &Args,
+    topology: &Topology,
+    rpc: &mut Rpc,
+    base: &State,
+) -> Result<Vec<[f64; 2]>, String> {
+    let time = Duration::from_secs(args.secs);
+    let mut rates = Vec::new();
+    for round in 0..args.rounds {
+        let mut both = [0.0; 2];
+        for turn in [round % 2, (round + 1) % 2] {
+            let ports = [FEW, args.ports][turn];
+            applied(rpc, with(base, topology, ports, args.mappings))?;
+            topology.wait_connected(0, 1);
+            std::thread::sleep(SETTLE);
+            let measured = packets_per_second(topology, FLOOD_SIZE, time);
+            both[turn] = measured.map_err(|e| e.to_string())?;
+        }
+        rates.push(both);
+    }
+    Ok(rates)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a few rounds")]
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len().max(1);
+    values.sum::<f64>() / count as f64
 }
 
 type Change = Box<dyn Fn(usize) -> Edit>;
