@@ -156,10 +156,10 @@ impl Controller {
 
     /// Closes devices that nobody wants any more, and returns when the host has them.
     ///
-    /// The kernel takes a grace period to let go of a socket, up to some ten milliseconds, and there are two
-    /// for each queue. One that copies means nothing to its device once it is out of its slot, so it is
-    /// closed behind the change's back. A TAP ends with its descriptor, and a zero-copy device must not lose
-    /// its program first: these are waited for.
+    /// The kernel takes a grace period of 10 to 20 ms to let go of a socket, and a queue has two. One that
+    /// copies means nothing to its device once it is out of its slot, so it is closed behind the change's
+    /// back. A TAP ends with its descriptor, and a zero-copy device had better lose its sockets before its
+    /// program: these are waited for.
     pub(super) async fn close_devices(&mut self, gone: Vec<(IfName, Attached, Vec<Device>)>) {
         let (mut now, mut later): (Vec<Device>, Vec<Device>) = Default::default();
         let mut rest = Vec::new();

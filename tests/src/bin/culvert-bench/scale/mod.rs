@@ -18,8 +18,9 @@ use memory::Memory;
 /// Idle ports beside which the packet rate is taken to be that of a host with few.
 const FEW: usize = 10;
 
-/// Sockets of ports that went are closed behind the change: not while packets are counted.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Sockets of ports that went are closed behind the change, so not while packets are counted, nor before their
+/// devices are attached again.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Bytes of payload of each datagram of the flood.
 const FLOOD_SIZE: usize = 64;
@@ -92,6 +93,7 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     for n in 0..args.changes.min(args.ports) {
         detached.take(&mut rpc, Edit::DeletePort(port(n).id))?;
     }
+    std::thread::sleep(SETTLE);
     for n in 0..args.changes.min(args.ports) {
         attached.take(&mut rpc, Edit::PutPort(port(n)))?;
     }
