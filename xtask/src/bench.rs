@@ -26,6 +26,7 @@ pub(crate) fn scale(options: &Scale) -> Result {
     let program = target_folder().join("release/culvert-bench");
     let mut bench = command(&program.display().to_string());
     bench.args(["scale", "--secs", &options.secs.to_string()]);
+    bench.args(["--rounds", &options.rounds.to_string()]);
     bench.args(["--ports", &options.ports.to_string()]);
     bench.args(["--mappings", &options.mappings.to_string()]);
     run(&mut bench)

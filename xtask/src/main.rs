@@ -94,8 +94,11 @@ struct Overlay {
 #[derive(Args)]
 struct Scale {
     /// Seconds of each measurement of packets.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 1)]
     secs: u64,
+    /// How often packets are counted beside few ports and beside many.
+    #[arg(long, default_value_t = 4)]
+    rounds: usize,
     /// Idle ports.
     #[arg(long, default_value_t = 1000)]
     ports: usize,

@@ -94,11 +94,13 @@ struct Span {
 }
 
 /// Messages waiting for one flush.
+///
+/// It takes its 0.4 MiB when it is first used: most devices of many never send a superframe.
 #[derive(Debug)]
 pub(crate) struct GatherBatch {
     space: Box<[u8]>,
     space_used: usize,
-    /// Never grows beyond the capacity it starts with, and so never moves.
+    /// Never grows beyond the capacity it gets before the first message, and so never moves.
     iovecs: Vec<libc::iovec>,
     messages: Vec<Span>,
     held: Vec<Buf>,
@@ -114,14 +116,23 @@ unsafe impl Send for GatherBatch {}
 impl GatherBatch {
     pub(crate) fn new() -> Self {
         Self {
-            space: vec![0; HEADER_SPACE_BYTES].into(),
+            space: Box::default(),
             space_used: 0,
-            iovecs: Vec::with_capacity(PIECES_MAX),
-            messages: Vec::with_capacity(MESSAGES_MAX),
-            held: Vec::with_capacity(MESSAGES_MAX),
+            iovecs: Vec::new(),
+            messages: Vec::new(),
+            held: Vec::new(),
             generation: 0,
             unsendable: 0,
         }
+    }
+
+    /// Takes the memory that the batch works in.
+    #[cold]
+    fn equip(&mut self) {
+        self.space = vec![0; HEADER_SPACE_BYTES].into();
+        self.iovecs.reserve_exact(PIECES_MAX);
+        self.messages.reserve_exact(MESSAGES_MAX);
+        self.held.reserve(MESSAGES_MAX);
     }
 
     pub(crate) fn has_room(&self, pieces: usize, header_bytes: usize) -> bool {
@@ -153,6 +164,10 @@ impl GatherBatch {
     }
 
     pub(crate) fn message(&mut self, hdr: VnetHdr) -> Message<'_> {
+        // Before the first message nothing points into it.
+        if self.space.is_empty() {
+            self.equip();
+        }
         let first = self.iovecs.len();
         let space_start = self.space_used;
         let error = (self.messages.len() >= MESSAGES_MAX).then_some(MessageError::Full);

@@ -52,7 +52,8 @@ impl Default for PacketOptions {
 #[derive(Debug)]
 pub struct PacketTx {
     batch: GatherBatch,
-    headers: Box<[libc::mmsghdr]>,
+    /// Empty before the first flush, and [`MESSAGES_MAX`] of them from then on.
+    headers: Vec<libc::mmsghdr>,
     fd: OwnedFd,
     ifindex: u32,
 }
@@ -89,10 +90,7 @@ impl PacketTx {
             libc::ENODEV => PacketError::NoDevice { ifindex },
             _ => PacketError::Os { step: "bind a packet socket", source: e },
         })?;
-        // SAFETY: zeroes are a valid mmsghdr: null pointers with zero lengths.
-        let empty: libc::mmsghdr = unsafe { std::mem::zeroed() };
-        let headers = vec![empty; MESSAGES_MAX].into_boxed_slice();
-        Ok(Self { batch: GatherBatch::new(), headers, fd: socket, ifindex })
+        Ok(Self { batch: GatherBatch::new(), headers: Vec::new(), fd: socket, ifindex })
     }
 
     /// The interface it sends on.
@@ -154,6 +152,11 @@ impl PacketTx {
     pub fn flush(&mut self, cache: &mut FrameCache) -> FlushOutcome {
         let mut outcome = FlushOutcome::default();
         let count = self.batch.messages().len();
+        if self.headers.is_empty() && count > 0 {
+            // SAFETY: zeroes are a valid mmsghdr: null pointers with zero lengths.
+            let empty: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            self.headers.resize(MESSAGES_MAX, empty);
+        }
         for (header, pieces) in self.headers.iter_mut().zip(self.batch.messages()) {
             header.msg_hdr.msg_iov = pieces.as_ptr().cast_mut();
             header.msg_hdr.msg_iovlen = pieces.len() as _;

@@ -364,7 +364,19 @@ impl Opener {
         }
     }
 
-    /// Gives slots back whose sockets are closed.
+    /// Takes sockets out of their slots while they are open. False where the kernel refuses.
+    pub(super) fn empty_slots(&mut self, slots: Range<u32>) -> bool {
+        let mut emptied = true;
+        for slot in slots {
+            if let Err(error) = self.programs.clear_socket(slot) {
+                tracing::warn!(%error, "a socket stays in its slot until it is closed");
+                emptied = false;
+            }
+        }
+        emptied
+    }
+
+    /// Gives slots back whose sockets are closed, or not in them any more.
     pub(super) fn free_slots(&mut self, slots: Range<u32>) {
         if !slots.is_empty() {
             self.slots.give(slots);

@@ -154,21 +154,40 @@ impl Controller {
         devices
     }
 
-    /// Closes devices that nobody wants any more: first their sockets, then their programs.
+    /// Closes devices that nobody wants any more, and returns when the host has them.
     pub(super) async fn close_devices(&mut self, gone: Vec<(IfName, Attached, Vec<Device>)>) {
-        let mut sockets: Vec<Device> = Vec::new();
+        let mut now: Vec<Device> = Vec::new();
         let mut rest = Vec::new();
         for (name, attached, devices) in gone {
-            sockets.extend(devices);
-            rest.push((name, attached));
+            match attached.state {
+                Ok(open) => {
+                    now.extend(self.close_later(&open, devices));
+                    rest.push((name, Some(open)));
+                }
+                Err(_) => rest.push((name, None)),
+            }
         }
-        self.close_sockets(sockets).await;
-        for (name, attached) in rest {
-            if let Ok(open) = attached.state {
+        self.close_sockets(now).await;
+        for (name, open) in rest {
+            if let Some(open) = open {
                 self.detach(&name, &open);
             }
             tracing::info!(device = %name, "detached");
         }
+    }
+
+    /// Closes the sockets of a device behind the change's back, or returns those that have to be waited for.
+    ///
+    /// The kernel takes a grace period of 10 to 20 ms to let go of a socket, and a queue has two. One that
+    /// copies means nothing to its device once it is out of its slot. But a TAP ends with its descriptor, and
+    /// a zero-copy device had better lose its sockets before its program.
+    fn close_later(&mut self, open: &Open, devices: Vec<Device>) -> Vec<Device> {
+        let copies = matches!(open.mode, Mode::Generic | Mode::Native);
+        if !copies || !self.opener.empty_slots(open.slots.clone()) {
+            return devices;
+        }
+        self.closer.close(devices);
+        Vec::new()
     }
 
     fn detach(&mut self, name: &IfName, open: &Open) {
@@ -182,6 +201,9 @@ impl Controller {
 
     /// Closes sockets.
     pub(super) async fn close_sockets(&self, sockets: Vec<Device>) {
+        if sockets.is_empty() {
+            return;
+        }
         let arena = self.opener.arena;
         let _ = tokio::task::spawn_blocking(move || device::close_all(arena, sockets)).await;
     }
@@ -293,13 +315,17 @@ impl Controller {
     async fn lose(&mut self, name: &IfName, reason: String) {
         tracing::warn!(device = %name, reason, "device is gone");
         let devices = self.take_back(name).await;
-        self.close_sockets(devices).await;
         let Some(attached) = self.attached.get_mut(name) else { return };
         attached.lost += 1;
-        let Some(open) = attached.open() else { return };
-        let (slots, kept) = (open.slots.clone(), (!open.is_tap()).then_some(open.ifindex));
-        attached.state = Err(Fault::new(reason, true, kept));
-        self.opener.free_slots(slots);
+        let Some(kept) = attached.open().map(|o| (!o.is_tap()).then_some(o.ifindex)) else {
+            return;
+        };
+        let lost = std::mem::replace(&mut attached.state, Err(Fault::new(reason, true, kept)));
+        if let Ok(open) = lost {
+            let devices = self.close_later(&open, devices);
+            self.close_sockets(devices).await;
+            self.opener.free_slots(open.slots);
+        }
         if let Some(ifindex) = kept
             && let Err(error) = self.opener.programs.park(ifindex)
         {

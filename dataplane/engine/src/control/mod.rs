@@ -6,6 +6,7 @@
 
 pub mod attach;
 mod change;
+mod closer;
 mod devices;
 mod modes;
 pub mod pmtu;
@@ -27,6 +28,7 @@ use culvert_port::Arena;
 use tokio::sync::{broadcast, watch};
 
 use self::attach::Opener;
+use self::closer::Closer;
 use self::devices::Attached;
 use self::pmtu::PathMtus;
 use crate::limits::{MAX_LINKS, MAX_PORTS};
@@ -73,6 +75,7 @@ impl Default for Known {
 pub struct Controller {
     shared: Arc<Shared>,
     opener: Opener,
+    closer: Closer,
     /// Random at each start.
     instance_id: String,
     cpus: Vec<Option<u32>>,
@@ -101,6 +104,7 @@ impl Controller {
         Controller {
             shared,
             opener: Opener::new(programs, arena),
+            closer: Closer::new(arena),
             instance_id,
             cpus,
             generation: 0,

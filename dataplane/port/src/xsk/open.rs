@@ -21,6 +21,10 @@ pub(super) const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
 /// Legal ring sizes; the kernel allows more, but no port needs it.
 const RING_SIZE_MAX: u32 = 1 << 15;
 
+/// Longest pause between two attempts to bind to a queue that its last socket has not released yet. The kernel
+/// takes a grace period for that, on an idle machine some 20 ms.
+const BUSY_PAUSE_MAX: Duration = Duration::from_millis(8);
+
 /// Why a socket could not be opened.
 #[derive(Debug, Error)]
 pub enum XskError {
@@ -301,7 +305,7 @@ fn bind(
         match errno(&e) {
             libc::EBUSY if start.elapsed() < cfg.busy_wait => {
                 std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(100));
+                pause = (pause * 2).min(BUSY_PAUSE_MAX);
             }
             libc::EBUSY => return Err(XskError::Busy { ifindex, queue }),
             // A zero-copy driver without multi-buffer support; single frames still work.

@@ -1,5 +1,6 @@
 //! What many ports and many mappings cost: to apply, to change by one, in memory, and in packets a second.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use culvert_model::api::edit::Edit;
@@ -17,13 +18,17 @@ use memory::Memory;
 /// Idle ports beside which the packet rate is taken to be that of a host with few.
 const FEW: usize = 10;
 
+/// Sockets of ports that went are closed behind the change, so not while packets are counted, nor before their
+/// devices are attached again.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// Bytes of payload of each datagram of the flood.
 const FLOOD_SIZE: usize = 64;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Seconds of each measurement of packets.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 1)]
     secs: u64,
     /// Idle ports.
     #[arg(long, default_value_t = Crowd::FULL.ports)]
@@ -31,6 +36,9 @@ pub(crate) struct Args {
     /// Mappings.
     #[arg(long, default_value_t = Crowd::FULL.mappings)]
     mappings: usize,
+    /// How often packets are counted beside few ports and beside many.
+    #[arg(long, default_value_t = 4)]
+    rounds: usize,
     /// Changes of each kind whose time is taken.
     #[arg(long, default_value_t = 200)]
     changes: usize,
@@ -56,7 +64,6 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     crowd.add_links(&topology.hosts[0].ns, &topology.scratch);
     let mut rpc = Rpc::connect(topology.dataplane(0).socket());
     let (base, _) = rpc.state();
-    let time = Duration::from_secs(args.secs);
 
     println!("| what | result |\n|---|---|");
     // First ports, then mappings, so that the memory of each can be told.
@@ -75,26 +82,41 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     println!("| memory of a mapping | {} |", after_mappings.since(&after_ports).per(mappings));
 
     for (name, there, back) in kinds(args, &topology) {
-        let histogram = changes(&mut rpc, args.changes, &there, &back)?;
-        #[expect(clippy::cast_precision_loss, reason = "microseconds of seconds")]
-        let ms = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e3;
-        let (p50, p99) = (ms(0.5), ms(0.99));
-        println!("| one change, {name} | median {p50:.2} ms, p99 {p99:.2} ms |");
-    }
-
-    // In turns, so that what else the machine does meets both alike.
-    let mut rates = [0.0, 0.0];
-    for _ in 0..2 {
-        for (rate, ports) in rates.iter_mut().zip([FEW, args.ports]) {
-            applied(&mut rpc, with(&base, &topology, ports, args.mappings))?;
-            topology.wait_connected(0, 1);
-            let measured = packets_per_second(&topology, FLOOD_SIZE, time);
-            *rate += measured.map_err(|e| e.to_string())? / 2.0;
+        let mut times = Times::new()?;
+        for n in 0..args.changes {
+            times.take(&mut rpc, there(n))?;
+            times.take(&mut rpc, back(n))?;
         }
+        println!("| one change, {name} | {times} |");
     }
-    let [few, many] = rates;
+    let (mut detached, mut attached) = (Times::new()?, Times::new()?);
+    for n in 0..args.changes.min(args.ports) {
+        detached.take(&mut rpc, Edit::DeletePort(port(n).id))?;
+    }
+    std::thread::sleep(SETTLE);
+    for n in 0..args.changes.min(args.ports) {
+        attached.take(&mut rpc, Edit::PutPort(port(n)))?;
+    }
+    println!("| one change, port detached | {detached} |");
+    println!("| one change, port attached | {attached} |");
+    let mut again = Times::new()?;
+    for n in 0..args.changes.min(args.ports) {
+        rpc.edit(Edit::DeletePort(port(n).id)).map_err(|e| Rpc::reason(&e))?;
+        again.take(&mut rpc, Edit::PutPort(port(n)))?;
+    }
+    println!("| a port attached whose device was detached just before | {again} |");
+
+    let rates = rates(args, &topology, &mut rpc, &base)?;
+    let (few, many) = (mean(rates.iter().map(|r| r[0])), mean(rates.iter().map(|r| r[1])));
     println!("| packets a second beside {FEW} idle ports | {few:.0} |");
-    println!("| packets a second beside {ports} | {many:.0}: {:.1} % |", many / few * 100.0);
+    let each: Vec<_> =
+        rates.iter().map(|[few, many]| format!("{:.1}", many / few * 100.0)).collect();
+    println!(
+        "| packets a second beside {} | {many:.0}: {:.1} % (by rounds: {}) |",
+        args.ports,
+        many / few * 100.0,
+        each.join(", ")
+    );
 
     // All at once, by a process that has nothing yet.
     let all = with(&base, &topology, args.ports, args.mappings);
@@ -102,6 +124,37 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     let mut rpc = Rpc::connect(topology.dataplane(0).socket());
     println!("| all at once, after a start | {:.2} s |", applied(&mut rpc, all)?.as_secs_f64());
     Ok(())
+}
+
+/// Packets a second beside few idle ports and beside many, by rounds. The two take turns, and so does which is
+/// first: what else the machine does meets both alike.
+fn rates(
+    args: &Args,
+    topology: &Topology,
+    rpc: &mut Rpc,
+    base: &State,
+) -> Result<Vec<[f64; 2]>, String> {
+    let time = Duration::from_secs(args.secs);
+    let mut rates = Vec::new();
+    for round in 0..args.rounds {
+        let mut both = [0.0; 2];
+        for turn in [round % 2, (round + 1) % 2] {
+            let ports = [FEW, args.ports][turn];
+            applied(rpc, with(base, topology, ports, args.mappings))?;
+            topology.wait_connected(0, 1);
+            std::thread::sleep(SETTLE);
+            let measured = packets_per_second(topology, FLOOD_SIZE, time);
+            both[turn] = measured.map_err(|e| e.to_string())?;
+        }
+        rates.push(both);
+    }
+    Ok(rates)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a few rounds")]
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len().max(1);
+    values.sum::<f64>() / count as f64
 }
 
 type Change = Box<dyn Fn(usize) -> Edit>;
@@ -132,31 +185,32 @@ fn kinds(args: &Args, topology: &Topology) -> Vec<(&'static str, Change, Change)
             }),
             Box::new(move |n| Edit::PutPort(port(n % ports))),
         ),
-        (
-            "port detached or attached",
-            Box::new(move |n| Edit::DeletePort(port(n % ports).id)),
-            Box::new(move |n| Edit::PutPort(port(n % ports))),
-        ),
     ]
 }
 
-/// Times in microseconds.
-fn changes(
-    rpc: &mut Rpc,
-    count: usize,
-    there: &Change,
-    back: &Change,
-) -> Result<Histogram<u64>, String> {
-    let mut histogram = Histogram::new(3).map_err(|e| e.to_string())?;
-    for n in 0..count {
-        for change in [there, back] {
-            let start = Instant::now();
-            rpc.edit(change(n)).map_err(|e| Rpc::reason(&e))?;
-            let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-            histogram.record(took).map_err(|e| e.to_string())?;
-        }
+/// How long changes took, in microseconds.
+struct Times(Histogram<u64>);
+
+impl Times {
+    fn new() -> Result<Times, String> {
+        Histogram::new(3).map(Times).map_err(|e| e.to_string())
     }
-    Ok(histogram)
+
+    /// Makes a change, and takes its time.
+    fn take(&mut self, rpc: &mut Rpc, edit: Edit) -> Result<(), String> {
+        let start = Instant::now();
+        rpc.edit(edit).map_err(|e| Rpc::reason(&e))?;
+        let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.0.record(took).map_err(|e| e.to_string())
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of seconds")]
+        let ms = |quantile: f64| self.0.value_at_quantile(quantile) as f64 / 1e3;
+        write!(f, "median {:.2} ms, p99 {:.2} ms", ms(0.5), ms(0.99))
+    }
 }
 
 fn restart(topology: &mut Topology) -> Result<(), String> {
