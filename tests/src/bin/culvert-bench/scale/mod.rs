@@ -11,8 +11,10 @@ use hdrhistogram::Histogram;
 
 use crate::overlay::measure::packets_per_second;
 
+mod control;
 mod memory;
 
+use control::Through;
 use memory::Memory;
 
 /// Idle ports beside which the packet rate is taken to be that of a host with few.
@@ -105,6 +107,18 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
         again.take(&mut rpc, Edit::PutPort(port(n)))?;
     }
     println!("| a port attached whose device was detached just before | {again} |");
+
+    let all = with(&base, &topology, args.ports, args.mappings);
+    let (mut through, took) = Through::start(&topology, all)?;
+    println!("| all of it given to culvertd | {:.2} s |", took.as_secs_f64());
+    let mut times = Times::new()?;
+    for n in 0..args.changes {
+        let mapping = mapping(args.mappings + n, topology.hosts[1].vtep);
+        times.record(through.mapping(mapping.clone(), true)?)?;
+        times.record(through.mapping(mapping, false)?)?;
+    }
+    println!("| one change, mapping, durable in culvertd and carried | {times} |");
+    drop(through);
 
     let rates = rates(args, &topology, &mut rpc, &base)?;
     let (few, many) = (mean(rates.iter().map(|r| r[0])), mean(rates.iter().map(|r| r[1])));
@@ -200,7 +214,11 @@ impl Times {
     fn take(&mut self, rpc: &mut Rpc, edit: Edit) -> Result<(), String> {
         let start = Instant::now();
         rpc.edit(edit).map_err(|e| Rpc::reason(&e))?;
-        let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.record(start.elapsed())
+    }
+
+    fn record(&mut self, took: Duration) -> Result<(), String> {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.0.record(took).map_err(|e| e.to_string())
     }
 }
