@@ -66,14 +66,23 @@ impl FileStore {
 
     /// As [`FileStore::open`], of a database that `opener` opens.
     pub(super) fn open_by(path: &Path, opener: Opener) -> Result<FileStore, StoreError> {
-        let database = opener()?;
-        let snapshot = load(path, &database)?;
+        let (database, snapshot) = load(path, opener()?)?;
         Ok(FileStore {
             path: path.to_owned(),
             opener,
             database: Arc::new(Mutex::new(Some(database))),
             core: Shared::new(Core::new(snapshot)),
         })
+    }
+}
+
+impl Drop for FileStore {
+    /// A commit that is still under way has it closed by its own thread.
+    fn drop(&mut self) {
+        let last = Arc::get_mut(&mut self.database);
+        if let Some(database) = last.and_then(|database| database.get_mut().take()) {
+            close(database);
+        }
     }
 }
 
@@ -104,12 +113,21 @@ fn builder() -> redb::Builder {
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {
-    // What is no database can make redb panic where it checks its own work.
-    let opened = catch_unwind(AssertUnwindSafe(|| builder().open(path)));
-    match opened {
-        Ok(opened) => opened.map_err(|error| of_database(path, error)),
-        Err(_) => Err(damaged(path, "its pages contradict each other")),
+    match quietly(|| builder().open(path)) {
+        Some(opened) => opened.map_err(|error| of_database(path, error)),
+        None => Err(contradictory(path)),
     }
+}
+
+/// Does something with a database. None if redb panics, as it does where damage makes its checks of its own
+/// work fail.
+fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
+/// Closes a database, which checks and writes, too.
+fn close(database: Database) {
+    let _ = quietly(|| drop(database));
 }
 
 /// Writes the tables of an empty store.
@@ -125,10 +143,14 @@ pub(super) fn initialise(path: &Path, database: &Database) -> Result<(), StoreEr
     txn.commit().map_err(|error| failed(error.into()))
 }
 
-fn load(path: &Path, database: &Database) -> Result<Snapshot, StoreError> {
-    match catch_unwind(AssertUnwindSafe(|| read(path, database))) {
-        Ok(snapshot) => snapshot,
-        Err(_) => Err(damaged(path, "its pages contradict each other")),
+/// The database, and what is in it.
+fn load(path: &Path, database: Database) -> Result<(Database, Snapshot), StoreError> {
+    match quietly(|| read(path, &database)).unwrap_or_else(|| Err(contradictory(path))) {
+        Ok(snapshot) => Ok((database, snapshot)),
+        Err(error) => {
+            close(database);
+            Err(error)
+        }
     }
 }
 
@@ -184,8 +206,7 @@ fn write(database: &Database, revision: Revision, txn: &Txn) -> Result<(), redb:
 
 /// Reads the file again after an error, and tells watchers what was written all the same.
 fn reopen(path: &Path, opener: &Opener, core: &Shared) -> Result<Database, StoreError> {
-    let database = opener()?;
-    let found = load(path, &database)?;
+    let (database, found) = load(path, opener()?)?;
     let mut core = core.lock();
     if found.revision != core.revision() {
         let known = core.snapshot("");
@@ -217,22 +238,24 @@ fn commit(
     };
     let open = database.insert(open);
     let Some(revision) = core.lock().check(&txn) else { return Ok(Outcome::Stale) };
-    match write(open, revision, &txn) {
-        Ok(()) => {
+    let error = match quietly(|| write(open, revision, &txn)) {
+        Some(Ok(())) => {
             core.lock().apply(revision, txn);
-            Ok(Outcome::Done(revision))
+            return Ok(Outcome::Done(revision));
         }
-        Err(error) => {
-            // Whether it is on the disk only the disk knows.
-            *database = None;
-            let reopened = reopen(path, opener, core)?;
-            *database = Some(reopened);
-            if core.lock().revision() == revision {
-                return Ok(Outcome::Done(revision));
-            }
-            Err(of_redb(path, &error))
-        }
+        Some(Err(error)) => of_redb(path, &error),
+        None => contradictory(path),
+    };
+    // Whether it is on the disk only the disk knows.
+    if let Some(open) = database.take() {
+        close(open);
     }
+    let reopened = reopen(path, opener, core)?;
+    *database = Some(reopened);
+    if core.lock().revision() == revision {
+        return Ok(Outcome::Done(revision));
+    }
+    Err(error)
 }
 
 #[tonic::async_trait]
@@ -287,6 +310,10 @@ fn of_io(path: &Path, error: &io::Error) -> StoreError {
 
 fn damaged(path: &Path, reason: &str) -> StoreError {
     StoreError::Damaged { path: path.to_owned(), reason: reason.to_owned() }
+}
+
+fn contradictory(path: &Path) -> StoreError {
+    damaged(path, "its pages contradict each other")
 }
 
 fn of_database(path: &Path, error: DatabaseError) -> StoreError {
