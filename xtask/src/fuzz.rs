@@ -40,7 +40,7 @@ pub(crate) fn fuzz(options: &Fuzz) -> Result {
             continue;
         }
         found = true;
-        let built = build(&folder, name)?;
+        let built = build(&folder)?;
         for target in wanted {
             run_target(&folder, &built, target, options)?;
         }
@@ -52,9 +52,10 @@ pub(crate) fn fuzz(options: &Fuzz) -> Result {
     }
 }
 
-/// Builds the targets of a crate; returns the folder of the programs.
-fn build(folder: &Path, name: &str) -> Result<PathBuf> {
-    let out = target_folder().join("fuzz").join(name.replace('/', "-"));
+/// Builds the targets of a crate; returns the folder of the programs. All crates build into one, so that what they
+/// depend on, libFuzzer first of all, is built once.
+fn build(folder: &Path) -> Result<PathBuf> {
+    let out = target_folder().join("fuzz/build");
     run(cargo()
         .args(["build", "--release", "--bins", "--locked", "--target", TRIPLE, "--target-dir"])
         .arg(&out)
