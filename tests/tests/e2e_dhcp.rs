@@ -52,7 +52,9 @@ fn script(topology: &Topology, name: &str, text: &str) -> (PathBuf, PathBuf) {
         topology.scratch.file(&format!("{name}.sh")),
         topology.scratch.file(&format!("{name}.env")),
     );
-    let note = format!("{{ echo \"event=$1$reason\"; env; }} >>{}\n", log.display());
+    // In one write, so that nobody reads half of it.
+    let note =
+        format!("n=$(echo \"event=$1$reason\"; env)\nprintf '%s\\n' \"$n\" >>{}\n", log.display());
     fs::write(&script, format!("#!/bin/sh\n{note}{text}")).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     (script, log)
