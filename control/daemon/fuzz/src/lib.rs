@@ -151,7 +151,10 @@ pub fn state_file(data: &[u8]) {
         }
     };
     let path = file("state");
-    std::fs::write(&path, bytes).expect("a temporary file");
+    // A damaged file stays open: after very many there may be no descriptor left.
+    if std::fs::write(&path, bytes).is_err() {
+        return;
+    }
     if let Ok(store) = FileStore::open(&path) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {

@@ -113,10 +113,26 @@ fn builder() -> redb::Builder {
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {
-    match quietly(|| builder().open(path)) {
-        Some(opened) => opened.map_err(|error| of_database(path, error)),
-        None => Err(contradictory(path)),
+    let opened = quietly(|| builder().open(path)).ok_or_else(|| contradictory(path))?;
+    let mut database = opened.map_err(|error| of_database(path, error))?;
+    // All of it, since damage that is met later is met where redb has work half done.
+    match quietly(|| database.check_integrity()).unwrap_or_else(|| Err(found_damage())) {
+        Ok(_) => Ok(database),
+        Err(error) => {
+            leave(database);
+            Err(of_database(path, error))
+        }
     }
+}
+
+fn found_damage() -> DatabaseError {
+    DatabaseError::Storage(StorageError::Corrupted("its pages contradict each other".to_owned()))
+}
+
+/// Lets go of a database without closing it: that would write to what is damaged, and where redb meets the
+/// damage then, it ends the process. The file stays locked until the process ends.
+fn leave(database: Database) {
+    std::mem::forget(database);
 }
 
 /// Does something with a database. None if redb panics, as it does where damage makes its checks of its own
@@ -147,8 +163,12 @@ pub(super) fn initialise(path: &Path, database: &Database) -> Result<(), StoreEr
 fn load(path: &Path, database: Database) -> Result<(Database, Snapshot), StoreError> {
     match quietly(|| read(path, &database)).unwrap_or_else(|| Err(contradictory(path))) {
         Ok(snapshot) => Ok((database, snapshot)),
-        Err(error) => {
+        Err(error @ StoreError::File { .. }) => {
             close(database);
+            Err(error)
+        }
+        Err(error) => {
+            leave(database);
             Err(error)
         }
     }
