@@ -3,12 +3,14 @@
 //! | module | holds |
 //! |---|---|
 //! | this one | who may queue, and what is shown of the queue |
+//! | `errors` | why a change was not written |
 //! | `kept` | the queue on the host's disk |
 //! | `write` | how it is written when the store is back |
 //!
 //! A queued change is what it makes of single objects: as they were when it was asked for, and as they are to be.
 //! It is written only where they still are as they were, so that nobody's change is undone in ignorance.
 
+mod errors;
 mod kept;
 mod write;
 
@@ -21,6 +23,7 @@ use culvert_model::{Edit, ObjectKey, RouteKey, RouteScope, VnetId, api};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
+pub use self::errors::{NotCancelled, Unwritten};
 use self::kept::{Entry, Kept};
 use crate::change::{Basis, ChangeError, Done, Writer, differences};
 use crate::cluster::Cluster;
@@ -40,96 +43,6 @@ pub const BYTES_MAX: usize = 16 << 20;
 const TURN: Duration = Duration::from_secs(5);
 /// How long a store that has just failed is taken for away, although the follower has not noticed.
 const AWAY: Duration = Duration::from_secs(5);
-
-/// Why a change was not written.
-#[derive(Debug, thiserror::Error)]
-pub enum Unwritten {
-    /// See the message.
-    #[error(transparent)]
-    Refused(#[from] ChangeError),
-    /// Nothing to do: it is written when the store is back. `culvert queue` shows what became of it.
-    #[error(
-        "nothing is written yet, and what runs goes on: {reason}{}; queued as change {number}, which is written when the store is back: `culvert queue` shows it, `culvert queue cancel {number}` takes it back",
-        since(*away)
-    )]
-    Queued {
-        /// Its number.
-        number: u64,
-        /// Why the store cannot be used, or what goes before.
-        reason: String,
-        /// Since when the store cannot be used.
-        away: Duration,
-    },
-    /// Look after the store, or cancel what is queued.
-    #[error(
-        "nothing was changed, and what runs goes on: {reason}; nor was it queued: the queue is full, with {changes} changes of {bytes} bytes; legal is {CHANGES_MAX} of {BYTES_MAX}: `culvert queue cancel` makes room"
-    )]
-    Full {
-        /// Why the store cannot be used.
-        reason: String,
-        /// Changes in the queue.
-        changes: usize,
-        /// Bytes of them, and of the one that was refused.
-        bytes: usize,
-    },
-    /// Give this host a port in the vnet, by which it follows it; or wait until the store is back.
-    #[error(
-        "nothing was changed, and what runs goes on: {reason}; nor was it queued: this host has no port in vnet {vnet}, and so does not know now what is in it"
-    )]
-    Unfollowed {
-        /// Why the store cannot be used.
-        reason: String,
-        /// The vnet.
-        vnet: VnetId,
-    },
-    /// Nothing to do, unless others changed the same meanwhile.
-    #[error(
-        "nothing was changed, and what runs goes on: {0}; nor was anything queued: of what is known and queued, nothing would change"
-    )]
-    Nothing(String),
-    /// Read what is wanted again, and decide again.
-    #[error("the store can be used, or another change was queued meanwhile")]
-    Moved,
-    /// Look after the disk of the state folder.
-    #[error("nothing was changed, and what runs goes on: {reason}; nor was it queued: {error}")]
-    NotKept {
-        /// Why the store cannot be used.
-        reason: String,
-        /// What the disk says.
-        error: StoreError,
-    },
-}
-
-fn since(away: Duration) -> String {
-    if away.is_zero() { String::new() } else { format!(" (for {} s)", away.as_secs().max(1)) }
-}
-
-/// Why a change is not taken out of the queue.
-#[derive(Debug, thiserror::Error)]
-pub enum NotCancelled {
-    /// Name one that there is.
-    #[error("change {number}: not in the queue; {}", there_is(.there))]
-    Unknown {
-        /// What was asked for.
-        number: u64,
-        /// What there is.
-        there: Vec<u64>,
-    },
-    /// Look whether it was written.
-    #[error("change {0}: is being written at this moment")]
-    Writing(u64),
-    /// Look after the disk of the state folder.
-    #[error(transparent)]
-    File(#[from] StoreError),
-}
-
-fn there_is(there: &[u64]) -> String {
-    match there {
-        [] => "it is empty".to_owned(),
-        [one] => format!("legal is {one}"),
-        [first, .., last] => format!("legal is one of {} from {first} to {last}", there.len()),
-    }
-}
 
 /// What a caller wants beside the change itself.
 #[derive(Copy, Clone, Debug, Default)]
