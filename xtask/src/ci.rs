@@ -1,7 +1,7 @@
 //! Checks and tests.
 
+use crate::fuzz;
 use crate::run::{Result, cargo, command, root, run};
-use crate::{Fuzz, fuzz};
 
 /// How long CI runs each fuzz target: enough to replay the corpus and to meet what a parser cannot bear at all.
 const FUZZ_SECS: u64 = 3;
@@ -15,7 +15,7 @@ pub(crate) fn ci() -> Result {
     run(cargo()
         .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
-    fuzz::fuzz(&Fuzz { target: None, secs: FUZZ_SECS, keep: false })?;
+    fuzz::fuzz_in_ci(FUZZ_SECS)?;
     // Installs what is missing, builds, runs all tests, and lists at the end what was skipped.
     run(command("scripts/test").args(["--profile", "ci"]))
 }

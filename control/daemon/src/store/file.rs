@@ -117,7 +117,15 @@ fn open(path: &Path) -> Result<Database, StoreError> {
     let mut database = opened.map_err(|error| of_database(path, error))?;
     // All of it, since damage that is met later is met where redb has work half done.
     match quietly(|| database.check_integrity()).unwrap_or_else(|| Err(found_damage())) {
-        Ok(_) => Ok(database),
+        Ok(sound) => {
+            if !sound {
+                tracing::warn!(
+                    path = %path.display(),
+                    "the state file was damaged, and is repaired: look whether the last changes are there"
+                );
+            }
+            Ok(database)
+        }
         Err(error) => {
             leave(database);
             Err(of_database(path, error))
