@@ -201,7 +201,16 @@ impl Writer {
         if vnets.iter().all(|vnet| followed.is_open(vnet)) {
             return Ok(Arc::clone(followed));
         }
+        self.there()?;
         self.opened(followed, vnets).await.map(Arc::new)
+    }
+
+    /// Whoever only wants to see something does not wait for a store that is known to be away.
+    fn there(&self) -> Result<(), StoreError> {
+        match &self.known.borrow().outage {
+            Some(outage) => Err(StoreError::Away { reason: outage.reason.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// All of the store, also where this host follows only what concerns it.
@@ -213,6 +222,7 @@ impl Writer {
         if followed.contents.is_none() {
             return Ok(followed);
         }
+        self.there()?;
         Ok(Arc::new(Cluster::read(&self.store.snapshot("").await?)))
     }
 

@@ -326,6 +326,11 @@ impl Cluster {
         done
     }
 
+    /// Whether a host is taken to be alive.
+    pub fn is_alive(&self, host: &HostName) -> bool {
+        self.hosts.get(host).is_some_and(|state| state.live.is_some())
+    }
+
     /// Takes a host for dead.
     pub fn bury(&mut self, host: &HostName) {
         if self.hosts.contains_key(host) {

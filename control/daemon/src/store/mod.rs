@@ -145,6 +145,12 @@ pub enum StoreError {
         /// What the connection says.
         reason: String,
     },
+    /// Look after the store: it was not asked, since it did not answer a moment ago.
+    #[error("{reason}")]
+    Away {
+        /// What it said then.
+        reason: String,
+    },
     /// Read what is wanted again: whether the transaction happened is not known.
     #[error(
         "{location}: the connection to the store broke during the change, which may have happened: {reason}"
@@ -225,7 +231,10 @@ impl StoreError {
     pub const fn is_outage(&self) -> bool {
         matches!(
             self,
-            StoreError::Unreachable { .. } | StoreError::Unknown { .. } | StoreError::File { .. }
+            StoreError::Unreachable { .. }
+                | StoreError::Away { .. }
+                | StoreError::Unknown { .. }
+                | StoreError::File { .. }
         )
     }
 }

@@ -1,14 +1,14 @@
-//! The API.
+//! The API; what it lists of objects is in `objects`.
 
-use std::collections::{BTreeSet, HashMap};
+mod objects;
+
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::api::control_server::Control;
-use culvert_model::{
-    Edit, Host, Keyed, Object, ObjectKey, RouteKey, RouteScope, Section, VnetId, api, edit,
-};
+use culvert_model::{Edit, Host, Keyed, Object, ObjectKey, api, edit};
 use futures_util::Stream;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -23,7 +23,7 @@ use crate::cluster::problems::problems;
 use crate::cluster::project::Projection;
 use crate::events::Events;
 use crate::follow::Known;
-use crate::names::{HostName, Slot};
+use crate::names::HostName;
 use crate::queue::{NotCancelled, Queue, Unwritten, Wish};
 use crate::report::Report;
 use crate::store::{Description, StoreError};
@@ -106,25 +106,6 @@ impl Api {
             warnings: done.warnings,
             unapplied,
         }
-    }
-
-    /// Objects as they will be when the queue is written.
-    fn ahead(
-        &self,
-        cluster: &Cluster,
-        after: u64,
-        kind: api::ObjectKind,
-        keys: &[ObjectKey],
-        all_hosts: bool,
-    ) -> api::ObjectList {
-        let concerns = |host: Option<&HostName>| all_hosts || host.is_none_or(|h| *h == self.me);
-        let named = |key: &ObjectKey| keys.is_empty() || keys.contains(key);
-        let objects = cluster.objects().filter(|(host, _)| concerns(*host));
-        let objects = objects.map(|(host, object)| (object.key(), object, host));
-        let objects = objects.filter(|(key, ..)| is_of(kind, key) && named(key));
-        let objects = objects.map(|(key, object, host)| listed(&key, &object, host)).collect();
-        let queued_after = Some(after);
-        api::ObjectList { revision: cluster.revision, objects, queued_after, ..Default::default() }
     }
 
     fn cluster(&self) -> Arc<Cluster> {
@@ -277,85 +258,7 @@ impl Control for Api {
         &self,
         request: Request<api::ListObjectsRequest>,
     ) -> Answer<api::ObjectList> {
-        let request = request.into_inner();
-        let kind = api::ObjectKind::try_from(request.kind).map_err(|_| {
-            Status::invalid_argument(format!("kind {}: unknown; legal is 0 to 7", request.kind))
-        })?;
-        let keys: Vec<ObjectKey> =
-            request.keys.into_iter().map(ObjectKey::try_from).collect::<Result<_, _>>().map_err(
-                |errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)),
-            )?;
-        if request.ahead
-            && let Some(queue) = &self.queue
-            && let (cluster, Some(after)) = queue.ahead().await
-        {
-            let list = self.ahead(&cluster, after, kind, &keys, request.all_hosts);
-            return Ok(Response::new(list));
-        }
-        let report = Arc::clone(&self.report.borrow());
-        let followed = &report.known.cluster;
-        let read = if keys.is_empty() {
-            // What may lie in vnets that do not concern this host, or belong to others.
-            let apart = matches!(
-                kind,
-                api::ObjectKind::Unspecified | api::ObjectKind::Route | api::ObjectKind::Mapping
-            );
-            if apart || request.all_hosts {
-                self.writer.everything().await
-            } else {
-                Ok(Arc::clone(followed))
-            }
-        } else {
-            self.writer.with_contents(followed, vnets_of_keys(&keys)).await
-        };
-        let (cluster, incomplete) = match read {
-            Ok(cluster) => (cluster, String::new()),
-            Err(error) => (Arc::clone(followed), error.to_string()),
-        };
-        let mut objects = Vec::new();
-        let mut add = |host: Option<&HostName>, object: &Object| {
-            let key = object.key();
-            let mut listed = listed(&key, object, host);
-            if host.is_none_or(|host| *host == self.me) {
-                let status = report.status_of(&key);
-                (listed.status, listed.reason) = (status.status, status.reason);
-            } else {
-                listed.set_status(api::ApplyStatus::Elsewhere);
-            }
-            objects.push(listed);
-        };
-        if keys.is_empty() {
-            for (host, object) in cluster.objects() {
-                let own = host.is_none_or(|host| *host == self.me);
-                if is_of(kind, &object.key()) && (own || request.all_hosts) {
-                    add(host, &object);
-                }
-            }
-        }
-        for key in keys {
-            let slot = Slot::of(key, &self.me);
-            if let Some(object) = cluster.get(&slot) {
-                add(slot.host.as_ref(), &object);
-            }
-        }
-        if request.derived && is_of_mappings(kind) {
-            let carried = report.wanted.host.as_ref().map(|host| host.mappings().clone());
-            let carried = carried.unwrap_or_default();
-            for derived in &report.wanted.derived {
-                let Some(mapping) = carried.get(&derived.key) else { continue };
-                let key = ObjectKey::Mapping(derived.key.clone());
-                let status = report.status_of(&key);
-                objects.push(api::ListedObject {
-                    status: status.status,
-                    reason: status.reason,
-                    derived_from: derived.from.to_string(),
-                    ..listed(&key, &Object::Mapping(mapping.clone()), None)
-                });
-            }
-        }
-        let revision = followed.revision;
-        let queued_after = None;
-        Ok(Response::new(api::ObjectList { revision, objects, incomplete, queued_after }))
+        Ok(Response::new(self.listing(request.into_inner()).await?))
     }
 
     async fn list_hosts(&self, _: Request<api::ListHostsRequest>) -> Answer<api::HostList> {
@@ -376,7 +279,7 @@ impl Control for Api {
             api::HostEntry {
                 name: name.to_string(),
                 underlay: state.underlay.as_ref().map(Into::into),
-                alive: itself || state.live.is_some(),
+                alive: itself || known.cluster.is_alive(name),
                 self_: itself,
                 ports: u32::try_from(state.ports.len()).unwrap_or(u32::MAX),
                 version: own.or(version).unwrap_or_default(),
@@ -463,16 +366,6 @@ fn unreadable(error: StoreError) -> Status {
     refused(ChangeError::Store(error), |conflict| conflict.into())
 }
 
-/// The vnets in whose contents objects of these keys are.
-fn vnets_of_keys(keys: &[ObjectKey]) -> BTreeSet<VnetId> {
-    let of = |key: &ObjectKey| match key {
-        ObjectKey::Mapping(key) => Some(key.vnet.clone()),
-        ObjectKey::Route(RouteKey { scope: RouteScope::Vnet(id), .. }) => Some(id.clone()),
-        _ => None,
-    };
-    keys.iter().filter_map(of).collect()
-}
-
 /// A change that was not written.
 fn unwritten(error: Unwritten, fault: impl Fn(&Conflict) -> api::Fault) -> Status {
     let message = error.to_string();
@@ -531,33 +424,6 @@ fn written(cluster: &Cluster, me: &HostName) -> Option<api::State> {
         ingress: cluster.ingress.iter().map(Into::into).collect(),
         acls: cluster.acls.iter().map(Into::into).collect(),
     })
-}
-
-fn listed(key: &ObjectKey, object: &Object, host: Option<&HostName>) -> api::ListedObject {
-    api::ListedObject {
-        key: Some(key.into()),
-        object: Some(object.into()),
-        host: host.map(ToString::to_string).unwrap_or_default(),
-        ..api::ListedObject::default()
-    }
-}
-
-fn is_of(kind: api::ObjectKind, key: &ObjectKey) -> bool {
-    let section = match kind {
-        api::ObjectKind::Unspecified => return true,
-        api::ObjectKind::Underlay => Section::Underlay,
-        api::ObjectKind::Vnet => Section::Vnet,
-        api::ObjectKind::Port => Section::Port,
-        api::ObjectKind::Route => Section::Route,
-        api::ObjectKind::Mapping => Section::Mapping,
-        api::ObjectKind::Ingress => Section::Ingress,
-        api::ObjectKind::Acl => Section::Acl,
-    };
-    key.section() == section
-}
-
-fn is_of_mappings(kind: api::ObjectKind) -> bool {
-    matches!(kind, api::ObjectKind::Unspecified | api::ObjectKind::Mapping)
 }
 
 fn millis(time: Duration) -> u64 {
