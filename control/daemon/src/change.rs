@@ -28,7 +28,7 @@ const ATTEMPTS: u32 = 16;
 /// How long one waits to see what others, or we, have just written.
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// How long one waits before what is not followed is read again.
-const AGAIN: Duration = Duration::from_millis(5);
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -111,9 +111,6 @@ impl Writer {
                 return Err(ChangeError::Unhealthy(reason));
             }
             let followed = &known.cluster;
-            if let Some(wanted) = if_revision.filter(|wanted| *wanted != followed.revision) {
-                return Err(ChangeError::Revision { now: followed.revision, wanted });
-            }
             let carried = match turn.take() {
                 Some((old, carried)) => carried.advanced(&old, followed, &self.me),
                 None => project(followed, &self.me),
@@ -129,6 +126,19 @@ impl Writer {
                     (Arc::new(wider), carried)
                 }
             };
+            let keys: Vec<_> = edits.iter().map(Edit::key).collect();
+            let now = match basis {
+                Basis::Followed => revision_of(followed, &cluster, &vnets_of_keys(&keys)),
+                Basis::Everything => cluster.revision,
+            };
+            // Whoever read more than this host follows knows of later revisions than it does.
+            let outdated = |wanted: &Revision| match followed.contents {
+                None => *wanted != now,
+                Some(_) => *wanted < now,
+            };
+            if let Some(wanted) = if_revision.filter(outdated) {
+                return Err(ChangeError::Revision { now, wanted });
+            }
             let (after, touched) =
                 edited(&cluster, &self.me, &edits).map_err(ChangeError::Conflicts)?;
             let would_carry = checked(&cluster, &carried, &after, &self.me, &touched)
@@ -148,9 +158,9 @@ impl Writer {
                 }
                 Outcome::Stale => {
                     // What others did is read anew, or on its way here.
-                    let stale = |known: &Arc<Known>| known.cluster.revision > followed.revision;
+                    let another = |known: &Arc<Known>| !Arc::ptr_eq(&known.cluster, followed);
                     let wait = if Arc::ptr_eq(&cluster, followed) { CATCH_UP } else { AGAIN };
-                    self.catch_up(stale, wait).await;
+                    self.catch_up(another, wait).await;
                 }
             }
         }
@@ -318,6 +328,23 @@ fn vnets_of(edits: &[Edit]) -> Option<BTreeSet<VnetId>> {
     Some(vnets)
 }
 
+/// The vnets in whose contents objects of these keys are.
+pub fn vnets_of_keys(keys: &[ObjectKey]) -> BTreeSet<VnetId> {
+    let of = |key: &ObjectKey| match key {
+        ObjectKey::Mapping(key) => Some(key.vnet.clone()),
+        ObjectKey::Route(RouteKey { scope: RouteScope::Vnet(id), .. }) => Some(id.clone()),
+        _ => None,
+    };
+    keys.iter().filter_map(of).collect()
+}
+
+/// The last revision of what this host follows, and of the contents of some vnets in a cluster that has them:
+/// each change in a vnet writes its guard.
+pub fn revision_of(followed: &Cluster, cluster: &Cluster, vnets: &BTreeSet<VnetId>) -> Revision {
+    let contents = vnets.iter().map(|vnet| cluster.guard(&Guarded::Vnet(vnet.clone())));
+    contents.fold(followed.revision, Revision::max)
+}
+
 /// The guards of an object.
 fn guards(slot: &Slot, object: &Object, into: &mut BTreeSet<Guarded>) {
     let vnet = |id: &VnetId| Guarded::Vnet(id.clone());
@@ -366,6 +393,12 @@ fn transaction(
     let key = |of: &Guarded| Name::Guard(of.clone()).to_string();
     let mut txn = Txn::default();
     txn.expect.extend(guards.iter().map(|of| (key(of), cluster.guard(of))));
+    // The vnet itself, and its gateways, are elsewhere than its contents, and may be known from another time.
+    let vnets = Guarded::Vnets;
+    let in_vnet = guards.iter().any(|of| matches!(of, Guarded::Vnet(_)));
+    if in_vnet && !strict && !guards.contains(&vnets) {
+        txn.expect.push((key(&vnets), cluster.guard(&vnets)));
+    }
     if strict {
         let others = cluster.guards.iter().filter(|guard| !guards.contains(&guard.of));
         txn.expect.extend(others.map(|guard| (key(&guard.of), guard.written)));

@@ -10,11 +10,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::names::{Name, Scope};
 use crate::store::{Changes, Revision, Snapshot, Store, StoreError, Watch};
 
 /// How long the parts of a transaction may be apart. What other programs wrote may name parts that never come.
 const PARTS_APART: Duration = Duration::from_secs(2);
+/// Transactions of a scope that wait for a part of the first of them.
+const WAITING_MAX: usize = 10_000;
 
 /// The value of guards of a transaction that changes `scopes`.
 pub fn guard_value(scopes: &BTreeSet<Scope>) -> Vec<u8> {
@@ -41,8 +45,14 @@ struct Watched {
     watch: Watch,
     /// What happened until then is in the snapshot.
     loaded: Revision,
-    /// Transactions that have arrived in part.
-    waiting: VecDeque<Changes>,
+    /// Transactions that have arrived in part, and when.
+    waiting: VecDeque<(Instant, Changes)>,
+}
+
+impl Watched {
+    fn front(&self) -> Option<&Changes> {
+        self.waiting.front().map(|(_, part)| part)
+    }
 }
 
 impl Watches {
@@ -75,17 +85,20 @@ impl Watches {
     /// Those of the store; all is to be read anew then.
     pub async fn next(&mut self) -> Result<Changes, StoreError> {
         loop {
-            if let Some(changes) = self.complete(false) {
+            if let Some(changes) = self.complete() {
                 return Ok(changes);
             }
-            let parts_wait = self.open.values().any(|watched| !watched.waiting.is_empty());
+            let fronts = self.open.values().filter_map(|watched| watched.waiting.front());
+            let oldest = fronts.map(|(arrived, part)| (*arrived, part.revision)).min();
             let arrived = poll_fn(|context| self.poll(context));
-            if !parts_wait {
-                arrived.await?;
-            } else if let Ok(arrived) = tokio::time::timeout(PARTS_APART, arrived).await {
-                arrived?;
-            } else if let Some(changes) = self.complete(true) {
-                return Ok(changes);
+            match oldest {
+                None => arrived.await?,
+                Some((since, revision)) => {
+                    match tokio::time::timeout_at(since + PARTS_APART, arrived).await {
+                        Ok(arrived) if since.elapsed() < PARTS_APART => arrived?,
+                        _ => return Ok(self.take(revision)),
+                    }
+                }
             }
         }
     }
@@ -96,7 +109,11 @@ impl Watches {
             match watched.watch.poll_recv(context) {
                 Poll::Pending => {}
                 Poll::Ready(Some(Ok(changes))) => {
-                    watched.waiting.push_back(changes);
+                    // Something is wrong with what it waits for.
+                    if watched.waiting.len() == WAITING_MAX {
+                        return Poll::Ready(Err(StoreError::Compacted { after: watched.loaded }));
+                    }
+                    watched.waiting.push_back((Instant::now(), changes));
                     any = true;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
@@ -109,31 +126,35 @@ impl Watches {
         if any { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
-    /// The earliest transaction of which no part is missing; with `patience_lost`, the earliest.
-    fn complete(&mut self, patience_lost: bool) -> Option<Changes> {
+    /// The earliest transaction of which no part is missing.
+    fn complete(&mut self) -> Option<Changes> {
         let revisions: BTreeSet<Revision> =
-            self.open.values().filter_map(|w| w.waiting.front()).map(|c| c.revision).collect();
-        let revision =
-            revisions.into_iter().find(|revision| patience_lost || self.is_whole(*revision))?;
+            self.open.values().filter_map(Watched::front).map(|part| part.revision).collect();
+        let whole = revisions.into_iter().find(|revision| self.is_whole(*revision))?;
+        Some(self.take(whole))
+    }
+
+    /// A transaction, of the parts that have arrived.
+    fn take(&mut self, revision: Revision) -> Changes {
         let mut whole = Changes { revision, changes: Vec::new() };
         for watched in self.open.values_mut() {
-            if watched.waiting.front().is_some_and(|part| part.revision == revision)
-                && let Some(part) = watched.waiting.pop_front()
+            if watched.front().is_some_and(|part| part.revision == revision)
+                && let Some((_, part)) = watched.waiting.pop_front()
             {
                 whole.changes.extend(part.changes);
             }
         }
-        Some(whole)
+        whole
     }
 
     fn is_whole(&self, revision: Revision) -> bool {
-        let parts = self.open.values().filter_map(|watched| watched.waiting.front());
+        let parts = self.open.values().filter_map(Watched::front);
         let parts = parts.filter(|part| part.revision == revision);
         let named: BTreeSet<&str> = parts.flat_map(named).collect();
         named.into_iter().filter_map(|scope| self.open.get(scope)).all(|watched| {
             // Where a later one waits, or the snapshot is later, there is no part.
             watched.loaded >= revision
-                || watched.waiting.front().is_some_and(|part| part.revision >= revision)
+                || watched.front().is_some_and(|part| part.revision >= revision)
         })
     }
 }
@@ -226,10 +247,28 @@ mod tests {
         let mut watches = Watches::new(Arc::new(store.clone()));
         watches.open(&vnet("blue")).await.unwrap();
         watches.open(&vnet("red")).await.unwrap();
+        let host = Scope::Host(HostName::new("a").unwrap());
+        watches.open(&host).await.unwrap();
         let lie = guard_value(&BTreeSet::from([vnet("blue"), vnet("red")]));
         let puts = vec![("in/blue/guard".to_owned(), lie)];
         store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
-        assert_eq!(watches.next().await.unwrap().changes.len(), 1);
+        // Nor does what others do meanwhile make it longer.
+        let started = Instant::now();
+        let mut others = 0;
+        loop {
+            write(&store, std::slice::from_ref(&host), 3).await;
+            let next = watches.next().await.unwrap();
+            if next.changes[0].key == "in/blue/guard" {
+                break;
+            }
+            others += 1;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert!(started.elapsed() < PARTS_APART * 2);
+        }
+        assert!(others >= 2, "{others}");
+        while watches.open.values().any(|watched| !watched.waiting.is_empty()) {
+            watches.next().await.unwrap();
+        }
         // A scope that is read later has it in its snapshot.
         write(&store, &[vnet("blue"), vnet("green")], 7).await;
         watches.open(&vnet("green")).await.unwrap();

@@ -250,7 +250,7 @@ impl Control for Api {
         let cluster = self.writer.everything().await.map_err(unreadable)?;
         Ok(Response::new(api::Wanted {
             state: written(&cluster, &self.me),
-            revision: self.known.borrow().cluster.revision,
+            revision: cluster.revision,
         }))
     }
 

@@ -1,12 +1,12 @@
 //! Which objects there are, and what became of each.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use culvert_model::{Object, ObjectKey, RouteKey, RouteScope, Section, VnetId, api};
+use culvert_model::{Object, ObjectKey, Section, api};
 use tonic::{Code, Status};
 
 use super::Api;
+use crate::change::{revision_of, vnets_of_keys};
 use crate::cluster::Cluster;
 use crate::names::{HostName, Slot};
 
@@ -43,7 +43,12 @@ impl Api {
                 Ok(Arc::clone(followed))
             }
         } else {
-            self.writer.with_contents(followed, vnets_of_keys(&keys)).await
+            // Half an answer would say of an object that it is not there.
+            Ok(self
+                .writer
+                .with_contents(followed, vnets_of_keys(&keys))
+                .await
+                .map_err(super::unreadable)?)
         };
         let (cluster, incomplete) = match read {
             Ok(cluster) => (cluster, String::new()),
@@ -69,8 +74,8 @@ impl Api {
                 }
             }
         }
-        for key in keys {
-            let slot = Slot::of(key, &self.me);
+        for key in &keys {
+            let slot = Slot::of(key.clone(), &self.me);
             if let Some(object) = cluster.get(&slot) {
                 add(slot.host.as_ref(), &object);
             }
@@ -90,7 +95,7 @@ impl Api {
                 });
             }
         }
-        let revision = followed.revision;
+        let revision = revision_of(followed, &cluster, &vnets_of_keys(&keys));
         let queued_after = None;
         Ok(api::ObjectList { revision, objects, incomplete, queued_after })
     }
@@ -113,16 +118,6 @@ impl Api {
         let queued_after = Some(after);
         api::ObjectList { revision: cluster.revision, objects, queued_after, ..Default::default() }
     }
-}
-
-/// The vnets in whose contents objects of these keys are.
-fn vnets_of_keys(keys: &[ObjectKey]) -> BTreeSet<VnetId> {
-    let of = |key: &ObjectKey| match key {
-        ObjectKey::Mapping(key) => Some(key.vnet.clone()),
-        ObjectKey::Route(RouteKey { scope: RouteScope::Vnet(id), .. }) => Some(id.clone()),
-        _ => None,
-    };
-    keys.iter().filter_map(of).collect()
 }
 
 fn listed(key: &ObjectKey, object: &Object, host: Option<&HostName>) -> api::ListedObject {

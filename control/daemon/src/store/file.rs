@@ -126,6 +126,11 @@ fn open(path: &Path) -> Result<Database, StoreError> {
             }
             Ok(database)
         }
+        // The disk is to blame, and may be well again.
+        Err(error @ DatabaseError::Storage(StorageError::Io(_))) => {
+            close(database);
+            Err(of_database(path, error))
+        }
         Err(error) => {
             leave(database);
             Err(of_database(path, error))

@@ -1,10 +1,12 @@
 //! Many hosts, one store.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_daemon::change::{Basis, ChangeError, Done, Writer};
+use culvert_daemon::change::{Basis, ChangeError, Done, Writer, revision_of};
 use culvert_daemon::cluster::Cluster;
+use culvert_daemon::cluster::project::Projection;
 use culvert_daemon::daemon::DaemonError;
 use culvert_daemon::events::Events;
 use culvert_daemon::follow::{Follower, Identity, Known};
@@ -13,7 +15,8 @@ use culvert_daemon::store::memory::MemoryStore;
 use culvert_daemon::store::{Store, Txn};
 use culvert_daemon::stored::{JoinError, Live, Meta};
 use culvert_model::{
-    Edit, EgressRoute, Host, Mapping, Port, PortId, RouteAction, RouteScope, Vnet, VnetId, api,
+    Edit, EgressRoute, Host, Keyed, Mapping, Port, PortId, RouteAction, RouteScope, Vnet, VnetId,
+    api,
 };
 use prost::Message;
 use tonic::Code;
@@ -434,6 +437,17 @@ async fn a_host_follows_the_vnets_that_concern_it_and_asks_for_the_rest() {
     c.edit(Edit::DeletePort(PortId::new("c-3").unwrap())).await.unwrap();
     let known = c.cluster();
     assert_eq!((followed, known.claims.all().count(), c.follows().len()), (2, 0, 0));
+    // What is changed elsewhere after it was read is not overwritten, followed or not.
+    let green = BTreeSet::from([VnetId::new("green").unwrap()]);
+    let followed = c.cluster();
+    let read = c.writer.with_contents(&followed, green.clone()).await.unwrap();
+    let revision = Some(revision_of(&followed, &read, &green));
+    let plan = |_: &Cluster, _: &Projection| vec![Edit::PutMapping(mapping("green", 1))];
+    let change = || c.writer.change(Basis::Followed, plan, revision, true);
+    change().await.unwrap();
+    on_a.edit(&[Edit::DeleteMapping(mapping("green", 1).key())]).await.unwrap();
+    assert!(matches!(change().await, Err(ChangeError::Revision { .. })));
+    on_a.edit(&[Edit::PutMapping(mapping("green", 1))]).await.unwrap();
     // Whoever follows all sees the same store.
     let whole = c.writer.everything().await.unwrap();
     assert_eq!((whole.mappings.len(), whole.placed.len()), (4, 1));
