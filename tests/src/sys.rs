@@ -167,10 +167,7 @@ pub fn force_receive_buffer(socket: impl AsFd, bytes: i32) -> io::Result<()> {
 
 /// Opens an `AF_PACKET` socket on `ifindex` in the calling thread's namespace that sees every incoming frame whole.
 pub fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
-    let fd = bound_packet_socket(ifindex, u16::try_from(libc::ETH_P_ALL).unwrap_or(3).to_be())?;
-    let ignore: i32 = 1;
-    set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &ignore)?;
-    Ok(fd)
+    bound_packet_socket(ifindex, u16::try_from(libc::ETH_P_ALL).unwrap_or(3).to_be())
 }
 
 /// Opens an `AF_PACKET` socket on `ifindex` that only sends, past the queueing discipline.
@@ -181,14 +178,16 @@ pub fn packet_sender(ifindex: u32) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Opens an `AF_PACKET` socket for a protocol (network order; 0 receives nothing).
+/// Opens an `AF_PACKET` socket for incoming frames of a protocol (network order; 0 receives nothing). It receives from the
+/// moment that it is bound: neither frames of other devices nor outgoing ones before that.
 fn bound_packet_socket(ifindex: u32, protocol: u16) -> io::Result<OwnedFd> {
     // SAFETY: socket takes no pointers.
-    let fd = check(unsafe {
-        libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol))
-    })?;
+    let fd =
+        check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: the descriptor was just opened and nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let ignore: i32 = 1;
+    set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &ignore)?;
     // SAFETY: sockaddr_ll is plain data; all zeroes is a valid value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = u16::try_from(libc::AF_PACKET).unwrap_or(17);
