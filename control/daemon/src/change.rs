@@ -10,16 +10,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_model::{
-    Edit, Keyed, Object, ObjectKey, RouteAction, RouteKey, RouteScope, VnetId, api,
-};
+use culvert_model::{Edit, Keyed, Object, ObjectKey, RouteAction, RouteScope, VnetId, api};
 use tokio::sync::{Mutex, watch};
 
 use crate::cluster::check::{Conflict, Touched, checked, edited};
 use crate::cluster::project::{Projection, project};
 use crate::cluster::{Cluster, slot_entries};
 use crate::follow::Known;
-use crate::names::{Guarded, HostName, Name, Scope, Slot};
+use crate::names::{Guarded, HostName, Name, Scope, Slot, vnet_of};
 use crate::scopes::guard_value;
 use crate::store::{Outcome, Revision, Store, StoreError, Txn};
 
@@ -178,7 +176,7 @@ impl Writer {
             return Ok(None);
         }
         let Some(vnets) = vnets_of(edits).filter(|_| basis == Basis::Followed) else {
-            return Ok(Some(Cluster::read(&self.store.snapshot("").await?)));
+            return self.whole().await.map(Some);
         };
         if vnets.iter().all(|vnet| followed.is_open(vnet)) {
             return Ok(None);
@@ -233,7 +231,11 @@ impl Writer {
             return Ok(followed);
         }
         self.there()?;
-        Ok(Arc::new(Cluster::read(&self.store.snapshot("").await?)))
+        self.whole().await.map(Arc::new)
+    }
+
+    async fn whole(&self) -> Result<Cluster, StoreError> {
+        Ok(Cluster::read(&self.store.snapshot("").await?))
     }
 
     /// Waits until the follower has seen a transaction of this host.
@@ -293,32 +295,23 @@ impl Writer {
 /// The vnets whose contents the checks of some edits look at; `None`: those of all.
 fn vnets_of(edits: &[Edit]) -> Option<BTreeSet<VnetId>> {
     let mut vnets = BTreeSet::new();
-    let mut of_route = |key: &RouteKey, action: Option<&RouteAction>| {
-        if let RouteScope::Vnet(id) = &key.scope {
-            vnets.insert(id.clone());
-        }
-        if let Some(RouteAction::Vnet(id)) = action {
-            vnets.insert(id.clone());
-        }
-    };
     for edit in edits {
-        match edit {
-            Edit::PutRoute(route) => of_route(&route.key(), Some(&route.action)),
-            Edit::DeleteRoute(key) => of_route(key, None),
-            _ => {}
-        }
-    }
-    for edit in edits {
+        vnets.extend(vnet_of(&edit.key()).cloned());
         match edit {
             // Whether anybody uses it.
             Edit::DeleteVnet(_) | Edit::DeleteAcl(_) => return None,
             Edit::PutVnet(vnet) => drop(vnets.insert(vnet.id.clone())),
             Edit::PutPort(port) => drop(vnets.insert(port.vnet.clone())),
-            Edit::PutMapping(mapping) => drop(vnets.insert(mapping.vnet.clone())),
-            Edit::DeleteMapping(key) => drop(vnets.insert(key.vnet.clone())),
-            Edit::PutRoute(_) | Edit::DeleteRoute(_) => {}
-            // A port of this host is in a vnet that is followed; the rest is shared.
+            Edit::PutRoute(route) => {
+                if let RouteAction::Vnet(id) = &route.action {
+                    vnets.insert(id.clone());
+                }
+            }
+            // A port of this host is in a vnet that is followed; the rest is shared, or said by its key.
             Edit::DeletePort(_)
+            | Edit::DeleteRoute(_)
+            | Edit::PutMapping(_)
+            | Edit::DeleteMapping(_)
             | Edit::SetUnderlay(_)
             | Edit::PutIngress(_)
             | Edit::DeleteIngress(_)
@@ -330,12 +323,7 @@ fn vnets_of(edits: &[Edit]) -> Option<BTreeSet<VnetId>> {
 
 /// The vnets in whose contents objects of these keys are.
 pub fn vnets_of_keys(keys: &[ObjectKey]) -> BTreeSet<VnetId> {
-    let of = |key: &ObjectKey| match key {
-        ObjectKey::Mapping(key) => Some(key.vnet.clone()),
-        ObjectKey::Route(RouteKey { scope: RouteScope::Vnet(id), .. }) => Some(id.clone()),
-        _ => None,
-    };
-    keys.iter().filter_map(of).collect()
+    keys.iter().filter_map(vnet_of).cloned().collect()
 }
 
 /// The last revision of what this host follows, and of the contents of some vnets in a cluster that has them:

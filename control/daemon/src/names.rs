@@ -159,6 +159,15 @@ impl Slot {
     }
 }
 
+/// The vnet in whose contents an object is. Where a port is depends on the port.
+pub fn vnet_of(key: &ObjectKey) -> Option<&VnetId> {
+    match key {
+        ObjectKey::Mapping(key) => Some(&key.vnet),
+        ObjectKey::Route(RouteKey { scope: RouteScope::Vnet(id), .. }) => Some(id),
+        _ => None,
+    }
+}
+
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {

@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
-use culvert_model::{Edit, ObjectKey, RouteKey, RouteScope, VnetId, api};
+use culvert_model::{Edit, ObjectKey, VnetId, api};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
@@ -31,7 +31,7 @@ use crate::cluster::check::{checked, edited};
 use crate::cluster::project::{Projection, project};
 use crate::events::Events;
 use crate::follow::Known;
-use crate::names::{HostName, Slot};
+use crate::names::{HostName, Slot, vnet_of};
 use crate::store::{Revision, StoreError};
 use crate::time::now_unix_ms;
 
@@ -323,15 +323,6 @@ impl Queue {
         tracing::info!(number, "a queued change is cancelled");
         self.events.queue(number, api::QueueState::Cancelled, &[]);
         Ok(cancelled)
-    }
-}
-
-/// The vnet in whose contents an object is.
-fn vnet_of(key: &ObjectKey) -> Option<&VnetId> {
-    match key {
-        ObjectKey::Mapping(key) => Some(&key.vnet),
-        ObjectKey::Route(RouteKey { scope: RouteScope::Vnet(id), .. }) => Some(id),
-        _ => None,
     }
 }
 

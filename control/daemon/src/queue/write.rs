@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use culvert_model::{Edit, api};
 
-use super::{Counts, Queue, vnet_of};
+use super::{Counts, Queue};
 use crate::change::{Basis, ChangeError, Writer};
 use crate::cluster::Cluster;
 use crate::cluster::check::{Conflict, Touched};
 use crate::cluster::project::Projection;
-use crate::names::HostName;
+use crate::names::{HostName, vnet_of};
 use crate::store::{Revision, StoreError};
 use crate::time::now_unix_ms;
 

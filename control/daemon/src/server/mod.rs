@@ -98,8 +98,8 @@ impl Api {
         }
     }
 
-    async fn committed(&self, done: Done, wait_ms: u32) -> api::Committed {
-        let unapplied = self.wait(&done, wait_ms).await;
+    async fn committed(&self, done: Done, wish: Wish, wait_ms: u32) -> api::Committed {
+        let unapplied = self.wait(&done, if wish.dry_run { 0 } else { wait_ms }).await;
         api::Committed {
             revision: done.revision,
             differences: differences(&done.touched),
@@ -180,8 +180,7 @@ impl Control for Api {
         let plan = |_: &Cluster, _: &Projection| -> Vec<Edit> { edits.clone() };
         let done = self.change(plan, wish).await;
         let done = done.map_err(|error| unwritten(error, |conflict| conflict.into()))?;
-        let wait_ms = if request.dry_run { 0 } else { request.wait_ms };
-        Ok(Response::new(self.committed(done, wait_ms).await))
+        Ok(Response::new(self.committed(done, wish, request.wait_ms).await))
     }
 
     async fn apply_state(
@@ -212,8 +211,7 @@ impl Control for Api {
                 api::Fault { edit: None, index, ..api::Fault::from(conflict) }
             })
         })?;
-        let wait_ms = if request.dry_run { 0 } else { request.wait_ms };
-        Ok(Response::new(self.committed(done, wait_ms).await))
+        Ok(Response::new(self.committed(done, wish, request.wait_ms).await))
     }
 
     async fn list_queue(&self, request: Request<api::ListQueueRequest>) -> Answer<api::QueueList> {
@@ -319,7 +317,7 @@ impl Control for Api {
         }
         let done = self.writer.forget(&name, request.dry_run).await;
         let done = done.map_err(|error| refused(error, |conflict| conflict.into()))?;
-        Ok(Response::new(self.committed(done, 0).await))
+        Ok(Response::new(self.committed(done, Wish::default(), 0).await))
     }
 
     type WatchEventsStream = Streamed<api::Event>;
