@@ -374,38 +374,9 @@ fn a_state() -> culvert_model::Host {
     culvert_model::host_toml::read(&host_toml(1)).unwrap()
 }
 
-/// A store that never answers.
+/// A store that answers from some time on; without one, never.
 #[derive(Clone)]
-struct Mute(MemoryStore);
-
-#[tonic::async_trait]
-impl Store for Mute {
-    fn describe(&self) -> Description {
-        self.0.describe()
-    }
-    async fn snapshot(&self, _: &str) -> Result<Snapshot, StoreError> {
-        std::future::pending().await
-    }
-    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        self.0.commit(txn).await
-    }
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
-        self.0.watch(prefix, after).await
-    }
-    async fn hold(
-        &self,
-        key: &str,
-        value: Vec<u8>,
-        ttl: Duration,
-        replaces: Revision,
-    ) -> Result<Box<dyn Lease>, StoreError> {
-        self.0.hold(key, value, ttl, replaces).await
-    }
-}
-
-/// A store that does not answer for some seconds.
-#[derive(Clone)]
-struct Slow(MemoryStore, Instant);
+struct Slow(MemoryStore, Option<Instant>);
 
 #[tonic::async_trait]
 impl Store for Slow {
@@ -413,7 +384,10 @@ impl Store for Slow {
         self.0.describe()
     }
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        tokio::time::sleep_until(self.1.into()).await;
+        match self.1 {
+            Some(time) => tokio::time::sleep_until(time.into()).await,
+            None => std::future::pending().await,
+        }
         self.0.snapshot(prefix).await
     }
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
@@ -436,10 +410,11 @@ impl Store for Slow {
 #[tokio::test(flavor = "multi_thread")]
 async fn culvertd_is_ready_when_it_takes_changes() {
     // Later than the first look at the store waits.
-    let slow = Slow(MemoryStore::new(), Instant::now() + Duration::from_secs(8));
+    let answers = Instant::now() + Duration::from_secs(8);
+    let slow = Slow(MemoryStore::new(), Some(answers));
     let host = TestHost::new("a");
     let mut daemon = host.join(&slow, SHARED).await;
-    assert!(slow.1.elapsed() < Duration::from_secs(4), "long after the store");
+    assert!(answers.elapsed() < Duration::from_secs(4), "long after the store");
     daemon.apply_host(&a_state(), false).await.unwrap();
 }
 
@@ -462,7 +437,7 @@ async fn culvertd_is_ready_when_it_knows_that_the_store_is_away() {
 async fn culvertd_is_ready_in_the_end_when_the_store_is_silent() {
     let host = TestHost::new("c");
     let started = Instant::now();
-    let mut daemon = host.join(&Mute(MemoryStore::new()), SHARED).await;
+    let mut daemon = host.join(&Slow(MemoryStore::new(), None), SHARED).await;
     assert!(started.elapsed() < Duration::from_secs(30));
     let status = daemon.apply_host(&a_state(), false).await.unwrap_err();
     assert!(status.message().contains("has not been read yet"), "{status:?}");
