@@ -439,38 +439,54 @@ impl Plan {
 
 #[test]
 fn what_is_explained_is_what_is_traced_and_what_is_done() {
-    let states = any_state().prop_filter("ports", |parts| !parts.ports.is_empty());
-    let plans = prop::collection::vec(any_plan(), 1..30);
+    let states = || any_state().prop_filter("ports", |parts| !parts.ports.is_empty());
+    let plans = || prop::collection::vec(any_plan(), 1..30);
     let seen = RefCell::new(BTreeSet::new());
-    let mut runner = TestRunner::new(ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::with_cases(128)
-    });
-    let run = runner.run(&(states, plans, any::<bool>()), |(parts, plans, sends_trains)| {
-        let world = World::new(parts.clone());
-        let packets: Vec<_> = plans.iter().flat_map(|plan| plan.frames(&parts, &world)).collect();
-        let mut engine = Engine::new(world, sends_trains);
-        for (role, frame, off) in packets {
-            let steps = check(&mut engine, role, &frame, off)?;
-            seen.borrow_mut().extend(steps.iter().map(|step| (step.stage.name(), step.outcome)));
+    let missed = || {
+        let seen = seen.borrow();
+        WANTED
+            .into_iter()
+            .filter(|(stage, outcome)| !seen.contains(&(stage.name(), *outcome)))
+            .collect::<Vec<_>>()
+    };
+    // What is rare may not be met at once: no round is judged by what it did not draw.
+    for _ in 0..8 {
+        let mut runner = TestRunner::new(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::with_cases(128)
+        });
+        let run =
+            runner.run(&(states(), plans(), any::<bool>()), |(parts, plans, sends_trains)| {
+                let world = World::new(parts.clone());
+                let packets: Vec<_> =
+                    plans.iter().flat_map(|plan| plan.frames(&parts, &world)).collect();
+                let mut engine = Engine::new(world, sends_trains);
+                for (role, frame, off) in packets {
+                    let steps = check(&mut engine, role, &frame, off)?;
+                    seen.borrow_mut()
+                        .extend(steps.iter().map(|step| (step.stage.name(), step.outcome)));
+                }
+                let arena = engine.arena;
+                drop(engine);
+                let stats = arena.stats();
+                prop_assert_eq!(stats.pooled, stats.capacity, "no frame is lost");
+                Ok(())
+            });
+        run.unwrap_or_else(|e| panic!("{e}"));
+        if missed().is_empty() {
+            return;
         }
-        let arena = engine.arena;
-        drop(engine);
-        let stats = arena.stats();
-        prop_assert_eq!(stats.pooled, stats.capacity, "no frame is lost");
-        Ok(())
-    });
-    run.unwrap_or_else(|e| panic!("{e}"));
-    let seen = seen.into_inner();
-    for wanted in [
-        (Stage::Acl, "pass"),
-        (Stage::Acl, "drop"),
-        (Stage::Connection, "pass"),
-        (Stage::Connection, "drop"),
-        (Stage::Meter, "pass"),
-        (Stage::Meter, "drop"),
-        (Stage::Reply, "configure"),
-    ] {
-        assert!(seen.contains(&(wanted.0.name(), wanted.1)), "{wanted:?} of {seen:?}");
     }
+    panic!("never met: {:?} of {:?}", missed(), seen.borrow());
 }
+
+/// What has to be met at least once, for what is compared to be more than the plain way.
+const WANTED: [(Stage, &str); 7] = [
+    (Stage::Acl, "pass"),
+    (Stage::Acl, "drop"),
+    (Stage::Connection, "pass"),
+    (Stage::Connection, "drop"),
+    (Stage::Meter, "pass"),
+    (Stage::Meter, "drop"),
+    (Stage::Reply, "configure"),
+];
