@@ -156,7 +156,10 @@ pub async fn run_with(
     // A store of this host needs nobody to remember what is in it.
     let cache = match settings.store {
         StoreSettings::Redb { .. } => None,
-        StoreSettings::Etcd { .. } => Some(state_dir.cache().await?),
+        StoreSettings::Etcd { .. } => {
+            let id = cluster.as_ref().map(|(id, _)| id.as_str());
+            Some(state_dir.cache(id).await?)
+        }
     };
     let identity = Identity {
         host: settings.host.clone(),
@@ -190,6 +193,7 @@ pub async fn run_with(
         events.clone(),
         traps.clone(),
     );
+    let follower = follower.beside(reconciler.vnets());
     let (mut settled, mut first) = (known.clone(), report.clone());
     let writer = Writer::new(Arc::clone(&store), settings.host.clone(), known.clone());
     let writer = Arc::new(writer);

@@ -3,11 +3,12 @@
 //! An outage takes nothing away: what was known stays. When the store is back, hosts are given the time of
 //! a lease to renew theirs, since they too could not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_model::VnetId;
 use prost::Message;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -16,7 +17,7 @@ use crate::cluster::Cluster;
 use crate::events::Events;
 use crate::names::{HostName, META, Name, Scope};
 use crate::scopes::Watches;
-use crate::store::{Changes, Lease, Store, StoreError, Txn};
+use crate::store::{Changes, Lease, Revision, Store, StoreError, Txn};
 use crate::stored::{HostRecord, JoinError, Live, Meta, SCHEMA};
 use crate::time::{now_unix_ms, random_id};
 
@@ -93,6 +94,8 @@ pub struct Follower {
     grace: BTreeMap<HostName, Instant>,
     /// Until then a lost lease is not believed at once.
     lenient_until: Option<Instant>,
+    /// The vnets that the dataplane carries still, of which the contents are wanted until it does no more.
+    carried: Option<watch::Receiver<BTreeSet<VnetId>>>,
 }
 
 impl Follower {
@@ -118,8 +121,16 @@ impl Follower {
             remember: Box::new(remember),
             grace: BTreeMap::new(),
             lenient_until: None,
+            carried: None,
         };
         (follower, receiver)
+    }
+
+    /// Follows the contents of vnets as long as the dataplane carries them, although they concern the host no
+    /// more: a port may have to stay as it was.
+    #[must_use]
+    pub fn beside(self, carried: watch::Receiver<BTreeSet<VnetId>>) -> Follower {
+        Follower { carried: Some(carried), ..self }
     }
 
     /// Runs until it is dropped.
@@ -142,7 +153,7 @@ impl Follower {
     /// # Errors
     /// Where it is not.
     pub async fn look(&mut self) -> Result<(), JoinError> {
-        let header = self.store.snapshot(META).await?;
+        let header = self.store.snapshot(META, None).await?;
         if header.entries.is_empty() {
             return self.found().await;
         }
@@ -185,6 +196,7 @@ impl Follower {
         loop {
             tokio::select! {
                 changes = watches.next() => self.take(&changes?, &mut watches).await?,
+                () = changed(&mut self.carried) => self.follow_carried(&mut watches).await?,
                 _ = renew.tick() => self.renew(&mut lease).await?,
                 () = until(self.grace.values().min().copied()) => self.end_grace(),
             }
@@ -194,36 +206,57 @@ impl Follower {
     /// Reads what this host follows, and watches it.
     async fn read(&mut self, watches: &mut Watches) -> Result<Cluster, JoinError> {
         let first = if self.identity.everything { Scope::Everything } else { Scope::Shared };
-        let mut snapshot = watches.open(&first).await?;
+        let mut snapshot = watches.open(&first, None).await?;
         if !snapshot.entries.iter().any(|entry| entry.key == META) {
             self.found().await?;
-            snapshot = watches.open(&first).await?;
+            snapshot = watches.open(&first, None).await?;
         }
         let mut cluster = Cluster::read(&snapshot);
         self.check(&cluster)?;
         if !self.identity.everything {
+            // All as of one moment, so that no transaction is seen by half.
+            let at = Some(snapshot.revision);
             let own = Scope::Host(self.identity.host.clone());
-            cluster.follow_contents(&watches.open(&own).await?);
-            self.settle(&mut cluster, watches).await?;
+            cluster.follow_contents(&watches.open(&own, at).await?);
+            self.settle(&mut cluster, watches, at).await?;
         }
         Ok(cluster)
     }
 
-    /// Follows the vnets that concern this host since, and no longer those that do not.
-    async fn settle(&self, cluster: &mut Cluster, watches: &mut Watches) -> Result<(), StoreError> {
+    /// Follows the vnets that concern this host since a revision, and no longer those that do not.
+    async fn settle(
+        &self,
+        cluster: &mut Cluster,
+        watches: &mut Watches,
+        at: Option<Revision>,
+    ) -> Result<(), StoreError> {
         while let Some(open) = cluster.contents.clone() {
-            let concerning = cluster.concerning(&self.identity.host);
-            if open == concerning {
+            let mut wanted = cluster.concerning(&self.identity.host);
+            if let Some(carried) = &self.carried {
+                wanted.extend(carried.borrow().iter().cloned());
+            }
+            if open == wanted {
                 break;
             }
-            for vnet in open.difference(&concerning) {
+            for vnet in open.difference(&wanted) {
                 watches.close(&Scope::Vnet(vnet.clone()));
                 cluster.close(vnet);
             }
-            for vnet in concerning.difference(&open) {
-                let snapshot = watches.open(&Scope::Vnet(vnet.clone())).await?;
+            for vnet in wanted.difference(&open) {
+                let snapshot = watches.open(&Scope::Vnet(vnet.clone()), at).await?;
                 cluster.open(vnet, &snapshot);
             }
+        }
+        Ok(())
+    }
+
+    /// The dataplane carries other vnets than before.
+    async fn follow_carried(&self, watches: &mut Watches) -> Result<(), StoreError> {
+        let mut cluster = Arc::clone(&self.known.borrow().cluster);
+        let before = cluster.content;
+        self.settle(Arc::make_mut(&mut cluster), watches, None).await?;
+        if cluster.content != before {
+            self.modify(|known| known.cluster = cluster);
         }
         Ok(())
     }
@@ -231,7 +264,7 @@ impl Follower {
     /// Writes the header of an empty store.
     async fn found(&self) -> Result<(), JoinError> {
         let location = self.store.describe().location;
-        if let Some(entry) = self.store.snapshot("").await?.entries.first() {
+        if let Some(entry) = self.store.snapshot("", None).await?.entries.first() {
             return Err(StoreError::Refused {
                 location,
                 reason: format!("it holds {:?}, but no header of culvertd", entry.key),
@@ -356,7 +389,8 @@ impl Follower {
         let mut cluster = Arc::clone(&self.known.borrow().cluster);
         let effect = Arc::make_mut(&mut cluster).apply(&changes);
         if effect.objects {
-            self.settle(Arc::make_mut(&mut cluster), watches).await?;
+            let at = Some(changes.revision);
+            self.settle(Arc::make_mut(&mut cluster), watches, at).await?;
         }
         self.modify(|known| {
             known.cluster = cluster;
@@ -418,7 +452,7 @@ impl Follower {
         match held {
             Ok(held) => *lease = Some(held),
             // Somebody was faster: what the watch brings tells who.
-            Err(StoreError::Held { .. }) => return Err(StoreError::Compacted { after: 0 }.into()),
+            Err(StoreError::Held { .. }) => return Err(StoreError::Compacted { at: 0 }.into()),
             Err(error) => return Err(error.into()),
         }
         let record = HostRecord { machine: self.identity.machine.clone() };
@@ -437,4 +471,15 @@ async fn until(time: Option<Instant>) {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits for another value; without a sender, for ever.
+async fn changed<T>(value: &mut Option<watch::Receiver<T>>) {
+    if let Some(receiver) = value {
+        if receiver.changed().await.is_ok() {
+            return;
+        }
+        *value = None;
+    }
+    std::future::pending::<()>().await;
 }

@@ -6,12 +6,12 @@
 //! They are marked as failed, with the dataplane's reason, and tried again after a while, and at once when
 //! they change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_model::{Host, Object, ObjectKey, PortId, api, diff};
+use culvert_model::{Host, Object, ObjectKey, PortId, VnetId, api, diff};
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
@@ -70,6 +70,8 @@ pub struct Reconciler {
     passed: Option<u64>,
     /// Ports that are carried, but whose devices are not there, and why.
     down: BTreeMap<ObjectKey, String>,
+    /// The vnets that were carried last.
+    vnets: watch::Sender<BTreeSet<VnetId>>,
 }
 
 impl Reconciler {
@@ -99,8 +101,25 @@ impl Reconciler {
             projected: None,
             passed: None,
             down: BTreeMap::new(),
+            vnets: watch::Sender::default(),
         };
         (reconciler, receiver)
+    }
+
+    /// The vnets that the dataplane carries; see [`crate::follow::Follower::beside`].
+    pub fn vnets(&self) -> watch::Receiver<BTreeSet<VnetId>> {
+        self.vnets.subscribe()
+    }
+
+    /// Says which vnets are carried.
+    fn tell_vnets(&self) {
+        let carried = self.last.iter().flat_map(|last| last.vnets().iter());
+        let carried: BTreeSet<VnetId> = carried.map(|vnet| vnet.id.clone()).collect();
+        self.vnets.send_if_modified(|told| {
+            let other = *told != carried;
+            *told = carried;
+            other
+        });
     }
 
     /// Runs until it is dropped, or nobody follows the store any more.
@@ -220,6 +239,7 @@ impl Reconciler {
         }
         if let Some(host) = carried.host.as_ref().or(self.carried.host.as_ref()) {
             self.last = Some(host.clone());
+            self.tell_vnets();
         }
         self.carried = carried;
         Ok(())
@@ -248,7 +268,8 @@ impl Reconciler {
         self.stuck = None;
         let before = self.carried.host.clone();
         let failed_before: Vec<ObjectKey> = self.failed().keys().cloned().collect();
-        self.settle(link, &cluster, host).await?;
+        self.settle(link, &known, host).await?;
+        self.tell_vnets();
         self.passed = Some(cluster.content);
         if self.held.is_empty() && self.stuck.is_none() {
             (self.retry, self.pause) = (None, RETRY.0);
@@ -262,12 +283,7 @@ impl Reconciler {
     }
 
     /// Has the dataplane carry as much as it can of what is wanted.
-    async fn settle(
-        &mut self,
-        link: &mut Link,
-        cluster: &Cluster,
-        wanted: &Host,
-    ) -> Result<(), Ended> {
+    async fn settle(&mut self, link: &mut Link, known: &Known, wanted: &Host) -> Result<(), Ended> {
         let mut refusals = 0;
         loop {
             let target = if self.held.is_empty() {
@@ -275,7 +291,13 @@ impl Reconciler {
             } else {
                 let held: Held =
                     self.held.iter().map(|(key, held)| (key.clone(), held.kept.clone())).collect();
-                match project_holding(cluster, &self.me, &held).host {
+                // What surrounds a port that stays in a vnet that is not its own any more is read first.
+                if !known.from_cache
+                    && held.values().flatten().any(|kept| is_in_closed(&known.cluster, kept))
+                {
+                    return Ok(());
+                }
+                match project_holding(&known.cluster, &self.me, &held).host {
                     Some(target) => target,
                     None => return Ok(()),
                 }
@@ -436,6 +458,11 @@ impl Reconciler {
             self.events.object(report.status_of(&key));
         }
     }
+}
+
+/// Whether the object is a port in a vnet of which the contents are not known.
+fn is_in_closed(cluster: &Cluster, object: &Object) -> bool {
+    matches!(object, Object::Port(port) if !cluster.is_open(&port.vnet))
 }
 
 /// Sleeps until then; without one, for ever.

@@ -61,13 +61,17 @@ impl Watches {
         Watches { store, open: BTreeMap::new() }
     }
 
-    /// Reads a scope, and watches it from there.
+    /// Reads a scope, as it is or as it was at a revision, and watches it from there.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn open(&mut self, scope: &Scope) -> Result<Snapshot, StoreError> {
+    pub async fn open(
+        &mut self,
+        scope: &Scope,
+        at: Option<Revision>,
+    ) -> Result<Snapshot, StoreError> {
         let prefix = scope.to_string();
-        let snapshot = self.store.snapshot(&prefix).await?;
+        let snapshot = self.store.snapshot(&prefix, at).await?;
         let watch = self.store.watch(&prefix, snapshot.revision).await?;
         let watched = Watched { watch, loaded: snapshot.revision, waiting: VecDeque::new() };
         self.open.insert(prefix, watched);
@@ -111,7 +115,7 @@ impl Watches {
                 Poll::Ready(Some(Ok(changes))) => {
                     // Something is wrong with what it waits for.
                     if watched.waiting.len() == WAITING_MAX {
-                        return Poll::Ready(Err(StoreError::Compacted { after: watched.loaded }));
+                        return Poll::Ready(Err(StoreError::Compacted { at: watched.loaded }));
                     }
                     watched.waiting.push_back((Instant::now(), changes));
                     any = true;
@@ -119,7 +123,7 @@ impl Watches {
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 // Too slow for the watch: from the start.
                 Poll::Ready(None) => {
-                    return Poll::Ready(Err(StoreError::Compacted { after: watched.loaded }));
+                    return Poll::Ready(Err(StoreError::Compacted { at: watched.loaded }));
                 }
             }
         }
@@ -204,7 +208,7 @@ mod tests {
         let host = Scope::Host(HostName::new("a").unwrap());
         let mut watches = Watches::new(Arc::new(store.clone()));
         for scope in [&host, &vnet("blue"), &vnet("red")] {
-            assert_eq!(watches.open(scope).await.unwrap().entries, []);
+            assert_eq!(watches.open(scope, None).await.unwrap().entries, []);
         }
         for value in 0..50 {
             // Green is watched by nobody.
@@ -226,8 +230,8 @@ mod tests {
     async fn a_part_waits_for_the_others_and_what_follows_it_too() {
         let store = MemoryStore::new();
         let mut watches = Watches::new(Arc::new(store.clone()));
-        watches.open(&vnet("blue")).await.unwrap();
-        watches.open(&vnet("red")).await.unwrap();
+        watches.open(&vnet("blue"), None).await.unwrap();
+        watches.open(&vnet("red"), None).await.unwrap();
         // Held back, as a slow connection would.
         let (late, slow) = tokio::sync::mpsc::channel(8);
         let red = watches.open.get_mut("in/red/").unwrap();
@@ -245,10 +249,10 @@ mod tests {
     async fn parts_that_never_come_are_not_waited_for_for_ever() {
         let store = MemoryStore::new();
         let mut watches = Watches::new(Arc::new(store.clone()));
-        watches.open(&vnet("blue")).await.unwrap();
-        watches.open(&vnet("red")).await.unwrap();
+        watches.open(&vnet("blue"), None).await.unwrap();
+        watches.open(&vnet("red"), None).await.unwrap();
         let host = Scope::Host(HostName::new("a").unwrap());
-        watches.open(&host).await.unwrap();
+        watches.open(&host, None).await.unwrap();
         let lie = guard_value(&BTreeSet::from([vnet("blue"), vnet("red")]));
         let puts = vec![("in/blue/guard".to_owned(), lie)];
         store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
@@ -271,7 +275,25 @@ mod tests {
         }
         // A scope that is read later has it in its snapshot.
         write(&store, &[vnet("blue"), vnet("green")], 7).await;
-        watches.open(&vnet("green")).await.unwrap();
+        watches.open(&vnet("green"), None).await.unwrap();
         assert_eq!(values(&watches.next().await.unwrap()), [("in/blue/x", 7)]);
+    }
+
+    #[tokio::test]
+    async fn a_scope_can_be_read_as_it_was_and_followed_from_there() {
+        let store = MemoryStore::new();
+        let mut watches = Watches::new(Arc::new(store.clone()));
+        let then = write(&store, &[vnet("blue"), vnet("red")], 1).await;
+        let both = write(&store, &[vnet("blue"), vnet("red")], 2).await;
+        write(&store, &[vnet("red")], 3).await;
+        for scope in [vnet("blue"), vnet("red")] {
+            let snapshot = watches.open(&scope, Some(then)).await.unwrap();
+            assert_eq!(snapshot.revision, then);
+            let values: Vec<_> = snapshot.entries.iter().map(|e| (e.changed, e.value[0])).collect();
+            assert_eq!(values.last(), Some(&(then, 1)), "{snapshot:?}");
+        }
+        let changes = watches.next().await.unwrap();
+        assert_eq!((changes.revision, values(&changes).len()), (both, 2));
+        assert_eq!(values(&watches.next().await.unwrap()), [("in/red/x", 3)]);
     }
 }

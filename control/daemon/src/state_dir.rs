@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 use crate::follow::Known;
 use crate::store::file::FileStore;
 use crate::store::{Store, StoreError, Txn};
-use crate::stored::JoinError;
+use crate::stored::{JoinError, SCHEMA};
 use crate::time::random_id;
 
 /// Name of the file that holds the id of the host's cluster.
@@ -86,14 +86,24 @@ impl StateDir {
         }
     }
 
-    /// Opens what is remembered of a store of many hosts.
+    /// Opens what is remembered of a store of many hosts. What is of another cluster or version is forgotten.
     ///
     /// # Errors
     /// As of [`FileStore::open`].
-    pub async fn cache(&self) -> Result<Cache, StoreError> {
+    pub async fn cache(&self, cluster_id: Option<&str>) -> Result<Cache, StoreError> {
         let store = FileStore::open(&self.0.join(CACHE_FILE))?;
-        let written = Cluster::read(&store.snapshot("").await?);
-        Ok(Cache { store, written })
+        let snapshot = store.snapshot("", None).await?;
+        let written = Cluster::read(&snapshot);
+        let ours = written.meta.as_ref().is_some_and(|meta| {
+            meta.schema == SCHEMA && cluster_id.is_none_or(|id| *id == meta.cluster_id)
+        });
+        if ours || snapshot.entries.is_empty() {
+            return Ok(Cache { store, written });
+        }
+        tracing::warn!("what is remembered is of another cluster or version, and forgotten");
+        let deletes = snapshot.entries.into_iter().map(|entry| entry.key).collect();
+        store.commit(Txn { deletes, ..Txn::default() }).await?;
+        Ok(Cache { store, written: Cluster::default() })
     }
 }
 
@@ -107,9 +117,8 @@ pub struct Cache {
 impl Cache {
     /// What is remembered; `None`: nothing yet.
     pub fn read(&self) -> Option<Cluster> {
-        let mut cluster = self.written.clone();
-        cluster.contents = Some(BTreeSet::new());
-        cluster.meta.is_some().then_some(cluster)
+        self.written.meta.as_ref()?;
+        Some(Cluster { contents: Some(BTreeSet::new()), ..self.written.clone() })
     }
 
     /// Remembers what the follower knows, until the follower ends.

@@ -41,17 +41,6 @@ impl How {
     }
 }
 
-/// What a change was made of.
-#[derive(Copy, Clone, Debug)]
-pub(crate) enum Basis {
-    /// Nothing that was read.
-    Nothing,
-    /// What the store holds at this revision.
-    Revision(u64),
-    /// What it will hold when the queue is written up to this change.
-    Queue(u64),
-}
-
 /// What became of a change.
 #[derive(Serialize)]
 struct Report {
@@ -81,27 +70,20 @@ struct Unapplied {
     reason: String,
 }
 
-/// Makes the edits, all or none.
+/// Makes the edits, all or none, where objects that they name are still as expected.
 pub(crate) async fn commit(
     args: &Args,
     daemon: &mut Daemon,
     edits: &[Edit],
     how: &How,
-    basis: Basis,
+    expected: Vec<api::ExpectedObject>,
 ) -> Result<(), CliError> {
-    // What was read at a revision is not what there is when the store is back.
-    let (if_revision, on_outage, queued_after) = match basis {
-        Basis::Nothing => (None, how.on_outage(), None),
-        Basis::Revision(revision) => (Some(revision), api::OnOutage::Refuse, None),
-        Basis::Queue(after) => (None, how.on_outage(), Some(after)),
-    };
     let request = api::ApplyEditsRequest {
         edits: edits.iter().map(Into::into).collect(),
-        if_revision,
+        expected,
         dry_run: how.dry_run,
         wait_ms: how.wait.saturating_mul(1000),
-        on_outage: on_outage.into(),
-        queued_after,
+        on_outage: how.on_outage().into(),
     };
     let waiting = waiting("waiting for this host to carry it");
     let answer = daemon.calls.apply_edits(request).await;

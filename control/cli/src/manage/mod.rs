@@ -17,7 +17,7 @@ use clap::Subcommand;
 use culvert_model::{Edit, Object, ObjectKey, api};
 use serde::Serialize;
 
-pub(crate) use self::commit::{Basis, How, commit, committed, queued, waiting, would_be};
+pub(crate) use self::commit::{How, commit, committed, queued, waiting, would_be};
 use crate::args::{Args, Output};
 use crate::client::{Daemon, not_understood};
 use crate::error::{CliError, hint};
@@ -86,7 +86,7 @@ pub(crate) async fn run<F: Fields, K: Keys>(
         Verb::Del(delete) => {
             let edits =
                 delete.keys.keys().into_iter().filter_map(Edit::deleting).collect::<Vec<_>>();
-            commit(args, &mut daemon, &edits, &delete.how, Basis::Nothing).await
+            commit(args, &mut daemon, &edits, &delete.how, Vec::new()).await
         }
         Verb::Show(list) => show(args, &mut daemon, F::KIND, list).await,
     }
@@ -131,16 +131,14 @@ async fn edit(
         let keys = vec![key.into()];
         let request =
             api::ListObjectsRequest { keys, ahead: how.may_queue(), ..Default::default() };
-        let (basis, mut found) = known(daemon, request).await?;
-        let Some(edit) = make(found.pop())? else {
+        let found = known(daemon, request).await?.pop();
+        let expected =
+            api::ExpectedObject { key: Some(key.into()), object: found.as_ref().map(Into::into) };
+        let Some(edit) = make(found)? else {
             return Err(absent(daemon, kind, key).await);
         };
-        match commit(args, daemon, &[edit], how, basis).await {
+        match commit(args, daemon, &[edit], how, vec![expected]).await {
             Err(CliError::Outrun(_)) if attempt < ATTEMPTS => {}
-            // The store went away just now.
-            Err(CliError::Away(_))
-                if attempt < ATTEMPTS && how.may_queue() && matches!(basis, Basis::Revision(_)) => {
-            }
             done => return done,
         }
         attempt += 1;
@@ -151,20 +149,18 @@ async fn edit(
 async fn known(
     daemon: &mut Daemon,
     request: api::ListObjectsRequest,
-) -> Result<(Basis, Vec<Object>), CliError> {
+) -> Result<Vec<Object>, CliError> {
     let answer = daemon.calls.list_objects(request).await;
-    let list = daemon.answer(answer)?;
-    let basis = list.queued_after.map_or(Basis::Revision(list.revision), Basis::Queue);
-    let objects = list.objects.into_iter().filter_map(|listed| listed.object);
+    let objects = daemon.answer(answer)?.objects.into_iter().filter_map(|listed| listed.object);
     let objects = objects.map(Object::try_from).collect::<Result<_, _>>();
-    Ok((basis, objects.map_err(|errors| not_understood(&errors))?))
+    objects.map_err(|errors| not_understood(&errors))
 }
 
 async fn absent(daemon: &mut Daemon, kind: api::ObjectKind, key: &ObjectKey) -> CliError {
     let section = key.section().name();
     let request = api::ListObjectsRequest { kind: kind.into(), ahead: true, ..Default::default() };
     // For the hint only.
-    let there = known(daemon, request).await.map(|(_, there)| there).unwrap_or_default();
+    let there = known(daemon, request).await.unwrap_or_default();
     let names: Vec<_> = there.iter().map(|object| object.key().name()).collect();
     let meant = hint(&key.name(), names.iter().map(String::as_str));
     CliError::Usage(format!("{key}: not there; `culvert {section} add` makes one{meant}"))

@@ -88,11 +88,22 @@ impl Script {
         Err(api::queue(&queued, format!("{reason}: queued as change {number}")))
     }
 
-    fn check_revision(&mut self, wanted: Option<u64>) -> Result<(), Status> {
-        if wanted.is_some() && self.outrun > 0 {
+    fn check_expected(&mut self, expected: &[api::ExpectedObject]) -> Result<(), Status> {
+        if !expected.is_empty() && self.outrun > 0 {
             self.outrun -= 1;
             self.revision += 1;
+            return Err(Status::aborted("somebody was faster"));
         }
+        for api::ExpectedObject { key, object } in expected.iter().cloned() {
+            let key = ObjectKey::try_from(key.unwrap()).unwrap();
+            if self.object(&key) != object.map(|object| Object::try_from(object).unwrap()) {
+                return Err(Status::aborted(format!("{key}: was changed")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_revision(&mut self, wanted: Option<u64>) -> Result<(), Status> {
         match wanted {
             Some(wanted) if wanted != self.revision => {
                 Err(Status::aborted(format!("the revision is {}", self.revision)))
@@ -128,10 +139,7 @@ impl Control for Fake {
         let edits = edit::from_messages(&request.edits)
             .map_err(|errors| refuse(Code::InvalidArgument, errors.iter().map(api::Fault::from)))?;
         script.reach(&edits, may_queue)?;
-        if request.queued_after.is_some() {
-            return Err(Status::aborted("the store can be used"));
-        }
-        script.check_revision(request.if_revision)?;
+        script.check_expected(&request.expected)?;
         script.commit(&edits, request.dry_run, request.wait_ms > 0).map(Response::new)
     }
 
@@ -218,11 +226,9 @@ impl Control for Fake {
                     derived_from: String::new(),
                 }
             });
-        let queued_after = script.outage.filter(|_| request.ahead);
         Ok(Response::new(api::ObjectList {
             revision: script.revision,
             objects: objects.collect(),
-            queued_after: queued_after.map(|_| script.queue.len() as u64),
             ..Default::default()
         }))
     }

@@ -188,7 +188,7 @@ fn a_change_that_others_outran_is_tried_again() {
     daemon.ok(&PORT);
     daemon.script.lock().unwrap().outrun = 100;
     let said = daemon.fails(1, &["port", "set", "web", "--mtu", "1400"]);
-    assert!(said.contains("not applied: the revision is"), "{said}");
+    assert!(said.contains("not applied: somebody was faster"), "{said}");
 }
 
 #[test]

@@ -158,7 +158,7 @@ pub fn state_file(data: &[u8]) {
     if let Ok(store) = FileStore::open(&path) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {
-            let found = store.snapshot("").await.expect("it is in memory");
+            let found = store.snapshot("", None).await.expect("it is in memory");
             for n in 0..2 {
                 let puts = vec![(format!("vnet/{n}"), vec![n; 300])];
                 let deletes = found.entries.iter().take(1).map(|entry| entry.key.clone()).collect();

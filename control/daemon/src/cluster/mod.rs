@@ -223,10 +223,17 @@ impl Cluster {
             self.placed.remove(&(host, id));
             return Ok(());
         };
-        let vnet = std::str::from_utf8(value).map_err(|error| error.to_string())?;
-        let vnet = VnetId::new(vnet).map_err(|fault| fault.to_string())?;
-        self.placed.insert(Placed { host, id, vnet });
-        Ok(())
+        let read = std::str::from_utf8(value).map_err(|error| error.to_string());
+        match read.and_then(|vnet| VnetId::new(vnet).map_err(|fault| fault.to_string())) {
+            Ok(vnet) => {
+                self.placed.insert(Placed { host, id, vnet });
+                Ok(())
+            }
+            Err(reason) => {
+                self.placed.remove(&(host, id));
+                Err(reason)
+            }
+        }
     }
 
     /// A port, as it is found in its vnet.

@@ -54,9 +54,6 @@ pub enum Unwritten {
         "nothing was changed, and what runs goes on: {0}; nor was anything queued: of what is known and queued, nothing would change"
     )]
     Nothing(String),
-    /// Read what is wanted again, and decide again.
-    #[error("the store can be used, or another change was queued meanwhile")]
-    Moved,
     /// Look after the disk of the state folder.
     #[error("nothing was changed, and what runs goes on: {reason}; nor was it queued: {error}")]
     NotKept {

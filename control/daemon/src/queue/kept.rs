@@ -117,7 +117,7 @@ impl Kept {
             path: PathBuf::from(path),
             reason: format!("{key}: {reason}"),
         };
-        for entry in file.snapshot("").await?.entries {
+        for entry in file.snapshot("", None).await?.entries {
             let key = entry.key.as_str();
             if key == META {
                 let meta = QueueMeta::decode(entry.value.as_slice());
@@ -244,7 +244,7 @@ mod tests {
             drop(file);
             let error = Kept::open(&path).await.err().unwrap().to_string();
             assert!(error.contains(said), "{error}");
-            let entries = FileStore::open(&path).unwrap().snapshot("").await.unwrap().entries;
+            let entries = FileStore::open(&path).unwrap().snapshot("", None).await.unwrap().entries;
             assert_eq!(entries.into_iter().map(|e| (e.key, e.value)).collect::<Vec<_>>(), puts);
         }
     }

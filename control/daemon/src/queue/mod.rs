@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 pub use self::errors::{NotCancelled, Unwritten};
 use self::kept::{Entry, Kept};
-use crate::change::{Basis, ChangeError, Done, Writer, differences};
+use crate::change::{ChangeError, Done, Plan, Writer, differences};
 use crate::cluster::Cluster;
 use crate::cluster::check::{checked, edited};
 use crate::cluster::project::{Projection, project};
@@ -51,12 +51,8 @@ pub struct Wish {
     pub if_revision: Option<Revision>,
     /// Checks, and writes nothing.
     pub dry_run: bool,
-    /// Into the queue, where the store cannot be reached.
+    /// Into the queue, where the store cannot be reached. What stands on a revision, and a dry run, is not queued.
     pub queue: bool,
-    /// Only into the queue, after this change.
-    pub queued_after: Option<u64>,
-    /// What it is made from. What is made from all of the store cannot be queued.
-    pub basis: Basis,
 }
 
 /// How many changes wait, and how many failed.
@@ -182,17 +178,13 @@ impl Queue {
     pub async fn change(
         &self,
         writer: &Writer,
-        plan: impl Fn(&Cluster, &Projection) -> Vec<Edit>,
+        plan: &dyn Plan,
         wish: Wish,
     ) -> Result<Done, Unwritten> {
-        let known_enough = wish.if_revision.is_none() && wish.basis == Basis::Followed;
-        let may_queue = wish.queue && !wish.dry_run && known_enough;
+        let may_queue = wish.queue && !wish.dry_run && wish.if_revision.is_none();
         let mut outage = self.outage();
         if outage.is_none() && !wish.dry_run {
             outage = self.turn().await;
-        }
-        if wish.queued_after.is_some() && (outage.is_none() || !may_queue) {
-            return Err(Unwritten::Moved);
         }
         if let Some((reason, _)) = &outage
             && !(may_queue || wish.dry_run)
@@ -202,7 +194,7 @@ impl Queue {
         }
         let (reason, away) = match outage.filter(|_| may_queue) {
             Some(outage) => outage,
-            None => match writer.change(wish.basis, &plan, wish.if_revision, wish.dry_run).await {
+            None => match writer.change(plan, wish.if_revision, wish.dry_run).await {
                 Err(error) if error.is_outage() && !wish.dry_run => {
                     let reason = error.cause();
                     self.failed(Some(reason.clone()));
@@ -212,12 +204,14 @@ impl Queue {
                     (reason, Duration::ZERO)
                 }
                 done => {
-                    self.failed(None);
+                    if !wish.dry_run {
+                        self.failed(None);
+                    }
                     return Ok(done?);
                 }
             },
         };
-        self.put(plan, wish.queued_after, reason, away).await
+        self.put(plan, reason, away).await
     }
 
     /// Waits until nothing goes before a change that comes now; otherwise says what does.
@@ -235,22 +229,18 @@ impl Queue {
 
     async fn put(
         &self,
-        plan: impl Fn(&Cluster, &Projection) -> Vec<Edit>,
-        after: Option<u64>,
+        plan: &dyn Plan,
         reason: String,
         away: Duration,
     ) -> Result<Done, Unwritten> {
         let mut state = self.state.lock().await;
-        if after.is_some_and(|after| after != state.last) {
-            return Err(Unwritten::Moved);
-        }
         let known = Arc::clone(&self.known.borrow());
         // A host that knows no cluster, or whose name another has, has nothing to check a change against.
         if known.cluster.meta.is_none() || !(known.joined || known.from_cache) {
             return Err(ChangeError::Unhealthy(reason).into());
         }
         let Ahead { cluster, carried, .. } = state.ahead(&known.cluster, &self.me);
-        let edits = plan(cluster, carried);
+        let edits = plan.edits(cluster, carried)?;
         if let Some(vnet) = unfollowed(&known, &self.me, &edits) {
             return Err(Unwritten::Unfollowed { reason, vnet });
         }
@@ -279,13 +269,12 @@ impl Queue {
         Err(Unwritten::Queued { number, reason, away })
     }
 
-    /// The cluster as the changes that wait will leave it; and the number after which a change would be queued now.
-    pub async fn ahead(&self) -> (Arc<Cluster>, Option<u64>) {
+    /// The cluster as the changes that wait will leave it, where a change would be queued now.
+    pub async fn ahead(&self) -> Option<Arc<Cluster>> {
         let mut state = self.state.lock().await;
         let known = Arc::clone(&self.known.borrow());
         let waits = self.outage().is_some() || self.counts().waiting > 0;
-        let after = waits.then_some(state.last);
-        (Arc::clone(&state.ahead(&known.cluster, &self.me).cluster), after)
+        waits.then(|| Arc::clone(&state.ahead(&known.cluster, &self.me).cluster))
     }
 
     /// What is in the queue, or one change of it.

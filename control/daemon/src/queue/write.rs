@@ -1,16 +1,16 @@
 //! How the queue is written when the store is back.
 
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::{Edit, api};
 
 use super::{Counts, Queue};
-use crate::change::{Basis, ChangeError, Writer};
+use crate::change::{ChangeError, Plan, Reads, Writer, happened};
 use crate::cluster::Cluster;
 use crate::cluster::check::{Conflict, Touched};
 use crate::cluster::project::Projection;
-use crate::names::{HostName, vnet_of};
+use crate::names::HostName;
 use crate::store::{Revision, StoreError};
 use crate::time::now_unix_ms;
 
@@ -95,27 +95,12 @@ impl Queue {
 
 /// Writes one change by the path of all changes.
 async fn attempt(writer: &Writer, me: &HostName, touched: &[Touched]) -> Attempt {
-    let others = StdMutex::new(Vec::new());
-    let plan = |cluster: &Cluster, _: &Projection| {
-        // Of a vnet that this host does not follow any more, the contents are read first.
-        let read = touched.iter().filter_map(|touched| vnet_of(&touched.slot.key));
-        let (edits, found) = if read.clone().all(|vnet| cluster.is_open(vnet)) {
-            remaining(cluster, me, touched)
-        } else {
-            (touched.iter().filter_map(edit_of).collect(), Vec::new())
-        };
-        let legal = found.is_empty();
-        *others.lock().unwrap_or_else(PoisonError::into_inner) = found;
-        if legal { edits } else { Vec::new() }
-    };
-    let done = writer.change(Basis::Followed, plan, None, false).await;
-    let others = others.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match done {
-        Ok(_) if !others.is_empty() => Attempt::Failed(others),
+    match writer.change(&Queued { me, touched }, None, false).await {
         Ok(done) => Attempt::Written(done.revision),
         Err(ChangeError::Conflicts(conflicts)) => {
             Attempt::Failed(conflicts.iter().map(in_words).collect())
         }
+        Err(ChangeError::Changed(reasons)) => Attempt::Failed(reasons),
         Err(error @ (ChangeError::Contended | ChangeError::Revision { .. })) => {
             Attempt::Later(error.to_string())
         }
@@ -124,35 +109,43 @@ async fn attempt(writer: &Writer, me: &HostName, touched: &[Touched]) -> Attempt
     }
 }
 
-fn in_words(conflict: &Conflict) -> String {
-    api::Fault { edit: None, ..api::Fault::from(conflict) }.text()
+/// What is left to do of a change, as long as others did nothing to its objects since it was asked for.
+struct Queued<'a> {
+    me: &'a HostName,
+    touched: &'a [Touched],
 }
 
-/// What is left to do of a change, and what others did to its objects since it was asked for.
-fn remaining(cluster: &Cluster, me: &HostName, touched: &[Touched]) -> (Vec<Edit>, Vec<String>) {
-    let (mut edits, mut found) = (Vec::new(), Vec::new());
-    for touched in touched {
-        let Touched { slot, before, after, .. } = touched;
-        let now = cluster.get(slot);
-        let key = &slot.key;
-        if let Some(host) = slot.host.as_ref().filter(|host| *host != me) {
-            found.push(format!("{key}: was queued as one of host {host}; this host is {me}"));
-        } else if now == *after {
-            // So already.
-        } else if now != *before {
-            let what = match (before, &now) {
-                (None, _) => "made",
-                (Some(_), None) => "deleted",
-                (Some(_), Some(_)) => "changed",
-            };
-            found.push(format!(
-                "{key}: is not as it was when the change was queued: it was {what} meanwhile"
-            ));
-        } else {
-            edits.extend(edit_of(touched));
-        }
+impl Plan for Queued<'_> {
+    fn reads(&self, _: &Cluster, _: &Projection) -> Reads {
+        let edits: Vec<Edit> = self.touched.iter().filter_map(edit_of).collect();
+        Reads::of(&edits)
     }
-    (edits, found)
+
+    fn edits(&self, cluster: &Cluster, _: &Projection) -> Result<Vec<Edit>, ChangeError> {
+        let (mut edits, mut found) = (Vec::new(), Vec::new());
+        for touched in self.touched {
+            let Touched { slot, before, after, .. } = touched;
+            let now = cluster.get(slot);
+            let (key, me) = (&slot.key, self.me);
+            if let Some(host) = slot.host.as_ref().filter(|host| *host != me) {
+                found.push(format!("{key}: was queued as one of host {host}; this host is {me}"));
+            } else if now == *after {
+                // So already.
+            } else if now != *before {
+                found.push(format!(
+                    "{key}: is not as it was when the change was queued: it {} meanwhile",
+                    happened(before.as_ref(), now.as_ref())
+                ));
+            } else {
+                edits.extend(edit_of(touched));
+            }
+        }
+        if found.is_empty() { Ok(edits) } else { Err(ChangeError::Changed(found)) }
+    }
+}
+
+fn in_words(conflict: &Conflict) -> String {
+    api::Fault { edit: None, ..api::Fault::from(conflict) }.text()
 }
 
 fn edit_of(touched: &Touched) -> Option<Edit> {

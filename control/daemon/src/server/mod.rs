@@ -1,5 +1,6 @@
-//! The API; what it lists of objects is in `objects`.
+//! The API; what it lists of objects is in `objects`, what a change may expect of them in `expected`.
 
+mod expected;
 mod objects;
 
 use std::collections::HashMap;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::api::control_server::Control;
-use culvert_model::{Edit, Host, Keyed, Object, ObjectKey, api, edit};
+use culvert_model::{Host, Keyed, Object, ObjectKey, api, edit};
 use futures_util::Stream;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -16,11 +17,10 @@ use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 use crate::access::Access;
-use crate::change::{Basis, ChangeError, Done, Writer, differences, plan_state};
+use crate::change::{ChangeError, Done, Edits, Plan, WholeState, Writer, differences};
 use crate::cluster::Cluster;
 use crate::cluster::check::Conflict;
 use crate::cluster::problems::problems;
-use crate::cluster::project::Projection;
 use crate::events::Events;
 use crate::follow::Known;
 use crate::names::HostName;
@@ -84,17 +84,10 @@ impl Api {
     }
 
     /// Makes a change, or queues it.
-    async fn change(
-        &self,
-        plan: impl Fn(&Cluster, &Projection) -> Vec<Edit>,
-        wish: Wish,
-    ) -> Result<Done, Unwritten> {
+    async fn change(&self, plan: &dyn Plan, wish: Wish) -> Result<Done, Unwritten> {
         match &self.queue {
             Some(queue) => queue.change(&self.writer, plan, wish).await,
-            None if wish.queued_after.is_some() => Err(Unwritten::Moved),
-            None => {
-                Ok(self.writer.change(wish.basis, plan, wish.if_revision, wish.dry_run).await?)
-            }
+            None => Ok(self.writer.change(plan, wish.if_revision, wish.dry_run).await?),
         }
     }
 
@@ -169,16 +162,15 @@ impl Control for Api {
     ) -> Answer<api::Committed> {
         let request = request.into_inner();
         let wish = Wish {
-            if_revision: request.if_revision,
+            if_revision: None,
             dry_run: request.dry_run,
             queue: request.on_outage() == api::OnOutage::Queue,
-            queued_after: request.queued_after,
-            basis: Basis::Followed,
         };
         let edits = edit::from_messages(&request.edits)
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
-        let plan = |_: &Cluster, _: &Projection| -> Vec<Edit> { edits.clone() };
-        let done = self.change(plan, wish).await;
+        let expected = expected::read(request.expected, &edits)?;
+        let plan = Edits::new(&self.me, edits).expecting(expected);
+        let done = self.change(&plan, wish).await;
         let done = done.map_err(|error| unwritten(error, |conflict| conflict.into()))?;
         Ok(Response::new(self.committed(done, wish, request.wait_ms).await))
     }
@@ -191,19 +183,16 @@ impl Control for Api {
         let wish = Wish {
             if_revision: request.if_revision,
             dry_run: request.dry_run,
-            queue: request.on_outage() == api::OnOutage::Queue,
-            queued_after: None,
-            basis: if request.prune { Basis::Everything } else { Basis::Followed },
+            // What is made from all of the store cannot be made without it.
+            queue: request.on_outage() == api::OnOutage::Queue && !request.prune,
         };
         let state = request.state.unwrap_or_default();
         let host = Host::try_from(state)
             .map_err(|errors| api::refuse(Code::InvalidArgument, errors.iter().map(Into::into)))?;
         let places = places(&host);
-        let objects: Vec<Object> = Object::all_of(host.into_parts()).collect();
-        let plan = |cluster: &Cluster, carried: &Projection| {
-            plan_state(cluster, carried, &self.me, &objects, request.prune)
-        };
-        let done = self.change(plan, wish).await;
+        let objects = Object::all_of(host.into_parts()).collect();
+        let plan = WholeState { me: &self.me, objects, prune: request.prune };
+        let done = self.change(&plan, wish).await;
         let done = done.map_err(|error| {
             unwritten(error, |conflict| {
                 let index = places.get(&conflict.slot.key).copied();
@@ -377,7 +366,6 @@ fn unwritten(error: Unwritten, fault: impl Fn(&Conflict) -> api::Fault) -> Statu
         Unwritten::Nothing(_) | Unwritten::NotKept { .. } | Unwritten::Unfollowed { .. } => {
             Status::unavailable(message)
         }
-        Unwritten::Moved => Status::aborted(message),
     }
 }
 
@@ -386,9 +374,9 @@ fn refused(error: ChangeError, fault: impl Fn(&Conflict) -> api::Fault) -> Statu
         ChangeError::Conflicts(conflicts) => {
             api::refuse(Code::FailedPrecondition, conflicts.iter().map(fault))
         }
-        error @ (ChangeError::Revision { .. } | ChangeError::Contended) => {
-            Status::aborted(error.to_string())
-        }
+        error @ (ChangeError::Revision { .. }
+        | ChangeError::Changed(_)
+        | ChangeError::Contended) => Status::aborted(error.to_string()),
         error @ ChangeError::Unhealthy(_) => Status::unavailable(error.to_string()),
         ChangeError::Store(error) if error.is_outage() => {
             Status::unavailable(ChangeError::Unhealthy(error.to_string()).to_string())

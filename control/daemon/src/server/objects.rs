@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use culvert_model::{Object, ObjectKey, Section, api};
+use culvert_model::{Object, ObjectKey, Section, VnetId, api};
 use tonic::{Code, Status};
 
 use super::Api;
-use crate::change::{revision_of, vnets_of_keys};
+use crate::change::vnets_of_keys;
 use crate::cluster::Cluster;
 use crate::names::{HostName, Slot};
 
@@ -24,20 +24,14 @@ impl Api {
             )?;
         if request.ahead
             && let Some(queue) = &self.queue
-            && let (cluster, Some(after)) = queue.ahead().await
+            && let Some(cluster) = queue.ahead().await
         {
-            let list = self.ahead(&cluster, after, kind, &keys, request.all_hosts);
-            return Ok(list);
+            return self.ahead(&cluster, kind, &keys, request.all_hosts);
         }
         let report = Arc::clone(&self.report.borrow());
         let followed = &report.known.cluster;
         let read = if keys.is_empty() {
-            // What may lie in vnets that do not concern this host, or belong to others.
-            let apart = matches!(
-                kind,
-                api::ObjectKind::Unspecified | api::ObjectKind::Route | api::ObjectKind::Mapping
-            );
-            if apart || request.all_hosts {
+            if lies_apart(kind) || request.all_hosts {
                 self.writer.everything().await
             } else {
                 Ok(Arc::clone(followed))
@@ -95,29 +89,42 @@ impl Api {
                 });
             }
         }
-        let revision = revision_of(followed, &cluster, &vnets_of_keys(&keys));
-        let queued_after = None;
-        Ok(api::ObjectList { revision, objects, incomplete, queued_after })
+        Ok(api::ObjectList { revision: cluster.revision, objects, incomplete })
     }
 
     /// Objects as they will be when the queue is written.
     fn ahead(
         &self,
         cluster: &Cluster,
-        after: u64,
         kind: api::ObjectKind,
         keys: &[ObjectKey],
         all_hosts: bool,
-    ) -> api::ObjectList {
+    ) -> Result<api::ObjectList, Status> {
+        // Half an answer would say of an object that it is not there.
+        let made = |vnet: &VnetId| cluster.vnets.get(vnet).is_none();
+        let vnets = vnets_of_keys(keys);
+        if let Some(vnet) = vnets.iter().find(|vnet| !(cluster.is_open(vnet) || made(vnet))) {
+            return Err(Status::unavailable(format!("{WAITS}, of vnet {vnet} among others")));
+        }
         let concerns = |host: Option<&HostName>| all_hosts || host.is_none_or(|h| *h == self.me);
         let named = |key: &ObjectKey| keys.is_empty() || keys.contains(key);
         let objects = cluster.objects().filter(|(host, _)| concerns(*host));
         let objects = objects.map(|(host, object)| (object.key(), object, host));
         let objects = objects.filter(|(key, ..)| is_of(kind, key) && named(key));
         let objects = objects.map(|(key, object, host)| listed(&key, &object, host)).collect();
-        let queued_after = Some(after);
-        api::ObjectList { revision: cluster.revision, objects, queued_after, ..Default::default() }
+        let part = keys.is_empty() && (lies_apart(kind) || all_hosts);
+        let all_open = cluster.vnets.iter().all(|vnet| cluster.is_open(&vnet.id));
+        let incomplete = if part && !all_open { WAITS.to_owned() } else { String::new() };
+        Ok(api::ObjectList { revision: cluster.revision, objects, incomplete })
     }
+}
+
+/// Why a list of what will be when the queue is written is not whole.
+const WAITS: &str = "changes wait for the store, and of vnets that do not concern this host nothing is known meanwhile";
+
+/// Objects that may lie in vnets that do not concern this host, or belong to others.
+const fn lies_apart(kind: api::ObjectKind) -> bool {
+    matches!(kind, api::ObjectKind::Unspecified | api::ObjectKind::Route | api::ObjectKind::Mapping)
 }
 
 fn listed(key: &ObjectKey, object: &Object, host: Option<&HostName>) -> api::ListedObject {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::mem::replace;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,9 +40,18 @@ type Opener = Arc<dyn Fn() -> Result<Database, StoreError> + Send + Sync>;
 pub struct FileStore {
     path: PathBuf,
     opener: Opener,
-    /// `None` after an error: redb wants to be opened anew.
-    database: Arc<Mutex<Option<Database>>>,
+    database: Arc<Mutex<State>>,
     core: Shared,
+}
+
+/// What the store has of its file.
+enum State {
+    /// The database.
+    Open(Database),
+    /// Nothing, after an error: redb wants to be opened anew.
+    Closed,
+    /// Nothing until the process ends, since damage was found, and why.
+    Lost(String),
 }
 
 impl std::fmt::Debug for FileStore {
@@ -70,7 +80,7 @@ impl FileStore {
         Ok(FileStore {
             path: path.to_owned(),
             opener,
-            database: Arc::new(Mutex::new(Some(database))),
+            database: Arc::new(Mutex::new(State::Open(database))),
             core: Shared::new(Core::new(snapshot)),
         })
     }
@@ -79,8 +89,8 @@ impl FileStore {
 impl Drop for FileStore {
     /// A commit that is still under way has it closed by its own thread.
     fn drop(&mut self) {
-        let last = Arc::get_mut(&mut self.database);
-        if let Some(database) = last.and_then(|database| database.get_mut().take()) {
+        let last = Arc::get_mut(&mut self.database).map(Mutex::get_mut);
+        if let Some(State::Open(database)) = last.map(|last| replace(last, State::Closed)) {
             close(database);
         }
     }
@@ -261,18 +271,25 @@ fn difference(from: Snapshot, to: Snapshot) -> Txn {
 fn commit(
     path: &Path,
     opener: &Opener,
-    database: &mut Option<Database>,
+    state: &mut State,
     core: &Shared,
     txn: Txn,
 ) -> Result<Outcome, StoreError> {
-    let open = match database.take() {
-        Some(open) => open,
-        None => reopen(path, opener, core)?,
+    let open = match replace(state, State::Closed) {
+        State::Open(open) => open,
+        State::Closed => again(path, opener, state, core)?,
+        State::Lost(reason) => {
+            *state = State::Lost(reason.clone());
+            return Err(damaged(path, &reason));
+        }
     };
-    let open = database.insert(open);
-    let Some(revision) = core.lock().check(&txn) else { return Ok(Outcome::Stale) };
-    let error = match quietly(|| write(open, revision, &txn)) {
+    let Some(revision) = core.lock().check(&txn) else {
+        *state = State::Open(open);
+        return Ok(Outcome::Stale);
+    };
+    let error = match quietly(|| write(&open, revision, &txn)) {
         Some(Ok(())) => {
+            *state = State::Open(open);
             core.lock().apply(revision, txn);
             return Ok(Outcome::Done(revision));
         }
@@ -280,15 +297,34 @@ fn commit(
         None => contradictory(path),
     };
     // Whether it is on the disk only the disk knows.
-    if let Some(open) = database.take() {
-        close(open);
+    close(open);
+    match again(path, opener, state, core) {
+        Ok(open) => *state = State::Open(open),
+        Err(then) => {
+            let location = path.display().to_string();
+            let reason = format!("{error}; and when it was read again: {then}");
+            return Err(StoreError::Unknown { location, reason });
+        }
     }
-    let reopened = reopen(path, opener, core)?;
-    *database = Some(reopened);
     if core.lock().revision() == revision {
         return Ok(Outcome::Done(revision));
     }
     Err(error)
+}
+
+/// Opens the file again.
+fn again(
+    path: &Path,
+    opener: &Opener,
+    state: &mut State,
+    core: &Shared,
+) -> Result<Database, StoreError> {
+    let opened = reopen(path, opener, core);
+    // Its lock is held by what was left open.
+    if let Err(StoreError::Damaged { reason, .. } | StoreError::NotOurs { reason, .. }) = &opened {
+        *state = State::Lost(format!("{reason}; culvertd has to be started again"));
+    }
+    opened
 }
 
 #[tonic::async_trait]
@@ -297,8 +333,8 @@ impl Store for FileStore {
         Description { kind: "redb", location: self.path.display().to_string() }
     }
 
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        Ok(self.core.lock().snapshot(prefix))
+    async fn snapshot(&self, prefix: &str, at: Option<Revision>) -> Result<Snapshot, StoreError> {
+        self.core.read(prefix, at)
     }
 
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {

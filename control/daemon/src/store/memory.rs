@@ -15,7 +15,7 @@ use super::{
     Txn, Watch,
 };
 
-/// Transactions that are kept for watches that begin in the past.
+/// Transactions that are kept for watches that begin, and what is read, in the past.
 const LOG_LEN_MAX: usize = 1024;
 /// Transactions that wait for one watcher; a slower one has to begin again.
 const WATCH_QUEUE: usize = 1024;
@@ -24,11 +24,21 @@ const WATCH_QUEUE: usize = 1024;
 #[derive(Default)]
 pub(super) struct Core {
     revision: Revision,
-    entries: BTreeMap<String, (Vec<u8>, Revision)>,
-    log: VecDeque<Arc<Changes>>,
+    entries: BTreeMap<String, Written>,
+    log: VecDeque<Logged>,
     watchers: Vec<(String, mpsc::Sender<Result<Changes, StoreError>>)>,
     held: BTreeMap<String, (u64, Instant)>,
     leases: u64,
+}
+
+/// A value, and when it was written.
+type Written = (Vec<u8>, Revision);
+
+/// A transaction that happened.
+struct Logged {
+    changes: Arc<Changes>,
+    /// What it replaced, in its order.
+    before: Vec<(String, Option<Written>)>,
 }
 
 impl Core {
@@ -44,16 +54,38 @@ impl Core {
     }
 
     pub(super) fn snapshot(&self, prefix: &str) -> Snapshot {
+        Snapshot { revision: self.revision, entries: entries(self.below(prefix)) }
+    }
+
+    /// As it was at a revision.
+    pub(super) fn snapshot_at(&self, prefix: &str, at: Revision) -> Result<Snapshot, StoreError> {
+        self.remembers(at)?;
+        let mut then: BTreeMap<&String, &Written> = self.below(prefix).collect();
+        for (key, before) in self
+            .log
+            .iter()
+            .rev()
+            .take_while(|logged| logged.changes.revision > at)
+            .flat_map(|logged| logged.before.iter().rev())
+            .filter(|(key, _)| key.starts_with(prefix))
+        {
+            match before {
+                Some(written) => drop(then.insert(key, written)),
+                None => drop(then.remove(key)),
+            }
+        }
+        Ok(Snapshot { revision: at.min(self.revision), entries: entries(then.into_iter()) })
+    }
+
+    fn below(&self, prefix: &str) -> impl Iterator<Item = (&String, &Written)> {
         let from = self.entries.range(prefix.to_owned()..);
-        let entries = from
-            .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, (value, changed))| Entry {
-                key: key.clone(),
-                value: value.clone(),
-                changed: *changed,
-            })
-            .collect();
-        Snapshot { revision: self.revision, entries }
+        from.take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
+    /// What happened since is in the log.
+    fn remembers(&self, at: Revision) -> Result<(), StoreError> {
+        let oldest = self.log.front().map_or(self.revision, |logged| logged.changes.revision - 1);
+        if at < oldest { Err(StoreError::Compacted { at }) } else { Ok(()) }
     }
 
     /// The revision that the transaction gets, if its expectations hold.
@@ -66,14 +98,17 @@ impl Core {
     /// Makes a transaction happen that was checked.
     pub(super) fn apply(&mut self, revision: Revision, txn: Txn) {
         self.revision = revision;
-        let mut changes = Vec::with_capacity(txn.puts.len() + txn.deletes.len());
+        let count = txn.puts.len() + txn.deletes.len();
+        let (mut changes, mut before) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for key in txn.deletes {
-            if self.entries.remove(&key).is_some() {
+            if let Some(old) = self.entries.remove(&key) {
+                before.push((key.clone(), Some(old)));
                 changes.push(Change { key, value: None });
             }
         }
         for (key, value) in txn.puts {
-            self.entries.insert(key.clone(), (value.clone(), revision));
+            let old = self.entries.insert(key.clone(), (value.clone(), revision));
+            before.push((key.clone(), old));
             changes.push(Change { key, value: Some(value) });
         }
         let changes = Arc::new(Changes { revision, changes });
@@ -82,20 +117,17 @@ impl Core {
             Some(changes) => watcher.try_send(Ok(changes)).is_ok(),
             None => !watcher.is_closed(),
         });
-        self.log.push_back(changes);
+        self.log.push_back(Logged { changes, before });
         if self.log.len() > LOG_LEN_MAX {
             self.log.pop_front();
         }
     }
 
     pub(super) fn watch(&mut self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
-        let oldest = self.log.front().map_or(self.revision, |changes| changes.revision - 1);
-        if after < oldest {
-            return Err(StoreError::Compacted { after });
-        }
+        self.remembers(after)?;
         let (sender, receiver) = mpsc::channel(WATCH_QUEUE + LOG_LEN_MAX);
-        for changes in self.log.iter().filter(|changes| changes.revision > after) {
-            if let Some(changes) = below(changes, prefix) {
+        for logged in self.log.iter().filter(|logged| logged.changes.revision > after) {
+            if let Some(changes) = below(&logged.changes, prefix) {
                 // There is room for the whole log.
                 let _ = sender.try_send(Ok(changes));
             }
@@ -148,6 +180,15 @@ impl Core {
     }
 }
 
+fn entries<'a>(of: impl Iterator<Item = (&'a String, &'a Written)>) -> Vec<Entry> {
+    of.map(|(key, (value, changed))| Entry {
+        key: key.clone(),
+        value: value.clone(),
+        changed: *changed,
+    })
+    .collect()
+}
+
 /// The part of a transaction below a prefix.
 fn below(changes: &Changes, prefix: &str) -> Option<Changes> {
     let part: Vec<_> =
@@ -167,6 +208,11 @@ impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
         // No panic can leave a transaction half applied: nothing in `apply` can fail.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn read(&self, prefix: &str, at: Option<Revision>) -> Result<Snapshot, StoreError> {
+        let core = self.lock();
+        at.map_or_else(|| Ok(core.snapshot(prefix)), |at| core.snapshot_at(prefix, at))
     }
 
     /// Holds a key in memory only.
@@ -257,9 +303,9 @@ impl Store for MemoryStore {
         Description { kind: "memory", location: "memory".to_owned() }
     }
 
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+    async fn snapshot(&self, prefix: &str, at: Option<Revision>) -> Result<Snapshot, StoreError> {
         self.reach()?;
-        Ok(self.core.lock().snapshot(prefix))
+        self.core.read(prefix, at)
     }
 
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {

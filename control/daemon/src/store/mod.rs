@@ -101,8 +101,11 @@ pub trait Store: Send + Sync + 'static {
     /// What and where it is.
     fn describe(&self) -> Description;
 
-    /// All entries whose keys begin with `prefix`, at one revision.
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
+    /// All entries whose keys begin with `prefix`, as they are at one revision: now, or as they were at `at`.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] where `at` is too long ago.
+    async fn snapshot(&self, prefix: &str, at: Option<Revision>) -> Result<Snapshot, StoreError>;
 
     /// Makes the transaction happen, durably, or not.
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError>;
@@ -171,11 +174,11 @@ pub enum StoreError {
         /// How to raise it.
         hint: &'static str,
     },
-    /// Nothing to do: a snapshot is read, and the watch begun again.
-    #[error("what changed after revision {after} is not known any more")]
+    /// Nothing to do: what there is now is read, and followed from there.
+    #[error("what was at revision {at} is not known any more")]
     Compacted {
-        /// Where the watch was to begin.
-        after: Revision,
+        /// What was asked for.
+        at: Revision,
     },
     /// Nothing to do: the key is put again.
     #[error("the lease of {key} has expired")]

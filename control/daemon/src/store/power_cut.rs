@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use redb::StorageBackend;
@@ -195,7 +196,7 @@ fn applied(map: &Map, txn: &Txn) -> Map {
 }
 
 async fn held(store: &FileStore) -> Map {
-    let entries = store.snapshot("").await.unwrap().entries.into_iter();
+    let entries = store.snapshot("", None).await.unwrap().entries.into_iter();
     entries.map(|entry| (entry.key, entry.value)).collect()
 }
 
@@ -235,7 +236,7 @@ async fn the_last_acknowledged_change_survives_a_power_cut_at_every_write() {
             let after = disk_with(disk.lock().unwrap().after_cut(chance));
             let store = open(&after).unwrap_or_else(|e| panic!("cut at {cut_at}: {e}"));
             let found = held(&store).await;
-            let at = store.snapshot("").await.unwrap().revision;
+            let at = store.snapshot("", None).await.unwrap().revision;
             match (found == acknowledged, found == under_way) {
                 (true, _) if at == revision => older += 1,
                 (_, true) if at == revision + 1 => newer += 1,
@@ -266,6 +267,37 @@ async fn a_write_error_is_told_and_the_store_goes_on_when_the_disk_does() {
     assert!(store.commit(put(3)).await.is_err());
     disk.lock().unwrap().cut_at = None;
     let Outcome::Done(revision) = store.commit(put(4)).await.unwrap() else { panic!("stale") };
-    let snapshot = store.snapshot("").await.unwrap();
+    let snapshot = store.snapshot("", None).await.unwrap();
     assert_eq!((snapshot.revision, snapshot.entries[0].value.as_slice()), (revision, &[4][..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_is_found_later_is_told_until_the_next_start() {
+    let disk = disk_with(fresh());
+    let backend = disk.clone();
+    let opened = AtomicBool::new(false);
+    let opener = move || {
+        // What the real opener says of a file whose pages contradict each other.
+        if opened.swap(true, Relaxed) {
+            let (path, reason) = ("disk".into(), "bad pages".to_owned());
+            return Err(StoreError::Damaged { path, reason });
+        }
+        Ok(redb::Builder::new().create_with_backend(Backend(backend.clone())).unwrap())
+    };
+    let store = FileStore::open_by(Path::new("disk"), Arc::new(opener)).unwrap();
+    let put = |n: u8| Txn { puts: vec![("key".to_owned(), vec![n])], ..Txn::default() };
+    assert_eq!(store.commit(put(1)).await.unwrap(), Outcome::Done(1));
+    let now = disk.lock().unwrap().steps;
+    disk.lock().unwrap().cut_at = Some(now);
+    // Whether it was written cannot be said any more.
+    let error = store.commit(put(2)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unknown { .. }), "{error}");
+    for said in ["power cut", "bad pages"] {
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    for _ in 0..2 {
+        let error = store.commit(put(3)).await.unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+        assert!(error.to_string().contains("has to be started again"), "{error}");
+    }
 }

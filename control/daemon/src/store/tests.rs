@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::etcd::EtcdStore;
 use super::file::FileStore;
 use super::memory::MemoryStore;
-use super::{Change, Changes, Outcome, Store, StoreError, Txn};
+use super::{Change, Changes, Outcome, Snapshot, Store, StoreError, Txn};
 
 struct Folder(PathBuf);
 
@@ -64,7 +64,7 @@ impl Etcd {
     async fn store(&self, prefix: &str) -> EtcdStore {
         let store = EtcdStore::new(std::slice::from_ref(&self.url), prefix, None).unwrap();
         for _ in 0..200 {
-            if store.snapshot("").await.is_ok() {
+            if store.snapshot("", None).await.is_ok() {
                 return store;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -95,7 +95,7 @@ async fn transactions(store: &dyn Store) {
     let first =
         Txn { puts: vec![put("a/1", "x"), put("a/2", "y"), put("b", "z")], ..Txn::default() };
     let first = done(store.commit(first).await.unwrap());
-    let snapshot = store.snapshot("a/").await.unwrap();
+    let snapshot = store.snapshot("a/", None).await.unwrap();
     let keys: Vec<_> = snapshot.entries.iter().map(|entry| entry.key.as_str()).collect();
     assert_eq!(keys, ["a/1", "a/2"]);
     assert!(snapshot.entries.iter().all(|entry| entry.changed == first));
@@ -107,7 +107,7 @@ async fn transactions(store: &dyn Store) {
         deletes: vec!["b".to_owned()],
     };
     assert_eq!(store.commit(stale).await.unwrap(), Outcome::Stale);
-    assert_eq!(store.snapshot("a/").await.unwrap().entries, snapshot.entries);
+    assert_eq!(store.snapshot("a/", None).await.unwrap().entries, snapshot.entries);
 
     let mut watch = store.watch("a/", first).await.unwrap();
     let second = Txn {
@@ -119,6 +119,11 @@ async fn transactions(store: &dyn Store) {
     assert!(second > first);
     let third = Txn { puts: vec![put("a/3", "w")], ..Txn::default() };
     let third = done(store.commit(third).await.unwrap());
+    let then = store.snapshot("a/", Some(first)).await.unwrap();
+    assert_eq!(then, Snapshot { revision: first, ..snapshot });
+    let then = store.snapshot("a/", Some(second)).await.unwrap().entries;
+    let then: Vec<_> = then.iter().map(|entry| (entry.key.as_str(), entry.changed)).collect();
+    assert_eq!(then, [("a/1", second)]);
     let expected =
         [(second, vec![("a/1", Some("other")), ("a/2", None)]), (third, vec![("a/3", Some("w"))])];
     // One that begins later, in the past, sees the same.
@@ -145,13 +150,14 @@ async fn leases(store: &dyn Store) {
     for n in 0..4_u8 {
         tokio::time::sleep(Duration::from_secs(1)).await;
         lease.renew(Some(vec![n])).await.unwrap();
-        let entries = store.snapshot("live/").await.unwrap().entries;
+        let entries = store.snapshot("live/", None).await.unwrap().entries;
         assert_eq!(entries[0].value, [n]);
     }
-    let at = store.snapshot("live/").await.unwrap();
+    let at = store.snapshot("live/", None).await.unwrap();
     // The same machine, started anew, takes its own place.
     let mut next = store.hold("live/a", vec![9], ttl, at.entries[0].changed).await.unwrap();
-    let mut watch = store.watch("live/", store.snapshot("").await.unwrap().revision).await.unwrap();
+    let mut watch =
+        store.watch("live/", store.snapshot("", None).await.unwrap().revision).await.unwrap();
     drop(lease);
     next.renew(None).await.unwrap();
     let gone = tokio::time::timeout(Duration::from_secs(8), watch.recv()).await;
@@ -173,13 +179,13 @@ async fn a_store_in_a_file() {
     let path = folder.0.join("state.redb");
     let store = FileStore::open(&path).unwrap();
     transactions(&store).await;
-    let before = store.snapshot("").await.unwrap();
+    let before = store.snapshot("", None).await.unwrap();
     assert!(matches!(FileStore::open(&path), Err(StoreError::Locked(_))));
     drop(store);
     let store = FileStore::open(&path).unwrap();
-    assert_eq!(store.snapshot("").await.unwrap(), before);
+    assert_eq!(store.snapshot("", None).await.unwrap(), before);
     // What was before the start is not known any more as changes.
-    assert!(matches!(store.watch("", 0).await, Err(StoreError::Compacted { after: 0 })));
+    assert!(matches!(store.watch("", 0).await, Err(StoreError::Compacted { at: 0 })));
 }
 
 #[tokio::test]
@@ -189,15 +195,15 @@ async fn a_store_in_etcd() {
     transactions(&store).await;
     leases(&store).await;
     // Another prefix is another store.
-    assert_eq!(etcd.store("/two/").await.snapshot("").await.unwrap().entries, []);
+    assert_eq!(etcd.store("/two/").await.snapshot("", None).await.unwrap().entries, []);
     // More than etcd takes at a time is refused by name.
     let puts = (0..200).map(|n| put(&format!("n/{n}"), "x")).collect();
     let error = store.commit(Txn { puts, ..Txn::default() }).await.unwrap_err();
     assert!(error.to_string().contains("200 parts"), "{error}");
     assert!(error.to_string().contains("--max-txn-ops"), "{error}");
-    assert_eq!(store.snapshot("n/").await.unwrap().entries, []);
+    assert_eq!(store.snapshot("n/", None).await.unwrap().entries, []);
     drop(etcd);
-    let error = store.snapshot("").await.unwrap_err();
+    let error = store.snapshot("", None).await.unwrap_err();
     assert!(error.is_outage(), "{error}");
     let error = store.commit(Txn::default()).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable { .. }), "{error:?}");

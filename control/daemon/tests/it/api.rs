@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use culvert_model::{Edit, VnetId, api};
+use culvert_model::{Edit, Object, ObjectKey, VnetId, api};
 use tonic::Code;
 
 use crate::support::{TestHost, faults, host_toml, port, port_toml, wait_for};
@@ -29,20 +29,75 @@ async fn a_dry_run_tells_the_difference_and_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_another_revision_is_refused() {
+async fn a_state_of_another_revision_is_refused() {
     let host = TestHost::new("a");
     let mut daemon = host.start().await;
     let first = daemon.apply(&host_toml(1)).await.unwrap();
-    let edits = vec![(&Edit::PutPort(port("web-2", 2))).into()];
-    let request = |revision| api::ApplyEditsRequest {
-        edits: edits.clone(),
+    let toml = host_toml(1) + &port_toml("web-2", 2);
+    let state: api::State = (&culvert_model::host_toml::read(&toml).unwrap()).into();
+    let request = |revision| api::ApplyStateRequest {
+        state: Some(state.clone()),
         if_revision: Some(revision),
         ..Default::default()
     };
-    let status = daemon.client.apply_edits(request(first.revision + 5)).await.unwrap_err();
+    let status = daemon.client.apply_state(request(first.revision + 5)).await.unwrap_err();
     assert_eq!(status.code(), Code::Aborted);
     assert!(status.message().contains(&first.revision.to_string()), "{status:?}");
-    daemon.client.apply_edits(request(first.revision)).await.unwrap();
+    daemon.client.apply_state(request(first.revision)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_that_are_not_as_expected_are_not_changed() {
+    let host = TestHost::new("a");
+    let mut daemon = host.start().await;
+    daemon.apply(&host_toml(1)).await.unwrap();
+    let before = port("web-2", 2);
+    let after = culvert_model::Port { mtu: culvert_model::Mtu::new(1400).ok(), ..before.clone() };
+    let expected =
+        |key: &culvert_model::PortId, object: Option<&culvert_model::Port>| api::ExpectedObject {
+            key: Some((&ObjectKey::Port(key.clone())).into()),
+            object: object.map(|port| (&Object::Port(port.clone())).into()),
+        };
+    let request = |edit: Edit, expected| api::ApplyEditsRequest {
+        edits: vec![(&edit).into()],
+        expected: vec![expected],
+        ..Default::default()
+    };
+    let put = |port: &culvert_model::Port| Edit::PutPort(port.clone());
+    let id = &before.id;
+    let cases = [
+        (put(&before), expected(id, Some(&after)), Err("was deleted since it was read")),
+        (put(&before), expected(id, None), Ok(())),
+        (put(&before), expected(id, None), Err("was made since it was read")),
+        (put(&after), expected(id, Some(&after)), Err("was changed since it was read")),
+        (put(&after), expected(id, Some(&before)), Ok(())),
+        (
+            Edit::DeletePort(id.clone()),
+            expected(id, Some(&before)),
+            Err("was changed since it was read"),
+        ),
+        (Edit::DeletePort(id.clone()), expected(id, Some(&after)), Ok(())),
+    ];
+    for (edit, expected, outcome) in cases {
+        match (daemon.client.apply_edits(request(edit, expected)).await, outcome) {
+            (Ok(_), Ok(())) => {}
+            (Err(status), Err(said)) => {
+                assert_eq!(status.code(), Code::Aborted, "{status:?}");
+                assert!(status.message().contains(said), "{status:?}");
+            }
+            (answer, expected) => panic!("{answer:?}, not {expected:?}"),
+        }
+    }
+    // What is expected is of what is changed.
+    let other = culvert_model::PortId::new("web-1").unwrap();
+    for (expected, said) in [
+        (expected(&other, None), "expected[0] port web-1: no edit names it"),
+        (expected(&other, Some(&before)), "expected[0] port web-1: holds port web-2"),
+    ] {
+        let status = daemon.client.apply_edits(request(put(&before), expected)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains(said), "{status:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

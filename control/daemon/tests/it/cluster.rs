@@ -1,12 +1,10 @@
 //! Many hosts, one store.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_daemon::change::{Basis, ChangeError, Done, Writer, revision_of};
+use culvert_daemon::change::{ChangeError, Done, Edits, Writer};
 use culvert_daemon::cluster::Cluster;
-use culvert_daemon::cluster::project::Projection;
 use culvert_daemon::daemon::DaemonError;
 use culvert_daemon::events::Events;
 use culvert_daemon::follow::{Follower, Identity, Known};
@@ -15,12 +13,13 @@ use culvert_daemon::store::memory::MemoryStore;
 use culvert_daemon::store::{Store, Txn};
 use culvert_daemon::stored::{JoinError, Live, Meta};
 use culvert_model::{
-    Edit, EgressRoute, Host, Keyed, Mapping, Port, PortId, RouteAction, RouteScope, Vnet, VnetId,
-    api,
+    Edit, EgressRoute, Host, Keyed, Mapping, Object, ObjectKey, Port, PortId, RouteAction,
+    RouteScope, Vnet, VnetId, api,
 };
 use prost::Message;
 use tonic::Code;
 
+use crate::reconcile::without_device;
 use crate::support::{Daemon, TestHost, faults, host_toml, port, wait_for};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -136,6 +135,80 @@ async fn many_writers_of_one_vnet_all_get_their_turn() {
     .await;
 }
 
+/// A vnet like that of [`host_toml`], of another name and VNI.
+fn other_vnet(name: &str, vni: u32) -> Vnet {
+    let host = culvert_model::host_toml::read(&host_toml(1)).unwrap();
+    let like = host.vnets().iter().next().unwrap();
+    Vnet {
+        id: VnetId::new(name).unwrap(),
+        vni: culvert_model::Vni::new(vni).unwrap(),
+        ..like.clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_cannot_move_to_another_vnet_stays_among_its_neighbours() {
+    let store = MemoryStore::new();
+    let (a, mut on_a) = start("a", 1, &store).await;
+    let (_b, mut on_b) = start("b", 2, &store).await;
+    wait_for("the mapping on a", SOON, || maps(&a, "10.0.0.2").is_some()).await;
+    without_device(&a.dataplane, "web-1");
+    let red = other_vnet("red", 7);
+    let moved = Port { vnet: red.id.clone(), ..port("web-1", 1) };
+    let done = on_a.edit(&[Edit::PutVnet(red), Edit::PutPort(moved.clone())]).await.unwrap();
+    assert_eq!(done.unapplied.len(), 1, "{:?}", done.unapplied);
+    // It is still in blue, and hears of what happens there.
+    assert!(maps(&a, "10.0.0.2").is_some(), "its neighbour was taken away");
+    on_b.edit(&[Edit::PutPort(port("web-5", 5))]).await.unwrap();
+    wait_for("the new neighbour on a", SOON, || maps(&a, "10.0.0.5").is_some()).await;
+    // Also after a restart.
+    on_a.kill().await;
+    let on_a = a.join(&store, SHARED).await;
+    on_b.edit(&[Edit::PutPort(port("web-6", 6))]).await.unwrap();
+    wait_for("the next neighbour on a", SOON, || maps(&a, "10.0.0.6").is_some()).await;
+    for n in [2, 5] {
+        assert!(maps(&a, &format!("10.0.0.{n}")).is_some());
+    }
+    assert_eq!(a.dataplane.host().unwrap().port("web-1"), Some(&port("web-1", 1)));
+    // Where it can move, what was around it goes.
+    a.dataplane.refuse(|_, _| Vec::new());
+    let carries = || a.dataplane.host().unwrap();
+    wait_for("it in red", Duration::from_secs(40), || carries().port("web-1") == Some(&moved))
+        .await;
+    assert_eq!((carries().mappings().len(), carries().vnets().len()), (0, 1));
+    drop(on_a);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_of_many_ports_is_forgotten_in_parts() {
+    let store = MemoryStore::new();
+    let (_a, mut on_a) = start("a", 1, &store).await;
+    let (b, mut on_b) = start("b", 2, &store).await;
+    let many = (10..90_u8).map(|n| Edit::PutPort(port(&format!("p-{n}"), n)));
+    on_b.edit(&many.collect::<Vec<_>>()).await.unwrap();
+    on_b.kill().await;
+    let before = store.snapshot("", None).await.unwrap().revision;
+    let dead = async || {
+        let hosts = on_a.client.clone().list_hosts(api::ListHostsRequest {}).await.unwrap();
+        hosts.into_inner().hosts.iter().any(|host| host.name == "b" && !host.alive)
+    };
+    while !dead().await {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let forget = |dry_run| api::ForgetHostRequest { name: "b".to_owned(), dry_run };
+    for dry_run in [true, false] {
+        let done = on_a.client.forget_host(forget(dry_run)).await.unwrap().into_inner();
+        assert_eq!(done.differences.len(), 82, "81 ports and an underlay");
+    }
+    let after = store.snapshot("", None).await.unwrap();
+    assert!(after.revision >= before + 4, "{before}, {}", after.revision);
+    let left = after.entries.iter().filter(|entry| entry.key.contains("/b"));
+    let left: Vec<_> = left.filter(|entry| !entry.key.contains("/blue")).collect();
+    let guard = |key: &str| key.contains("guard");
+    assert!(left.iter().all(|entry| guard(&entry.key)), "{left:?}");
+    drop(b);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_dies_goes_after_its_lease_and_can_be_forgotten() {
     let store = MemoryStore::new();
@@ -231,15 +304,15 @@ async fn a_store_of_another_cluster_or_version_is_refused_and_left_alone() {
     let empty = MemoryStore::new();
     let error = open(&host, &empty).await.err().unwrap();
     assert!(matches!(error, DaemonError::Join(JoinError::Emptied { .. })), "{error}");
-    assert_eq!(empty.snapshot("").await.unwrap().entries, []);
+    assert_eq!(empty.snapshot("", None).await.unwrap().entries, []);
     // Another's.
     let other = MemoryStore::new();
     open(&TestHost::new("b"), &other).await.unwrap().stop().await;
-    let before = other.snapshot("").await.unwrap();
+    let before = other.snapshot("", None).await.unwrap();
     let error = open(&host, &other).await.err().unwrap();
     assert!(matches!(error, DaemonError::Join(JoinError::OtherCluster { .. })), "{error}");
     let meta = before.entries.iter().filter(|entry| entry.key == "all/meta").cloned();
-    let left = other.snapshot("all/meta").await.unwrap().entries;
+    let left = other.snapshot("all/meta", None).await.unwrap().entries;
     assert_eq!(left, meta.collect::<Vec<_>>());
     // Other versions.
     for schema in [1, 3] {
@@ -254,7 +327,7 @@ async fn a_store_of_another_cluster_or_version_is_refused_and_left_alone() {
         store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
         let error = open(&TestHost::new("c"), &store).await.err().unwrap().to_string();
         assert!(error.contains(&format!("schema {schema}, written by culvertd 9.9")), "{error}");
-        assert_eq!(store.snapshot("").await.unwrap().entries.len(), 1);
+        assert_eq!(store.snapshot("", None).await.unwrap().entries.len(), 1);
     }
 }
 
@@ -262,8 +335,7 @@ async fn a_store_of_another_cluster_or_version_is_refused_and_left_alone() {
 async fn what_others_write_into_the_store_is_named_and_left_out() {
     let store = MemoryStore::new();
     let (a, mut on_a) = start("a", 1, &store).await;
-    let foreign =
-        culvert_daemon::cluster::write_object(&culvert_model::Object::Port(port("web-2", 1)));
+    let foreign = culvert_daemon::cluster::write_object(&Object::Port(port("web-2", 1)));
     let puts = vec![
         ("in/blue/port/a/broken".to_owned(), vec![0xff; 7]),
         ("in/blue/port/a/renamed".to_owned(), foreign.clone()),
@@ -322,6 +394,7 @@ async fn clocks_that_are_apart_are_told() {
 struct Watcher {
     known: tokio::sync::watch::Receiver<Arc<Known>>,
     writer: Writer,
+    me: HostName,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -338,8 +411,8 @@ impl Watcher {
         let store: Arc<dyn Store> = Arc::new(store.clone());
         let (follower, known) =
             Follower::new(Arc::clone(&store), identity, None, Events::default(), |_| Ok(()));
-        let writer = Writer::new(store, host, known.clone());
-        Watcher { known, writer, task: tokio::spawn(follower.run()) }
+        let writer = Writer::new(store, host.clone(), known.clone());
+        Watcher { known, writer, me: host, task: tokio::spawn(follower.run()) }
     }
 
     fn cluster(&self) -> Arc<Cluster> {
@@ -352,7 +425,7 @@ impl Watcher {
     }
 
     async fn edit(&self, edit: Edit) -> Result<Done, ChangeError> {
-        self.writer.change(Basis::Followed, |_, _| vec![edit.clone()], None, false).await
+        self.writer.change(&Edits::new(&self.me, vec![edit]), None, false).await
     }
 }
 
@@ -360,17 +433,6 @@ impl Watcher {
 async fn a_host_follows_the_vnets_that_concern_it_and_asks_for_the_rest() {
     let store = MemoryStore::new();
     let (_a, mut on_a) = start("a", 1, &store).await;
-    let vnet = |name: &str, vni: u32| Vnet {
-        id: VnetId::new(name).unwrap(),
-        vni: culvert_model::Vni::new(vni).unwrap(),
-        ..culvert_model::host_toml::read(&host_toml(1))
-            .unwrap()
-            .vnets()
-            .iter()
-            .next()
-            .unwrap()
-            .clone()
-    };
     let route = |to: &str| EgressRoute {
         scope: RouteScope::Vnet(VnetId::new("red").unwrap()),
         prefix: "10.9.0.0/16".parse().unwrap(),
@@ -384,8 +446,8 @@ async fn a_host_follows_the_vnets_that_concern_it_and_asks_for_the_rest() {
         mtu: None,
     };
     on_a.edit(&[
-        Edit::PutVnet(vnet("red", 7)),
-        Edit::PutVnet(vnet("green", 8)),
+        Edit::PutVnet(other_vnet("red", 7)),
+        Edit::PutVnet(other_vnet("green", 8)),
         Edit::PutRoute(route("green")),
         Edit::PutMapping(mapping("green", 1)),
         Edit::PutMapping(mapping("blue", 2)),
@@ -438,15 +500,18 @@ async fn a_host_follows_the_vnets_that_concern_it_and_asks_for_the_rest() {
     let known = c.cluster();
     assert_eq!((followed, known.claims.all().count(), c.follows().len()), (2, 0, 0));
     // What is changed elsewhere after it was read is not overwritten, followed or not.
-    let green = BTreeSet::from([VnetId::new("green").unwrap()]);
-    let followed = c.cluster();
-    let read = c.writer.with_contents(&followed, green.clone()).await.unwrap();
-    let revision = Some(revision_of(&followed, &read, &green));
-    let plan = |_: &Cluster, _: &Projection| vec![Edit::PutMapping(mapping("green", 1))];
-    let change = || c.writer.change(Basis::Followed, plan, revision, true);
-    change().await.unwrap();
-    on_a.edit(&[Edit::DeleteMapping(mapping("green", 1).key())]).await.unwrap();
-    assert!(matches!(change().await, Err(ChangeError::Revision { .. })));
+    let read = mapping("green", 1);
+    let change = |expected: Option<Mapping>| {
+        let edits = Edits::new(&c.me, vec![Edit::PutMapping(mapping("green", 1))]);
+        let expected = vec![(ObjectKey::Mapping(read.key()), expected.map(Object::Mapping))];
+        let plan = edits.expecting(expected);
+        async { c.writer.change(&{ plan }, None, true).await }
+    };
+    change(Some(read.clone())).await.unwrap();
+    on_a.edit(&[Edit::DeleteMapping(read.key())]).await.unwrap();
+    let changed = change(Some(read.clone())).await.unwrap_err();
+    assert!(changed.to_string().contains("was deleted since it was read"), "{changed}");
+    change(None).await.unwrap();
     on_a.edit(&[Edit::PutMapping(mapping("green", 1))]).await.unwrap();
     // Whoever follows all sees the same store.
     let whole = c.writer.everything().await.unwrap();

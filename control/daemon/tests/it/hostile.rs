@@ -218,7 +218,7 @@ async fn a_damaged_state_file_is_refused_or_whole() {
     let _ = std::panic::take_hook();
     assert!(opened > 0 && refused > 0, "{opened} opened, {refused} refused");
     std::fs::write(&path, &whole).unwrap();
-    let entries = FileStore::open(&path).unwrap().snapshot("").await.unwrap().entries;
+    let entries = FileStore::open(&path).unwrap().snapshot("", None).await.unwrap().entries;
     assert_eq!(entries.len(), 40);
 }
 

@@ -7,7 +7,7 @@ use culvert_daemon::store::memory::MemoryStore;
 use culvert_daemon::store::{
     Description, Lease, Outcome, Revision, Snapshot, Store, StoreError, Txn, Watch,
 };
-use culvert_model::{Edit, PortId, Vnet, api};
+use culvert_model::{Edit, ObjectKey, Port, PortId, Vnet, api};
 use tonic::{Code, Status};
 
 use crate::support::{Daemon, TestHost, faults, host_toml, port, port_toml, wait_for};
@@ -121,9 +121,8 @@ async fn changes_are_queued_survive_culvertd_and_are_written_in_their_order() {
     assert!(found[0].contains("overlaps port[2] \"web-4\""), "{found:?}");
     let found = faults(&ask(&mut on_a, &[delete("nobody")]).await.unwrap_err());
     assert!(found[0].contains("there is none to delete"), "{found:?}");
-    // A revision cannot be known; whoever does not ask is not queued; nor is a dry run.
+    // Whoever does not ask is not queued; nor is a dry run.
     for unqueued in [
-        api::ApplyEditsRequest { if_revision: Some(1), ..request(&[delete("web-1")]) },
         api::ApplyEditsRequest { on_outage: 0, ..request(&[delete("web-1")]) },
         api::ApplyEditsRequest { on_outage: 99, ..request(&[delete("web-1")]) },
         api::ApplyEditsRequest { dry_run: true, ..request(&[delete("web-1")]) },
@@ -142,9 +141,15 @@ async fn changes_are_queued_survive_culvertd_and_are_written_in_their_order() {
         ..Default::default()
     };
     let ahead = on_a.client.list_objects(ahead).await.unwrap().into_inner();
-    assert_eq!((ahead.queued_after, ahead.objects.len()), (Some(3), 3), "{ahead:?}");
-    let late = api::ApplyEditsRequest { queued_after: Some(2), ..request(&[delete("web-1")]) };
-    let status = on_a.client.apply_edits(late).await.unwrap_err();
+    assert_eq!((ahead.incomplete.as_str(), ahead.objects.len()), ("", 3), "{ahead:?}");
+    let expecting = |object: &Port| api::ApplyEditsRequest {
+        expected: vec![api::ExpectedObject {
+            key: Some((&ObjectKey::Port(object.id.clone())).into()),
+            object: Some((&object.clone().into_object()).into()),
+        }],
+        ..request(&[put("web-3", 3)])
+    };
+    let status = on_a.client.apply_edits(expecting(&port("web-3", 3))).await.unwrap_err();
     assert_eq!(status.code(), Code::Aborted, "{status:?}");
 
     // Killed, and started without the store: they are still there.
@@ -187,7 +192,7 @@ trait IntoObject {
     fn into_object(self) -> culvert_model::Object;
 }
 
-impl IntoObject for culvert_model::Port {
+impl IntoObject for Port {
     fn into_object(self) -> culvert_model::Object {
         culvert_model::Object::Port(self)
     }
@@ -383,12 +388,12 @@ impl Store for Slow {
     fn describe(&self) -> Description {
         self.0.describe()
     }
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+    async fn snapshot(&self, prefix: &str, at: Option<Revision>) -> Result<Snapshot, StoreError> {
         match self.1 {
             Some(time) => tokio::time::sleep_until(time.into()).await,
             None => std::future::pending().await,
         }
-        self.0.snapshot(prefix).await
+        self.0.snapshot(prefix, at).await
     }
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
         self.0.commit(txn).await

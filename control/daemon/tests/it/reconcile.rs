@@ -96,7 +96,7 @@ async fn what_somebody_else_gives_the_dataplane_is_put_right() {
 }
 
 /// A dataplane on which the device of port `id` does not exist.
-fn without_device(dataplane: &FakeDataplane, id: &'static str) {
+pub(crate) fn without_device(dataplane: &FakeDataplane, id: &'static str) {
     dataplane.refuse(move |before, host| {
         let named = |host: &Host| host.port(id).cloned();
         let index = host.ports().iter().position(|port| port.id.as_str() == id);

@@ -102,7 +102,7 @@ impl Reader {
     /// False: nobody watches any more.
     async fn take(&mut self, answer: generated::WatchResponse) -> Result<bool, StoreError> {
         if answer.compact_revision != 0 {
-            return Err(StoreError::Compacted { after: self.after });
+            return Err(StoreError::Compacted { at: self.after });
         }
         if answer.canceled {
             let (location, reason) = (self.location.clone(), answer.cancel_reason);

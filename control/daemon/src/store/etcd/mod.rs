@@ -151,6 +151,10 @@ impl EtcdStore {
                     StoreError::Unreachable { location, reason }
                 }
             }
+            // Too many requests, or no space left: nothing happened, and later it may.
+            Code::ResourceExhausted if !reason.contains("larger than max") => {
+                StoreError::Unreachable { location, reason }
+            }
             _ => StoreError::Refused { location, reason },
         }
     }
@@ -257,10 +261,10 @@ impl Store for EtcdStore {
         Description { kind: "etcd", location: self.location.clone() }
     }
 
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+    async fn snapshot(&self, prefix: &str, at: Option<Revision>) -> Result<Snapshot, StoreError> {
         let mut key = self.key(prefix);
         let range_end = end_of(&key);
-        let mut snapshot = Snapshot::default();
+        let mut snapshot = Snapshot { revision: at.unwrap_or(0), entries: Vec::new() };
         loop {
             let request = generated::RangeRequest {
                 key: key.clone(),
@@ -268,7 +272,13 @@ impl Store for EtcdStore {
                 limit: PAGE,
                 revision: from_revision(snapshot.revision),
             };
-            let answer = self.call(self.kv().range(request), false).await?;
+            let answer = self.call(self.kv().range(request), false).await;
+            let answer = answer.map_err(|error| match error {
+                StoreError::Refused { reason, .. } if reason.contains("has been compacted") => {
+                    StoreError::Compacted { at: snapshot.revision }
+                }
+                error => error,
+            })?;
             if snapshot.revision == 0 {
                 let revision = answer.header.map_or(0, |header| header.revision);
                 snapshot.revision = to_revision(revision);
@@ -305,7 +315,9 @@ impl Store for EtcdStore {
                     let hint = "start etcd with a greater --max-txn-ops, or split the change";
                     StoreError::TooLarge { count, max, hint }
                 }
-                StoreError::Refused { reason, .. } if reason.contains("too large") => {
+                StoreError::Refused { reason, .. }
+                    if reason.contains("too large") || reason.contains("larger than max") =>
+                {
                     let max = "the --max-request-bytes of etcd, 1.5 MiB by default".to_owned();
                     let hint = "start etcd with a greater --max-request-bytes, or split the change";
                     StoreError::TooLarge { count, max, hint }
