@@ -104,3 +104,68 @@ impl Worker {
         self.deliver(port, Buf::from(frame), Offload { known: true, ..Offload::default() });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use culvert_model::Dhcp;
+
+    use super::*;
+    use crate::tables::{Gateway, PortEntry, Tables};
+    use crate::worker::device::{Facts, Role};
+    use crate::worker::explain::KnownDevice;
+    use crate::worker::tests::{tables, worker_with};
+
+    /// Seconds at which the router spoke to the tenant, in a time that passes as fast as the test.
+    fn spoken(change: impl Fn(&mut PortEntry), seconds: u64) -> Vec<u64> {
+        let mut tables = tables();
+        let mut port = PortEntry::clone(tables.port(0).unwrap());
+        port.dhcp = Some(Dhcp { lease_s: 600, ..Dhcp::default() }.into());
+        change(&mut port);
+        let mut vnet = crate::tables::VnetEntry::clone(tables.vnet(0).unwrap());
+        let mac = vnet.gateways[0].mac;
+        vnet.gateways.push(Gateway { net: "fd00::1/64".parse().unwrap(), mac });
+        tables = Tables {
+            ports: std::sync::Arc::new([Some(port.into())]),
+            vnets: std::sync::Arc::new([Some(vnet.into())]),
+            ..tables
+        };
+        let mut worker = worker_with(tables, 64);
+        let facts = Facts {
+            mtu: 1500,
+            sends_trains: false,
+            packet_only: false,
+            unmarked: Offload::default(),
+        };
+        worker.attach_sinks(&[KnownDevice { role: Role::Tenant(0), facts, tap: false }]);
+        worker.configuring.started = worker.polling.now();
+        let mut spoken = Vec::new();
+        for second in 1..=seconds {
+            worker.configuring.started -= Duration::from_secs(1);
+            let before = worker.counters.port(0).tx.packets.get();
+            worker.advertise_routers();
+            let after = worker.counters.port(0).tx.packets.get();
+            assert!(after - before <= 1, "once at a time");
+            spoken.extend((after > before).then_some(second));
+        }
+        spoken
+    }
+
+    #[test]
+    fn a_router_speaks_three_times_while_its_word_holds() {
+        assert_eq!(spoken(|_| (), 1000), [200, 400, 600, 800, 1000]);
+        // A longer lease, a longer word (RFC 4861, section 6.2.1: at most 9,000 s).
+        let longer = |lease_s| {
+            move |port: &mut PortEntry| port.dhcp = Some(Dhcp { lease_s, ..Dhcp::default() }.into())
+        };
+        assert_eq!(spoken(longer(6000), 6000), [2000, 4000, 6000]);
+        assert_eq!(spoken(longer(1_000_000), 6000), [3000, 6000]);
+    }
+
+    #[test]
+    fn a_router_does_not_speak_to_who_may_not_hear_or_did_not_ask_for_it() {
+        assert_eq!(spoken(|port| port.blocked = true, 1000), []);
+        assert_eq!(spoken(|port| port.dhcp = None, 1000), []);
+    }
+}
