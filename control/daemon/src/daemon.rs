@@ -161,6 +161,7 @@ pub async fn run_with(
             Some(state_dir.cache(id).await?)
         }
     };
+    let cluster_id = cluster.as_ref().map(|(id, _)| id.clone());
     let identity = Identity {
         host: settings.host.clone(),
         machine,
@@ -202,7 +203,8 @@ pub async fn run_with(
         StoreSettings::Redb { .. } => None,
         StoreSettings::Etcd { .. } => {
             let (me, known) = (settings.host.clone(), known.clone());
-            Some(Arc::new(Queue::open(&queue_file, me, known, events.clone()).await?))
+            let id = cluster_id.as_deref();
+            Some(Arc::new(Queue::open(&queue_file, me, id, known, events.clone()).await?))
         }
     };
     let api = Arc::new(Api {

@@ -94,6 +94,10 @@ pub struct Follower {
     grace: BTreeMap<HostName, Instant>,
     /// Until then a lost lease is not believed at once.
     lenient_until: Option<Instant>,
+    /// This host's lease, also over an outage.
+    lease: Option<Box<dyn Lease>>,
+    /// It was renewed since the last outage. Before it could be, others could not renew theirs.
+    renewed: bool,
     /// The vnets that the dataplane carries still, of which the contents are wanted until it does no more.
     carried: Option<watch::Receiver<BTreeSet<VnetId>>>,
 }
@@ -121,6 +125,8 @@ impl Follower {
             remember: Box::new(remember),
             grace: BTreeMap::new(),
             lenient_until: None,
+            lease: None,
+            renewed: false,
             carried: None,
         };
         (follower, receiver)
@@ -160,7 +166,8 @@ impl Follower {
         self.check(&Cluster::read(&header))
     }
 
-    fn outage(&self, reason: &str) {
+    fn outage(&mut self, reason: &str) {
+        self.renewed = false;
         let was_up = self.known.borrow().outage.is_none();
         self.modify(|known| match &mut known.outage {
             Some(outage) => reason.clone_into(&mut outage.reason),
@@ -190,15 +197,14 @@ impl Follower {
         let mut watches = Watches::new(Arc::clone(&self.store));
         let cluster = self.read(&mut watches).await?;
         self.adopt(cluster);
-        let mut lease = None;
         let mut renew = tokio::time::interval(self.identity.lease / 3);
         renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changes = watches.next() => self.take(&changes?, &mut watches).await?,
                 () = changed(&mut self.carried) => self.follow_carried(&mut watches).await?,
-                _ = renew.tick() => self.renew(&mut lease).await?,
-                () = until(self.grace.values().min().copied()) => self.end_grace(),
+                _ = renew.tick() => self.renew().await?,
+                () = until(self.grace.values().min().copied()), if self.renewed => self.end_grace(),
             }
         }
     }
@@ -334,10 +340,10 @@ impl Follower {
         if before.outage.is_some() || before.from_cache {
             self.lenient_until = Some(until);
         }
-        for (name, old) in before.cluster.hosts.iter().filter(|(_, old)| old.live.is_some()) {
+        let others = before.cluster.hosts.iter().filter(|(name, _)| **name != self.identity.host);
+        for (name, old) in others.filter(|(_, old)| old.live.is_some()) {
             let Some(now) = cluster.hosts.get_mut(name) else { continue };
-            if now.live.is_none() && self.lenient_until.is_some_and(|until| until > Instant::now())
-            {
+            if now.live.is_none() && self.is_lenient() {
                 Arc::make_mut(now).live.clone_from(&old.live);
                 self.grace.entry(name.clone()).or_insert(until);
             }
@@ -363,7 +369,7 @@ impl Follower {
     /// Takes what a transaction changed.
     async fn take(&mut self, changes: &Changes, watches: &mut Watches) -> Result<(), StoreError> {
         let mut changes = changes.clone();
-        let lenient = self.lenient_until.filter(|until| *until > Instant::now());
+        let lenient = self.is_lenient().then(|| Instant::now() + self.identity.lease);
         let now = now_unix_ms();
         let mut ahead = Vec::new();
         changes.changes.retain(|change| {
@@ -409,6 +415,23 @@ impl Follower {
         Ok(())
     }
 
+    /// A lost lease may only say that it could not be renewed.
+    fn is_lenient(&self) -> bool {
+        !self.renewed || self.lenient_until.is_some_and(|until| until > Instant::now())
+    }
+
+    /// Leases can be renewed: whoever lives has time to do so from now on.
+    fn renewed(&mut self) {
+        if std::mem::replace(&mut self.renewed, true) {
+            return;
+        }
+        let until = Instant::now() + self.identity.lease;
+        self.grace.values_mut().for_each(|ends| *ends = until);
+        if self.lenient_until.is_some() {
+            self.lenient_until = Some(until);
+        }
+    }
+
     /// Hosts whose grace has ended are no longer alive.
     fn end_grace(&mut self) {
         let now = Instant::now();
@@ -423,16 +446,19 @@ impl Follower {
     }
 
     /// Keeps this host alive, and in the list of hosts.
-    async fn renew(&mut self, lease: &mut Option<Box<dyn Lease>>) -> Result<(), JoinError> {
+    async fn renew(&mut self) -> Result<(), JoinError> {
         let live = Live {
             machine: self.identity.machine.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             time_unix_ms: now_unix_ms(),
         };
-        if let Some(held) = lease {
+        if let Some(held) = &mut self.lease {
             match held.renew(Some(live.encode_to_vec())).await {
-                Ok(()) => return Ok(()),
-                Err(StoreError::LeaseLost { .. }) => *lease = None,
+                Ok(()) => {
+                    self.renewed();
+                    return Ok(());
+                }
+                Err(StoreError::LeaseLost { .. }) => self.lease = None,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -450,7 +476,7 @@ impl Follower {
         let replaces = cluster.lives.get(&me).copied().unwrap_or(0);
         let held = self.store.hold(&key, live.encode_to_vec(), self.identity.lease, replaces).await;
         match held {
-            Ok(held) => *lease = Some(held),
+            Ok(held) => self.lease = Some(held),
             // Somebody was faster: what the watch brings tells who.
             Err(StoreError::Held { .. }) => return Err(StoreError::Compacted { at: 0 }.into()),
             Err(error) => return Err(error.into()),
@@ -460,6 +486,7 @@ impl Follower {
             let puts = vec![(Name::Host(me).to_string(), record.encode_to_vec())];
             self.store.commit(Txn { puts, ..Txn::default() }).await?;
         }
+        self.renewed();
         self.modify(|known| known.joined = true);
         Ok(())
     }

@@ -268,8 +268,12 @@ impl Reconciler {
         self.stuck = None;
         let before = self.carried.host.clone();
         let failed_before: Vec<ObjectKey> = self.failed().keys().cloned().collect();
-        self.settle(link, &known, host).await?;
+        let settled = self.settle(link, &known, host).await?;
         self.tell_vnets();
+        if !settled {
+            self.publish_as(Ok(()), None, wanted, &known);
+            return Ok(());
+        }
         self.passed = Some(cluster.content);
         if self.held.is_empty() && self.stuck.is_none() {
             (self.retry, self.pause) = (None, RETRY.0);
@@ -282,49 +286,60 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Has the dataplane carry as much as it can of what is wanted.
-    async fn settle(&mut self, link: &mut Link, known: &Known, wanted: &Host) -> Result<(), Ended> {
+    /// Has the dataplane carry as much as it can of what is wanted. False: something has to be read first.
+    async fn settle(
+        &mut self,
+        link: &mut Link,
+        known: &Known,
+        wanted: &Host,
+    ) -> Result<bool, Ended> {
         let mut refusals = 0;
         loop {
             let target = if self.held.is_empty() {
                 wanted.clone()
             } else {
-                let held: Held =
-                    self.held.iter().map(|(key, held)| (key.clone(), held.kept.clone())).collect();
+                let held = self.instead();
                 // What surrounds a port that stays in a vnet that is not its own any more is read first.
-                if !known.from_cache
-                    && held.values().flatten().any(|kept| is_in_closed(&known.cluster, kept))
-                {
-                    return Ok(());
+                let may_be_read = !known.from_cache && known.outage.is_none();
+                let mut kept = held.instead.values().flatten();
+                if may_be_read && kept.any(|kept| is_in_closed(&known.cluster, kept)) {
+                    return Ok(false);
                 }
                 match project_holding(&known.cluster, &self.me, &held).host {
                     Some(target) => target,
-                    None => return Ok(()),
+                    None => return Ok(true),
                 }
             };
+            if let Some((key, held)) = self.loses(&target) {
+                let reason = &held.reason;
+                self.stuck = Some(format!(
+                    "{key} cannot be as it is wanted ({reason}), nor as it runs beside what is wanted now"
+                ));
+                return Ok(true);
+            }
             let edits = self.carried.host.as_ref().map(|carried| diff(carried, &target));
             if edits.as_ref().is_some_and(Vec::is_empty) {
-                return Ok(());
+                return Ok(true);
             }
             match link.apply(&self.carried, &target, edits.as_deref()).await {
                 Ok(generation) => {
                     self.carried.generation = generation;
                     self.carried.host = Some(target.clone());
                     self.last = Some(target);
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(Rejected::Stale) => self.observe(link).await?,
                 Err(Rejected::Gone(reason)) => return Err(Ended(reason)),
                 Err(Rejected::Refused(faults)) => {
                     if !self.hold_back(faults, wanted) {
-                        return Ok(());
+                        return Ok(true);
                     }
                 }
             }
             refusals += 1;
             if refusals == REFUSALS_MAX {
                 self.stuck = Some("refused again and again".to_owned());
-                return Ok(());
+                return Ok(true);
             }
         }
     }
@@ -378,6 +393,33 @@ impl Reconciler {
             self.stuck = Some(reason);
         }
         progress
+    }
+
+    /// What is carried in the place of what was refused, and what that refers to.
+    fn instead(&self) -> Held {
+        let kept = self.held.iter().map(|(key, held)| (key.clone(), held.kept.clone()));
+        let mut held = Held { instead: kept.collect(), beside: Vec::new() };
+        let Some(last) = &self.last else { return held };
+        for kept in held.instead.values().flatten() {
+            let Object::Port(port) = kept else { continue };
+            let vnet = last.vnets().get(&port.vnet).cloned().map(Object::Vnet);
+            let acls = port.acl.iter().filter_map(|id| last.acls().get(id).cloned());
+            held.beside.extend(vnet.into_iter().chain(acls.map(Object::Acl)));
+        }
+        held
+    }
+
+    /// A port that runs as it was and is wanted in another form, but that a state has in none: it would be taken
+    /// away, which opens its device.
+    fn loses(&self, target: &Host) -> Option<(&ObjectKey, &HeldBack)> {
+        let carried = self.carried.host.as_ref()?;
+        self.held.iter().find(|(key, held)| {
+            matches!(key, ObjectKey::Port(_))
+                && held.kept.is_some()
+                && held.wanted.is_some()
+                && find(carried, key).is_some()
+                && find(target, key).is_none()
+        })
     }
 
     fn failed(&self) -> BTreeMap<ObjectKey, String> {

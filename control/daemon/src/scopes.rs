@@ -39,11 +39,13 @@ fn named(changes: &Changes) -> BTreeSet<&str> {
 pub struct Watches {
     store: Arc<dyn Store>,
     open: BTreeMap<String, Watched>,
+    /// The latest transaction of which a part was taken.
+    taken: Revision,
 }
 
 struct Watched {
     watch: Watch,
-    /// What happened until then is in the snapshot.
+    /// What happened until then is in the snapshot, or was taken.
     loaded: Revision,
     /// Transactions that have arrived in part, and when.
     waiting: VecDeque<(Instant, Changes)>,
@@ -58,10 +60,11 @@ impl Watched {
 impl Watches {
     /// None yet.
     pub fn new(store: Arc<dyn Store>) -> Watches {
-        Watches { store, open: BTreeMap::new() }
+        Watches { store, open: BTreeMap::new(), taken: 0 }
     }
 
-    /// Reads a scope, as it is or as it was at a revision, and watches it from there.
+    /// Reads a scope, as it is or as it was at a revision, and watches it from there. Of a transaction of which
+    /// a part was taken, the rest is not left out.
     ///
     /// # Errors
     /// Those of the store.
@@ -71,6 +74,7 @@ impl Watches {
         at: Option<Revision>,
     ) -> Result<Snapshot, StoreError> {
         let prefix = scope.to_string();
+        let at = at.map(|at| at.max(self.taken));
         let snapshot = self.store.snapshot(&prefix, at).await?;
         let watch = self.store.watch(&prefix, snapshot.revision).await?;
         let watched = Watched { watch, loaded: snapshot.revision, waiting: VecDeque::new() };
@@ -140,11 +144,13 @@ impl Watches {
 
     /// A transaction, of the parts that have arrived.
     fn take(&mut self, revision: Revision) -> Changes {
+        self.taken = self.taken.max(revision);
         let mut whole = Changes { revision, changes: Vec::new() };
         for watched in self.open.values_mut() {
             if watched.front().is_some_and(|part| part.revision == revision)
                 && let Some((_, part)) = watched.waiting.pop_front()
             {
+                watched.loaded = revision;
                 whole.changes.extend(part.changes);
             }
         }
@@ -156,7 +162,7 @@ impl Watches {
         let parts = parts.filter(|part| part.revision == revision);
         let named: BTreeSet<&str> = parts.flat_map(named).collect();
         named.into_iter().filter_map(|scope| self.open.get(scope)).all(|watched| {
-            // Where a later one waits, or the snapshot is later, there is no part.
+            // Where a later one waits or was taken, or the snapshot is later, there is no part.
             watched.loaded >= revision
                 || watched.front().is_some_and(|part| part.revision >= revision)
         })
@@ -295,5 +301,23 @@ mod tests {
         let changes = watches.next().await.unwrap();
         assert_eq!((changes.revision, values(&changes).len()), (both, 2));
         assert_eq!(values(&watches.next().await.unwrap()), [("in/red/x", 3)]);
+    }
+
+    #[tokio::test]
+    async fn a_scope_is_not_opened_at_a_time_before_what_was_taken() {
+        let store = MemoryStore::new();
+        let host = Scope::Host(HostName::new("a").unwrap());
+        let mut watches = Watches::new(Arc::new(store.clone()));
+        watches.open(&host, None).await.unwrap();
+        let first = write(&store, &[vnet("blue")], 1).await;
+        let second = write(&store, &[host.clone(), vnet("red")], 2).await;
+        assert_eq!(watches.next().await.unwrap().revision, second);
+        // The first was late, and leads to red.
+        let snapshot = watches.open(&vnet("red"), Some(first)).await.unwrap();
+        assert_eq!((snapshot.revision, snapshot.entries.len()), (second, 2));
+        // Nothing of the second is waited for.
+        write(&store, &[vnet("red")], 3).await;
+        let next = tokio::time::timeout(PARTS_APART / 2, watches.next()).await;
+        assert_eq!(values(&next.unwrap().unwrap()), [("in/red/x", 3)]);
     }
 }

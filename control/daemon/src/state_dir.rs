@@ -94,9 +94,10 @@ impl StateDir {
         let store = FileStore::open(&self.0.join(CACHE_FILE))?;
         let snapshot = store.snapshot("", None).await?;
         let written = Cluster::read(&snapshot);
-        let ours = written.meta.as_ref().is_some_and(|meta| {
-            meta.schema == SCHEMA && cluster_id.is_none_or(|id| *id == meta.cluster_id)
-        });
+        let ours = written
+            .meta
+            .as_ref()
+            .is_some_and(|meta| meta.schema == SCHEMA && cluster_id == Some(&meta.cluster_id));
         if ours || snapshot.entries.is_empty() {
             return Ok(Cache { store, written });
         }

@@ -2,7 +2,7 @@
 //!
 //! One module per kind says which flags make an object ([`Fields`]) and what names one ([`Keys`]); what
 //! happens with it is the same for all and stands here. An object is read, changed and put back only if
-//! nobody changed the store meanwhile. While the store cannot be reached, it is read as the queue will leave it.
+//! nobody changed it meanwhile. While the store cannot be reached, it is read as the queue will leave it.
 
 mod commit;
 mod difference;
@@ -12,6 +12,8 @@ pub(crate) mod queue;
 pub(crate) mod rules;
 pub(crate) mod values;
 pub(crate) mod vnet;
+
+use std::time::Duration;
 
 use clap::Subcommand;
 use culvert_model::{Edit, Object, ObjectKey, api};
@@ -93,7 +95,9 @@ pub(crate) async fn run<F: Fields, K: Keys>(
 }
 
 /// How often a change is tried that others are in the way of.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: u32 = 5;
+/// Before the second of them; longer before each later one.
+const PAUSE: Duration = Duration::from_millis(20);
 
 async fn put<F: Fields>(
     args: &Args,
@@ -141,6 +145,7 @@ async fn edit(
             Err(CliError::Outrun(_)) if attempt < ATTEMPTS => {}
             done => return done,
         }
+        tokio::time::sleep(PAUSE * attempt).await;
         attempt += 1;
     }
 }

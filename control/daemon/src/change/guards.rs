@@ -8,7 +8,7 @@ use crate::cluster::check::Touched;
 use crate::cluster::{Cluster, slot_entries};
 use crate::names::{Guarded, HostName, Name, Slot};
 use crate::scopes::guard_value;
-use crate::store::Txn;
+use crate::store::{Revision, Txn};
 
 /// The guards of an object.
 fn guards(slot: &Slot, object: &Object, into: &mut BTreeSet<Guarded>) {
@@ -46,6 +46,20 @@ pub(super) fn guards_of(me: &HostName, touched: &[Touched]) -> BTreeSet<Guarded>
         }
     }
     all
+}
+
+/// What has to be as it is known for these objects to be as they are.
+pub(super) fn expectations(
+    cluster: &Cluster,
+    objects: &[(Slot, Option<Object>)],
+) -> impl Iterator<Item = (String, Revision)> {
+    let mut all = BTreeSet::new();
+    for (slot, object) in objects {
+        if let Some(object) = object {
+            guards(slot, object, &mut all);
+        }
+    }
+    all.into_iter().map(|of| (Name::Guard(of.clone()).to_string(), cluster.guard(&of)))
 }
 
 /// The transaction of a checked change. With `strict`, nothing at all that is known may have changed since.

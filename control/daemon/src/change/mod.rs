@@ -22,7 +22,7 @@ use std::time::Duration;
 use culvert_model::VnetId;
 use tokio::sync::{Mutex, watch};
 
-use self::guards::{guards_of, transaction};
+use self::guards::{expectations, guards_of, transaction};
 pub use self::plans::{Edits, Plan, Reads, WholeState, differences, happened, vnets_of_keys};
 use crate::cluster::Cluster;
 use crate::cluster::check::{Conflict, Touched, checked, edited};
@@ -58,6 +58,17 @@ pub enum ChangeError {
     /// Read the objects again, and decide again.
     #[error("{}", .0.join("; "))]
     Changed(Vec<String>),
+    /// Stop its culvertd first.
+    #[error("host {0}: came to life; legal is a host whose lease has ended")]
+    Alive(HostName),
+    /// Try again: what is left goes then.
+    #[error("{forgotten} objects are forgotten, and the rest is not: {reason}")]
+    Partly {
+        /// How many.
+        forgotten: usize,
+        /// Why not all.
+        reason: String,
+    },
     /// Try again: others change the same objects all the time.
     #[error("others changed the same objects {ATTEMPTS} times meanwhile")]
     Contended,
@@ -116,14 +127,18 @@ impl Writer {
                 None => project(followed, &self.me),
             };
             let (_, carried) = turn.insert((Arc::clone(followed), carried));
-            let (cluster, carried) =
-                match self.wider(followed, plan.reads(followed, carried)).await? {
-                    None => (Arc::clone(followed), carried.clone()),
-                    Some(wider) => {
-                        let carried = carried.advanced(followed, &wider, &self.me);
-                        (Arc::new(wider), carried)
-                    }
-                };
+            let wider = match self.wider(followed, plan.reads(followed, carried)).await {
+                // What was read first is too long ago for what was to be read then.
+                Err(StoreError::Compacted { .. }) => continue,
+                wider => wider?,
+            };
+            let (cluster, carried) = match wider {
+                None => (Arc::clone(followed), carried.clone()),
+                Some(wider) => {
+                    let carried = carried.advanced(followed, &wider, &self.me);
+                    (Arc::new(wider), carried)
+                }
+            };
             // Whoever read more than this host follows knows of later revisions than it does.
             let now = cluster.revision;
             let outdated = |wanted: &Revision| match followed.contents {
@@ -145,7 +160,12 @@ impl Writer {
                 return Ok(Done { revision, touched, warnings, seen });
             }
             let guards = guards_of(&self.me, &touched);
-            let txn = transaction(&cluster, &guards, &touched, if_revision.is_some());
+            let mut txn = transaction(&cluster, &guards, &touched, if_revision.is_some());
+            for (key, revision) in expectations(&cluster, &plan.expected()) {
+                if txn.expect.iter().all(|(expected, _)| *expected != key) {
+                    txn.expect.push((key, revision));
+                }
+            }
             match self.store.commit(txn).await? {
                 Outcome::Done(revision) => {
                     let seen = self.see(revision).await;
@@ -153,7 +173,8 @@ impl Writer {
                 }
                 Outcome::Stale => {
                     // What others did is read anew, or on its way here.
-                    let another = |known: &Arc<Known>| !Arc::ptr_eq(&known.cluster, followed);
+                    let now = followed.revision;
+                    let another = |known: &Arc<Known>| known.cluster.revision > now;
                     let wait = if Arc::ptr_eq(&cluster, followed) { CATCH_UP } else { AGAIN };
                     self.catch_up(another, wait).await;
                 }
@@ -253,13 +274,30 @@ impl Writer {
     }
 
     /// Forgets a host that is not alive. What belongs to it goes in parts that every etcd takes, and the host with
-    /// the last of them: what is left after an error goes with the next attempt.
+    /// the last of them.
     ///
     /// # Errors
-    /// As [`Writer::change`].
+    /// As [`Writer::change`], and [`ChangeError::Partly`]: what is left goes with the next attempt.
     pub async fn forget(&self, host: &HostName, dry_run: bool) -> Result<Done, ChangeError> {
         let _turn = self.turn.lock().await;
-        let mut forgotten: Vec<Touched> = Vec::new();
+        let mut forgotten = Vec::new();
+        match self.forget_all(host, dry_run, &mut forgotten).await {
+            Err(error) if !forgotten.is_empty() => {
+                Err(ChangeError::Partly { forgotten: forgotten.len(), reason: error.to_string() })
+            }
+            Err(error) => Err(error),
+            Ok((revision, seen)) => {
+                Ok(Done { revision, touched: forgotten, warnings: Vec::new(), seen })
+            }
+        }
+    }
+
+    async fn forget_all(
+        &self,
+        host: &HostName,
+        dry_run: bool,
+        forgotten: &mut Vec<Touched>,
+    ) -> Result<(Revision, u64), ChangeError> {
         let mut attempts = 0..ATTEMPTS;
         let mut at_once = FORGOTTEN_AT_ONCE;
         loop {
@@ -267,11 +305,10 @@ impl Writer {
             let cluster = self.everything().await?;
             let left = of_host(&cluster, host);
             if dry_run {
-                let (revision, seen) = (known.cluster.revision, known.cluster.content);
-                return Ok(Done { revision, touched: left, warnings: Vec::new(), seen });
+                *forgotten = left;
+                return Ok((known.cluster.revision, known.cluster.content));
             }
-            let count = left.len().min(at_once);
-            let (now, later) = left.split_at(count);
+            let (now, later) = left.split_at(left.len().min(at_once));
             let mut guards = guards_of(&self.me, now);
             guards.insert(Guarded::Host(host.clone()));
             let mut txn = transaction(&cluster, &guards, now, false);
@@ -287,16 +324,18 @@ impl Writer {
                     forgotten.extend_from_slice(now);
                     let seen = self.see(revision).await;
                     if later.is_empty() {
-                        let touched = forgotten;
-                        return Ok(Done { revision, touched, warnings: Vec::new(), seen });
+                        return Ok((revision, seen));
                     }
                     attempts = 0..ATTEMPTS;
                 }
                 Ok(Outcome::Stale) => {
-                    if self.known.borrow().cluster.is_alive(host) || attempts.next().is_none() {
+                    self.catch_up(|now| !Arc::ptr_eq(now, &known), AGAIN).await;
+                    if self.known.borrow().cluster.is_alive(host) {
+                        return Err(ChangeError::Alive(host.clone()));
+                    }
+                    if attempts.next().is_none() {
                         return Err(ChangeError::Contended);
                     }
-                    self.catch_up(|now| !Arc::ptr_eq(now, &known), AGAIN).await;
                 }
             }
         }

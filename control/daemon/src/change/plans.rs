@@ -31,6 +31,11 @@ pub trait Plan: Sync {
     /// What it is made from, as far as that can be said with what this host follows.
     fn reads(&self, followed: &Cluster, carried: &Projection) -> Reads;
 
+    /// How objects have to be for it; `None`: not there.
+    fn expected(&self) -> Vec<(Slot, Option<Object>)> {
+        Vec::new()
+    }
+
     /// The edits that bring it about.
     ///
     /// # Errors
@@ -63,6 +68,11 @@ impl Edits<'_> {
 impl Plan for Edits<'_> {
     fn reads(&self, _: &Cluster, _: &Projection) -> Reads {
         Reads::of(&self.edits)
+    }
+
+    fn expected(&self) -> Vec<(Slot, Option<Object>)> {
+        let slot = |key: &ObjectKey| Slot::of(key.clone(), self.me);
+        self.expected.iter().map(|(key, object)| (slot(key), object.clone())).collect()
     }
 
     fn edits(&self, cluster: &Cluster, _: &Projection) -> Result<Vec<Edit>, ChangeError> {

@@ -28,7 +28,7 @@ impl Projection {
 
     fn try_advanced(&self, old: &Cluster, new: &Cluster, me: &HostName) -> Option<Projection> {
         let host = self.host.as_ref().filter(|_| self.faults.is_empty())?;
-        let held = Held::new();
+        let held = Held::default();
         let (before, after) = (View::of(old, me, &held)?, View::of(new, me, &held)?);
         if before.underlay != after.underlay {
             return None;

@@ -47,18 +47,24 @@ impl Keyed for Derived {
     }
 }
 
-/// Objects that are held back from a projection: left out, or kept as they were.
-pub type Held = BTreeMap<ObjectKey, Option<Object>>;
+/// Objects that are not carried as they are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// What is carried in their place; `None`: nothing.
+    pub instead: BTreeMap<ObjectKey, Option<Object>>,
+    /// What those refer to, for where the cluster has it no more.
+    pub beside: Vec<Object>,
+}
 
 /// What `me` is to carry.
 pub fn project(cluster: &Cluster, me: &HostName) -> Projection {
-    project_holding(cluster, me, &Held::new())
+    project_holding(cluster, me, &Held::default())
 }
 
 /// As [`project`], with some objects held back.
 pub fn project_holding(cluster: &Cluster, me: &HostName, held: &Held) -> Projection {
     let mut projection = Projection::default();
-    let mut left_out = Held::new();
+    let mut left_out = BTreeSet::new();
     // Each round leaves at least one object more out, so it ends; seldom is there a second.
     loop {
         let Some((parts, derived)) = parts(cluster, me, held, &left_out) else {
@@ -93,7 +99,7 @@ pub fn project_holding(cluster: &Cluster, me: &HostName, held: &Held) -> Project
                 projection.faults.entry(key.clone()).or_insert(error);
             }
             // Without an underlay, or with too many of something, there is no state.
-            if key == ObjectKey::Underlay || left_out.insert(key, None).is_some() {
+            if key == ObjectKey::Underlay || !left_out.insert(key) {
                 projection.host = None;
                 return projection;
             }
@@ -105,7 +111,7 @@ fn parts(
     cluster: &Cluster,
     me: &HostName,
     held: &Held,
-    left_out: &Held,
+    left_out: &BTreeSet<ObjectKey>,
 ) -> Option<(HostParts, Objects<Derived>)> {
     let view = View::of(cluster, me, held)?;
     let keep = Keep { held, left_out };
@@ -126,8 +132,16 @@ fn parts(
     let of_vnets = cluster.routes.iter().filter(|route| view.carries_route(route));
     let routes = view.state.routes.iter().chain(of_vnets).cloned();
     let ingress = cluster.ingress.iter().filter(|rule| view.carries_rule(rule));
-    let acls = cluster.acls.iter().filter(|group| view.acls.contains(&group.id));
-    let vnets = cluster.vnets.iter().filter(|vnet| view.vnets.contains(&vnet.id));
+    let acls = cluster.acls.iter().chain(held.beside.iter().filter_map(|object| match object {
+        Object::Acl(group) => Some(group).filter(|group| cluster.acls.get(&group.id).is_none()),
+        _ => None,
+    }));
+    let acls = acls.filter(|group| view.acls.contains(&group.id));
+    let vnets = cluster.vnets.iter().chain(held.beside.iter().filter_map(|object| match object {
+        Object::Vnet(vnet) => Some(vnet).filter(|vnet| cluster.vnets.get(&vnet.id).is_none()),
+        _ => None,
+    }));
+    let vnets = vnets.filter(|vnet| view.vnets.contains(&vnet.id));
     macro_rules! keep {
         ($objects:expr, $kind:ident) => {
             keep.all(
@@ -155,7 +169,7 @@ fn parts(
 /// Puts held objects in the place of those that are wanted.
 struct Keep<'a> {
     held: &'a Held,
-    left_out: &'a Held,
+    left_out: &'a BTreeSet<ObjectKey>,
 }
 
 impl Keep<'_> {
@@ -165,17 +179,17 @@ impl Keep<'_> {
         of: impl Fn(Object) -> Option<T>,
         object: impl Fn(T) -> Object,
     ) -> Vec<T> {
-        if self.held.is_empty() && self.left_out.is_empty() {
+        if self.held.instead.is_empty() && self.left_out.is_empty() {
             return items.collect();
         }
         items
             .filter_map(|item| {
                 let object = object(item);
                 let key = object.key();
-                if self.left_out.contains_key(&key) {
+                if self.left_out.contains(&key) {
                     return None;
                 }
-                match self.held.get(&key) {
+                match self.held.instead.get(&key) {
                     None => of(object),
                     Some(kept) => kept.clone().and_then(&of),
                 }

@@ -35,12 +35,12 @@ impl<'a> View<'a> {
     /// The view of `me`, with some of its objects held back; `None` without an underlay.
     pub(super) fn of(cluster: &'a Cluster, me: &'a HostName, held: &Held) -> Option<View<'a>> {
         let state = cluster.hosts.get(me)?;
-        let underlay = match held.get(&ObjectKey::Underlay) {
+        let underlay = match held.instead.get(&ObjectKey::Underlay) {
             Some(Some(Object::Underlay(underlay))) => underlay.clone(),
             Some(_) => return None,
             None => state.underlay.clone()?,
         };
-        let kept = held.values().filter_map(|kept| match kept {
+        let kept = held.instead.values().filter_map(|kept| match kept {
             Some(Object::Port(port)) => Some(port),
             _ => None,
         });

@@ -103,16 +103,26 @@ fn read_touched(difference: &[u8], host: &HostName, edit: usize) -> Result<Touch
     Ok(Touched { slot: Slot::of(key, host), before, after, edit })
 }
 
+/// What the file holds.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// Number of the change that was queued last.
+    pub(super) last: u64,
+    /// The cluster for which it was; empty: none ever was.
+    pub(super) cluster_id: String,
+    pub(super) changes: BTreeMap<u64, Entry>,
+}
+
 /// The file.
 pub(super) struct Kept {
     file: FileStore,
 }
 
 impl Kept {
-    /// Opens the file, and reads the number of the last change and the changes that are there.
-    pub(super) async fn open(path: &Path) -> Result<(Kept, u64, BTreeMap<u64, Entry>), StoreError> {
+    /// Opens the file, and reads what is there.
+    pub(super) async fn open(path: &Path) -> Result<(Kept, Contents), StoreError> {
         let file = FileStore::open(path)?;
-        let (mut last, mut changes) = (0, BTreeMap::new());
+        let mut contents = Contents::default();
         let damaged = |key: &str, reason: String| StoreError::Damaged {
             path: PathBuf::from(path),
             reason: format!("{key}: {reason}"),
@@ -129,7 +139,8 @@ impl Kept {
                     );
                     return Err(StoreError::NotOurs { path: path.to_owned(), reason });
                 }
-                last = last.max(meta.last);
+                contents.last = contents.last.max(meta.last);
+                contents.cluster_id = meta.cluster_id;
                 continue;
             }
             let number = key.strip_prefix(CHANGE).and_then(|number| number.parse::<u64>().ok());
@@ -137,20 +148,22 @@ impl Kept {
                 return Err(damaged(key, "no entry of a queue".to_owned()));
             };
             let change = Entry::read(&entry.value).map_err(|reason| damaged(key, reason))?;
-            changes.insert(number, change);
-            last = last.max(number);
+            contents.changes.insert(number, change);
+            contents.last = contents.last.max(number);
         }
-        Ok((Kept { file }, last, changes))
+        Ok((Kept { file }, contents))
     }
 
-    /// Keeps a change, durably; `last` is the number of the last one that was queued.
+    /// Keeps a change for a cluster, durably; `last` is the number of the last one that was queued.
     pub(super) async fn put(
         &self,
         number: u64,
         entry: &Entry,
         last: u64,
+        cluster_id: &str,
     ) -> Result<(), StoreError> {
-        let meta = QueueMeta { version: VERSION, last }.encode_to_vec();
+        let cluster_id = cluster_id.to_owned();
+        let meta = QueueMeta { version: VERSION, last, cluster_id }.encode_to_vec();
         let puts = vec![(META.to_owned(), meta), (key(number), entry.write().encode_to_vec())];
         self.file.commit(Txn { puts, ..Txn::default() }).await.map(drop)
     }
@@ -206,15 +219,15 @@ mod tests {
         second.refuse((0..50).map(|n| format!("reason {n}")).collect(), 7);
         first.asked_unix_ms = 5;
         {
-            let (kept, last, changes) = Kept::open(&path).await.unwrap();
-            assert_eq!((last, changes.len()), (0, 0));
-            kept.put(1, &first, 1).await.unwrap();
-            kept.put(2, &second, 2).await.unwrap();
-            kept.put(3, &first, 3).await.unwrap();
+            let (kept, contents) = Kept::open(&path).await.unwrap();
+            assert_eq!((contents.last, contents.changes.len()), (0, 0));
+            kept.put(1, &first, 1, "it").await.unwrap();
+            kept.put(2, &second, 2, "it").await.unwrap();
+            kept.put(3, &first, 3, "it").await.unwrap();
             kept.remove(3).await.unwrap();
         }
-        let (_, last, changes) = Kept::open(&path).await.unwrap();
-        assert_eq!(last, 3);
+        let (_, Contents { last, cluster_id, changes }) = Kept::open(&path).await.unwrap();
+        assert_eq!((last, cluster_id.as_str()), (3, "it"));
         assert_eq!(changes.into_iter().collect::<Vec<_>>(), [(1, first), (2, second.clone())]);
         let reasons = second.refused.unwrap().reasons;
         assert_eq!((reasons.len(), reasons[20].as_str()), (21, "... and 30 more"));
@@ -223,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn another_version_and_what_cannot_be_read_are_refused_and_left_alone() {
         let folder = Folder::new("refused");
-        let newer = QueueMeta { version: 2, last: 9 }.encode_to_vec();
+        let newer = QueueMeta { version: 2, last: 9, ..QueueMeta::default() }.encode_to_vec();
         let misplaced = QueueEntry { host: "a".to_owned(), ..QueueEntry::default() };
         let no_host = QueueEntry::default().encode_to_vec();
         for (n, (key, value, said)) in [

@@ -24,14 +24,14 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 pub use self::errors::{NotCancelled, Unwritten};
-use self::kept::{Entry, Kept};
+use self::kept::{Contents, Entry, Kept};
 use crate::change::{ChangeError, Done, Plan, Writer, differences};
 use crate::cluster::Cluster;
 use crate::cluster::check::{checked, edited};
 use crate::cluster::project::{Projection, project};
 use crate::events::Events;
 use crate::follow::Known;
-use crate::names::{HostName, Slot, vnet_of};
+use crate::names::{HostName, vnet_of};
 use crate::store::{Revision, StoreError};
 use crate::time::now_unix_ms;
 
@@ -120,17 +120,32 @@ impl State {
 }
 
 impl Queue {
-    /// Opens the queue of `me` in a file, or makes it where there is none.
+    /// Opens the queue of `me` in a file, or makes it where there is none. What waits in it for another cluster is not
+    /// written.
     ///
     /// # Errors
     /// Where the file cannot be read, or is of another version.
     pub async fn open(
         path: &Path,
         me: HostName,
+        cluster_id: Option<&str>,
         known: watch::Receiver<Arc<Known>>,
         events: Events,
     ) -> Result<Queue, StoreError> {
-        let (kept, last, changes) = Kept::open(path).await?;
+        let (kept, mut found) = Kept::open(path).await?;
+        if !found.cluster_id.is_empty() && cluster_id != Some(&found.cluster_id) {
+            let reason = format!(
+                "was queued for cluster {}, of which this host is no more",
+                found.cluster_id
+            );
+            for (number, entry) in &mut found.changes {
+                if entry.refused.is_none() {
+                    entry.refuse(vec![reason.clone()], now_unix_ms());
+                    kept.put(*number, entry, found.last, &found.cluster_id).await?;
+                }
+            }
+        }
+        let Contents { last, changes, .. } = found;
         let state = State { last, changes, writing: None, ahead: None };
         let counts = watch::Sender::new(Counts::default());
         let queue =
@@ -192,6 +207,8 @@ impl Queue {
         {
             return Err(ChangeError::Unhealthy(reason.clone()).into());
         }
+        // What may have happened is not said to have not.
+        let mut unknown = None;
         let (reason, away) = match outage.filter(|_| may_queue) {
             Some(outage) => outage,
             None => match writer.change(plan, wish.if_revision, wish.dry_run).await {
@@ -200,6 +217,9 @@ impl Queue {
                     self.failed(Some(reason.clone()));
                     if !may_queue {
                         return Err(error.into());
+                    }
+                    if matches!(error, ChangeError::Store(StoreError::Unknown { .. })) {
+                        unknown = Some(error);
                     }
                     (reason, Duration::ZERO)
                 }
@@ -211,7 +231,13 @@ impl Queue {
                 }
             },
         };
-        self.put(plan, reason, away).await
+        let queued = self.put(plan, reason, away).await;
+        match unknown {
+            Some(unknown) if !matches!(queued, Err(Unwritten::Queued { .. })) => {
+                Err(unknown.into())
+            }
+            _ => queued,
+        }
     }
 
     /// Waits until nothing goes before a change that comes now; otherwise says what does.
@@ -240,8 +266,15 @@ impl Queue {
             return Err(ChangeError::Unhealthy(reason).into());
         }
         let Ahead { cluster, carried, .. } = state.ahead(&known.cluster, &self.me);
+        // What is not known is not said to have changed.
+        let unknown =
+            |key: ObjectKey| vnet_of(&key).filter(|v| !knows(&known, &self.me, v)).cloned();
+        let expected = plan.expected().into_iter().map(|(slot, _)| slot.key);
+        if let Some(vnet) = expected.filter_map(unknown).next() {
+            return Err(Unwritten::Unfollowed { reason, vnet });
+        }
         let edits = plan.edits(cluster, carried)?;
-        if let Some(vnet) = unfollowed(&known, &self.me, &edits) {
+        if let Some(vnet) = edits.iter().map(Edit::key).filter_map(unknown).next() {
             return Err(Unwritten::Unfollowed { reason, vnet });
         }
         let (made, touched) = edited(cluster, &self.me, &edits).map_err(ChangeError::Conflicts)?;
@@ -256,7 +289,8 @@ impl Queue {
             return Err(Unwritten::Full { reason, changes, bytes });
         }
         let number = state.last + 1;
-        if let Err(error) = self.kept.put(number, &entry, number).await {
+        let cluster_id = known.cluster.meta.as_ref().map_or("", |meta| &meta.cluster_id);
+        if let Err(error) = self.kept.put(number, &entry, number, cluster_id).await {
             return Err(Unwritten::NotKept { reason, error });
         }
         state.last = number;
@@ -269,12 +303,13 @@ impl Queue {
         Err(Unwritten::Queued { number, reason, away })
     }
 
-    /// The cluster as the changes that wait will leave it, where a change would be queued now.
-    pub async fn ahead(&self) -> Option<Arc<Cluster>> {
+    /// What is known, and the cluster as the changes that wait will leave it, where a change would be queued now.
+    pub async fn ahead(&self) -> Option<(Arc<Known>, Arc<Cluster>)> {
         let mut state = self.state.lock().await;
         let known = Arc::clone(&self.known.borrow());
         let waits = self.outage().is_some() || self.counts().waiting > 0;
-        waits.then(|| Arc::clone(&state.ahead(&known.cluster, &self.me).cluster))
+        let ahead = waits.then(|| Arc::clone(&state.ahead(&known.cluster, &self.me).cluster))?;
+        Some((known, ahead))
     }
 
     /// What is in the queue, or one change of it.
@@ -315,16 +350,11 @@ impl Queue {
     }
 }
 
-/// A vnet of which contents would be changed that are not known here. Of one that is new, nothing need be known.
-fn unfollowed(known: &Known, me: &HostName, edits: &[Edit]) -> Option<VnetId> {
+/// Whether the contents of a vnet are known here. Of one that is new, nothing need be known.
+pub fn knows(known: &Known, me: &HostName, vnet: &VnetId) -> bool {
     let cluster = &known.cluster;
-    let is_known = |vnet: &VnetId| {
-        let own = || cluster.hosts.get(me).is_some_and(|h| h.ports.iter().any(|p| p.vnet == *vnet));
-        cluster.is_open(vnet)
-            || (known.from_cache && own())
-            || cluster.get(&Slot::of(ObjectKey::Vnet(vnet.clone()), me)).is_none()
-    };
-    edits.iter().find_map(|edit| vnet_of(&edit.key()).filter(|vnet| !is_known(vnet)).cloned())
+    let own = || cluster.hosts.get(me).is_some_and(|h| h.ports.iter().any(|p| p.vnet == *vnet));
+    cluster.is_open(vnet) || (known.from_cache && own()) || cluster.vnets.get(vnet).is_none()
 }
 
 fn message(number: u64, entry: &Entry, with_differences: bool) -> api::QueuedChange {

@@ -77,7 +77,9 @@ impl Queue {
                 match state.changes.get_mut(&number) {
                     Some(entry) => {
                         entry.refuse(reasons, now_unix_ms());
-                        self.kept.put(number, entry, last).await
+                        let known = Arc::clone(&self.known.borrow().cluster);
+                        let cluster_id = known.meta.as_ref().map_or("", |meta| &meta.cluster_id);
+                        self.kept.put(number, entry, last, cluster_id).await
                     }
                     None => Ok(()),
                 }

@@ -1,5 +1,7 @@
 //! What a change expects of the objects that it names.
 
+use std::collections::BTreeSet;
+
 use culvert_model::{Edit, ModelError, Object, ObjectKey, api};
 use tonic::{Code, Status};
 
@@ -8,6 +10,8 @@ pub(super) fn read(
     messages: Vec<api::ExpectedObject>,
     edits: &[Edit],
 ) -> Result<Vec<(ObjectKey, Option<Object>)>, Status> {
+    let named: BTreeSet<ObjectKey> =
+        if messages.is_empty() { BTreeSet::new() } else { edits.iter().map(Edit::key).collect() };
     let one = |(index, message): (usize, api::ExpectedObject)| {
         let refuse = |errors: Vec<ModelError>| {
             api::refuse(Code::InvalidArgument, errors.iter().map(Into::into))
@@ -19,7 +23,7 @@ pub(super) fn read(
         if let Some(other) = object.as_ref().map(Object::key).filter(|other| *other != key) {
             return Err(wrong(format!("holds {other}; legal is an object of its own key")));
         }
-        if edits.iter().all(|edit| edit.key() != key) {
+        if !named.contains(&key) {
             return Err(wrong(
                 "no edit names it; legal is an object that an edit names".to_owned(),
             ));

@@ -378,6 +378,12 @@ fn refused(error: ChangeError, fault: impl Fn(&Conflict) -> api::Fault) -> Statu
         | ChangeError::Changed(_)
         | ChangeError::Contended) => Status::aborted(error.to_string()),
         error @ ChangeError::Unhealthy(_) => Status::unavailable(error.to_string()),
+        // Of it, one cannot say that nothing was changed.
+        ChangeError::Store(error @ StoreError::Unknown { .. }) => {
+            Status::unavailable(error.to_string())
+        }
+        error @ ChangeError::Partly { .. } => Status::unavailable(error.to_string()),
+        error @ ChangeError::Alive(_) => Status::failed_precondition(error.to_string()),
         ChangeError::Store(error) if error.is_outage() => {
             Status::unavailable(ChangeError::Unhealthy(error.to_string()).to_string())
         }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use culvert_model::{Object, ObjectKey, Section, VnetId, api};
+use culvert_model::{Object, ObjectKey, Section, api};
 use tonic::{Code, Status};
 
 use super::Api;
 use crate::change::vnets_of_keys;
 use crate::cluster::Cluster;
+use crate::follow::Known;
 use crate::names::{HostName, Slot};
+use crate::queue::knows;
 
 impl Api {
     pub(super) async fn listing(
@@ -24,12 +26,13 @@ impl Api {
             )?;
         if request.ahead
             && let Some(queue) = &self.queue
-            && let Some(cluster) = queue.ahead().await
+            && let Some((known, cluster)) = queue.ahead().await
         {
-            return self.ahead(&cluster, kind, &keys, request.all_hosts);
+            return self.ahead(&known, &cluster, kind, &keys, request.all_hosts);
         }
+        // What is carried may be behind: of it only what became of objects is told.
         let report = Arc::clone(&self.report.borrow());
-        let followed = &report.known.cluster;
+        let followed = &self.cluster();
         let read = if keys.is_empty() {
             if lies_apart(kind) || request.all_hosts {
                 self.writer.everything().await
@@ -95,15 +98,15 @@ impl Api {
     /// Objects as they will be when the queue is written.
     fn ahead(
         &self,
+        known: &Known,
         cluster: &Cluster,
         kind: api::ObjectKind,
         keys: &[ObjectKey],
         all_hosts: bool,
     ) -> Result<api::ObjectList, Status> {
         // Half an answer would say of an object that it is not there.
-        let made = |vnet: &VnetId| cluster.vnets.get(vnet).is_none();
         let vnets = vnets_of_keys(keys);
-        if let Some(vnet) = vnets.iter().find(|vnet| !(cluster.is_open(vnet) || made(vnet))) {
+        if let Some(vnet) = vnets.iter().find(|vnet| !knows(known, &self.me, vnet)) {
             return Err(Status::unavailable(format!("{WAITS}, of vnet {vnet} among others")));
         }
         let concerns = |host: Option<&HostName>| all_hosts || host.is_none_or(|h| *h == self.me);
@@ -113,7 +116,7 @@ impl Api {
         let objects = objects.filter(|(key, ..)| is_of(kind, key) && named(key));
         let objects = objects.map(|(key, object, host)| listed(&key, &object, host)).collect();
         let part = keys.is_empty() && (lies_apart(kind) || all_hosts);
-        let all_open = cluster.vnets.iter().all(|vnet| cluster.is_open(&vnet.id));
+        let all_open = cluster.vnets.iter().all(|vnet| knows(known, &self.me, &vnet.id));
         let incomplete = if part && !all_open { WAITS.to_owned() } else { String::new() };
         Ok(api::ObjectList { revision: cluster.revision, objects, incomplete })
     }

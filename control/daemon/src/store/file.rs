@@ -258,13 +258,17 @@ fn reopen(path: &Path, opener: &Opener, core: &Shared) -> Result<Database, Store
     Ok(database)
 }
 
-/// The transaction that makes `to` of `from`.
+/// The transaction that makes `to` of `from`. A key that was written again is another, although its value is the same.
 fn difference(from: Snapshot, to: Snapshot) -> Txn {
     let entries = from.entries.into_iter();
-    let mut old: BTreeMap<_, _> = entries.map(|entry| (entry.key, entry.value)).collect();
-    let entries = to.entries.into_iter();
-    let puts = entries.map(|entry| (entry.key, entry.value));
-    let puts = puts.filter(|(key, value)| old.remove(key).as_ref() != Some(value)).collect();
+    let mut old: BTreeMap<_, _> =
+        entries.map(|entry| (entry.key, (entry.value, entry.changed))).collect();
+    let mut puts = Vec::new();
+    for Entry { key, value, changed } in to.entries {
+        if old.remove(&key).is_none_or(|old| old != (value.clone(), changed)) {
+            puts.push((key, value));
+        }
+    }
     Txn { expect: Vec::new(), puts, deletes: old.into_keys().collect() }
 }
 

@@ -17,6 +17,8 @@ use super::{
 
 /// Transactions that are kept for watches that begin, and what is read, in the past.
 const LOG_LEN_MAX: usize = 1024;
+/// Changes of them.
+const LOG_CHANGES_MAX: usize = 20_000;
 /// Transactions that wait for one watcher; a slower one has to begin again.
 const WATCH_QUEUE: usize = 1024;
 
@@ -26,9 +28,13 @@ pub(super) struct Core {
     revision: Revision,
     entries: BTreeMap<String, Written>,
     log: VecDeque<Logged>,
+    /// Changes of the transactions in it.
+    logged: usize,
     watchers: Vec<(String, mpsc::Sender<Result<Changes, StoreError>>)>,
     held: BTreeMap<String, (u64, Instant)>,
     leases: u64,
+    /// Why nothing can be written, if so.
+    full: Option<String>,
 }
 
 /// A value, and when it was written.
@@ -117,9 +123,11 @@ impl Core {
             Some(changes) => watcher.try_send(Ok(changes)).is_ok(),
             None => !watcher.is_closed(),
         });
+        self.logged += before.len();
         self.log.push_back(Logged { changes, before });
-        if self.log.len() > LOG_LEN_MAX {
-            self.log.pop_front();
+        while self.log.len() > LOG_LEN_MAX || self.logged > LOG_CHANGES_MAX {
+            let Some(oldest) = self.log.pop_front() else { break };
+            self.logged -= oldest.before.len();
         }
     }
 
@@ -134,6 +142,16 @@ impl Core {
         }
         self.watchers.push((prefix.to_owned(), sender));
         Ok(receiver)
+    }
+
+    fn room(&self) -> Result<(), StoreError> {
+        match &self.full {
+            None => Ok(()),
+            Some(reason) => Err(StoreError::Unreachable {
+                location: "memory".to_owned(),
+                reason: reason.clone(),
+            }),
+        }
     }
 
     /// Puts a key with a lease.
@@ -257,6 +275,7 @@ struct MemoryLease {
 impl Lease for MemoryLease {
     async fn renew(&mut self, value: Option<Vec<u8>>) -> Result<(), StoreError> {
         let until = Instant::now() + self.ttl;
+        self.core.lock().room()?;
         if self.core.lock().renew(&self.key, self.id, value, until) {
             Ok(())
         } else {
@@ -286,6 +305,11 @@ impl MemoryStore {
         }
     }
 
+    /// From now on nothing can be written and no lease renewed, as in a store without space; `None` ends that.
+    pub fn set_full(&self, reason: Option<&str>) {
+        self.core.lock().full = reason.map(str::to_owned);
+    }
+
     fn reach(&self) -> Result<(), StoreError> {
         match &*self.outage.lock().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
@@ -311,6 +335,7 @@ impl Store for MemoryStore {
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
         self.reach()?;
         let mut core = self.core.lock();
+        core.room()?;
         let Some(revision) = core.check(&txn) else { return Ok(Outcome::Stale) };
         core.apply(revision, txn);
         Ok(Outcome::Done(revision))
@@ -329,6 +354,7 @@ impl Store for MemoryStore {
         replaces: Revision,
     ) -> Result<Box<dyn Lease>, StoreError> {
         self.reach()?;
+        self.core.lock().room()?;
         self.core.hold(key, value, ttl, replaces)
     }
 }

@@ -129,7 +129,7 @@ pub trait Store: Send + Sync + 'static {
 
 /// A key that lives as long as it is renewed. Dropped, it is no longer renewed, and goes by itself.
 #[tonic::async_trait]
-pub trait Lease: Send {
+pub trait Lease: Send + Sync {
     /// Renews it, and gives the key another value if there is one.
     ///
     /// # Errors
@@ -155,13 +155,11 @@ pub enum StoreError {
         reason: String,
     },
     /// Read what is wanted again: whether the transaction happened is not known.
-    #[error(
-        "{location}: the connection to the store broke during the change, which may have happened: {reason}"
-    )]
+    #[error("{location}: whether the change happened is not known: {reason}")]
     Unknown {
-        /// The endpoints.
+        /// File or endpoints.
         location: String,
-        /// What the connection says.
+        /// What went wrong.
         reason: String,
     },
     /// Split the change, or raise the limit that the message names.

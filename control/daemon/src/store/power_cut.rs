@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use redb::StorageBackend;
 
 use super::file::{FileStore, initialise};
-use super::{Outcome, Store, StoreError, Txn};
+use super::{Outcome, Revision, Store, StoreError, Txn};
 
 const SECTOR: usize = 512;
 
@@ -300,4 +300,44 @@ async fn damage_that_is_found_later_is_told_until_the_next_start() {
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
         assert!(error.to_string().contains("has to be started again"), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_unseen_is_seen_before_the_next_change() {
+    let (mut happened, mut not) = (0, 0);
+    for steps in 0..40 {
+        let disk = disk_with(fresh());
+        let backend = disk.clone();
+        let failing = Arc::new(AtomicBool::new(false));
+        let fails = failing.clone();
+        let opener = move || {
+            if fails.load(Relaxed) {
+                return Err(StoreError::File { path: "disk".into(), reason: "not now".to_owned() });
+            }
+            Ok(redb::Builder::new().create_with_backend(Backend(backend.clone())).unwrap())
+        };
+        let store = FileStore::open_by(Path::new("disk"), Arc::new(opener)).unwrap();
+        let put = |expect: Revision| Txn {
+            // Of the same value each time, as guards are.
+            puts: vec![("guard".to_owned(), vec![1])],
+            expect: vec![("guard".to_owned(), expect)],
+            ..Txn::default()
+        };
+        assert_eq!(store.commit(put(0)).await.unwrap(), Outcome::Done(1));
+        let now = disk.lock().unwrap().steps;
+        disk.lock().unwrap().cut_at = Some(now + steps);
+        failing.store(true, Relaxed);
+        let Err(error) = store.commit(put(1)).await else { break };
+        assert!(matches!(error, StoreError::Unknown { .. }), "{error}");
+        disk.lock().unwrap().cut_at = None;
+        failing.store(false, Relaxed);
+        match store.commit(put(1)).await.unwrap() {
+            Outcome::Stale => happened += 1,
+            Outcome::Done(revision) => {
+                assert_eq!(revision, 2);
+                not += 1;
+            }
+        }
+    }
+    assert!(happened > 0 && not > 0, "{happened} happened, {not} did not");
 }

@@ -13,8 +13,8 @@ use culvert_daemon::store::memory::MemoryStore;
 use culvert_daemon::store::{Store, Txn};
 use culvert_daemon::stored::{JoinError, Live, Meta};
 use culvert_model::{
-    Edit, EgressRoute, Host, Keyed, Mapping, Object, ObjectKey, Port, PortId, RouteAction,
-    RouteScope, Vnet, VnetId, api,
+    AclGroup, Edit, EgressRoute, Host, Keyed, Mapping, Object, ObjectKey, Port, PortId,
+    RouteAction, RouteScope, Vnet, VnetId, api,
 };
 use prost::Message;
 use tonic::Code;
@@ -161,13 +161,17 @@ async fn a_port_that_cannot_move_to_another_vnet_stays_among_its_neighbours() {
     assert!(maps(&a, "10.0.0.2").is_some(), "its neighbour was taken away");
     on_b.edit(&[Edit::PutPort(port("web-5", 5))]).await.unwrap();
     wait_for("the new neighbour on a", SOON, || maps(&a, "10.0.0.5").is_some()).await;
-    // Also after a restart.
+    // Also after a restart, and at each moment.
     on_a.kill().await;
+    a.dataplane.carries.lock().unwrap().history.clear();
     let on_a = a.join(&store, SHARED).await;
     on_b.edit(&[Edit::PutPort(port("web-6", 6))]).await.unwrap();
     wait_for("the next neighbour on a", SOON, || maps(&a, "10.0.0.6").is_some()).await;
-    for n in [2, 5] {
-        assert!(maps(&a, &format!("10.0.0.{n}")).is_some());
+    for carried in &a.dataplane.carries.lock().unwrap().history {
+        let ips: Vec<_> = carried.mappings().iter().map(|m| m.ip.to_string()).collect();
+        for ip in ["10.0.0.2", "10.0.0.5"] {
+            assert!(ips.iter().any(|there| there == ip), "{ips:?}");
+        }
     }
     assert_eq!(a.dataplane.host().unwrap().port("web-1"), Some(&port("web-1", 1)));
     // Where it can move, what was around it goes.
@@ -180,6 +184,68 @@ async fn a_port_that_cannot_move_to_another_vnet_stays_among_its_neighbours() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_cannot_move_stays_although_its_vnet_and_its_group_go() {
+    let store = MemoryStore::new();
+    let (a, mut on_a) = start("a", 1, &store).await;
+    let group = AclGroup { id: "web".parse().unwrap(), stateful: false, rules: Vec::new() };
+    let id = group.id.clone();
+    let blue = port("web-1", 1).vnet;
+    let before = Port { acl: vec![id.clone()], ..port("web-1", 1) };
+    on_a.edit(&[Edit::PutAcl(group), Edit::PutPort(before.clone())]).await.unwrap();
+    without_device(&a.dataplane, "web-1");
+    let red = other_vnet("red", 7);
+    let moved = Port { vnet: red.id.clone(), ..port("web-1", 1) };
+    on_a.edit(&[Edit::PutVnet(red), Edit::PutPort(moved.clone())]).await.unwrap();
+    // Nothing wants blue and the group any more.
+    on_a.edit(&[Edit::DeleteVnet(blue.clone()), Edit::DeleteAcl(id)]).await.unwrap();
+    on_a.edit(&[Edit::PutPort(Port { vnet: moved.vnet.clone(), ..port("web-2", 2) })])
+        .await
+        .unwrap();
+    let carries = || a.dataplane.host().unwrap();
+    wait_for("the other port", SOON, || carries().port("web-2").is_some()).await;
+    for carried in &a.dataplane.carries.lock().unwrap().history {
+        assert!(carried.ports().is_empty() || carried.port("web-1").is_some(), "it was taken away");
+    }
+    assert_eq!(carries().port("web-1"), Some(&before));
+    assert!(carries().vnets().get(&blue).is_some());
+    // Another port on its device would take it away: rather nothing at all is changed.
+    let vnet = moved.vnet.clone();
+    let gone = Port { attach: port("other", 9).attach, ..moved };
+    let heir = Port { attach: port("web-1", 1).attach, vnet, ..port("heir", 9) };
+    let done = on_a.edit(&[Edit::PutPort(gone.clone()), Edit::PutPort(heir)]).await.unwrap();
+    let said: Vec<_> = done.unapplied.iter().map(|object| object.reason.as_str()).collect();
+    assert!(said.iter().any(|said| said.contains("nor as it runs")), "{said:?}");
+    assert_eq!(carries().port("web-1"), Some(&before), "it was taken away");
+    a.dataplane.refuse(|_, _| Vec::new());
+    wait_for("all as wanted", Duration::from_secs(40), || carries().port("heir").is_some()).await;
+    assert_eq!(carries().port("web-1"), Some(&gone));
+    assert_eq!((carries().vnets().len(), carries().acls().len()), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_written_lets_nobody_die() {
+    let store = MemoryStore::new();
+    let (a, mut on_a) = start("a", 1, &store).await;
+    let (_b, _on_b) = start("b", 2, &store).await;
+    wait_for("the mapping", SOON, || maps(&a, "10.0.0.2").is_some()).await;
+    store.set_full(Some("no space left"));
+    // Three leases long.
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(maps(&a, "10.0.0.2").is_some(), "its host was taken for dead");
+    }
+    let lives = store.snapshot("all/live/", None).await.unwrap().entries;
+    assert_eq!(lives, [], "their leases have ended");
+    assert!(!on_a.info().await.store.unwrap().healthy);
+    store.set_full(None);
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(maps(&a, "10.0.0.2").is_some(), "it was not given the time to renew its lease");
+    }
+    assert_eq!(store.snapshot("all/live/", None).await.unwrap().entries.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_of_many_ports_is_forgotten_in_parts() {
     let store = MemoryStore::new();
     let (_a, mut on_a) = start("a", 1, &store).await;
@@ -188,6 +254,7 @@ async fn a_host_of_many_ports_is_forgotten_in_parts() {
     on_b.edit(&many.collect::<Vec<_>>()).await.unwrap();
     on_b.kill().await;
     let before = store.snapshot("", None).await.unwrap().revision;
+    let mut placed = store.watch("at/b/", before).await.unwrap();
     let dead = async || {
         let hosts = on_a.client.clone().list_hosts(api::ListHostsRequest {}).await.unwrap();
         hosts.into_inner().hosts.iter().any(|host| host.name == "b" && !host.alive)
@@ -200,12 +267,16 @@ async fn a_host_of_many_ports_is_forgotten_in_parts() {
         let done = on_a.client.forget_host(forget(dry_run)).await.unwrap().into_inner();
         assert_eq!(done.differences.len(), 82, "81 ports and an underlay");
     }
-    let after = store.snapshot("", None).await.unwrap();
-    assert!(after.revision >= before + 4, "{before}, {}", after.revision);
-    let left = after.entries.iter().filter(|entry| entry.key.contains("/b"));
-    let left: Vec<_> = left.filter(|entry| !entry.key.contains("/blue")).collect();
-    let guard = |key: &str| key.contains("guard");
-    assert!(left.iter().all(|entry| guard(&entry.key)), "{left:?}");
+    let mut parts = Vec::new();
+    while let Ok(changes) = placed.try_recv() {
+        let changes = changes.unwrap().changes;
+        parts.push(changes.iter().filter(|change| !change.key.ends_with("guard")).count());
+    }
+    assert!(parts.len() >= 4 && parts.iter().sum::<usize>() == 81, "{parts:?}");
+    let left = store.snapshot("", None).await.unwrap().entries;
+    let left = left.iter().filter(|entry| entry.key.contains("/b/") || entry.key.ends_with("/b"));
+    let left: Vec<_> = left.filter(|entry| !entry.key.contains("guard")).collect();
+    assert_eq!(left, [] as [&culvert_daemon::store::Entry; 0]);
     drop(b);
 }
 

@@ -7,7 +7,7 @@ use culvert_daemon::store::memory::MemoryStore;
 use culvert_daemon::store::{
     Description, Lease, Outcome, Revision, Snapshot, Store, StoreError, Txn, Watch,
 };
-use culvert_model::{Edit, ObjectKey, Port, PortId, Vnet, api};
+use culvert_model::{Edit, Keyed, ObjectKey, Port, PortId, Vnet, api};
 use tonic::{Code, Status};
 
 use crate::support::{Daemon, TestHost, faults, host_toml, port, port_toml, wait_for};
@@ -289,6 +289,52 @@ async fn a_state_is_queued_as_what_it_changes_and_one_can_take_it_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn objects_of_a_vnet_that_waits_too_can_be_read_and_changed() {
+    let store = MemoryStore::new();
+    let (a, mut on_a) = start("a", 1, &store).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    store.set_outage(Some("gone"));
+    unhealthy(&mut on_a).await;
+    let read = async |daemon: &Daemon, vnet: &str| {
+        let keys = vec![(&ObjectKey::Mapping(mapping(vnet, 60).key())).into()];
+        let request = api::ListObjectsRequest { keys, ahead: true, ..Default::default() };
+        let list = daemon.client.clone().list_objects(request).await?;
+        Ok::<_, Status>(list.into_inner().objects.len())
+    };
+    assert_eq!(queued(ask(&mut on_a, &[Edit::PutVnet(vnet("new", 500))]).await), 1);
+    for (n, vnet) in ["new", "blue"].into_iter().enumerate() {
+        assert_eq!(read(&on_a, vnet).await.unwrap(), 0);
+        let edit = Edit::PutMapping(mapping(vnet, 60));
+        assert_eq!(queued(ask(&mut on_a, &[edit]).await), 2 + n as u64);
+        assert_eq!(read(&on_a, vnet).await.unwrap(), 1);
+    }
+    // As well of what is only remembered.
+    on_a.kill().await;
+    let on_a = a.join(&store, SHARED).await;
+    for vnet in ["new", "blue"] {
+        assert_eq!(read(&on_a, vnet).await.unwrap(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_of_another_cluster_since_writes_nothing_of_what_waited() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let (a, mut on_a) = start("a", 1, &old).await;
+    old.set_outage(Some("gone"));
+    unhealthy(&mut on_a).await;
+    assert_eq!(queued(ask(&mut on_a, &[put("web-3", 3)]).await), 1);
+    on_a.kill().await;
+    std::fs::remove_file(a.scratch.path("state").join("cluster")).unwrap();
+    let mut on_a = a.join(&new, SHARED).await;
+    let change = list(&mut on_a).await.remove(0);
+    assert_eq!(change.state(), api::QueueState::Failed);
+    assert!(change.reasons[0].contains("was queued for cluster"), "{change:?}");
+    until("the new store", &mut on_a, |info| info.store.as_ref().unwrap().healthy).await;
+    let entries = new.snapshot("", None).await.unwrap().entries;
+    assert!(entries.iter().all(|entry| !entry.key.contains("web-")), "{entries:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_and_says_so() {
     let store = MemoryStore::new();
     let (_a, mut on_a) = start("a", 1, &store).await;
@@ -359,7 +405,7 @@ async fn what_is_in_a_vnet_is_queued_only_where_it_is_known() {
     queued(ask(&mut on_a, &[Edit::PutMapping(mapping("new", 9))]).await);
     // The last port goes, and so the host follows the vnet no more; what was in it is read again.
     queued(ask(&mut on_a, &[delete("web-1")]).await);
-    let gone = Edit::DeleteMapping(culvert_model::Keyed::key(&mapping("blue", 50)));
+    let gone = Edit::DeleteMapping(mapping("blue", 50).key());
     queued(ask(&mut on_a, &[gone]).await);
     store.set_outage(None);
     drained(&mut on_a).await;

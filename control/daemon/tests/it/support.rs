@@ -51,6 +51,8 @@ type Refuse = Box<dyn Fn(Option<&Host>, &Host) -> Vec<api::Fault> + Send>;
 #[derive(Default)]
 pub(crate) struct Carries {
     pub(crate) host: Option<Host>,
+    /// All that it carried, in their order.
+    pub(crate) history: Vec<Host>,
     pub(crate) generation: u64,
     pub(crate) instance: String,
     pub(crate) calls: u32,
@@ -84,6 +86,7 @@ impl Fake {
         if !faults.is_empty() {
             return Err(api::refuse(Code::FailedPrecondition, faults));
         }
+        carries.history.push(host.clone());
         carries.host = Some(host);
         carries.generation += 1;
         let generation = carries.generation;

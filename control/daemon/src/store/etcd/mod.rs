@@ -151,9 +151,13 @@ impl EtcdStore {
                     StoreError::Unreachable { location, reason }
                 }
             }
-            // Too many requests, or no space left: nothing happened, and later it may.
+            // Later it may be done. Where space runs out, etcd may have done it all the same.
             Code::ResourceExhausted if !reason.contains("larger than max") => {
-                StoreError::Unreachable { location, reason }
+                if writes && !reason.contains("too many requests") {
+                    StoreError::Unknown { location, reason }
+                } else {
+                    StoreError::Unreachable { location, reason }
+                }
             }
             _ => StoreError::Refused { location, reason },
         }
@@ -402,11 +406,15 @@ impl Lease for EtcdLease {
         let success = vec![put(store.key(&self.key), value, self.id)];
         let request = generated::TxnRequest { compare: Vec::new(), success, failure: Vec::new() };
         match store.call(store.kv().txn(request), false).await {
-            Ok(_) => Ok(()),
             Err(StoreError::Refused { reason, .. }) if reason.contains("lease not found") => {
                 Err(lost())
             }
-            Err(error) => Err(error),
+            // The host lives: etcd, which may have no space for more, has just said so.
+            Err(error) => {
+                tracing::debug!(%error, "the lease is renewed without a new value");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
         }
     }
 }
