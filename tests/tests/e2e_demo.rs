@@ -46,6 +46,7 @@ impl Demo {
     /// Starts it as a terminal would: in a process group of its own.
     fn start(&self, options: &[&str]) -> Process {
         let mut command = Self::command(options);
+        command.args(["--seconds", "1"]);
         command.process_group(0);
         sys::end_with_parent(&mut command);
         Process::spawn(&self.scratch, "demo", command)
