@@ -3,6 +3,8 @@
 //! The ones-complement sum does not depend on byte order (RFC 1071 section 2 (B)), so the loops add
 //! machine words as they lie in memory, several at a time, and swap once at the end.
 
+mod blocks;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// A partial ones-complement sum over a run of bytes.
@@ -133,44 +135,32 @@ pub fn update_u16(field: u16, old: u16, new: u16) -> u16 {
     !fold64(u64::from(!field) + u64::from(!old) + u64::from(new))
 }
 
-const BLOCK: usize = 32;
-const LANES: usize = BLOCK / 4;
-/// Below it setting the lanes up costs more than they save.
+/// Below it setting lanes up costs more than they save.
 const LANES_MIN: usize = 128;
-/// Bytes that are copied and then summed at a time: measured, a copy at full speed and a sum out of
-/// the first-level cache beat one loop that does both.
-const COPY_BLOCK: usize = 4096;
 
-/// Copies `src` to the start of `dst` and sums it while it is in the cache.
+/// Copies `src` to the start of `dst` and sums it on the way.
 ///
 /// The lengths should be equal; of unequal ones the shorter counts.
 #[must_use]
 pub fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> Sum {
     let len = src.len().min(dst.len());
-    let mut sum = Sum::default();
-    for (to, from) in dst[..len].chunks_mut(COPY_BLOCK).zip(src[..len].chunks(COPY_BLOCK)) {
-        to.copy_from_slice(from);
-        sum = sum.add(to);
+    let (dst, src) = (&mut dst[..len], &src[..len]);
+    if len < LANES_MIN {
+        dst.copy_from_slice(src);
+        return Sum::default().add(dst);
     }
-    sum
+    let (acc, whole) = blocks::copy_and_sum(dst, src);
+    dst[whole..].copy_from_slice(&src[whole..]);
+    Sum::default().piece(fold_native(acc, &src[whole..]), len & 1 != 0)
 }
 
 #[inline]
 fn sum_bytes(bytes: &[u8]) -> u16 {
-    if bytes.len() < LANES_MIN { fold_native(0, bytes) } else { sum_lanes(bytes) }
-}
-
-fn sum_lanes(bytes: &[u8]) -> u16 {
-    let (blocks, tail) = bytes.as_chunks::<BLOCK>();
-    // Each lane adds 32-bit words: 2^32 blocks fit before one wraps.
-    let mut lanes = [0u64; LANES];
-    for block in blocks {
-        let (words, _) = block.as_chunks::<4>();
-        for (lane, word) in lanes.iter_mut().zip(words) {
-            *lane = lane.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
-        }
+    if bytes.len() < LANES_MIN {
+        return fold_native(0, bytes);
     }
-    fold_native(lanes.iter().fold(0, |acc, lane| add_carry(acc, *lane)), tail)
+    let (acc, whole) = blocks::sum(bytes);
+    fold_native(acc, &bytes[whole..])
 }
 
 /// Adds modulo 2^64 - 1, of which 2^16 - 1 is a divisor: folding later gives the same sum.
@@ -251,5 +241,38 @@ mod tests {
         assert_eq!(Sum::default().add(&ones).fold(), 0xff00);
         assert_eq!(Sum::default().add(&ones[..65_534]).fold(), 0xffff);
         assert_eq!(Sum::default().add(&[]).fold(), 0);
+    }
+
+    /// Word by word, as RFC 1071 describes it.
+    fn plain(bytes: &[u8]) -> u16 {
+        let words = bytes
+            .chunks(2)
+            .map(|pair| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0)));
+        fold64(words.sum())
+    }
+
+    #[test]
+    fn every_length_and_alignment_sums_as_word_by_word_and_is_copied() {
+        let data: Vec<u8> =
+            (0..3000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for start in 0..4 {
+            for len in (0..700).chain([1447, 1448, 2048, 2990]) {
+                let bytes = &data[start..start + len];
+                let mut copy = vec![0xee; len + 2];
+                let sum = copy_and_sum(&mut copy, bytes);
+                assert_eq!((sum.fold(), sum.odd), (plain(bytes), len & 1 != 0), "{start} {len}");
+                assert_eq!(Sum::default().add(bytes).fold(), plain(bytes), "{start} {len}");
+                assert_eq!((&copy[..len], &copy[len..]), (bytes, &[0xee; 2][..]));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_larger_than_any_frame_does_not_overflow() {
+        let ones = vec![0xffu8; 20 << 20];
+        let mut copy = vec![0; ones.len()];
+        assert_eq!(Sum::default().add(&ones).fold(), 0xffff);
+        assert_eq!(copy_and_sum(&mut copy, &ones).fold(), 0xffff);
+        assert_eq!(copy, ones);
     }
 }
