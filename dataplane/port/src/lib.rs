@@ -13,6 +13,7 @@
 //! | [`xsk`] | AF_XDP sockets: receive, transmit, refill, statistics |
 //! | [`vnet`], [`gather`] | `virtio_net_hdr` and batches of scattered messages |
 //! | [`packet`] | transmit through a packet socket, superframes included |
+//! | [`packet_rx`] | receive through a packet socket, what hardware coalesced included |
 //! | [`tap`] | TAP devices with offloads |
 //! | [`sink`] | a device that is none, to ask what would be sent |
 //! | [`device`] | what a network device is and can do |
@@ -28,6 +29,7 @@ pub mod frame;
 pub mod gather;
 pub mod links;
 pub mod packet;
+pub mod packet_rx;
 mod ring;
 pub mod sink;
 mod sys;
@@ -42,6 +44,7 @@ pub use frame::{CHUNK_LEN, DEFAULT_HEADROOM, Frame, META_LEN, TX_META_LEN};
 pub use gather::{FlushOutcome, HoldId, Message, MessageError};
 pub use links::{Link, LinkBell, LinkCounters, Links};
 pub use packet::{PacketError, PacketOptions, PacketTx};
+pub use packet_rx::{FilterInstruction, PacketRx, PacketRxOptions, PacketRxStats};
 pub use sink::Sink;
 pub use tap::{Tap, TapError, TapOptions, TapStats, TapWatch};
 pub use vnet::VnetHdr;

@@ -144,6 +144,13 @@ pub(crate) fn set_send_buffer(fd: BorrowedFd<'_>, len_bytes: u32) -> io::Result<
         .or_else(|_| set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &value))
 }
 
+/// As [`set_send_buffer`], of the receive buffer.
+pub(crate) fn set_receive_buffer(fd: BorrowedFd<'_>, len_bytes: u32) -> io::Result<()> {
+    let value = i32::try_from(len_bytes).unwrap_or(i32::MAX);
+    set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &value)
+        .or_else(|_| set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &value))
+}
+
 /// A zero-length, non-blocking send: wakes the kernel's transmit side of an AF_XDP socket.
 pub(crate) fn wake_tx(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no data and no address are passed.
