@@ -48,6 +48,11 @@ pub use scratch::Scratch;
 pub use topology::{Peer, Topology, TopologySpec};
 pub use underlay::Shape;
 
+/// The long forms of tests are wanted: `CULVERT_E2E=full`.
+pub fn is_full() -> bool {
+    std::env::var("CULVERT_E2E").as_deref() == Ok("full")
+}
+
 /// Asks `condition` every 20 ms until it holds or `limit` passes; returns whether it held.
 pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;

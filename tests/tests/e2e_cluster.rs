@@ -159,7 +159,7 @@ fn times_until_in_use(cluster: &Cluster) -> Vec<Duration> {
 
 /// How long etcd is away: longer than a lease.
 fn outage() -> Duration {
-    let full = std::env::var("CULVERT_E2E").as_deref() == Ok("full");
+    let full = culvert_tests::is_full();
     Duration::from_secs(if full { 60 } else { LEASE_S * 2 })
 }
 

@@ -8,7 +8,7 @@ use culvert_tests::{Combo, TopologySpec, checks, link};
 
 fn share(number: usize) {
     let vlan = link::has_vlan_devices();
-    let full = std::env::var("CULVERT_E2E").as_deref() == Ok("full");
+    let full = culvert_tests::is_full();
     let list = if full { Combo::all(vlan) } else { Combo::cover(3, vlan) };
     for (index, combo) in list.iter().enumerate().filter(|(i, _)| i % 8 == number) {
         eprintln!("combination {} of {}: {combo}", index + 1, list.len());

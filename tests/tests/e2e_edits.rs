@@ -375,7 +375,7 @@ fn check(topology: &Topology, seed: u64, lasts: Duration) {
 }
 
 fn lasts(parts: u32) -> Duration {
-    let full = std::env::var("CULVERT_E2E").as_deref() == Ok("full");
+    let full = culvert_tests::is_full();
     Duration::from_secs(if full { 120 } else { 12 }) / parts
 }
 

@@ -19,7 +19,7 @@ fn against_the_kernel(combo: Combo, udp_csum: bool) {
 /// Where the kernel may leave the outer checksum out, half of the cover does; of every combination both are run.
 fn share(number: usize) {
     let vlan = link::has_vlan_devices();
-    let full = std::env::var("CULVERT_E2E").as_deref() == Ok("full");
+    let full = culvert_tests::is_full();
     let list = if full { Combo::all(vlan) } else { Combo::cover(2, vlan) };
     for (index, combo) in list.into_iter().enumerate().filter(|(index, _)| index % 8 == number) {
         let sums: &[bool] = match combo.underlay {

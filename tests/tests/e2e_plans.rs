@@ -169,7 +169,7 @@ impl Dataplane {
 
 #[test]
 fn any_state_is_brought_about_from_any_other_and_a_second_plan_is_empty() {
-    let full = std::env::var("CULVERT_E2E").as_deref() == Ok("full");
+    let full = culvert_tests::is_full();
     let mut dataplane = Dataplane::start();
     let mut runner = TestRunner::new(ProptestConfig {
         failure_persistence: None,

@@ -16,7 +16,7 @@ const APPLY_MAX: Duration = Duration::from_secs(90);
 const CHANGE_MAX: Duration = Duration::from_millis(500);
 
 fn crowd() -> Crowd {
-    if std::env::var("CULVERT_E2E").as_deref() == Ok("full") { Crowd::FULL } else { Crowd::SHORT }
+    if culvert_tests::is_full() { Crowd::FULL } else { Crowd::SHORT }
 }
 
 #[track_caller]

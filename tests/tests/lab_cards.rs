@@ -47,7 +47,7 @@ fn exercise_cards(complete: bool) -> String {
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
     let ping = ping_df(&a.ns, topology.address(1), 3, 1472);
     assert!(ping.all_answered(), "{}", ping.output);
-    tcp_transfer(&a.ns, &b.ns, topology.address(1), 8 << 20).unwrap();
+    tcp_transfer(&a.ns, &b.ns, topology.address(1), 2 << 20).unwrap();
     for what in [Datagrams::plain(1000, 50), Datagrams::gso(1000, 20, 20)] {
         let report = udp_exchange(&b.ns, &a.ns, topology.address(0), what).unwrap();
         assert!(report.is_perfect(), "{what:?}: {report:?}");
