@@ -172,19 +172,24 @@ const fn add_carry(a: u64, b: u64) -> u64 {
 
 /// Adds `bytes` to a sum of words as they lie in memory and folds it into network order.
 #[inline]
-fn fold_native(mut acc: u64, bytes: &[u8]) -> u16 {
+fn fold_native(acc: u64, bytes: &[u8]) -> u16 {
     let (words, rest) = bytes.as_chunks::<8>();
-    for word in words {
-        acc = add_carry(acc, u64::from_ne_bytes(*word));
-    }
+    // Halves of words, so that no addition waits for the carry of another.
+    let (mut low, mut high) = (0u64, 0u64);
+    let mut add = |word: u64| {
+        low += word & 0xffff_ffff;
+        high += word >> 32;
+    };
+    words.iter().for_each(|word| add(u64::from_le_bytes(*word)));
     if !rest.is_empty() {
-        let mut last = [0u8; 8];
-        for (to, from) in last.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        acc = add_carry(acc, u64::from_ne_bytes(last));
+        add(match bytes.last_chunk::<8>() {
+            // What the words before it have of it goes out below.
+            Some(last) => u64::from_le_bytes(*last) >> (8 * (8 - rest.len())),
+            None => rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+        });
     }
-    u16::from_be_bytes(fold64(acc).to_ne_bytes())
+    let acc = add_carry(add_carry(u64::from_le(acc), low), high);
+    u16::from_be_bytes(fold64(acc).to_le_bytes())
 }
 
 #[inline]
