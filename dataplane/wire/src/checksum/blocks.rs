@@ -9,7 +9,7 @@ use super::add_carry;
 
 /// Bytes of a block.
 const BLOCK: usize = 64;
-/// Blocks that lanes of 32 bits add before they could overflow.
+/// Blocks that are added before anything could overflow.
 const BLOCKS_MAX: usize = 1 << 16;
 
 /// Sums all whole blocks, as words that lie in memory; how many bytes these are.
@@ -53,14 +53,24 @@ pub(super) fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> (u64, usize) {
     (sum, src.len() - rest.len())
 }
 
-/// Adds words of 32 bits in lanes of 64: as many blocks as there are addresses fit.
+/// Adds words of 32 bits in lanes of 64.
 #[inline(always)]
 fn widened(blocks: &[[u8; BLOCK]]) -> u64 {
-    let mut lanes = [0u64; BLOCK / 4];
-    for block in blocks {
-        add_widened(&mut lanes, block);
+    let mut sum = 0;
+    for blocks in blocks.chunks(BLOCKS_MAX) {
+        let mut lanes = [0u64; BLOCK / 4];
+        for block in blocks {
+            add_widened(&mut lanes, block);
+        }
+        sum = add_carry(sum, total(&lanes));
     }
-    lanes.iter().fold(0, |acc, lane| add_carry(acc, *lane))
+    sum
+}
+
+/// The sum of lanes that were added to once for each of at most [`BLOCKS_MAX`] blocks: no carry is lost.
+#[inline(always)]
+fn total(lanes: &[u64; BLOCK / 4]) -> u64 {
+    lanes.iter().fold(0, |total, lane| total.wrapping_add(*lane))
 }
 
 #[inline(always)]
@@ -96,7 +106,7 @@ fn copied_split(to: &mut [[u8; BLOCK]], from: &[[u8; BLOCK]]) -> u64 {
 /// For processors with AVX2.
 #[cfg(target_arch = "x86_64")]
 mod wide {
-    use super::{BLOCK, add_carry, add_widened, widened};
+    use super::{BLOCK, BLOCKS_MAX, add_carry, add_widened, total, widened};
 
     #[target_feature(enable = "avx2")]
     pub(super) fn sum(blocks: &[[u8; BLOCK]]) -> u64 {
@@ -105,13 +115,17 @@ mod wide {
 
     #[target_feature(enable = "avx2")]
     pub(super) fn copy_and_sum(to: &mut [[u8; BLOCK]], from: &[[u8; BLOCK]]) -> u64 {
-        let mut lanes = [0u64; BLOCK / 4];
-        for (to, from) in to.iter_mut().zip(from) {
-            let block = *from;
-            *to = block;
-            add_widened(&mut lanes, &block);
+        let mut sum = 0;
+        for (to, from) in to.chunks_mut(BLOCKS_MAX).zip(from.chunks(BLOCKS_MAX)) {
+            let mut lanes = [0u64; BLOCK / 4];
+            for (to, from) in to.iter_mut().zip(from) {
+                let block = *from;
+                *to = block;
+                add_widened(&mut lanes, &block);
+            }
+            sum = add_carry(sum, total(&lanes));
         }
-        lanes.iter().fold(0, |acc, lane| add_carry(acc, *lane))
+        sum
     }
 }
 
