@@ -167,6 +167,9 @@ pub enum Error {
         /// Why.
         state: &'static str,
     },
+    /// The volume was released, deleted or forgotten while it was in use. Connect to where it is now.
+    #[error("the volume is not in this cache any more: it was released, deleted or forgotten")]
+    Gone,
     /// The cache holds as many volumes as it can.
     #[error("a cache holds at most {limit} volumes")]
     TooManyVolumes {

@@ -4,6 +4,7 @@
 //! that miss the same frame wait for one fetch. What was fetched enters the cache only if the chunk did
 //! not leave its slot meanwhile, and only where nothing newer is.
 
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -169,15 +170,13 @@ impl Inner {
                 // A wrong answer may be the way's fault, not the object's: ask twice.
                 for attempt in 0..2 {
                     data = self
-                        .patiently(&name, || self.store.get_range(&path, from..from + len))
+                        .patiently(&name, || self.get_whole_range(&path, from..from + len))
                         .await?;
-                    let whole = data.len() as u64 == len
-                        && data.chunks(BLOCK_BYTES as usize).zip(run.clone()).all(
-                            |(data, block)| {
-                                let at = usize::from(block - extent.first);
-                                extent.crcs.get(at).is_some_and(|crc| *crc == crc32c(data))
-                            },
-                        );
+                    let whole =
+                        data.chunks(BLOCK_BYTES as usize).zip(run.clone()).all(|(data, block)| {
+                            let at = usize::from(block - extent.first);
+                            extent.crcs.get(at).is_some_and(|crc| *crc == crc32c(data))
+                        });
                     if whole {
                         break;
                     }
@@ -185,10 +184,7 @@ impl Inner {
                         return Err(index::damaged(
                             &name,
                             &path,
-                            &format!(
-                                "bytes {from} to {} have a wrong length or checksum",
-                                from + len
-                            ),
+                            &format!("bytes {from} to {} have a wrong checksum", from + len),
                         ));
                     }
                 }
@@ -202,6 +198,19 @@ impl Inner {
             }
         }
         Ok(fetched)
+    }
+
+    /// Bytes of an object; an answer that comes short is a failure to try again.
+    fn get_whole_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
+        Box::pin(async move {
+            let data = self.store.get_range(path, range.clone()).await?;
+            let (found, wanted) = (data.len() as u64, range.end - range.start);
+            if found == wanted {
+                return Ok(data);
+            }
+            let reason = format!("{found} bytes came of {wanted} at {}", range.start);
+            Err(StoreError::Unavailable { path: path.to_owned(), reason })
+        })
     }
 
     /// Puts fetched blocks into the chunk's slot, or into a free one.

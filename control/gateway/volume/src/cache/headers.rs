@@ -188,6 +188,7 @@ impl Inner {
                 let bytes = header.emit();
                 entry.entry.version = header.version;
                 entry.stale = false;
+                entry.being_written = true;
                 entry.summarize();
                 Some((copy, bytes))
             })
@@ -197,6 +198,7 @@ impl Inner {
         self.write_copy(slot, copy, bytes).await?;
         if let Some(entry) = self.state().slot(slot) {
             entry.header_written = entry.occupant.is_some();
+            entry.being_written = false;
         }
         Ok(())
     }
@@ -259,6 +261,7 @@ impl Inner {
             if let Some(slot) = state.slots.get_mut(at)
                 && slot.header.is_some()
                 && !slot.stale
+                && !slot.being_written
                 && slot.header_written
                 && slot
                     .occupant

@@ -121,11 +121,14 @@ impl Inner {
 
     async fn page(&self, name: &VolumeName, page: &PageRef) -> Result<(String, bytes::Bytes)> {
         let path = format!("{name}/index/{}", page.id);
-        let bytes = self.patiently(name, || self.store.get(&path)).await?.0;
-        if bytes.len() != page.len as usize || crc32c(&bytes) != page.crc {
-            return Err(damaged(name, &path, &"length or checksum is not as its parent says"));
+        // A wrong answer may be the way's fault, not the object's: ask twice.
+        for _ in 0..2 {
+            let bytes = self.patiently(name, || self.store.get(&path)).await?.0;
+            if bytes.len() == page.len as usize && crc32c(&bytes) == page.crc {
+                return Ok((path, bytes));
+            }
         }
-        Ok((path, bytes))
+        Err(damaged(name, &path, &"length or checksum is not as its parent says"))
     }
 }
 

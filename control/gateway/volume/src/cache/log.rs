@@ -141,10 +141,14 @@ impl Inner {
                 if let Err(e) = self.disk.write(at, frame.parts).await {
                     return self.fail(&e);
                 }
-                for (record, data) in frame.places {
+                for (record, data) in &frame.places {
                     if let Some(record) = record.upgrade() {
-                        record.set_place(Place::Log { frame: frame.pos, data });
+                        record.set_place(Place::Log { frame: frame.pos, data: *data });
                     }
+                }
+                if frame.places.len() > 1 {
+                    // Records that share a header take less than was reserved for them.
+                    self.space.notify_waiters();
                 }
                 self.marks.change(|marks| marks.written = marks.written.max(frame.last));
             }
@@ -281,6 +285,7 @@ impl Inner {
                     && pending + records <= scan_records
                     && !over_quota;
                 let fill = used as f64 / self.log_capacity() as f64;
+                log.is_short |= !fits;
                 if fits && (paused || fill < self.config.slow_above) {
                     log.reserved += bytes;
                 }

@@ -30,14 +30,16 @@ impl Inner {
     /// Does what is due; with `idle`, also what could wait.
     async fn maintain(&self, idle: bool) -> Result<()> {
         loop {
-            let (fill, scan, free, slots) = {
-                let state = self.state();
+            let (fill, scan, is_short, free, slots) = {
+                let mut state = self.state();
+                let is_short = std::mem::take(&mut state.log.is_short);
                 let log = &state.log;
                 let used = (log.head - log.tail + log.reserved) as f64;
                 let (bytes, records) = self.scan_limits();
                 let scan = ((log.head - log.scan_at + log.reserved) as f64 / bytes as f64)
                     .max((log.next_seq - log.scan_seq) as f64 / records as f64);
-                (used / self.log_capacity() as f64, scan, state.free.len(), state.slots.len())
+                let fill = used / self.log_capacity() as f64;
+                (fill, scan, is_short, state.free.len(), state.slots.len())
             };
             let (low, high) = self.config.watermarks(slots);
             let mut free = free;
@@ -50,7 +52,8 @@ impl Inner {
             let destage = fill > self.config.destage_above || idle && fill > 0.0;
             let destaged = if destage { self.destage(false).await? } else { 0 };
             // A checkpoint that frees nothing would only wake those who wait for room, and they this task.
-            if destaged > 0 || scan > 0.5 || (fill > 0.5 && self.state().tail_may_move()) {
+            let frees = (fill > 0.5 || is_short) && self.state().tail_may_move();
+            if destaged > 0 || scan > 0.5 || frees {
                 self.checkpoint(false).await?;
             }
             self.make_room_for_headers();

@@ -228,7 +228,7 @@ impl Inner {
 
     fn name(&self, volume: u64) -> Result<VolumeName> {
         let state = self.state();
-        let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+        let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
         Ok(entry.page.name.clone())
     }
 
@@ -236,7 +236,7 @@ impl Inner {
     fn serving(&self, volume: u64) -> Result<u64> {
         self.check_running()?;
         let state = self.state();
-        let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+        let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
         let volume = || entry.page.name.clone();
         match (entry.superseded_by, entry.refusing) {
             (Some(epoch), _) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::state::{Key, RemoteRoot, VolumeEntry};
+use super::upload::Purpose;
 use super::volume::VolumeOptions;
 use super::{Cache, Inner, Volume, index, unix_ms};
 use crate::error::{Error, Result};
@@ -17,6 +18,9 @@ use crate::format::volume_page::{Durability, VolumePage, VolumeState};
 use crate::remote::{ObjectVersion, StoreError};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, MAX_VOLUME_BYTES, SlotId};
+
+/// Why requests are refused after a release of which nobody knows whether it took effect.
+const IN_DOUBT: &str = "perhaps released: the store did not say; release it again";
 
 impl Cache {
     /// Makes a new volume of `size` bytes, all zeros, in the store and here.
@@ -68,6 +72,7 @@ impl Cache {
         take_over: bool,
     ) -> Result<Volume> {
         let inner = &self.inner;
+        inner.forget_released(name).await?;
         inner.check_free_name(name)?;
         loop {
             let (found, version) = inner.get_root(name).await?;
@@ -118,34 +123,43 @@ impl Cache {
     }
 
     /// Uploads everything and gives the volume up, so that another gateway may take it. Requests that
-    /// come meanwhile are refused.
+    /// come meanwhile are refused. After an error the volume is served again, unless the store does not
+    /// even say whether it is released: then it may be tried again.
     pub async fn release_volume(&self, name: &VolumeName) -> Result<()> {
         let volume = self.volume(name)?.id();
-        self.inner.serving(volume)?;
+        let in_doubt = {
+            let state = self.inner.state();
+            state.volumes.get(&volume).is_some_and(|v| v.refusing == Some(IN_DOUBT))
+        };
+        if !in_doubt {
+            self.inner.serving(volume)?;
+        }
         let refuse = |why| {
             if let Some(entry) = self.inner.state().volumes.get_mut(&volume) {
                 entry.refusing = why;
             }
         };
         refuse(Some("being released"));
-        match self.inner.cut(volume, true).await {
-            Ok(_) => {
-                refuse(Some("released"));
-                self.inner.discard(volume).await
-            }
-            Err(error) => {
-                if self
-                    .inner
-                    .state()
-                    .volumes
-                    .get(&volume)
-                    .is_some_and(|v| v.superseded_by.is_none())
-                {
-                    refuse(None);
-                }
-                Err(error)
-            }
+        let Err(error) = self.inner.cut(volume, Purpose::Release).await else {
+            refuse(Some("released"));
+            return self.inner.discard(volume).await;
+        };
+        let (superseded, given_up) = {
+            let state = self.inner.state();
+            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
+            (entry.superseded_by.is_some(), entry.page.state == VolumeState::Released)
+        };
+        if superseded {
+            return Err(error);
         }
+        // The root that releases the volume may be there, or still arrive. One that does not, put over it,
+        // settles that.
+        if given_up && self.inner.cut(volume, Purpose::Publish).await.is_err() {
+            refuse(Some(IN_DOUBT));
+        } else {
+            refuse(None);
+        }
+        Err(error)
     }
 
     /// Deletes the volume's root in the store, and forgets it here. Its packs and index pages stay until
@@ -177,6 +191,21 @@ pub(crate) fn check_size(size: u64) -> Result<()> {
 }
 
 impl Inner {
+    /// Forgets a volume of this name that was released here, of which the store has all.
+    async fn forget_released(&self, name: &VolumeName) -> Result<()> {
+        let released = {
+            let state = self.state();
+            let found = state.volumes.iter().find(|(_, entry)| entry.page.name == *name);
+            found
+                .filter(|(_, v)| matches!(v.refusing, Some("released" | IN_DOUBT)))
+                .map(|(id, _)| *id)
+        };
+        match released {
+            Some(volume) => self.discard(volume).await,
+            None => Ok(()),
+        }
+    }
+
     fn check_free_name(&self, name: &VolumeName) -> Result<()> {
         self.check_running()?;
         let state = self.state();
@@ -265,14 +294,21 @@ impl Inner {
     /// Reads a volume's root.
     pub(crate) async fn get_root(&self, name: &VolumeName) -> Result<(Root, ObjectVersion)> {
         let path = format!("{name}/root");
-        let (bytes, version) = match self.patiently(name, || self.store.get(&path)).await {
-            Err(Error::Store(StoreError::NotFound { .. })) => {
-                return Err(Error::NoVolume { volume: name.clone() });
+        let mut asked_again = false;
+        loop {
+            let (bytes, version) = match self.patiently(name, || self.store.get(&path)).await {
+                Err(Error::Store(StoreError::NotFound { .. })) => {
+                    return Err(Error::NoVolume { volume: name.clone() });
+                }
+                other => other?,
+            };
+            match Root::parse(&bytes) {
+                Ok(root) => return Ok((root, version)),
+                Err(error) if asked_again => return Err(index::damaged(name, &path, &error)),
+                // A wrong answer may be the way's fault, not the object's: ask twice.
+                Err(_) => asked_again = true,
             }
-            other => other?,
-        };
-        let root = Root::parse(&bytes).map_err(|e| index::damaged(name, &path, &e))?;
-        Ok((root, version))
+        }
     }
 
     /// Forgets that the root was read, so that the next use reads it again. What was read is kept for
@@ -288,7 +324,7 @@ impl Inner {
     pub(crate) async fn root(&self, volume: u64) -> Result<RemoteRoot> {
         let (known, name) = {
             let state = self.state();
-            let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
             let known = entry.remote.clone().filter(|_| !entry.root_unsure);
             (known, entry.page.name.clone())
         };
@@ -298,7 +334,7 @@ impl Inner {
         let (root, version) = self.get_root(&name).await?;
         let (epoch, uuid, published, next) = {
             let state = self.state();
-            let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
             (entry.page.epoch, entry.page.uuid, entry.page.published, state.log.next_seq)
         };
         let path = format!("{name}/root");
@@ -341,7 +377,7 @@ impl Inner {
         let (name, ours, first) = {
             let mut state = self.state();
             let Some(entry) = state.volumes.get_mut(&volume) else {
-                return self.stopped();
+                return Error::Gone;
             };
             let first = entry.superseded_by.replace(epoch).is_none();
             entry.refusing = Some("in quarantine");

@@ -617,6 +617,7 @@ impl VolumeEntry {
             page_index,
             page,
             remote: None,
+            shrinking_to: None,
             root_unsure: false,
             cut: None,
             dirty_slots: 0,

@@ -57,6 +57,9 @@ pub(crate) struct Slot {
     pub(crate) header: Option<Box<SlotHeader>>,
     /// Whether the header in memory is newer than the one on disk.
     pub(crate) stale: bool,
+    /// Whether the header is being written. Until that is done the one on disk is older than the directory
+    /// in memory says, and must not be read.
+    pub(crate) being_written: bool,
     /// Whether it was used since the eviction's hand came by.
     pub(crate) visited: bool,
     /// Whether the directory page must be written.
@@ -109,6 +112,8 @@ pub(crate) struct Log {
     pub(crate) scan_seq: u64,
     /// Bytes promised to records that are not in a frame yet.
     pub(crate) reserved: u64,
+    /// Whether a writer waits for room.
+    pub(crate) is_short: bool,
     pub(crate) frames: VecDeque<Frame>,
 }
 
@@ -117,6 +122,8 @@ pub(crate) struct Log {
 pub(crate) struct Cut {
     /// What is in it: everything up to this sequence.
     pub(crate) seq: u64,
+    /// The volume's size then.
+    pub(crate) size: u64,
     /// Blocks that are not uploaded yet.
     pub(crate) pending: BTreeMap<u32, BlockSet>,
     /// Blocks of slots that turn clean with publication.
@@ -139,6 +146,8 @@ pub(crate) struct VolumeEntry {
     pub(crate) page_index: u32,
     pub(crate) page: VolumePage,
     pub(crate) remote: Option<RemoteRoot>,
+    /// The size that the volume is being shrunk to: nobody may write beyond it any more.
+    pub(crate) shrinking_to: Option<u64>,
     /// Whether the root must be read again before the next cut.
     pub(crate) root_unsure: bool,
     pub(crate) cut: Option<Cut>,
@@ -155,6 +164,11 @@ pub(crate) struct VolumeEntry {
 }
 
 impl VolumeEntry {
+    /// Size in bytes, as far as requests may reach.
+    pub(crate) fn size(&self) -> u64 {
+        self.shrinking_to.map_or(self.page.size, |size| size.min(self.page.size))
+    }
+
     pub(crate) fn dirty_bytes(&self) -> u64 {
         (self.dirty_slots + self.dirty_log) * crate::BLOCK_BYTES
     }

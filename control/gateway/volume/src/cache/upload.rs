@@ -28,6 +28,17 @@ use crate::{BLOCK_BYTES, CHUNK_BLOCKS};
 /// What a cut changes in the index: ranges of a chunk and where they are now.
 type Changes = BTreeMap<u32, Vec<(Range<u16>, Option<Extent>)>>;
 
+/// What a cut is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Upload what is new; without that there is no cut.
+    Upload,
+    /// Publish a root in any case.
+    Publish,
+    /// The last one: the root says that anybody may take the volume.
+    Release,
+}
+
 /// A pack under construction.
 #[derive(Default)]
 struct Pack {
@@ -36,22 +47,23 @@ struct Pack {
 }
 
 impl Inner {
-    /// Uploads everything up to now and publishes it. Returns the sequence. With `release` the root says
-    /// that anybody may take the volume.
-    pub(crate) async fn cut(&self, volume: u64, release: bool) -> Result<u64> {
+    /// Uploads everything up to now and publishes it. Returns the sequence.
+    pub(crate) async fn cut(&self, volume: u64, purpose: Purpose) -> Result<u64> {
         let turn = {
             let state = self.state();
-            let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
             Arc::clone(&entry.uploading)
         };
         let _turn = turn.lock().await;
         // Asking for the root first keeps cuts from beginning, and holding the log up, in an outage.
         self.forget_root(volume);
         let remote = self.root(volume).await?;
-        let Some(seq) = self.begin_cut(volume, release) else {
+        // A release that nobody was told of must not stand while the volume is served.
+        let always = purpose != Purpose::Upload || remote.root.released;
+        let Some(seq) = self.begin_cut(volume, always) else {
             return Ok(self.state().volumes.get(&volume).map_or(0, |v| v.page.published));
         };
-        let result = self.upload_cut(volume, seq, release, &remote).await;
+        let result = self.upload_cut(volume, seq, purpose, &remote).await;
         self.end_cut(volume);
         result.map(|()| seq)
     }
@@ -90,7 +102,8 @@ impl Inner {
             return None;
         }
         let uploaded = BTreeMap::new();
-        entry.cut = Some(Cut { seq, pending, uploaded, urgent: Default::default() });
+        let size = entry.page.size;
+        entry.cut = Some(Cut { seq, size, pending, uploaded, urgent: Default::default() });
         Some(seq)
     }
 
@@ -112,7 +125,7 @@ impl Inner {
         &self,
         volume: u64,
         seq: u64,
-        release: bool,
+        purpose: Purpose,
         remote: &RemoteRoot,
     ) -> Result<()> {
         // The store must never be ahead of this disk: after a power cut the sequences would be used again.
@@ -157,7 +170,7 @@ impl Inner {
         }
         let mut nodes = self.put_index(&name, remote, changes).await?;
         nodes.sort_unstable_by_key(|(number, _)| *number);
-        self.publish(volume, seq, release, nodes).await
+        self.publish(volume, seq, purpose, nodes).await
     }
 
     /// A chunk of the cut that is not taken yet, those first for which the log waits, and its blocks.
@@ -340,15 +353,20 @@ impl Inner {
         &self,
         volume: u64,
         seq: u64,
-        release: bool,
+        purpose: Purpose,
         nodes: Vec<(u32, PageRef)>,
     ) -> Result<()> {
         let (old, size, name) = {
             let state = self.state();
-            let entry = state.volumes.get(&volume).ok_or_else(|| self.stopped())?;
+            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
             let remote = entry.remote.clone().ok_or_else(|| self.stopped())?;
-            (remote, entry.page.size, entry.page.name.clone())
+            let size = entry.cut.as_ref().map_or(entry.page.size, |cut| cut.size);
+            (remote, size, entry.page.name.clone())
         };
+        if purpose == Purpose::Release {
+            // Given up here before it is there: whatever happens between, two never serve it.
+            self.write_page(volume, &mut |page| page.state = VolumeState::Released).await?;
+        }
         let root = Root {
             uuid: old.root.uuid,
             size,
@@ -356,18 +374,18 @@ impl Inner {
             seq,
             nonce: self.random(),
             owner: self.cache_id,
-            released: release,
+            released: purpose == Purpose::Release,
             published_at_ms: super::unix_ms(),
             nodes,
         };
         let published = self.put_root(volume, &name, root, old).await?;
         let left = self.published_root(volume, &published);
-        let mut change = |page: &mut crate::format::volume_page::VolumePage| {
-            if release {
-                page.state = VolumeState::Released;
+        self.write_page(volume, &mut |page| {
+            if purpose == Purpose::Publish {
+                page.state = VolumeState::Active;
             }
-        };
-        self.write_page(volume, &mut change).await?;
+        })
+        .await?;
         self.maintenance_wake.notify_one();
         self.space.notify_waiters();
         for key in left {
@@ -457,12 +475,12 @@ impl Inner {
             let reached = self.state().volumes.get(&volume).map(|v| v.page.published >= seq);
             match reached {
                 Some(true) => return Ok(()),
-                None => return Err(self.stopped()),
+                None => return Err(Error::Gone),
                 Some(false) => {}
             }
             // Whoever comes while a cut is under way shares the next one.
             let before = self.state().log.next_seq.saturating_sub(1);
-            let cut = self.cut(volume, false).await?;
+            let cut = self.cut(volume, Purpose::Upload).await?;
             if cut >= seq || before < seq {
                 return Ok(());
             }
@@ -489,7 +507,7 @@ impl Inner {
                 due.map(|(id, _)| *id).collect()
             };
             let cuts = due.iter().map(|volume| async {
-                if let Err(error) = self.cut(*volume, false).await {
+                if let Err(error) = self.cut(*volume, Purpose::Upload).await {
                     tracing::warn!(%error, "an upload failed and is tried again");
                     true
                 } else {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::read::Segment;
-use super::state::Key;
+use super::state::{Key, VolumeEntry};
 use super::write::Empty;
 use super::{Inner, ownership};
 use crate::bits::BlockSet;
 use crate::error::{Error, Result};
 use crate::format::log_frame::{Content, Record};
-use crate::format::volume_page::{Durability, VolumePage, VolumeState};
+use crate::format::volume_page::{Durability, VolumeState};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES};
 
@@ -89,18 +89,18 @@ impl Volume {
     /// Size in bytes; 0 for a volume that is gone.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.inner.state().volumes.get(&self.id).map_or(0, |entry| entry.page.size)
+        self.inner.state().volumes.get(&self.id).map_or(0, VolumeEntry::size)
     }
 
     /// How it is.
     pub fn status(&self) -> Result<VolumeStatus> {
         let state = self.inner.state();
-        let entry = state.volumes.get(&self.id).ok_or_else(|| self.inner.stopped())?;
+        let entry = state.volumes.get(&self.id).ok_or(Error::Gone)?;
         let page = &entry.page;
         Ok(VolumeStatus {
             name: page.name.clone(),
             uuid: page.uuid,
-            size: page.size,
+            size: entry.size(),
             state: page.state,
             epoch: page.epoch,
             options: VolumeOptions { durability: page.durability, dirty_quota: page.dirty_quota },
@@ -115,8 +115,8 @@ impl Volume {
         self.inner.serving(self.id)?;
         let (size, volume) = {
             let state = self.inner.state();
-            let entry = state.volumes.get(&self.id).ok_or_else(|| self.inner.stopped())?;
-            (entry.page.size, entry.page.name.clone())
+            let entry = state.volumes.get(&self.id).ok_or(Error::Gone)?;
+            (entry.size(), entry.page.name.clone())
         };
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok(()),
@@ -220,15 +220,22 @@ impl Volume {
         ownership::check_size(size)?;
         self.inner.serving(self.id)?;
         let old = self.size();
-        let mut change = |page: &mut VolumePage| page.size = size;
-        if size < old {
-            // Nobody may write there any more before it is emptied.
+        let shrink = |to| {
             if let Some(entry) = self.inner.state().volumes.get_mut(&self.id) {
-                entry.page.size = size;
+                entry.shrinking_to = to;
             }
-            self.inner.empty(self.id, size, old - size, Empty::Zeroes, true).await?;
+        };
+        let mut result = Ok(());
+        if size < old {
+            // Nobody may write there any more before it is emptied, and no cut is smaller than what is in it.
+            shrink(Some(size));
+            result = self.inner.empty(self.id, size, old - size, Empty::Zeroes, true).await;
         }
-        self.inner.write_page(self.id, &mut change).await?;
+        if result.is_ok() {
+            result = self.inner.write_page(self.id, &mut |page| page.size = size).await;
+        }
+        shrink(None);
+        result?;
         self.inner.upload_wake.notify_waiters();
         Ok(())
     }
@@ -236,7 +243,7 @@ impl Volume {
     /// Uploads everything answered so far and publishes it. Returns the sequence of the cut.
     pub async fn upload(&self) -> Result<u64> {
         self.inner.serving(self.id)?;
-        self.inner.cut(self.id, false).await
+        self.inner.cut(self.id, super::upload::Purpose::Upload).await
     }
 
     /// Changes what FLUSH promises and the dirty quota.

@@ -3,16 +3,20 @@
 //!
 //! Everything random comes from one seed, so that a failing run can be repeated.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::{Bytes, BytesMut};
+use rustc_hash::FxHashMap;
 use tokio::sync::watch;
 
 use super::{Disk, DiskError, Io};
 
 /// Bytes that reach the medium whole or not at all.
 pub const SECTOR: u64 = 512;
+
+/// What a sector holds that was never written.
+static ZEROS: Bytes = Bytes::from_static(&[0; SECTOR as usize]);
 
 /// A small generator of pseudo-random numbers (xorshift64*), for tests that must be repeatable.
 #[derive(Clone, Debug)]
@@ -51,15 +55,15 @@ pub enum Survivors {
     All,
     /// Nothing: the disk kept only what was synced.
     None,
-    /// The first `n` versions of sectors, in the order of writing.
+    /// The first `n` versions of sectors that change anything, in the order of writing.
     Prefix(usize),
-    /// All but the `n`-th.
+    /// All but the `n`-th of those.
     AllBut(usize),
-    /// Only the `n`-th.
+    /// Only the `n`-th of those.
     Only(usize),
     /// Each sector keeps a random one of its versions, by this seed.
     Random(u64),
-    /// Bit `i` says whether the `i`-th version survives.
+    /// Bit `i` says whether the `i`-th version survives of those that change anything.
     Mask(u64),
 }
 
@@ -83,15 +87,26 @@ pub struct Counts {
     pub torn: u64,
 }
 
+/// What a write gave one sector.
+#[derive(Clone, Debug)]
+struct Version {
+    /// Number of the write.
+    write: u64,
+    sector: u64,
+    data: Bytes,
+    /// Whether it differs from what was there before. If not, it does not matter whether it survives.
+    changes: bool,
+}
+
 #[derive(Debug)]
 struct State {
     len: u64,
     /// What is synced, by sector. Missing: zeros.
-    durable: HashMap<u64, [u8; SECTOR as usize]>,
-    /// What is not, in the order of writing: `(write, sector, content)`.
-    volatile: Vec<(u64, u64, [u8; SECTOR as usize])>,
+    durable: FxHashMap<u64, Bytes>,
+    /// What is not, in the order of writing.
+    volatile: Vec<Version>,
     /// Newest version by sector: an index into `volatile`.
-    newest: HashMap<u64, usize>,
+    newest: FxHashMap<u64, usize>,
     rng: Rng,
     steps: u64,
     writes: u64,
@@ -110,9 +125,9 @@ impl SimDisk {
     pub fn new(len: u64, seed: u64) -> SimDisk {
         let state = State {
             len,
-            durable: HashMap::new(),
+            durable: FxHashMap::default(),
             volatile: Vec::new(),
-            newest: HashMap::new(),
+            newest: FxHashMap::default(),
             rng: Rng::new(seed),
             steps: 0,
             writes: 0,
@@ -160,10 +175,10 @@ impl SimDisk {
         let _ = watch.wait_for(|dead| *dead).await;
     }
 
-    /// Number of sector versions that are not synced.
+    /// Number of sector versions that are not synced and change anything.
     #[must_use]
     pub fn unsynced(&self) -> usize {
-        self.state().volatile.len()
+        self.state().volatile.iter().filter(|version| version.changes).count()
     }
 
     /// A copy of the disk as it is, not of its faults to come.
@@ -195,8 +210,13 @@ impl SimDisk {
         };
         // A random disk first chooses how eager it was, or short and long losses would both be rare.
         let keep_of_16 = 1 + rng.below(15);
-        let mut parts: HashMap<u64, (u64, u64)> = HashMap::new();
-        for (i, (write, sector, data)) in volatile.into_iter().enumerate() {
+        let mut parts: FxHashMap<u64, (u64, u64)> = FxHashMap::default();
+        let mut i = 0;
+        for Version { write, sector, data, changes } in volatile {
+            if !changes {
+                // It survives if what it repeats does; the rest of its write tells whether that is torn.
+                continue;
+            }
             let survives = match survivors {
                 Survivors::All => true,
                 Survivors::None => false,
@@ -206,6 +226,7 @@ impl SimDisk {
                 Survivors::Random(_) => rng.below(16) < keep_of_16,
                 Survivors::Mask(mask) => i < 64 && mask >> i & 1 == 1,
             };
+            i += 1;
             let part = parts.entry(write).or_default();
             part.0 += 1;
             if survives {
@@ -219,6 +240,23 @@ impl SimDisk {
         state.die_at = None;
         state.steps = 0;
         self.died.send_replace(false);
+    }
+
+    /// A digest of what is on the disk, by which equal disks are known. Call it on one where nothing is
+    /// un-synced.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let state = self.state();
+        // The order of sectors does not matter: each has its own digest, and these are added up.
+        let of = |(sector, data): (&u64, &Bytes)| {
+            use std::hash::Hasher;
+            let mut hasher = rustc_hash::FxHasher::default();
+            hasher.write_u64(*sector);
+            hasher.write(data);
+            hasher.finish()
+        };
+        let written = state.durable.iter().filter(|(_, data)| **data != ZEROS);
+        written.map(of).fold(0, u64::wrapping_add)
     }
 
     /// Gives the disk back after the death of a process: what was not synced still is not.
@@ -257,12 +295,19 @@ impl SimDisk {
         let mut state = self.state();
         let sector = offset / SECTOR;
         let at = (offset % SECTOR) as usize;
-        if let Some(&newest) = state.newest.get(&sector)
-            && let Some((_, _, data)) = state.volatile.get_mut(newest)
-        {
+        let flipped = |data: &Bytes| {
+            let mut data = data.to_vec();
             data[at] ^= mask;
+            Bytes::from(data)
+        };
+        let state = &mut *state;
+        if let Some(&newest) = state.newest.get(&sector)
+            && let Some(version) = state.volatile.get_mut(newest)
+        {
+            version.data = flipped(&version.data);
         }
-        state.durable.entry(sector).or_insert([0; SECTOR as usize])[at] ^= mask;
+        let durable = state.durable.entry(sector).or_insert_with(|| ZEROS.clone());
+        *durable = flipped(durable);
     }
 
     /// The bytes as a reader sees them now.
@@ -307,11 +352,7 @@ impl State {
             let sector = at / SECTOR;
             let from = (at % SECTOR) as usize;
             let take = (SECTOR as usize - from).min(len - out.len());
-            let content = match self.newest.get(&sector) {
-                Some(&i) => self.volatile.get(i).map(|(_, _, data)| data),
-                None => self.durable.get(&sector),
-            };
-            match content {
+            match self.newest_of(sector) {
                 Some(data) => out.extend_from_slice(&data[from..from + take]),
                 None => out.resize(out.len() + take, 0),
             }
@@ -320,15 +361,38 @@ impl State {
         out
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    fn next_write(&mut self) -> u64 {
         self.writes += 1;
         self.counts.writes += 1;
-        for (i, content) in data.chunks(SECTOR as usize).enumerate() {
-            let sector = offset / SECTOR + i as u64;
-            let mut padded = [0; SECTOR as usize];
-            padded[..content.len()].copy_from_slice(content);
+        self.writes
+    }
+
+    fn punch(&mut self, offset: u64, len: u64) {
+        let write = self.next_write();
+        for sector in offset / SECTOR..(offset + len) / SECTOR {
+            if self.newest_of(sector).is_some_and(|data| data != &ZEROS) {
+                self.newest.insert(sector, self.volatile.len());
+                let data = ZEROS.clone();
+                self.volatile.push(Version { write, sector, data, changes: true });
+            }
+        }
+    }
+
+    fn newest_of(&self, sector: u64) -> Option<&Bytes> {
+        match self.newest.get(&sector) {
+            Some(&i) => self.volatile.get(i).map(|version| &version.data),
+            None => self.durable.get(&sector),
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &Bytes) {
+        let write = self.next_write();
+        for from in (0..data.len()).step_by(SECTOR as usize) {
+            let sector = (offset + from as u64) / SECTOR;
+            let data = data.slice(from..from + SECTOR as usize);
+            let changes = self.newest_of(sector).unwrap_or(&ZEROS) != &data;
             self.newest.insert(sector, self.volatile.len());
-            self.volatile.push((self.writes, sector, padded));
+            self.volatile.push(Version { write, sector, data, changes });
         }
     }
 }
@@ -375,10 +439,13 @@ impl Disk for SimDisk {
 
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {
         Box::pin(async move {
-            let mut data = BytesMut::new();
+            let mut data = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
             for part in &parts {
                 data.extend_from_slice(part);
             }
+            // The cache writes whole blocks; what is not a whole sector would be read first by a real disk.
+            data.resize(data.len().next_multiple_of(SECTOR as usize), 0);
+            let data = data.freeze();
             self.step().await;
             {
                 let mut state = self.state();
@@ -395,8 +462,17 @@ impl Disk for SimDisk {
 
     fn punch(&self, offset: u64, len: u64) -> Io<'_, ()> {
         Box::pin(async move {
-            let zeros = Bytes::from(vec![0; usize::try_from(len).unwrap_or_default()]);
-            self.write(offset, vec![zeros]).await
+            self.step().await;
+            {
+                let mut state = self.state();
+                if state.fail_writes || offset + len > state.len {
+                    drop(state);
+                    return Err(self.error("punch", offset, len, "no space"));
+                }
+                state.punch(offset, len);
+            }
+            self.step().await;
+            Ok(())
         })
     }
 
@@ -412,16 +488,16 @@ impl Disk for SimDisk {
                     true
                 } else {
                     let mut rest = Vec::new();
-                    for (write, sector, data) in std::mem::take(&mut state.volatile) {
-                        if write <= before {
-                            state.durable.insert(sector, data);
+                    for version in std::mem::take(&mut state.volatile) {
+                        if version.write <= before {
+                            state.durable.insert(version.sector, version.data);
                         } else {
-                            rest.push((write, sector, data));
+                            rest.push(version);
                         }
                     }
                     state.newest.clear();
-                    for (i, (_, sector, _)) in rest.iter().enumerate() {
-                        state.newest.insert(*sector, i);
+                    for (i, version) in rest.iter().enumerate() {
+                        state.newest.insert(version.sector, i);
                     }
                     state.volatile = rest;
                     false

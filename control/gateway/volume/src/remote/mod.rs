@@ -30,7 +30,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// A whole object and its version.
     fn get<'a>(&'a self, path: &'a str) -> Answer<'a, (Bytes, ObjectVersion)>;
 
-    /// Bytes of an object.
+    /// Bytes of an object. The answer may come short.
     fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes>;
 
     /// Writes an object that must not exist.

@@ -1,5 +1,6 @@
-//! A store for tests that is in memory and fails as real ones do: before a put took effect, after it, for
-//! a while, or by ignoring conditions.
+//! A store for tests that is in memory and fails as real ones do: before a put took effect, after it, long
+//! before it does, by an answer that comes short, by a list of yesterday, for a while, or by ignoring
+//! conditions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -28,7 +29,49 @@ struct State {
     gets: u64,
     got_bytes: u64,
     puts: u64,
-    applied_then_failed: u64,
+    counts: StoreFaults,
+    /// Puts that were answered with an error and take effect yet.
+    late: Vec<Late>,
+    /// What `list` said before the last change of it.
+    stale: Vec<String>,
+}
+
+/// A put on its way.
+#[derive(Clone, Debug)]
+struct Late {
+    path: String,
+    data: Bytes,
+    condition: Option<ObjectVersion>,
+    /// Operations until it arrives.
+    after: u64,
+}
+
+/// What an operation suffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// Nothing happens.
+    Before,
+    /// It happens, and nobody is told.
+    After,
+    /// It happens some time later, and nobody is told.
+    Late,
+    /// The answer to a read of a range lacks its end.
+    Short,
+}
+
+/// Counts of faults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreFaults {
+    /// Puts that took effect and failed nevertheless.
+    pub applied_then_failed: u64,
+    /// Puts that failed, and took effect after that.
+    pub late: u64,
+    /// Puts that failed and came too late for their condition.
+    pub too_late: u64,
+    /// Answers that lacked their end.
+    pub short: u64,
+    /// Lists of yesterday.
+    pub stale_lists: u64,
 }
 
 impl SimStore {
@@ -46,7 +89,9 @@ impl SimStore {
                 gets: 0,
                 got_bytes: 0,
                 puts: 0,
-                applied_then_failed: 0,
+                counts: StoreFaults::default(),
+                late: Vec::new(),
+                stale: Vec::new(),
             })),
         }
     }
@@ -83,16 +128,22 @@ impl SimStore {
         self.state().puts
     }
 
-    /// Number of puts that took effect and failed nevertheless.
+    /// Counts of faults so far.
     #[must_use]
-    pub fn applied_then_failed(&self) -> u64 {
-        self.state().applied_then_failed
+    pub fn faults(&self) -> StoreFaults {
+        self.state().counts
     }
 
     /// All paths.
     #[must_use]
     pub fn paths(&self) -> Vec<String> {
         self.state().objects.keys().cloned().collect()
+    }
+
+    /// An object as it is, without faults.
+    #[must_use]
+    pub fn peek(&self, path: &str) -> Option<Bytes> {
+        self.state().objects.get(path).map(|(data, _)| data.clone())
     }
 
     /// Flips a bit of an object, if it is there and so long.
@@ -119,15 +170,23 @@ impl SimStore {
         copy
     }
 
-    /// Waits a little and decides whether this operation fails: before (`Some(true)`) or after.
-    async fn turn(&self) -> Option<bool> {
+    /// Waits a little and decides what goes wrong with this operation.
+    async fn turn(&self) -> Option<Fault> {
         let (turns, fault) = {
             let mut state = self.state();
-            let turns = state.rng.below(6);
+            state.arrive();
+            // Most answers come soon, some only after much else.
+            let turns = if state.rng.one_in(40) { 200 } else { 6 };
+            let turns = state.rng.below(turns);
             let n = state.fail_one_in;
             let fails = n > 0 && state.rng.one_in(n);
-            let before = state.rng.one_in(2);
-            (turns, if state.down { Some(true) } else { fails.then_some(before) })
+            let fault = match state.rng.below(8) {
+                0..3 => Fault::Before,
+                3..5 => Fault::After,
+                5..7 => Fault::Late,
+                _ => Fault::Short,
+            };
+            (turns, if state.down { Some(Fault::Before) } else { fails.then_some(fault) })
         };
         for _ in 0..turns {
             tokio::task::yield_now().await;
@@ -142,30 +201,90 @@ impl SimStore {
         condition: Option<&ObjectVersion>,
     ) -> Result<ObjectVersion, StoreError> {
         let fault = self.turn().await;
-        if fault == Some(true) {
+        if fault == Some(Fault::Before) {
             return Err(unavailable(path));
         }
         let version = {
             let mut state = self.state();
-            state.puts += 1;
-            let found = state.objects.get(path).map(|(_, v)| ObjectVersion(v.to_string()));
-            if found.as_ref() != condition && !state.ignore_conditions {
-                return Err(StoreError::Conflict { path: path.to_owned() });
+            if fault == Some(Fault::Late) {
+                let after = 1 + state.rng.below(6);
+                let (path, condition) = (path.to_owned(), condition.cloned());
+                state.late.push(Late { path, data, condition, after });
+                None
+            } else {
+                let put = state.put(path, data, condition);
+                if put.is_some() && fault.is_some() {
+                    state.counts.applied_then_failed += 1;
+                }
+                Some(put.ok_or_else(|| StoreError::Conflict { path: path.to_owned() })?)
             }
-            state.versions += 1;
-            let version = state.versions;
-            state.objects.insert(path.to_owned(), (data, version));
-            if fault.is_some() {
-                state.applied_then_failed += 1;
-            }
-            version
         };
         tokio::task::yield_now().await;
-        if fault.is_some() {
-            return Err(unavailable(path));
+        match version {
+            Some(version) if fault.is_none() => Ok(version),
+            _ => Err(unavailable(path)),
         }
-        Ok(ObjectVersion(version.to_string()))
     }
+
+    /// The answer to a read, which may come short.
+    fn answer(&self, fault: Option<Fault>, data: Bytes) -> Bytes {
+        if fault != Some(Fault::Short) {
+            return data;
+        }
+        let mut state = self.state();
+        state.counts.short += 1;
+        let len = state.rng.below(data.len() as u64) as usize;
+        data.slice(..len)
+    }
+}
+
+impl State {
+    /// Puts an object if the condition holds.
+    fn put(
+        &mut self,
+        path: &str,
+        data: Bytes,
+        condition: Option<&ObjectVersion>,
+    ) -> Option<ObjectVersion> {
+        self.puts += 1;
+        let found = self.objects.get(path).map(|(_, v)| ObjectVersion(v.to_string()));
+        if found.as_ref() != condition && !self.ignore_conditions {
+            return None;
+        }
+        if found.is_none() {
+            self.stale = self.names();
+        }
+        self.versions += 1;
+        self.objects.insert(path.to_owned(), (data, self.versions));
+        Some(ObjectVersion(self.versions.to_string()))
+    }
+
+    /// Lets puts take effect whose time has come.
+    fn arrive(&mut self) {
+        let (mut due, mut rest) = (Vec::new(), Vec::new());
+        for mut late in std::mem::take(&mut self.late) {
+            late.after -= 1;
+            if late.after == 0 { due.push(late) } else { rest.push(late) }
+        }
+        self.late = rest;
+        for late in due {
+            match self.put(&late.path, late.data, late.condition.as_ref()) {
+                Some(_) => self.counts.late += 1,
+                None => self.counts.too_late += 1,
+            }
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let names = self.objects.keys().filter_map(|path| path.split_once('/'));
+        let names: BTreeSet<String> = names.map(|(name, _)| name.to_owned()).collect();
+        names.into_iter().collect()
+    }
+}
+
+/// Whether a read fails altogether.
+fn fails(fault: Option<Fault>) -> bool {
+    fault.is_some_and(|fault| fault != Fault::Short)
 }
 
 fn unavailable(path: &str) -> StoreError {
@@ -178,13 +297,15 @@ impl Store for SimStore {
             if self.turn().await.is_some() {
                 return Err(unavailable(path));
             }
-            let mut state = self.state();
-            state.gets += 1;
-            match state.objects.get(path).cloned() {
-                Some((data, version)) => {
-                    state.got_bytes += data.len() as u64;
-                    Ok((data, ObjectVersion(version.to_string())))
-                }
+            let found = {
+                let mut state = self.state();
+                state.gets += 1;
+                let found = state.objects.get(path).cloned();
+                state.got_bytes += found.as_ref().map_or(0, |(data, _)| data.len() as u64);
+                found
+            };
+            match found {
+                Some((data, version)) => Ok((data, ObjectVersion(version.to_string()))),
                 None => Err(StoreError::NotFound { path: path.to_owned() }),
             }
         })
@@ -192,19 +313,23 @@ impl Store for SimStore {
 
     fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
         Box::pin(async move {
-            if self.turn().await.is_some() {
+            let fault = self.turn().await;
+            if fails(fault) {
                 return Err(unavailable(path));
             }
-            let mut state = self.state();
-            state.gets += 1;
-            state.got_bytes += range.end - range.start;
-            let Some((data, _)) = state.objects.get(path) else {
-                return Err(StoreError::NotFound { path: path.to_owned() });
+            let data = {
+                let mut state = self.state();
+                state.gets += 1;
+                state.got_bytes += range.end - range.start;
+                let Some((data, _)) = state.objects.get(path) else {
+                    return Err(StoreError::NotFound { path: path.to_owned() });
+                };
+                // Like a real store: a range that ends beyond the object comes short.
+                let len = data.len() as u64;
+                let (from, to) = (range.start.min(len) as usize, range.end.min(len) as usize);
+                data.slice(from..to)
             };
-            // Like a real store: a range that ends beyond the object comes short.
-            let len = data.len() as u64;
-            let (from, to) = (range.start.min(len) as usize, range.end.min(len) as usize);
-            Ok(data.slice(from..to))
+            Ok(self.answer(fault, data))
         })
     }
 
@@ -223,16 +348,16 @@ impl Store for SimStore {
 
     fn list(&self) -> Answer<'_, Vec<String>> {
         Box::pin(async move {
-            if self.turn().await.is_some() {
+            let fault = self.turn().await;
+            if fails(fault) {
                 return Err(unavailable(""));
             }
-            let state = self.state();
-            let names: BTreeSet<String> = state
-                .objects
-                .keys()
-                .filter_map(|path| path.split_once('/').map(|(name, _)| name.to_owned()))
-                .collect();
-            Ok(names.into_iter().collect())
+            let mut state = self.state();
+            if fault.is_some() {
+                state.counts.stale_lists += 1;
+                return Ok(state.stale.clone());
+            }
+            Ok(state.names())
         })
     }
 
@@ -241,7 +366,11 @@ impl Store for SimStore {
             if self.turn().await.is_some() {
                 return Err(unavailable(path));
             }
-            self.state().objects.remove(path);
+            let mut state = self.state();
+            let stale = state.names();
+            if state.objects.remove(path).is_some() {
+                state.stale = stale;
+            }
             Ok(())
         })
     }

@@ -1,6 +1,9 @@
 //! Every short sequence of operations, with the power cut at every write and sync.
 
-use super::super::{Cache, Volume};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::super::{Cache, PLANTED, Volume};
 use super::world::{CHUNKS, Fault, World, run};
 use crate::disk::sim::Survivors;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
@@ -92,67 +95,166 @@ fn run_until(
     Ok(world.disk.steps())
 }
 
-/// What may be left after a power cut. Few un-synced sectors: every subset.
-fn survivors(unsynced: usize, seed: u64) -> Vec<Survivors> {
-    if unsynced <= 4 {
-        return (0..1_u64 << unsynced).map(Survivors::Mask).collect();
-    }
+/// How many of the possible disks after a power cut are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// Every subset of up to four un-synced sectors; of more, some.
+    Few,
+    /// Every subset of up to twelve; of more, each prefix, each single omission, each single survivor, and
+    /// 256 random ones.
+    All,
+}
+
+fn survivors(choice: Choice, unsynced: usize, seed: u64) -> Vec<Survivors> {
     let n = unsynced;
-    let mut all = vec![Survivors::None, Survivors::Prefix(n / 2), Survivors::Prefix(n)];
-    all.extend([Survivors::AllBut(0), Survivors::AllBut(n - 1), Survivors::Only(n - 1)]);
-    all.extend((0..2).map(|i| Survivors::Random(seed * 2 + i)));
-    all
+    let (exhausted, random) = match choice {
+        Choice::Few => (4, 2),
+        Choice::All => (12, 256),
+    };
+    if n <= exhausted {
+        return (0..1_u64 << n).map(Survivors::Mask).collect();
+    }
+    let random = (0..random).map(|i| Survivors::Random(seed * random + i));
+    let mut left = vec![Survivors::None];
+    match choice {
+        Choice::Few => left.extend([
+            Survivors::Prefix(n / 2),
+            Survivors::Prefix(n),
+            Survivors::AllBut(0),
+            Survivors::AllBut(n - 1),
+            Survivors::Only(n - 1),
+        ]),
+        Choice::All => {
+            left.extend((1..=n).map(Survivors::Prefix));
+            left.extend((0..n).map(Survivors::AllBut));
+            left.extend((0..n).map(Survivors::Only));
+        }
+    }
+    left.extend(random);
+    left
 }
 
-/// Sequences of `CULVERT_DEPTH` operations (default 3), every `CULVERT_STRIDE`-th (default 8; 1: all).
+/// What is enumerated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sequences {
+    /// Operations in a sequence.
+    pub(super) depth: u32,
+    /// Every so many-th sequence.
+    pub(super) stride: usize,
+    /// What is left after each crash.
+    pub(super) survivors: Choice,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Done {
+    sequences: u64,
+    crashes: u64,
+    /// Disks after crashes.
+    disks: u64,
+    /// Those among them that differ, and were recovered.
+    recoveries: u64,
+}
+
+/// All sequences of up to three operations with `CULVERT_E2E=full`, which takes hours; else some.
 #[test]
-fn every_short_sequence_survives_a_power_cut_at_every_step() {
-    let number = |name: &str, default: usize| {
-        std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+fn short_sequences_survive_a_power_cut_at_every_step() {
+    let full = std::env::var("CULVERT_E2E").is_ok_and(|value| value == "full");
+    let plan = if full {
+        [(0, 1), (1, 1), (2, 1), (3, 1)].map(|(depth, stride)| (depth, stride, Choice::All))
+    } else {
+        [(0, 1, Choice::All), (1, 4, Choice::All), (2, 3, Choice::Few), (3, 16, Choice::Few)]
     };
-    let (depth, stride) = (number("CULVERT_DEPTH", 3) as u32, number("CULVERT_STRIDE", 8));
-    match short_sequences(depth, stride) {
-        Ok((crashes, recoveries)) => {
-            println!("{crashes} crashes, {recoveries} recoveries");
-            assert!(recoveries > 100, "{recoveries}");
+    for (depth, stride, survivors) in plan {
+        match short_sequences(Sequences { depth, stride, survivors }) {
+            Ok(done) => {
+                println!("{depth} operations, every {stride}: {done:?}");
+                assert!(done.recoveries > 10, "{done:?}");
+            }
+            Err(fault) => panic!("{fault}"),
         }
-        Err(fault) => panic!("{fault}"),
     }
 }
 
-/// Runs every `stride`-th sequence of `depth` operations with the power cut at every step, and recovers from
-/// what each may leave. Returns numbers of crashes and recoveries.
-pub(super) fn short_sequences(depth: u32, stride: usize) -> Result<(u64, u64), String> {
+/// Runs sequences with the power cut at every step of their last operation (earlier ones are last in
+/// shorter sequences; opening is last where there is none), and recovers from what each may leave.
+pub(super) fn short_sequences(of: Sequences) -> Result<Done, String> {
     let base = base();
-    let (mut crashes, mut recoveries) = (0_u64, 0_u64);
-    for number in (0..ALL.len().pow(depth)).step_by(if depth > 2 { stride } else { 1 }) {
-        let operations: Vec<Operation> =
-            (0..depth).map(|i| ALL[number / ALL.len().pow(i) % ALL.len()]).collect();
-        let steps = run_until(&mut base.clone(), &operations, None)?;
-        for die_at in 1..=steps {
-            let mut world = base.clone();
-            run_until(&mut world, &operations, Some(die_at))?;
-            crashes += 1;
-            let mut ends: Vec<Option<Survivors>> = vec![None];
-            ends.extend(survivors(world.disk.unsynced(), die_at).into_iter().map(Some));
-            for end in ends {
-                let mut world = world.clone();
-                match end {
-                    None => world.disk.reopen(),
-                    Some(survivors) => world.disk.restart(survivors),
-                }
-                recoveries += 1;
-                let checked = run(async {
-                    let (_cache, volume) = world.open().await?;
-                    world.observe(&volume, end.is_none()).await
-                });
-                if let Err(fault) = checked {
-                    return Err(format!(
-                        "{operations:?}, cut at step {die_at} of {steps}, left {end:?}: {fault}"
-                    ));
-                }
+    let next = AtomicUsize::new(0);
+    let all = ALL.len().pow(of.depth);
+    let planted = PLANTED.get();
+    let work = || {
+        PLANTED.set(planted);
+        let mut done = Done::default();
+        loop {
+            let number = next.fetch_add(of.stride, Ordering::Relaxed);
+            if number >= all {
+                return Ok(done);
+            }
+            let nth = |i| ALL[number / ALL.len().pow(i) % ALL.len()];
+            let operations: Vec<Operation> = (0..of.depth).map(nth).collect();
+            if let Err(fault) = one_sequence(&base, &operations, of.survivors, &mut done) {
+                next.store(all, Ordering::Relaxed);
+                return Err(fault);
             }
         }
+    };
+    let parts: Vec<Result<Done, String>> = std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut sum = Done::default();
+    for part in parts {
+        let Done { sequences, crashes, disks, recoveries } = part?;
+        sum.sequences += sequences;
+        sum.crashes += crashes;
+        sum.disks += disks;
+        sum.recoveries += recoveries;
     }
-    Ok((crashes, recoveries))
+    Ok(sum)
+}
+
+fn one_sequence(
+    base: &World,
+    operations: &[Operation],
+    choice: Choice,
+    done: &mut Done,
+) -> Result<(), String> {
+    done.sequences += 1;
+    let before = match operations.split_last() {
+        Some((_, earlier)) => run_until(&mut base.clone(), earlier, None)?,
+        None => 0,
+    };
+    let steps = run_until(&mut base.clone(), operations, None)?;
+    // What differs neither on the disk nor in the store nor in what was promised recovers alike.
+    let mut known = HashSet::new();
+    for die_at in before + 1..=steps {
+        let mut world = base.clone();
+        run_until(&mut world, operations, Some(die_at))?;
+        done.crashes += 1;
+        let mut ends: Vec<Option<Survivors>> = vec![None];
+        ends.extend(survivors(choice, world.disk.unsynced(), die_at).into_iter().map(Some));
+        for end in ends {
+            let mut world = world.clone();
+            match end {
+                None => world.disk.reopen(),
+                Some(survivors) => world.disk.restart(survivors),
+            }
+            done.disks += 1;
+            let same = (world.disk.digest(), world.store.puts(), world.history.clock());
+            if end.is_some() && !known.insert(same) {
+                continue;
+            }
+            done.recoveries += 1;
+            let checked = run(async {
+                let (_cache, volume) = world.open().await?;
+                world.observe(&volume, end.is_none()).await
+            });
+            checked.and_then(|()| world.compare_remote()).map_err(|fault| {
+                format!("{operations:?}, cut at step {die_at} of {steps}, left {end:?}: {fault}")
+            })?;
+        }
+    }
+    Ok(())
 }

@@ -43,6 +43,11 @@ impl History {
         self.now
     }
 
+    /// Number of things noted so far.
+    pub(super) fn clock(&self) -> u64 {
+        self.now
+    }
+
     fn block(&mut self, block: u64) -> &mut Block {
         self.blocks.entry(block).or_insert_with(|| Block {
             versions: vec![Version {
@@ -81,6 +86,22 @@ impl History {
             asked.0.push((block, versions.len()));
             versions.push(Version { content: Arc::new(content), issued: now, answered: None });
             at = stop;
+        }
+        asked
+    }
+
+    /// Notes that a range is about to become zeros. Whole blocks that nobody wrote stay what they are.
+    pub(super) fn ask_zeros(&mut self, from: u64, to: u64) -> Asked {
+        let block = BLOCK as u64;
+        let (first, last) = (from.next_multiple_of(block).min(to), (to / block * block).max(from));
+        let mut asked = self.ask(from, &vec![0; (first - from) as usize]);
+        let whole = first / block..last.max(first) / block;
+        let touched: Vec<u64> = self.blocks.range(whole).map(|(number, _)| *number).collect();
+        for number in touched {
+            asked.0.extend(self.ask(number * block, &[0; BLOCK]).0);
+        }
+        if first <= last {
+            asked.0.extend(self.ask(last, &vec![0; (to - last) as usize]).0);
         }
         asked
     }
@@ -176,10 +197,17 @@ impl History {
         if moments.is_empty() {
             return Ok(());
         }
+        // Which versions each block may be: contents are compared once, not at each moment.
+        let mut found = Vec::with_capacity(self.blocks.len());
+        for (number, block) in &self.blocks {
+            let content = image.get(number).map_or(&[][..], Vec::as_slice);
+            let same = |version: &Version| version.content.as_slice() == content;
+            found.push((*number, block, block.versions.iter().map(same).collect::<Vec<bool>>()));
+        }
         // The latest first: that is what it mostly is.
         let mut why = String::new();
         for moment in moments.iter().rev() {
-            match self.fits(*moment, image) {
+            match fits(*moment, &found) {
                 Ok(()) => return Ok(()),
                 Err(reason) if why.is_empty() => why = reason,
                 Err(_) => {}
@@ -187,30 +215,30 @@ impl History {
         }
         Err(format!("the remote image is no cut; at the last moment: {why}"))
     }
+}
 
-    fn fits(&self, moment: u64, image: &BTreeMap<u64, Vec<u8>>) -> Result<(), String> {
-        for (number, block) in &self.blocks {
-            let base = block
-                .versions
-                .iter()
-                .rposition(|version| version.answered.is_some_and(|at| at <= moment))
-                .unwrap_or(0);
-            let content = image.get(number).map_or(&[][..], Vec::as_slice);
-            let legal = block.versions.iter().enumerate().any(|(i, version)| {
-                let in_flight =
-                    version.issued <= moment && version.answered.is_none_or(|at| at >= moment);
-                (i == base || (i > base && in_flight)) && version.content.as_slice() == content
-            });
-            if !legal {
-                let which = block.versions.iter().rposition(|v| v.content.as_slice() == content);
-                return Err(format!(
-                    "block {number} is version {which:?}, expected {base} of {}",
-                    block.versions.len()
-                ));
-            }
+/// Whether blocks of which some versions are the same as what was found are what they may be at `moment`.
+fn fits(moment: u64, found: &[(u64, &Block, Vec<bool>)]) -> Result<(), String> {
+    for (number, block, same) in found {
+        let base = block
+            .versions
+            .iter()
+            .rposition(|version| version.answered.is_some_and(|at| at <= moment))
+            .unwrap_or(0);
+        let legal = block.versions.iter().zip(same).enumerate().any(|(i, (version, same))| {
+            let in_flight =
+                version.issued <= moment && version.answered.is_none_or(|at| at >= moment);
+            *same && (i == base || (i > base && in_flight))
+        });
+        if !legal {
+            let which = same.iter().rposition(|same| *same);
+            return Err(format!(
+                "block {number} is version {which:?}, expected {base} of {}",
+                block.versions.len()
+            ));
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Says briefly what is in a block.

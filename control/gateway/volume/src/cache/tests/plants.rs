@@ -1,6 +1,8 @@
 //! Faults put in on purpose, one at a time: each must be found, or the tests prove little.
 
 use super::super::{PLANTED, Plant};
+use super::enumerate::{Choice, Sequences, short_sequences};
+use super::random::{CRASHES, OPERATIONS};
 use super::volumes::two_owners;
 use super::world::{busy_run, long_run};
 
@@ -17,7 +19,7 @@ fn is_found(
 }
 
 fn random(seed: u64) -> Result<(), String> {
-    long_run(seed, 3, 70).map(|_| ()).map_err(|fault| fault.to_string())
+    long_run(seed, CRASHES, OPERATIONS).map(|_| ()).map_err(|fault| fault.to_string())
 }
 
 fn busy(seed: u64) -> Result<(), String> {
@@ -29,8 +31,8 @@ fn short(seed: u64) -> Result<(), String> {
     if seed > 3 {
         return Ok(());
     }
-    let (depth, stride) = [(1, 1), (2, 1), (3, 4)][seed as usize - 1];
-    super::enumerate::short_sequences(depth, stride).map(|_| ())
+    let stride = [1, 1, 4][seed as usize - 1];
+    short_sequences(Sequences { depth: seed as u32, stride, survivors: Choice::Few }).map(|_| ())
 }
 
 macro_rules! plants {

@@ -1,33 +1,65 @@
 //! Long random runs. A failing seed is printed and fails again.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::world::{Seen, busy_run, long_run};
 
-/// Runs `CULVERT_SEEDS` seeds (default 100) from `CULVERT_SEED` on.
+/// Least number of crashes in a run.
+pub(super) const CRASHES: u64 = 3;
+/// Least number of operations in a run.
+pub(super) const OPERATIONS: u64 = 200;
+
+/// Runs `CULVERT_SEEDS` seeds (default 1,000; with `CULVERT_CI` 10,000) from `CULVERT_SEED` on, on all
+/// processors.
 #[test]
-fn random_operations_and_crashes_lose_nothing_that_was_promised() {
+fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
     let number = |name: &str, default: u64| {
         std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
     };
-    let (first, count) = (number("CULVERT_SEED", 1), number("CULVERT_SEEDS", 100));
-    let mut seen = Seen::default();
-    for seed in first..first + count {
-        match long_run(seed, 3, 70) {
-            Ok(more) => seen.add(&more),
-            Err(fault) => panic!("CULVERT_SEED={seed} CULVERT_SEEDS=1: {fault}"),
+    let in_ci = std::env::var_os("CULVERT_CI").is_some();
+    let count = number("CULVERT_SEEDS", if in_ci { 10_000 } else { 1000 });
+    let first = number("CULVERT_SEED", 1);
+    let (next, seen) = (AtomicU64::new(first), Mutex::new(Seen::default()));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return;
+            }
+            match long_run(seed, CRASHES, OPERATIONS) {
+                Ok(more) => seen.lock().unwrap().add(&more),
+                Err(fault) => {
+                    next.store(u64::MAX / 2, Ordering::Relaxed);
+                    panic!("CULVERT_SEED={seed} CULVERT_SEEDS=1: {fault}");
+                }
+            }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let seen = seen.into_inner().unwrap();
     println!("{count} seeds from {first}: {seen:?}");
-    if count >= 100 {
-        for (what, times) in [
-            ("torn writes", seen.torn),
-            ("crashes while records were moved", seen.in_maintenance),
-            ("crashes in a cut", seen.in_cut),
-            ("crashes in recovery", seen.in_recovery),
-            ("evictions", seen.evicted),
-            ("cuts", seen.cuts),
-        ] {
-            assert!(times >= count / 20, "too few {what}: {seen:?}");
-        }
+    if count < 100 {
+        return;
+    }
+    assert!(seen.crashes >= CRASHES * count && seen.operations >= OPERATIONS * count, "{seen:?}");
+    for (what, times) in [
+        ("torn writes", seen.torn),
+        ("crashes while records were moved", seen.in_maintenance),
+        ("crashes in a cut", seen.in_cut),
+        ("crashes in recovery", seen.in_recovery),
+        ("evictions", seen.evicted),
+        ("cuts", seen.cuts),
+        ("puts whose answer was lost", seen.lost_answers),
+        ("late puts", seen.late_puts),
+        ("short reads", seen.short_reads),
+    ] {
+        assert!(times >= count / 20, "too few {what}: {seen:?}");
     }
 }
 

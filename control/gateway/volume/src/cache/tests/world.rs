@@ -34,6 +34,9 @@ pub(super) struct Seen {
     pub(super) cuts: u64,
     pub(super) checkpoints: u64,
     pub(super) cuts_compared: u64,
+    pub(super) lost_answers: u64,
+    pub(super) late_puts: u64,
+    pub(super) short_reads: u64,
 }
 
 impl Seen {
@@ -48,6 +51,9 @@ impl Seen {
         self.cuts += other.cuts;
         self.checkpoints += other.checkpoints;
         self.cuts_compared += other.cuts_compared;
+        self.lost_answers += other.lost_answers;
+        self.late_puts += other.late_puts;
+        self.short_reads += other.short_reads;
     }
 }
 
@@ -64,6 +70,8 @@ pub(super) struct World {
     lazy: bool,
     /// Whether everything was read since the last crash.
     observed: bool,
+    /// The root that was last found to be a cut.
+    compared: Option<Bytes>,
 }
 
 impl Clone for World {
@@ -74,6 +82,7 @@ impl Clone for World {
             store: self.store.copy(),
             history: self.history.clone(),
             rng: self.rng.clone(),
+            compared: self.compared.clone(),
             ..*self
         }
     }
@@ -127,6 +136,7 @@ impl World {
             next_tag: 0,
             lazy: rng.one_in(2),
             observed: false,
+            compared: None,
             rng,
         }
     }
@@ -194,9 +204,12 @@ impl World {
     fn data(&mut self, len: u64) -> Bytes {
         self.next_tag += 1;
         let word = self.next_tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let bytes =
-            (0..len).map(|i| word.rotate_left((i / 512 % 64) as u32).to_le_bytes()[i as usize % 8]);
-        Bytes::from(bytes.collect::<Vec<u8>>())
+        let mut bytes = Vec::with_capacity(len as usize + 512);
+        for sector in 0..len.div_ceil(512) {
+            bytes.extend(word.rotate_left((sector % 64) as u32).to_le_bytes().repeat(512 / 8));
+        }
+        bytes.truncate(len as usize);
+        Bytes::from(bytes)
     }
 
     pub(super) async fn write(
@@ -226,7 +239,7 @@ impl World {
             from = from.next_multiple_of(BLOCK_BYTES);
             to = (to / BLOCK_BYTES * BLOCK_BYTES).max(from);
         }
-        let asked = self.history.ask(from, &vec![0; (to - from) as usize]);
+        let asked = self.history.ask_zeros(from, to);
         if trim {
             volume.trim(offset, len, fua).await?;
         } else {
@@ -253,16 +266,18 @@ impl World {
         if found.len() as u64 != len {
             return Err(Fault::Wrong(format!("{} bytes for a read of {len}", found.len())));
         }
-        for (i, byte) in found.iter().enumerate() {
-            let at = offset + i as u64;
-            let newest = self.history.newest(at / BLOCK_BYTES);
-            let expected = newest[(at % BLOCK_BYTES) as usize];
-            if *byte != expected {
-                return Err(Fault::Wrong(format!(
-                    "byte {at} (block {}) reads {byte:#x}, not {expected:#x}",
-                    at / BLOCK_BYTES
-                )));
+        let mut at = offset;
+        while at < offset + len {
+            let block = at / BLOCK_BYTES;
+            let stop = (offset + len).min((block + 1) * BLOCK_BYTES);
+            let newest = self.history.newest(block);
+            let expected = &newest[(at - block * BLOCK_BYTES) as usize..][..(stop - at) as usize];
+            let found = &found[(at - offset) as usize..(stop - offset) as usize];
+            if found != expected {
+                let wrong = found.iter().zip(expected).position(|(a, b)| a != b);
+                return Err(Fault::Wrong(format!("block {block} is wrong from byte {wrong:?} on")));
             }
+            at = stop;
         }
         Ok(())
     }
@@ -326,20 +341,9 @@ impl World {
                 let size = CHUNKS * CHUNK_BYTES;
                 let smaller =
                     (CHUNKS - 1) * CHUNK_BYTES + self.rng.below(30) * BLOCK_BYTES + BLOCK_BYTES;
-                let touched: Vec<u64> = self
-                    .history
-                    .touched()
-                    .into_iter()
-                    .filter(|b| b * BLOCK_BYTES >= smaller)
-                    .collect();
-                let asked: Vec<_> = touched
-                    .iter()
-                    .map(|b| self.history.ask(b * BLOCK_BYTES, &[0; BLOCK]))
-                    .collect();
+                let asked = self.history.ask_zeros(smaller, size);
                 volume.resize(smaller).await?;
-                for asked in &asked {
-                    self.history.answer(asked, true);
-                }
+                self.history.answer(&asked, true);
                 volume.resize(size).await?;
             }
             97 => self.write_both(volume).await?,
@@ -350,6 +354,8 @@ impl World {
 
     /// Reads every block that was ever touched, after a crash.
     pub(super) async fn observe(&mut self, volume: &Volume, killed: bool) -> Result<(), Fault> {
+        // What survived says what the root must be a cut of.
+        self.compared = None;
         let mut touched = self.history.touched();
         // Validation must not depend on the order.
         if self.rng.one_in(2) {
@@ -364,9 +370,11 @@ impl World {
 
     /// Opens the volume from the store alone, as after the loss of the cache, and checks that it is a cut.
     pub(super) fn compare_remote(&mut self) -> Result<(), Fault> {
-        if !self.created {
+        let root = self.store.peek(&format!("{}/root", name()));
+        if !self.created || root == self.compared {
             return Ok(());
         }
+        self.compared = root;
         self.seen.cuts_compared += 1;
         let store = self.store.copy();
         let image = run(async {
@@ -423,7 +431,17 @@ impl World {
                 biased;
                 () = disk.died() => Ok(End::Crashed),
                 done = body => done.map(|()| End::Finished),
+                // Far more than any number of timeouts.
+                () = tokio::time::sleep(Duration::from_secs(100_000)) => {
+                    Err(Fault::Wrong("nothing goes on".to_owned()))
+                }
             };
+            let end = end.map_err(|fault| match (&inner, fault) {
+                (Some(inner), Fault::Wrong(what)) => {
+                    Fault::Wrong(format!("{what}; {}", outline(inner)))
+                }
+                (_, fault) => fault,
+            });
             if let Some(inner) = &inner {
                 let inner: &Arc<super::super::Inner> = inner;
                 let state = inner.state();
@@ -454,6 +472,44 @@ impl World {
     }
 }
 
+/// The state in a few words, to find out why a run went wrong.
+fn outline(inner: &super::super::Inner) -> String {
+    let state = inner.state();
+    let log = &state.log;
+    let mut text = format!(
+        "log {}..{} scan {} reserved {} of {}; next {}; free {} unchecked {} of {} slots; fills {};",
+        log.tail,
+        log.head,
+        log.scan_at,
+        log.reserved,
+        LOG,
+        log.next_seq,
+        state.free.len(),
+        state.unchecked.len(),
+        state.slots.len(),
+        inner.fills.get(),
+    );
+    for volume in state.volumes.values() {
+        let cut = volume.cut.as_ref().map(|cut| (cut.seq, cut.pending.len(), &cut.urgent));
+        text += &format!(
+            " volume: dirty {} slots {} log, published {}, cut {cut:?}, refusing {:?};",
+            volume.dirty_slots, volume.dirty_log, volume.page.published, volume.refusing
+        );
+    }
+    for (key, chunk) in &state.chunks {
+        text += &format!(
+            " chunk {}: slot {:?}, {} runs, {} frozen, {} fetching, locked {};",
+            key.chunk,
+            chunk.slot,
+            chunk.log.iter().count(),
+            chunk.frozen.iter().count(),
+            chunk.fetching,
+            chunk.io.try_write().is_err()
+        );
+    }
+    text + &format!(" rmw {:?}, maintenance {}", state.rmw, inner.maintenance.try_lock().is_err())
+}
+
 /// Why a run is not as it should be.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -479,13 +535,13 @@ impl std::fmt::Display for Fault {
 }
 
 /// A whole run: sessions of random operations with crashes between them, and a check of everything after
-/// each.
+/// each. Goes on until there were so many crashes and operations.
 pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<Seen, Fault> {
     let mut world = World::new(seed);
     let mut killed = None;
-    let mut left = crashes;
     loop {
-        let die = if left == 0 {
+        let is_last = world.seen.crashes >= crashes && world.seen.operations >= operations;
+        let die = if is_last {
             None
         } else if world.rng.one_in(5) {
             // Soon: while it is opened or made.
@@ -493,12 +549,11 @@ pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<Seen,
         } else {
             Some(1 + world.rng.below(900))
         };
-        let end = world.session(die, operations, killed)?;
+        let end = world.session(die, if is_last { 10 } else { 100 }, killed)?;
         world.compare_remote()?;
-        if end == End::Finished && left == 0 {
+        if end == End::Finished && is_last {
             break;
         }
-        left = left.saturating_sub(1);
         let was_killed = world.rng.one_in(3);
         if was_killed {
             world.disk.reopen();
@@ -521,6 +576,10 @@ pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<Seen,
         killed = Some(was_killed && (world.observed || killed == Some(true)));
     }
     world.seen.torn = world.disk.counts().torn;
+    let faults = world.store.faults();
+    world.seen.lost_answers = faults.applied_then_failed;
+    world.seen.late_puts = faults.late + faults.too_late;
+    world.seen.short_reads = faults.short;
     Ok(world.seen)
 }
 
