@@ -139,6 +139,10 @@ pub(crate) enum Verb {
     Host(HostVerb),
     /// Changes that wait for the store, or could not be written when it was back.
     Queue(QueueArgs),
+    /// Volumes of this host's storage gateway.
+    Volume(crate::volume::VolumeArgs),
+    /// The cache of this host's storage gateway.
+    Cache(crate::volume::cache::CacheArgs),
     /// Show the state of the dataplane.
     Show(Show),
     /// Show counters of ports, workers, kernel and packet memory.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use culvert_model::api::control_client::ControlClient;
 use culvert_model::api::dataplane_client::DataplaneClient;
+use culvert_model::api::volume_gateway_client::VolumeGatewayClient;
 use culvert_model::host_toml;
 use culvert_model::limits::MESSAGE_BYTES_MAX;
 use culvert_model::{Host, ModelError, api};
@@ -21,6 +22,9 @@ pub(crate) type Client = Connected<DataplaneClient<Channel>>;
 
 /// A connected culvertd.
 pub(crate) type Daemon = Connected<ControlClient<Channel>>;
+
+/// A connected gateway.
+pub(crate) type Gateway = Connected<VolumeGatewayClient<Channel>>;
 
 /// Somebody at the other end of a Unix socket, or of another host's TCP port.
 pub(crate) struct Connected<Calls> {
@@ -75,6 +79,16 @@ impl Daemon {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Daemon { calls, who, at, remote: args.remote.is_some() })
+    }
+}
+
+impl Gateway {
+    /// Connects to the gateway at `socket`.
+    pub(crate) async fn connect(socket: &Path) -> Result<Gateway, CliError> {
+        let who = Peer::Gateway;
+        let calls = VolumeGatewayClient::new(channel(socket, who).await?)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Gateway { calls, who, at: socket.display().to_string(), remote: false })
     }
 }
 

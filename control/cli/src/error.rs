@@ -67,6 +67,7 @@ pub(crate) enum CliError {
 pub(crate) enum Peer {
     Dataplane,
     Control,
+    Gateway,
 }
 
 impl Peer {
@@ -74,6 +75,7 @@ impl Peer {
         match self {
             Peer::Dataplane => "culvert-dataplane",
             Peer::Control => "culvertd",
+            Peer::Gateway => "culvert-gateway",
         }
     }
 
@@ -81,6 +83,7 @@ impl Peer {
         match self {
             Peer::Dataplane => "the dataplane",
             Peer::Control => "culvertd",
+            Peer::Gateway => "the gateway",
         }
     }
 }
@@ -90,6 +93,7 @@ impl std::fmt::Display for Peer {
         f.write_str(match self {
             Peer::Dataplane => "dataplane",
             Peer::Control => "culvertd",
+            Peer::Gateway => "gateway",
         })
     }
 }
@@ -152,14 +156,15 @@ impl CliError {
     /// An answer that is an error and no refusal.
     pub(crate) fn from_status(status: &Status, who: Peer, at: String) -> CliError {
         match status.code() {
-            // What comes from the connection has a source; this is culvertd's word.
-            Code::Unavailable if who == Peer::Control && status.source().is_none() => {
+            // What comes from the connection has a source; this is the word of whoever answers.
+            Code::Unavailable if who != Peer::Dataplane && status.source().is_none() => {
                 CliError::Away(status.message().to_owned())
             }
             // What tonic makes of a connection that breaks.
             Code::Unavailable | Code::Unknown | Code::Cancelled => {
                 CliError::Unreachable { who, at, reason: status.message().to_owned() }
             }
+            _ if who == Peer::Gateway => CliError::Status(status.message().to_owned()),
             Code::Aborted => CliError::Status(format!("not applied: {}", status.message())),
             code => CliError::Status(format!("{}: {}", code.description(), status.message())),
         }

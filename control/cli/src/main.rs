@@ -22,6 +22,7 @@ mod stats;
 mod stats_watch;
 mod top;
 mod traps;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,8 @@ async fn run(args: &Args) -> Result<(), CliError> {
         Verb::Acl(verb) => manage::run(args, verb).await,
         Verb::Host(verb) => manage::host::run(args, verb).await,
         Verb::Queue(queue) => manage::queue::run(args, queue).await,
+        Verb::Volume(volume) => volume::run(args, volume).await,
+        Verb::Cache(cache) => volume::cache::run(args, cache).await,
         Verb::Show(show) => show::run(args, show).await,
         Verb::Stats(stats) => match stats.watch {
             None => stats::run(args, stats).await,

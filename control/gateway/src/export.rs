@@ -1,5 +1,7 @@
 //! A volume as an NBD export.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use culvert_nbd::export::{
     BlockSizes, Context, Extent, Features, ReadData, STATE_CACHED, STATE_DIRTY, STATE_HOLE,
     STATE_ZERO, ZeroMode,
@@ -8,10 +10,13 @@ use culvert_nbd::{Buffer, BufferPool, Errno, Export, ExportError, ExportInfo};
 use culvert_volume::{BlockStatus, Error, Segment, Volume};
 
 /// A volume as an NBD export.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct VolumeExport {
     volume: Volume,
     description: String,
+    /// Its size in bytes when it was last there. A request to a volume that is gone must reach it to be
+    /// told so, instead of being called out of bounds.
+    last_size: AtomicU64,
 }
 
 impl VolumeExport {
@@ -19,7 +24,8 @@ impl VolumeExport {
     pub fn new(volume: Volume) -> Self {
         let name = volume.status().map(|status| status.name.to_string());
         let description = format!("cached volume {}", name.as_deref().unwrap_or("that is gone"));
-        Self { volume, description }
+        let last_size = AtomicU64::new(volume.size());
+        Self { volume, description, last_size }
     }
 }
 
@@ -33,7 +39,7 @@ fn tell(error: &Error) -> ExportError {
         Error::Lost { offset, .. } | Error::UnknownLoss { offset, .. } => {
             (Errno::Io, Some(*offset))
         }
-        Error::Superseded { .. } | Error::NotServed { .. } => (Errno::Shutdown, None),
+        Error::Superseded { .. } | Error::NotServed { .. } | Error::Gone => (Errno::Shutdown, None),
         _ => (Errno::Io, None),
     };
     ExportError { errno, message: error.to_string().into(), offset: at }
@@ -42,7 +48,7 @@ fn tell(error: &Error) -> ExportError {
 impl Export for VolumeExport {
     fn info(&self) -> ExportInfo {
         ExportInfo {
-            size: self.volume.size(),
+            size: self.size(),
             description: self.description.clone(),
             block_sizes: BlockSizes::default(),
             features: Features::ALL,
@@ -51,7 +57,13 @@ impl Export for VolumeExport {
     }
 
     fn size(&self) -> u64 {
-        self.volume.size()
+        match self.volume.size() {
+            0 => self.last_size.load(Ordering::Relaxed),
+            size => {
+                self.last_size.store(size, Ordering::Relaxed);
+                size
+            }
+        }
     }
 
     async fn read(

@@ -62,6 +62,11 @@ struct Wanted<'a> {
     session: Option<Session>,
 }
 
+/// The volume that an export name names; empty where there is just one.
+pub fn volume_of(name: &str) -> &str {
+    name.split(';').next().unwrap_or_default()
+}
+
 fn parse(name: &str) -> Result<Wanted<'_>, Refusal> {
     let mut parts = name.split(';');
     let volume = parts.next().unwrap_or_default();

@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`api`] | what operators do with volumes and cache while it serves, over gRPC |
 //! | [`settings`] | command line and configuration file, checked |
 //! | [`serve`] | opens the cache, serves until told to stop, closes in order |
 //! | [`export`] | a volume as an NBD export |
@@ -11,6 +12,7 @@
 //!
 //! Storage is in `culvert-volume`, the protocol in `culvert-nbd`; what lives here joins them.
 
+pub mod api;
 pub mod export;
 pub mod exports;
 pub mod metrics;

@@ -111,6 +111,8 @@ fn of_cache(cache: &Cache, text: &mut Text) {
         text.single(name, Kind::Gauge, help, value);
     }
     let counts = [
+        ("culvert_cache_hit_blocks_total", "Blocks read from the cache.", counters.hits),
+        ("culvert_cache_missed_blocks_total", "Blocks read from the store.", counters.misses),
         ("culvert_cache_evicted_chunks_total", "Chunks evicted.", counters.evicted),
         ("culvert_cache_destaged_chunks_total", "Chunks destaged.", counters.destaged_chunks),
         ("culvert_cache_damaged_blocks_total", "Blocks damaged.", counters.damaged_blocks),

@@ -5,14 +5,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_model::api::volume_gateway_server::VolumeGatewayServer;
+use culvert_model::{DEFAULT_RUN_DIR, GATEWAY_SOCKET};
 use culvert_nbd::observe::Statistics;
 use culvert_nbd::{Limits, Listener, Server, Shutdown, Stream};
 use culvert_volume::disk::{DiskError, FileDisk};
 use culvert_volume::remote::{FolderStore, Store, StoreError};
 use culvert_volume::{Cache, Config, Error, VolumeName, VolumeOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
 use tracing::{error, info, warn};
 
+use crate::api::Api;
 use crate::exports::VolumeExports;
 use crate::metrics::{self, Sources};
 use crate::notify::{READY, STOPPING, notify};
@@ -57,6 +62,12 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
+    /// The API's socket cannot be listened on. The cause says why; --control names another.
+    #[error("API: {source}")]
+    Api {
+        /// Why.
+        source: culvert_socket::ListenError,
+    },
     /// Standard input and output are no client.
     #[error("--stdio: {0}")]
     Stdio(io::Error),
@@ -94,6 +105,13 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
             .await
             .map_err(|source| ServeError::Listen { place: address.to_string(), source })?;
     }
+    let api = Api::new(
+        &cache,
+        server.clone(),
+        settings.cache.clone(),
+        settings.store.display().to_string(),
+    );
+    let control = serve_api(settings, &api).await?;
     let served = if settings.stdio {
         let stream = Stream::stdio().map_err(ServeError::Stdio)?;
         until_stopped(&cache, &mut signals, server.serve_stream(stream)).await
@@ -108,8 +126,50 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     info!("stopping");
     tell_manager(STOPPING);
     server.shutdown(Shutdown::default()).await;
+    if let Some((socket, serving)) = control {
+        serving.abort();
+        let _ = serving.await;
+        let _ = std::fs::remove_file(socket);
+    }
+    api.stop().await;
+    drop(api);
     served?;
     close(cache).await
+}
+
+/// Serves the API. Where no place was asked for and the usual one cannot be had, the gateway does without.
+async fn serve_api(
+    settings: &Settings,
+    api: &Api,
+) -> Result<Option<(PathBuf, JoinHandle<()>)>, ServeError> {
+    let usual = || {
+        let folder = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+        folder.unwrap_or_else(|| DEFAULT_RUN_DIR.into()).join(GATEWAY_SOCKET)
+    };
+    let path = match &settings.control {
+        Some(path) => path.clone(),
+        // Whoever made it for one client has no use for it.
+        None if settings.stdio => return Ok(None),
+        None => usual(),
+    };
+    let listener = match culvert_socket::listen(&path, 0o600).await {
+        Ok(listener) => listener,
+        Err(source) if settings.control.is_some() => return Err(ServeError::Api { source }),
+        Err(e) => {
+            warn!("no API for `culvert volume`: {e}; --control names another place");
+            return Ok(None);
+        }
+    };
+    info!(socket = %path.display(), "the API is served");
+    let service = VolumeGatewayServer::new(api.clone());
+    let serving = tokio::spawn(async move {
+        let incoming = UnixListenerStream::new(listener);
+        let served = tonic::transport::Server::builder().add_service(service);
+        if let Err(e) = served.serve_with_incoming(incoming).await {
+            error!("the API ended: {e}");
+        }
+    });
+    Ok(Some((path, serving)))
 }
 
 async fn open_cache(settings: &Settings) -> Result<Cache, ServeError> {

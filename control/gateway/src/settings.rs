@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
+use culvert_model::Size;
 use culvert_volume::{NameError, VolumeName};
 use serde::Deserialize;
 
@@ -69,6 +70,12 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
 
+    /// Unix socket of the API that `culvert volume` and `culvert cache` use; mode 0600. If not given, there
+    /// is one in the run directory, if that can be had: /run/culvert/gateway.sock, or under a service
+    /// manager its runtime directory.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+
     /// What is logged: error, warn, info, debug, trace, or a filter by module. info if not given.
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
@@ -99,6 +106,8 @@ pub struct Settings {
     pub accept_loss: bool,
     /// Where metrics are got from.
     pub metrics: Option<SocketAddr>,
+    /// Socket of the API, if one was asked for.
+    pub control: Option<PathBuf>,
     /// What is logged.
     pub log: String,
 }
@@ -168,6 +177,7 @@ impl Settings {
             eager: options.eager || file.eager,
             accept_loss: options.accept_loss || file.accept_loss,
             metrics: options.metrics.or(file.metrics),
+            control: options.control.or(file.control),
             log: options.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
         })
     }
@@ -176,39 +186,6 @@ impl Settings {
 fn parse(text: &str, path: &Path) -> Result<Options, SettingsError> {
     toml::from_str(text)
         .map_err(|e| SettingsError::Wrong { path: path.to_owned(), source: Box::new(e) })
-}
-
-/// A number of bytes: `4096`, `64K`, `10G`. Suffixes are powers of 1024.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Size(pub u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("size {text:?}: legal is a number, or one with K, M, G or T");
-        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, suffix) = text.split_at(end);
-        let shift = match suffix {
-            "" => 0,
-            "K" => 10,
-            "M" => 20,
-            "G" => 30,
-            "T" => 40,
-            _ => return Err(wrong()),
-        };
-        let number: u64 = digits.parse().map_err(|_| wrong())?;
-        number.checked_mul(1 << shift).map(Self).ok_or_else(wrong)
-    }
-}
-
-impl TryFrom<String> for Size {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
 }
 
 /// Where clients connect.
@@ -286,17 +263,6 @@ impl TryFrom<String> for WantedVolume {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_have_suffixes_and_limits() {
-        assert_eq!("4096".parse(), Ok(Size(4096)));
-        assert_eq!("64K".parse(), Ok(Size(65_536)));
-        assert_eq!("2T".parse(), Ok(Size(2 << 40)));
-        for wrong in ["", "K", "1k", "1.5G", "-1", "99999999T", "1GG", "1 G"] {
-            let e = wrong.parse::<Size>().unwrap_err();
-            assert!(e.contains("legal is"), "{e}");
-        }
-    }
 
     #[test]
     fn places_are_addresses_or_paths() {

@@ -17,6 +17,7 @@
 //! | [`api`] | the gRPC API, and its messages from and to the nouns |
 //! | [`host_toml`] | the file that people write |
 //! | [`drops`] | what each reason of a drop means, and what to do |
+//! | [`size`] | numbers of bytes as people write them |
 //! | [`limits`] | how much of each one host may carry |
 //!
 //! Nothing here does I/O; neither does it know how packets are carried.
@@ -39,6 +40,7 @@ pub mod object;
 pub mod objects;
 pub mod port;
 pub mod rules;
+pub mod size;
 pub mod underlay;
 mod validate;
 pub mod vnet;
@@ -61,6 +63,7 @@ pub use rules::{
     EgressRoute, IngressAction, IngressKey, IngressRule, Mapping, MappingKey, RouteAction,
     RouteKey, RouteScope, VtepMatch,
 };
+pub use size::Size;
 pub use underlay::{ModePreference, Underlay, UnderlayTx};
 pub use vnet::{Format, Gateway, Miss, Vnet};
 
@@ -70,6 +73,10 @@ pub const DEFAULT_RUN_DIR: &str = "/run/culvert";
 pub const DATAPLANE_SOCKET: &str = "dataplane.sock";
 /// Name of culvertd's socket in it.
 pub const CONTROL_SOCKET: &str = "culvertd.sock";
+/// Name of the gateway's socket in it.
+pub const GATEWAY_SOCKET: &str = "gateway.sock";
+/// Where the gateway's socket is when a service manager started it.
+pub const GATEWAY_SERVICE_DIR: &str = "/run/culvert-gateway";
 /// The socket of the dataplane, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/culvert/dataplane.sock";
 

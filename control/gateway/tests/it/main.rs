@@ -1,5 +1,7 @@
 //! The gateway as a process: stock clients use it, it is killed and stopped, and bad input is told.
 
+mod commands;
 mod lifecycle;
+mod owners;
 mod refusals;
 mod support;

@@ -40,6 +40,7 @@ impl Scratch {
             ("--log-size", "16M".to_owned()),
             ("--store", path("store")),
             ("--listen", path("nbd.sock")),
+            ("--control", path("control.sock")),
         ];
         let mut arguments = vec!["serve".to_owned()];
         arguments.extend(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
@@ -86,6 +87,11 @@ impl Gateway {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
     /// Kills it as nothing else does.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
@@ -94,7 +100,7 @@ impl Gateway {
 
     /// Asks it to stop, and waits; it must say that all went well.
     pub(crate) fn stop(mut self) {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}");
         assert!(!self.socket.exists(), "its socket is still there");
@@ -113,6 +119,28 @@ impl Drop for Gateway {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The command line, which is built with the workspace.
+pub(crate) fn culvert() -> String {
+    let path = Path::new(GATEWAY).with_file_name("culvert");
+    assert!(path.exists(), "{}: not built; say cargo build -p culvert-cli", path.display());
+    path.display().to_string()
+}
+
+/// Runs a verb of the command line against the gateway of a folder; it must succeed.
+pub(crate) fn cli(scratch: &Scratch, arguments: &[&str]) -> String {
+    let control = scratch.path("control.sock").display().to_string();
+    run(&culvert(), &[arguments, &["--gateway", &control]].concat())
+}
+
+/// The same for one that must fail; gives the exit code and what it said.
+pub(crate) fn cli_fails(scratch: &Scratch, arguments: &[&str]) -> (i32, String) {
+    let control = scratch.path("control.sock").display().to_string();
+    let output = output(&culvert(), &[arguments, &["--gateway", &control]].concat());
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code().unwrap_or(-1), said)
 }
 
 /// Runs a stock program, which must succeed; gives what it printed.

@@ -20,10 +20,11 @@ mod volume_name;
 
 pub use bits::BlockSet;
 pub use cache::{
-    BlockStatus, Cache, CacheStatus, Config, Counters, QuarantinedRange, ScrubReport, Segment,
-    StatusExtent, Volume, VolumeOptions, VolumeStatus,
+    BlockStatus, Cache, CacheStatus, Config, Counters, QuarantineExport, QuarantinedRange,
+    ScrubReport, Segment, StatusExtent, Volume, VolumeOptions, VolumeStatus,
 };
 pub use error::{Error, Result};
+pub use format::volume_page::{Durability, VolumeState};
 pub use volume_name::{NameError, VolumeName};
 
 /// Bytes of a block, the unit of caching, checksums and uploads.

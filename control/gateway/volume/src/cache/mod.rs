@@ -53,7 +53,7 @@ use crate::remote::Store;
 use crate::volume_name::VolumeName;
 
 pub use read::Segment;
-pub use scrub::{QuarantinedRange, ScrubReport};
+pub use scrub::{QuarantineExport, QuarantinedRange, ScrubReport};
 pub use volume::{BlockStatus, StatusExtent, Volume, VolumeOptions, VolumeStatus};
 
 use log::Marks;
@@ -148,6 +148,10 @@ pub struct Counters {
     pub checkpoints: u64,
     /// Chunks evicted.
     pub evicted: u64,
+    /// Blocks that clients read from the cache.
+    pub hits: u64,
+    /// Blocks that clients read and the store had to be asked for.
+    pub misses: u64,
     /// Bytes got from the store.
     pub fetched_bytes: u64,
     /// Blocks of those that were kept.

@@ -114,6 +114,12 @@ impl Cache {
         state.volumes.keys().map(|id| Volume::new(Arc::clone(&self.inner), *id)).collect()
     }
 
+    /// The volumes in the store, whoever owns them.
+    pub async fn stored_volumes(&self) -> Result<Vec<VolumeName>> {
+        let names = self.inner.store.list().await?;
+        Ok(names.iter().filter_map(|name| VolumeName::new(name).ok()).collect())
+    }
+
     /// A volume by its name.
     pub fn volume(&self, name: &VolumeName) -> Result<Volume> {
         let state = self.inner.state();

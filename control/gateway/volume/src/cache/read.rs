@@ -129,6 +129,12 @@ impl Inner {
                 self.forget_clean(key, &bad);
                 continue;
             }
+            {
+                let misses = u64::from(missing.len());
+                let counters = &mut self.state().counters;
+                counters.misses += misses;
+                counters.hits += u64::from(blocks.end - blocks.start) - misses;
+            }
             if !missing.is_empty() {
                 match self.fetch(key, &missing).await? {
                     Some(fetched) => pieces.extend(fetched),

@@ -1,5 +1,7 @@
 //! Reading everything to see whether it is still right, and getting out what could not be uploaded.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -63,11 +65,7 @@ impl Cache {
 
     /// Hands out, range by range, what a volume in quarantine has that was never uploaded. Nothing is
     /// changed; [`forget_volume`](Cache::forget_volume) ends the quarantine.
-    pub async fn export_quarantine(
-        &self,
-        name: &VolumeName,
-        mut take: impl FnMut(QuarantinedRange) -> Result<()>,
-    ) -> Result<u64> {
+    pub fn export_quarantine(&self, name: &VolumeName) -> Result<QuarantineExport> {
         let volume = self.volume(name)?.id();
         if self.inner.serving(volume).is_ok() {
             return Err(Error::NotServed {
@@ -75,24 +73,46 @@ impl Cache {
                 state: "served, not in quarantine",
             });
         }
-        let keys: Vec<Key> = {
-            let state = self.inner.state();
-            let range = Key { volume, chunk: 0 }..=Key { volume, chunk: u32::MAX };
-            state.chunks.range(range).map(|(key, _)| *key).collect()
-        };
-        let mut bytes = 0;
-        for key in keys {
-            for run in self.inner.dirty_blocks(key).await?.runs(256) {
-                for piece in self.inner.read_as_of(key, run, u64::MAX).await? {
-                    let offset =
-                        u64::from(key.chunk) * CHUNK_BYTES + u64::from(piece.first) * BLOCK_BYTES;
-                    let len = u64::from(piece.count) * BLOCK_BYTES;
-                    bytes += len;
-                    take(QuarantinedRange { offset, data: piece.data, len })?;
-                }
+        let state = self.inner.state();
+        let range = Key { volume, chunk: 0 }..=Key { volume, chunk: u32::MAX };
+        let keys: VecDeque<Key> = state.chunks.range(range).map(|(key, _)| *key).collect();
+        drop(state);
+        let inner = Arc::clone(&self.inner);
+        Ok(QuarantineExport { inner, keys, runs: VecDeque::new(), ready: VecDeque::new() })
+    }
+}
+
+/// What is left to export of a volume in quarantine, in rising order.
+#[derive(Debug)]
+pub struct QuarantineExport {
+    inner: Arc<Inner>,
+    keys: VecDeque<Key>,
+    runs: VecDeque<(Key, Range<u16>)>,
+    ready: VecDeque<QuarantinedRange>,
+}
+
+impl QuarantineExport {
+    /// The next range, or `None` after the last one.
+    pub async fn next(&mut self) -> Result<Option<QuarantinedRange>> {
+        loop {
+            if let Some(range) = self.ready.pop_front() {
+                return Ok(Some(range));
             }
+            if let Some((key, run)) = self.runs.pop_front() {
+                for piece in self.inner.read_as_of(key, run, u64::MAX).await? {
+                    let at = u64::from(key.chunk) * CHUNK_BYTES;
+                    let offset = at + u64::from(piece.first) * BLOCK_BYTES;
+                    let len = u64::from(piece.count) * BLOCK_BYTES;
+                    self.ready.push_back(QuarantinedRange { offset, data: piece.data, len });
+                }
+                continue;
+            }
+            let Some(key) = self.keys.pop_front() else {
+                return Ok(None);
+            };
+            let runs = self.inner.dirty_blocks(key).await?.runs(256);
+            self.runs.extend(runs.into_iter().map(|run| (key, run)));
         }
-        Ok(bytes)
     }
 }
 

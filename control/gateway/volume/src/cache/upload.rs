@@ -46,6 +46,18 @@ struct Pack {
     parts: Vec<Bytes>,
 }
 
+/// Ends a cut, also one that nobody waits for any more.
+struct Ending<'a> {
+    inner: &'a Inner,
+    volume: u64,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.inner.end_cut(self.volume);
+    }
+}
+
 impl Inner {
     /// Uploads everything up to now and publishes it. Returns the sequence.
     pub(crate) async fn cut(&self, volume: u64, purpose: Purpose) -> Result<u64> {
@@ -63,9 +75,8 @@ impl Inner {
         let Some(seq) = self.begin_cut(volume, always) else {
             return Ok(self.state().volumes.get(&volume).map_or(0, |v| v.page.published));
         };
-        let result = self.upload_cut(volume, seq, purpose, &remote).await;
-        self.end_cut(volume);
-        result.map(|()| seq)
+        let _ending = Ending { inner: self, volume };
+        self.upload_cut(volume, seq, purpose, &remote).await.map(|()| seq)
     }
 
     /// Chooses the sequence and what is in the cut. `None` if there is nothing new.

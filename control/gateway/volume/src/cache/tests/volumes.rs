@@ -82,14 +82,11 @@ pub(super) fn two_owners(seed: u64) -> Result<(), String> {
             return Err(format!("the remote holds a mix: {tags:?}"));
         }
         let mut quarantine = BTreeMap::new();
-        first
-            .export_quarantine(&name(), |range| {
-                let data = range.data.as_ref().map_or(0, |data| data[0]);
-                quarantine.insert(range.offset / CHUNK_BYTES, data);
-                Ok(())
-            })
-            .await
-            .map_err(|e| e.to_string())?;
+        let mut export = first.export_quarantine(&name()).map_err(|e| e.to_string())?;
+        while let Some(range) = export.next().await.map_err(|e| e.to_string())? {
+            let data = range.data.as_ref().map_or(0, |data| data[0]);
+            quarantine.insert(range.offset / CHUNK_BYTES, data);
+        }
         let (a, b) = (quarantine.get(&0).copied(), quarantine.get(&1).copied());
         if tags[0] == 1 && (a, b) != (Some(2), Some(3)) {
             return Err(format!("the quarantine lacks what was not uploaded: {quarantine:?}"));

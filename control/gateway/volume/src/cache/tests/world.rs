@@ -547,9 +547,9 @@ pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<Seen,
             // Soon: while it is opened or made.
             Some(1 + world.rng.below(12))
         } else {
-            Some(1 + world.rng.below(900))
+            Some(1 + world.rng.below(2000))
         };
-        let end = world.session(die, if is_last { 10 } else { 100 }, killed)?;
+        let end = world.session(die, if is_last { 10 } else { 120 }, killed)?;
         world.compare_remote()?;
         if end == End::Finished && is_last {
             break;

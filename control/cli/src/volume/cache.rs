@@ -1,0 +1,257 @@
+//! `culvert cache`: how the gateway's cache is, whether what it holds is whole, and what it could not upload.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use culvert_model::{Size, api};
+use serde::Serialize;
+
+use super::At;
+use super::progress::Progress;
+use crate::args::{Args, Output};
+use crate::client::Gateway;
+use crate::error::CliError;
+use crate::output::{print, print_value};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CacheArgs {
+    #[command(flatten)]
+    at: At,
+
+    #[command(subcommand)]
+    verb: CacheVerb,
+}
+
+/// What one can do with the cache.
+#[derive(Debug, Subcommand)]
+enum CacheVerb {
+    /// Show how the cache is.
+    Status,
+    /// Read every block of the cache, compare checksums, and name what is damaged; then exit code 5.
+    Scrub {
+        /// Give up slots that cannot be read, and take the store's word for what they may have held.
+        #[arg(long)]
+        accept_loss: bool,
+    },
+    /// Write what a volume in quarantine has, and never could upload, into a file as large as the volume:
+    /// ranges at their places, holes elsewhere. Nothing changes in the cache.
+    ExportQuarantine {
+        /// The volume.
+        name: String,
+        /// The file, which must not exist yet.
+        file: PathBuf,
+    },
+}
+
+#[derive(Serialize)]
+struct Status {
+    version: String,
+    cache: String,
+    cache_id: String,
+    store: String,
+    log_bytes: u64,
+    log_used_bytes: u64,
+    /// Slots of 4 MiB.
+    slots: u32,
+    free_slots: u32,
+    unvalidated_chunks: u32,
+    unknown_slots: u32,
+    /// Why the cache stopped; absent: it did not.
+    stopped: Option<String>,
+    hit_blocks: u64,
+    missed_blocks: u64,
+    fetched_bytes: u64,
+    uploaded_bytes: u64,
+    evicted_chunks: u64,
+    damaged_blocks: u64,
+    store_failures: u64,
+    connections: u32,
+}
+
+impl From<api::GatewayInfo> for Status {
+    fn from(info: api::GatewayInfo) -> Status {
+        Status {
+            version: info.version,
+            cache: info.cache_path,
+            cache_id: info.cache_id,
+            store: info.store,
+            log_bytes: info.log_bytes,
+            log_used_bytes: info.log_used_bytes,
+            slots: info.slots,
+            free_slots: info.free_slots,
+            unvalidated_chunks: info.unvalidated_chunks,
+            unknown_slots: info.unknown_slots,
+            stopped: (!info.stopped.is_empty()).then_some(info.stopped),
+            hit_blocks: info.hits,
+            missed_blocks: info.misses,
+            fetched_bytes: info.fetched_bytes,
+            uploaded_bytes: info.uploaded_bytes,
+            evicted_chunks: info.evicted_chunks,
+            damaged_blocks: info.damaged_blocks,
+            store_failures: info.store_failures,
+            connections: info.connections,
+        }
+    }
+}
+
+impl Status {
+    fn text(&self) -> String {
+        let read = self.hit_blocks + self.missed_blocks;
+        let hits = self.hit_blocks as f64 * 100.0 / read.max(1) as f64;
+        let mut lines = vec![
+            ("cache", format!("{} ({})", self.cache, self.cache_id)),
+            ("store", self.store.clone()),
+            ("log", format!("{} of {} in use", Size(self.log_used_bytes), Size(self.log_bytes))),
+            ("slots of 4M", format!("{}, {} free", self.slots, self.free_slots)),
+            ("chunks to validate", self.unvalidated_chunks.to_string()),
+            ("blocks read", format!("{read}, {hits:.1} % from the cache")),
+            ("fetched", Size(self.fetched_bytes).to_string()),
+            ("uploaded", Size(self.uploaded_bytes).to_string()),
+            ("evicted chunks", self.evicted_chunks.to_string()),
+            ("damaged blocks", self.damaged_blocks.to_string()),
+            ("failures of the store", self.store_failures.to_string()),
+            ("connections", self.connections.to_string()),
+        ];
+        if self.unknown_slots > 0 {
+            lines.push(("unreadable slots", self.unknown_slots.to_string()));
+        }
+        if let Some(cause) = &self.stopped {
+            lines.push(("STOPPED", cause.clone()));
+        }
+        let lines: Vec<_> =
+            lines.iter().map(|(what, value)| format!("{what:<21} {value}")).collect();
+        lines.join("\n")
+    }
+}
+
+#[derive(Serialize)]
+struct Scrubbed {
+    chunks: u64,
+    blocks: u64,
+    /// Damaged blocks that the store has too: they are fetched again.
+    clean_damaged: u64,
+    /// What only this cache had and is damaged.
+    lost: Vec<String>,
+    lost_count: u64,
+    unknown_slots: u32,
+}
+
+/// Runs `culvert cache`.
+pub(crate) async fn run(args: &Args, cache: &CacheArgs) -> Result<(), CliError> {
+    let mut gateway = cache.at.connect(args).await?;
+    match &cache.verb {
+        CacheVerb::Status => {
+            let answer = gateway.calls.get_gateway_info(api::GetGatewayInfoRequest {}).await;
+            let status = Status::from(gateway.answer(answer)?);
+            match args.output {
+                Output::Table => print(&status.text()),
+                output => print_value(output, &status),
+            }
+        }
+        CacheVerb::Scrub { accept_loss } => scrub(args, &mut gateway, *accept_loss).await,
+        CacheVerb::ExportQuarantine { name, file } => export(args, &mut gateway, name, file).await,
+    }
+}
+
+async fn scrub(args: &Args, gateway: &mut Gateway, accept_loss: bool) -> Result<(), CliError> {
+    let answer = gateway.calls.scrub_cache(api::ScrubCacheRequest { accept_loss }).await;
+    let mut answers = gateway.answer(answer)?;
+    let progress = Progress::counting("reading", "chunks");
+    let report = loop {
+        let told = answers.message().await.map_err(|status| gateway.failure(&status))?;
+        let told =
+            told.ok_or_else(|| CliError::Other("the gateway did not say how it ended".to_owned()))?;
+        progress.set(told.done_chunks, told.total_chunks);
+        if let Some(report) = told.report {
+            break report;
+        }
+    };
+    drop(progress);
+    let found = Scrubbed {
+        chunks: report.chunks,
+        blocks: report.blocks,
+        clean_damaged: report.clean_damaged,
+        lost: report.lost,
+        lost_count: report.lost_count,
+        unknown_slots: report.unknown_slots,
+    };
+    match args.output {
+        Output::Table => {
+            for lost in &found.lost {
+                print(lost)?;
+            }
+            print(&format!(
+                "{} chunks with {} blocks read; damaged: {} that the store has, {} that it has not; {} unreadable slots",
+                found.chunks,
+                found.blocks,
+                found.clean_damaged,
+                found.lost_count,
+                found.unknown_slots
+            ))?;
+        }
+        output => print_value(output, &found)?,
+    }
+    if found.lost_count > 0 || (found.unknown_slots > 0 && !accept_loss) {
+        return Err(CliError::Unhealthy("the cache has lost something".to_owned()));
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Exported {
+    file: String,
+    ranges: u64,
+    bytes: u64,
+}
+
+async fn export(
+    args: &Args,
+    gateway: &mut Gateway,
+    name: &str,
+    path: &PathBuf,
+) -> Result<(), CliError> {
+    let failed = |error| CliError::File { file: path.display().to_string(), error };
+    let request = api::ExportQuarantineRequest { name: name.to_owned() };
+    let answer = gateway.calls.export_quarantine(request).await;
+    let mut answers = gateway.answer(answer)?;
+    // The first answer tells whether there is anything to export at all.
+    let mut next = answers.message().await.map_err(|status| gateway.failure(&status))?;
+    let file = File::create_new(path).map_err(failed)?;
+    let progress = Progress::bytes("exporting");
+    let (mut ranges, mut bytes) = (0, 0);
+    while let Some(range) = next {
+        file.set_len(range.size).map_err(failed)?;
+        if range.data.is_empty() {
+            zeros(&file, range.offset, range.len).map_err(failed)?;
+        } else {
+            file.write_all_at(&range.data, range.offset).map_err(failed)?;
+        }
+        ranges += 1;
+        bytes += range.len;
+        progress.set(range.offset + range.len, range.size);
+        next = answers.message().await.map_err(|status| gateway.failure(&status))?;
+    }
+    file.sync_all().map_err(failed)?;
+    drop(progress);
+    let exported = Exported { file: path.display().to_string(), ranges, bytes };
+    match args.output {
+        Output::Table => {
+            print(&format!("{ranges} ranges with {} bytes written to {}", bytes, exported.file))
+        }
+        output => print_value(output, &exported),
+    }
+}
+
+/// Writes zeros, so that a range that was made zeros can be told from what is not there.
+fn zeros(file: &File, mut offset: u64, len: u64) -> std::io::Result<()> {
+    let zeros = [0; 1 << 16];
+    let end = offset + len;
+    while offset < end {
+        let part = usize::try_from(end - offset).unwrap_or(zeros.len()).min(zeros.len());
+        file.write_all_at(&zeros[..part], offset)?;
+        offset += part as u64;
+    }
+    Ok(())
+}
