@@ -166,6 +166,7 @@ impl Inner {
                 let path = format!("{name}/pack/{}", extent.pack);
                 let from = u64::from(extent.at + (run.start - extent.first)) * BLOCK_BYTES;
                 let len = u64::from(run.end - run.start) * BLOCK_BYTES;
+                self.fetch_pace.take(len).await;
                 let mut data = Bytes::new();
                 // A wrong answer may be the way's fault, not the object's: ask twice.
                 for attempt in 0..2 {
@@ -317,7 +318,11 @@ impl Inner {
             let answer = tokio::time::timeout_at(deadline, operation()).await;
             let cause = match answer {
                 Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error @ (StoreError::NotFound { .. } | StoreError::Conflict { .. }))) => {
+                Ok(Err(
+                    error @ (StoreError::NotFound { .. }
+                    | StoreError::Conflict { .. }
+                    | StoreError::Denied { .. }),
+                )) => {
                     return Err(error.into());
                 }
                 Ok(Err(error)) => error.to_string(),

@@ -26,6 +26,7 @@ mod index;
 mod log;
 mod maintenance;
 mod ownership;
+mod pace;
 mod read;
 mod recover;
 mod runmap;
@@ -57,6 +58,7 @@ pub use scrub::{QuarantineExport, QuarantinedRange, ScrubReport};
 pub use volume::{BlockStatus, StatusExtent, Volume, VolumeOptions, VolumeStatus};
 
 use log::Marks;
+use pace::Pace;
 use state::State;
 use watched::Watched;
 
@@ -85,6 +87,13 @@ pub struct Config {
     pub upload_interval: Duration,
     /// Pause after an upload that failed.
     pub upload_retry: Duration,
+    /// Bytes per second that may be put into the store; 0: any number.
+    pub upload_rate: u64,
+    /// Bytes per second that may be got from the store; 0: any number.
+    pub fetch_rate: u64,
+    /// Objects that are put at the same time. Reads are not counted, so that they keep their share of the
+    /// way to the store while much is uploaded.
+    pub uploads_at_once: usize,
     /// Pause of the background validation after each chunk.
     pub validation_pause: Duration,
     /// Whether everything is validated before the cache opens.
@@ -109,6 +118,9 @@ impl Default for Config {
             fetch_timeout: Duration::from_secs(30),
             upload_interval: Duration::from_secs(5),
             upload_retry: Duration::from_secs(5),
+            upload_rate: 0,
+            fetch_rate: 0,
+            uploads_at_once: 2,
             validation_pause: Duration::from_millis(1),
             eager_validation: false,
             accept_loss: false,
@@ -203,6 +215,10 @@ pub(crate) struct Inner {
     marks: Watched<Marks>,
     /// Fills under way.
     fills: Watched<u64>,
+    upload_pace: Pace,
+    fetch_pace: Pace,
+    /// Permits to put an object.
+    upload_places: tokio::sync::Semaphore,
     failure: OnceLock<String>,
     append_wake: Notify,
     sync_wake: Notify,

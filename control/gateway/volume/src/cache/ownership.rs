@@ -117,7 +117,16 @@ impl Cache {
     /// The volumes in the store, whoever owns them.
     pub async fn stored_volumes(&self) -> Result<Vec<VolumeName>> {
         let names = self.inner.store.list().await?;
-        Ok(names.iter().filter_map(|name| VolumeName::new(name).ok()).collect())
+        let mut found = Vec::new();
+        for name in names.iter().filter_map(|name| VolumeName::new(name).ok()) {
+            // Of a volume that was deleted packs and index pages are left, but no root.
+            match self.inner.store.get(&format!("{name}/root")).await {
+                Ok(_) => found.push(name),
+                Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(found)
     }
 
     /// A volume by its name.

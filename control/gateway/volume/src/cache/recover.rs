@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::log::Marks;
+use super::pace::Pace;
 use super::runmap::{LogRecord, Place, Run};
 use super::state::{Frame, Key, Log, Slot, State, VolumeEntry};
 use super::watched::Watched;
@@ -146,6 +147,9 @@ impl Cache {
             rng: Mutex::new(rng),
             marks: Watched::new(Marks { written, durable: written, syncs: 0, failed: false }),
             fills: Watched::new(0),
+            upload_pace: Pace::new(config.upload_rate),
+            fetch_pace: Pace::new(config.fetch_rate),
+            upload_places: tokio::sync::Semaphore::new(config.uploads_at_once.max(1)),
             failure: OnceLock::new(),
             append_wake: Notify::new(),
             sync_wake: Notify::new(),

@@ -253,6 +253,8 @@ impl Inner {
     /// Writes an object of a new name.
     async fn put_new(&self, name: &VolumeName, path: &str, data: Bytes) -> Result<()> {
         let len = data.len() as u64;
+        let _place = self.upload_places.acquire().await;
+        self.upload_pace.take(len).await;
         match self.patiently(name, || self.store.create(path, data.clone())).await {
             // Nobody else has this name: an earlier attempt of ours took effect after all.
             Ok(_) | Err(Error::Store(StoreError::Conflict { .. })) => {

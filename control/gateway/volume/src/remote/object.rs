@@ -1,5 +1,6 @@
 //! Any store of the `object_store` crate.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -105,11 +106,17 @@ impl Store for ObjectStoreRemote {
                 .list_with_delimiter(prefix)
                 .await
                 .map_err(|e| translate(self.prefix.as_ref(), e))?;
-            Ok(listed
-                .common_prefixes
-                .iter()
-                .filter_map(|path| path.filename().map(str::to_owned))
-                .collect())
+            let folders = listed.common_prefixes.iter();
+            let mut names: BTreeSet<String> =
+                folders.filter_map(|path| path.filename().map(str::to_owned)).collect();
+            // A server that does not know delimiters lists everything.
+            for object in &listed.objects {
+                let mut parts = object.location.prefix_match(&self.prefix).into_iter().flatten();
+                if let (Some(first), Some(_)) = (parts.next(), parts.next()) {
+                    names.insert(first.as_ref().to_owned());
+                }
+            }
+            Ok(names.into_iter().collect())
         })
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::{Cache, VolumeOptions};
+use super::super::{Cache, Config, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{Rng, SimDisk};
 use crate::error::Error;
@@ -282,5 +282,34 @@ fn status_tells_what_is_where() {
         volume.trim(0, CHUNK_BYTES, false).await.unwrap();
         let status = volume.block_status(0, CHUNK_BYTES, 1).await.unwrap();
         assert!(status[0].len == CHUNK_BYTES && status[0].status.zero);
+    });
+}
+
+#[test]
+fn uploads_and_fetches_keep_to_their_rates() {
+    run(async {
+        let store = SimStore::new(1);
+        let disk = Arc::new(SimDisk::new(disk_len(4), 1));
+        let slow = Config { upload_rate: 1 << 20, fetch_rate: 64 << 10, ..config(1) };
+        let cache = Cache::create(disk, Arc::new(store.clone()), LOG, slow).await.unwrap();
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), 2 * CHUNK_BYTES, options).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let mut written = 0;
+        while written < 4 << 20 {
+            volume.write(written, Bytes::from(vec![7; 1 << 16]), false).await.unwrap();
+            written += 1 << 16;
+        }
+        volume.upload().await.unwrap();
+        // 4 MiB and a little of the index; the last object is not waited for.
+        let (took, put) = (begun.elapsed().as_secs_f64(), cache.status().counters.uploaded_bytes);
+        assert!(took > 2.0 && put >= 4 << 20, "{put} bytes in {took} s");
+        cache.destage().await.unwrap();
+        while cache.evict(4).await.unwrap() > 0 {}
+        let begun = tokio::time::Instant::now();
+        volume.read_vec(0, 1 << 19).await.unwrap();
+        // Eight frames of 64 KiB, a second each, less the burst and the last.
+        let took = begun.elapsed().as_secs_f64();
+        assert!((6.0..9.0).contains(&took), "{took} s");
     });
 }
