@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`api`] | what operators do with volumes and cache while it serves, over gRPC |
 //! | [`settings`] | command line and configuration file, checked |
+//! | [`store`] | where volumes are kept: a folder, or an object store |
 //! | [`serve`] | opens the cache, serves until told to stop, closes in order |
 //! | [`export`] | a volume as an NBD export |
 //! | [`exports`] | the cache's volumes by export name, with sessions |
@@ -19,3 +20,4 @@ pub mod metrics;
 pub mod notify;
 pub mod serve;
 pub mod settings;
+pub mod store;

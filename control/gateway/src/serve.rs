@@ -10,7 +10,6 @@ use culvert_model::{DEFAULT_RUN_DIR, GATEWAY_SOCKET};
 use culvert_nbd::observe::Statistics;
 use culvert_nbd::{Limits, Listener, Server, Shutdown, Stream};
 use culvert_volume::disk::{DiskError, FileDisk};
-use culvert_volume::remote::{FolderStore, Store, StoreError};
 use culvert_volume::{Cache, Config, Error, VolumeName, VolumeOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -22,6 +21,7 @@ use crate::exports::VolumeExports;
 use crate::metrics::{self, Sources};
 use crate::notify::{READY, STOPPING, notify};
 use crate::settings::{Place, Settings, WantedVolume};
+use crate::store::{self, OpenError, StoreAt};
 
 /// NBD's port, on this host only.
 const DEFAULT_PLACE: ([u8; 4], u16) = ([127, 0, 0, 1], 10_809);
@@ -38,12 +38,12 @@ pub enum ServeError {
         source: DiskError,
     },
     /// The store cannot be used. The cause says why.
-    #[error("store {}: {source}", path.display())]
+    #[error("store {at}: {source}")]
     Store {
-        /// The store's path.
-        path: PathBuf,
+        /// The store.
+        at: StoreAt,
         /// Why.
-        source: StoreError,
+        source: OpenError,
     },
     /// The cache or a volume cannot be used. The cause says why and what to do.
     #[error(transparent)]
@@ -105,12 +105,7 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
             .await
             .map_err(|source| ServeError::Listen { place: address.to_string(), source })?;
     }
-    let api = Api::new(
-        &cache,
-        server.clone(),
-        settings.cache.clone(),
-        settings.store.display().to_string(),
-    );
+    let api = Api::new(&cache, server.clone(), settings.cache.clone(), settings.store.to_string());
     let control = serve_api(settings, &api).await?;
     let served = if settings.stdio {
         let stream = Stream::stdio().map_err(ServeError::Stdio)?;
@@ -173,13 +168,14 @@ async fn serve_api(
 }
 
 async fn open_cache(settings: &Settings) -> Result<Cache, ServeError> {
-    let store: Arc<dyn Store> = Arc::new(
-        FolderStore::open(&settings.store)
-            .map_err(|source| ServeError::Store { path: settings.store.clone(), source })?,
-    );
+    let store = store::open(&settings.store)
+        .map_err(|source| ServeError::Store { at: settings.store.clone(), source })?;
     let config = Config {
         eager_validation: settings.eager,
         accept_loss: settings.accept_loss,
+        upload_rate: settings.upload_rate,
+        fetch_rate: settings.fetch_rate,
+        fetch_timeout: settings.fetch_timeout,
         ..Config::default()
     };
     let path = &settings.cache;

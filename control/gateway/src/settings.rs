@@ -4,11 +4,14 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 use culvert_model::Size;
 use culvert_volume::{NameError, VolumeName};
 use serde::Deserialize;
+
+use crate::store::StoreAt;
 
 /// Length in bytes of a cache that is made without a word about it.
 const DEFAULT_CACHE_SIZE: u64 = 8 << 30;
@@ -36,9 +39,10 @@ pub struct Options {
     #[arg(long, value_name = "SIZE")]
     pub log_size: Option<Size>,
 
-    /// The store: a folder, made if need be.
-    #[arg(long, value_name = "DIR")]
-    pub store: Option<String>,
+    /// The store: a folder, made if need be, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX,
+    /// az://CONTAINER/PREFIX. Credentials come from the usual variables of the environment.
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<StoreAt>,
 
     /// Where clients connect: ADDRESS:PORT, or the path of a Unix socket. May be given several
     /// times; 127.0.0.1:10809 if it is not, nor sockets are passed by a service manager.
@@ -57,6 +61,19 @@ pub struct Options {
     /// Take volumes over although another gateway owns them. You assert that it is dead.
     #[arg(long)]
     pub take_over: bool,
+
+    /// Bytes per second that may go to the store. Any number if not given.
+    #[arg(long, value_name = "SIZE")]
+    pub upload_rate: Option<Size>,
+
+    /// Bytes per second that may come from the store. Any number if not given.
+    #[arg(long, value_name = "SIZE")]
+    pub fetch_rate: Option<Size>,
+
+    /// Seconds that a read of something that is not cached may wait for the store before it fails: 30 if
+    /// not given.
+    #[arg(long, value_name = "SECONDS")]
+    pub fetch_timeout: Option<u32>,
 
     /// Validate the whole cache before serving, instead of each chunk at its first access.
     #[arg(long)]
@@ -90,8 +107,8 @@ pub struct Settings {
     pub cache_size: u64,
     /// Its log's length in bytes, if it is made.
     pub log_size: u64,
-    /// The store's folder.
-    pub store: PathBuf,
+    /// The store.
+    pub store: StoreAt,
     /// Where clients connect; empty for the default.
     pub listen: Vec<Place>,
     /// Serve one client on standard input and output.
@@ -100,6 +117,12 @@ pub struct Settings {
     pub volumes: Vec<WantedVolume>,
     /// Take volumes over.
     pub take_over: bool,
+    /// Bytes per second to the store; 0: any number.
+    pub upload_rate: u64,
+    /// Bytes per second from the store; 0: any number.
+    pub fetch_rate: u64,
+    /// How long a read may wait for the store.
+    pub fetch_timeout: Duration,
     /// Validate before serving.
     pub eager: bool,
     /// Open although the log is damaged.
@@ -134,9 +157,6 @@ pub enum SettingsError {
         /// What is wrong.
         source: Box<toml::de::Error>,
     },
-    /// The store is of a kind that this gateway cannot use. Name a folder.
-    #[error("--store {0}: only folders can be stores")]
-    Store(String),
 }
 
 impl Settings {
@@ -158,11 +178,6 @@ impl Settings {
 
     fn join(options: Options, file: Options) -> Result<Self, SettingsError> {
         let store = options.store.or(file.store).ok_or(SettingsError::Missing("store"))?;
-        let store = match store.split_once("://") {
-            None => PathBuf::from(store),
-            Some(("file", path)) => PathBuf::from(path),
-            Some(_) => return Err(SettingsError::Store(store)),
-        };
         let either = |ours: Vec<_>, theirs| if ours.is_empty() { theirs } else { ours };
         let bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
         Ok(Self {
@@ -174,6 +189,11 @@ impl Settings {
             stdio: options.stdio || file.stdio,
             volumes: if options.volume.is_empty() { file.volume } else { options.volume },
             take_over: options.take_over || file.take_over,
+            upload_rate: bytes(options.upload_rate.or(file.upload_rate), 0),
+            fetch_rate: bytes(options.fetch_rate.or(file.fetch_rate), 0),
+            fetch_timeout: Duration::from_secs(
+                options.fetch_timeout.or(file.fetch_timeout).map_or(30, u64::from),
+            ),
             eager: options.eager || file.eager,
             accept_loss: options.accept_loss || file.accept_loss,
             metrics: options.metrics.or(file.metrics),
@@ -289,7 +309,7 @@ mod tests {
         };
         let settings = Settings::join(options, file).unwrap();
         assert_eq!(settings.cache, Path::new("/cli/cache"));
-        assert_eq!(settings.store, Path::new("/file/store"));
+        assert_eq!(settings.store, StoreAt::Folder("/file/store".into()));
         assert_eq!((settings.cache_size, settings.log_size), (2 << 30, 1 << 30));
         assert_eq!(settings.listen.len(), 2);
         assert_eq!(settings.volumes, ["b".parse().unwrap()]);
@@ -302,9 +322,8 @@ mod tests {
         assert_eq!(missing.to_string(), "--store is missing");
         let unknown = parse("cash = '/x'", Path::new("gateway.toml")).unwrap_err().to_string();
         assert!(unknown.contains("gateway.toml") && unknown.contains("cash"), "{unknown}");
-        let options = Options { store: Some("s3://bucket".into()), ..Options::default() };
-        let store = Settings::join(options, Options::default()).unwrap_err();
-        assert!(store.to_string().contains("s3://bucket"));
+        let store = parse("store = 'ftp://bucket'", Path::new("f")).unwrap_err().to_string();
+        assert!(store.contains("ftp://bucket"), "{store}");
         assert!("A".parse::<WantedVolume>().unwrap_err().contains("legal are"));
     }
 }

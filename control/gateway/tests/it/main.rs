@@ -1,7 +1,10 @@
 //! The gateway as a process: stock clients use it, it is killed and stopped, and bad input is told.
 
 mod commands;
+mod crashes;
 mod lifecycle;
 mod owners;
 mod refusals;
+mod s3;
+mod s3_proxy;
 mod support;

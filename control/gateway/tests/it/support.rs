@@ -46,6 +46,18 @@ impl Scratch {
         arguments.extend(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
         arguments
     }
+
+    /// The same with further ones, which may say otherwise.
+    pub(crate) fn arguments_with(&self, more: &[&str]) -> Vec<String> {
+        let mut arguments = self.arguments();
+        for option in ["--store", "--cache"].iter().filter(|option| more.contains(option)) {
+            if let Some(at) = arguments.iter().position(|argument| argument == option) {
+                arguments.drain(at..at + 2);
+            }
+        }
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        arguments
+    }
 }
 
 impl Drop for Scratch {
@@ -63,10 +75,19 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// Starts it with further arguments and waits until it serves.
     pub(crate) fn start(scratch: &Scratch, more: &[&str]) -> Self {
+        Self::start_with(scratch, more, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub(crate) fn start_with(
+        scratch: &Scratch,
+        more: &[&str],
+        environment: &[(&str, String)],
+    ) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(scratch.path("log"));
         let child = Command::new(GATEWAY)
-            .args(scratch.arguments())
-            .args(more)
+            .args(scratch.arguments_with(more))
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stderr(log.unwrap())
             .spawn()
