@@ -39,8 +39,8 @@ pub struct Options {
     #[arg(long, value_name = "SIZE")]
     pub log_size: Option<Size>,
 
-    /// The store: a folder, made if need be, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX,
-    /// az://CONTAINER/PREFIX. Credentials come from the usual variables of the environment.
+    /// The store: a folder, made if need be, or `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
+    /// `az://CONTAINER/PREFIX`. Credentials come from the usual variables of the environment.
     #[arg(long, value_name = "STORE")]
     pub store: Option<StoreAt>,
 

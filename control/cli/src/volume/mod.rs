@@ -206,7 +206,7 @@ impl Shown {
         if output != Output::Table {
             return print_value(output, self);
         }
-        let quota = (self.dirty_quota > 0).then(|| Size(self.dirty_quota));
+        let quota = (self.dirty_quota > 0).then_some(Size(self.dirty_quota));
         let lines = [
             ("name", self.name.clone()),
             ("state", self.state.clone()),
