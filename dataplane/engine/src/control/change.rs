@@ -255,7 +255,7 @@ impl Controller {
         let programs = &mut self.opener.programs;
         let steered = programs
             .set_vteps(&addresses)
-            .and_then(|()| programs.set_tunnel_ports(&[VXLAN.outer.port()]));
+            .and_then(|()| programs.set_tunnel_ports(VXLAN.outer.port().as_slice()));
         if let Err(error) = steered {
             let place = Place::section(Section::Underlay, "addresses");
             let error = format!("tunnel packets cannot be steered to us: {error}");

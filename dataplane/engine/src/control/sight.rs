@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use culvert_model::{PortId, Vni, api};
-use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum};
+use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum, OuterFrame};
 use culvert_wire::eth::MacAddr;
 use culvert_wire::format::VXLAN;
 use culvert_wire::packet::{IpKind, Packet};
@@ -163,6 +163,7 @@ impl Controller {
             dst: *dst,
             ttl: OUTER_TTL,
             format: &VXLAN,
+            mss_option: false,
             vni,
             df: true,
             dscp: DscpMode::Inherit,
@@ -171,7 +172,7 @@ impl Controller {
         let mut bytes = vec![0; template.len()];
         let inner = culvert_wire::checksum::Sum::default().add(frame);
         let sum = OuterChecksum::Full { inner };
-        template.emit(&mut bytes, frame.len(), flow as u16, tos, 0, sum);
+        template.emit(&mut bytes, &OuterFrame::new(frame.len(), flow as u16, tos, 0, sum));
         bytes.extend_from_slice(frame);
         Ok(bytes)
     }

@@ -61,8 +61,8 @@ impl Select {
 /// Where the inner frame of a tunnel packet starts.
 pub fn inner_offset(head: &[u8], frame_len: usize) -> Option<usize> {
     let outer = Packet::parse(head, frame_len).ok()?;
-    let is_tunnel = outer.proto == proto::UDP && outer.dst_port(head) == Some(VXLAN.outer.port());
+    let is_tunnel = outer.proto == proto::UDP && outer.dst_port(head) == VXLAN.outer.port();
     let message = is_tunnel.then(|| head.get(usize::from(outer.payload)..)).flatten()?;
-    let (_, len) = format::decap(&VXLAN, message).ok()?;
-    Some(usize::from(outer.payload) + len)
+    let found = format::decap(&VXLAN, message).ok()?;
+    Some(usize::from(outer.payload) + found.header_len)
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use culvert_port::{Buf, Frame, FrameCache, HoldId, Message, Place, VnetHdr};
 use culvert_wire::checksum::{Sum, copy_and_sum};
-use culvert_wire::encap::{OuterChecksum, inner_sum_from_headers};
+use culvert_wire::encap::{OuterChecksum, OuterFrame, inner_sum_from_headers};
 use culvert_wire::fragment::Fragmenter;
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::{GsoKind, Segmenter};
@@ -99,7 +99,8 @@ impl Worker {
             return self.drop_tenant(port, buf, DropReason::HeadersTooLong);
         };
         let sum = OuterChecksum::Full { inner };
-        tunnel.template.emit(room, len, pkt.flow_hash as u16, pkt.tos, ip_id, sum);
+        let outer = OuterFrame::new(len, pkt.flow_hash as u16, pkt.tos, ip_id, sum);
+        tunnel.template.emit(room, &outer);
         self.sight.trace.saw(|| {
             let outer = tunnel.template.len();
             Step::new(Stage::Encapsulation, "vxlan")
@@ -269,14 +270,14 @@ impl Worker {
             first = train.end;
             let payload = layout.payload_len(plan, train.clone());
             self.entropy = self.entropy.wrapping_add(train.len() as u16);
-            tunnel.template.emit(
-                outer,
+            let whole = OuterFrame::new(
                 payload - layout.tunnel_len,
                 pkt.flow_hash as u16,
                 pkt.tos,
                 self.entropy,
                 OuterChecksum::Partial,
             );
+            tunnel.template.emit(outer, &whole);
             let (l4_headers, tunnel_header) = outer.split_at(outer_len - layout.tunnel_len);
             let udp_start = (l4_headers.len() - 8) as u16;
             let single = train.len() == 1;

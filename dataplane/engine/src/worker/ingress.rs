@@ -391,14 +391,13 @@ fn deliverable(tables: &Tables, port: PortIndex, seen: &mut impl Observer) -> Ve
 fn parse_outer(head: &[u8], pkt: Packet) -> Result<Outer, DropReason> {
     let is_tunnel = pkt.proto == proto::UDP
         && pkt.frag == Frag::None
-        && pkt.dst_port(head) == Some(VXLAN.outer.port());
+        && pkt.dst_port(head) == VXLAN.outer.port();
     let from = pkt.src_ip(head);
     let (true, Some(from)) = (is_tunnel, from) else { return Err(DropReason::NotTunnel) };
     let end = (pkt.len as usize).min(head.len());
     let message = head.get(usize::from(pkt.payload)..end).unwrap_or_default();
-    let (vni, tunnel_len) =
-        format::decap(&VXLAN, message).map_err(|_| DropReason::BadTunnelHeader)?;
-    Ok(Outer { pkt, from, vni, tunnel_len })
+    let found = format::decap(&VXLAN, message).map_err(|_| DropReason::BadTunnelHeader)?;
+    Ok(Outer { pkt, from, vni: found.vni, tunnel_len: found.header_len })
 }
 
 /// The ECN bits that the inner packet must get, where they change.

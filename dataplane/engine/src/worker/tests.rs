@@ -161,6 +161,7 @@ fn each_datagram_of_a_superframe_that_finds_no_frame_is_counted() {
         dst: "192.0.2.2".parse().unwrap(),
         ttl: 64,
         format: &VXLAN,
+        mss_option: false,
         vni: Vni::new(100).unwrap(),
         df: true,
         dscp: DscpMode::Inherit,

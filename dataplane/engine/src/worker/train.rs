@@ -179,7 +179,7 @@ fn read_piece<'a>(
     let mut tunnel = [0; TUNNEL_MAX];
     let kept = buf.copy_to_at(place, range.start, &mut tunnel).min(range.len());
     match format::decap(&VXLAN, tunnel.get(..kept).unwrap_or_default()) {
-        Ok((vni, len)) if vni == outer.vni && len == outer.tunnel_len => {}
+        Ok(found) if found.vni == outer.vni && found.header_len == outer.tunnel_len => {}
         _ => return Err(DropReason::BadTunnelHeader),
     }
     let at = range.start + outer.tunnel_len;

@@ -57,6 +57,7 @@ impl Tunnel {
             dst: vtep.ip,
             ttl: OUTER_TTL,
             format: &VXLAN,
+            mss_option: false,
             vni: vnet.vni,
             df: true,
             dscp: DscpMode::Inherit,
