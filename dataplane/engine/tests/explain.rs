@@ -448,7 +448,7 @@ fn what_is_explained_is_what_is_traced_and_what_is_done() {
         let seen = seen.borrow();
         WANTED
             .into_iter()
-            .filter(|(stage, outcome)| !seen.contains(&(stage.name(), *outcome)))
+            .filter(|(stage, outcome)| !seen.contains(&(stage.name(), (*outcome).into())))
             .collect::<Vec<_>>()
     };
     // What is rare may not be met at once: no round is judged by what it did not draw.
@@ -466,7 +466,7 @@ fn what_is_explained_is_what_is_traced_and_what_is_done() {
                 for (role, frame, off) in packets {
                     let steps = check(&mut engine, role, &frame, off)?;
                     seen.borrow_mut()
-                        .extend(steps.iter().map(|step| (step.stage.name(), step.outcome)));
+                        .extend(steps.iter().map(|step| (step.stage.name(), step.outcome.clone())));
                 }
                 let arena = engine.arena;
                 drop(engine);

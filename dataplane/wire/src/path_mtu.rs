@@ -105,6 +105,8 @@ fn quoted_transport(
     ip_header_len: u32,
     report: Report,
 ) -> Option<Report> {
+    // The least that a router has to quote (RFC 792).
+    quoted.get(..8)?;
     let port = match protocol {
         proto::UDP | proto::TCP => Some(u16_at(quoted, 2)?),
         _ => None,

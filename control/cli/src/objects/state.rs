@@ -3,15 +3,15 @@
 use culvert_model::{Host, RouteScope};
 use serde::Serialize;
 
-use super::Row;
 use super::policy::{Acl, Dhcp, Meter, acls};
+use super::{Format, Row};
 use crate::output::{joined, or_dash};
 
 #[derive(Serialize)]
 pub(crate) struct Vnet {
     pub(crate) id: String,
     pub(crate) vni: u32,
-    pub(crate) format: &'static str,
+    pub(crate) format: String,
     pub(crate) flood: bool,
     pub(crate) miss: &'static str,
     pub(crate) gateways: Vec<Gateway>,
@@ -34,7 +34,7 @@ impl From<&culvert_model::Vnet> for Vnet {
         Vnet {
             id: vnet.id.to_string(),
             vni: vnet.vni.get(),
-            format: vnet.format.name(),
+            format: vnet.format.to_string(),
             flood: vnet.flood,
             miss: vnet.miss.name(),
             gateways: vnet.gateways.iter().map(gateway).collect(),
@@ -55,7 +55,7 @@ impl Row for Vnet {
         vec![
             self.id.clone(),
             self.vni.to_string(),
-            self.format.to_owned(),
+            self.format.clone(),
             if self.flood { "yes" } else { "no" }.to_owned(),
             self.miss.to_owned(),
             if self.dhcp.is_some() { "yes" } else { "no" }.to_owned(),
@@ -212,6 +212,7 @@ pub(crate) struct WholeState {
     pub(crate) mappings: Vec<Mapping>,
     pub(crate) ingress: Vec<IngressRule>,
     pub(crate) acls: Vec<Acl>,
+    pub(crate) formats: Vec<Format>,
 }
 
 #[derive(Serialize)]
@@ -272,6 +273,7 @@ impl From<&Host> for WholeState {
             mappings: mappings(host),
             ingress: ingress(host),
             acls: acls(host),
+            formats: host.formats().iter().map(Format::from).collect(),
         }
     }
 }

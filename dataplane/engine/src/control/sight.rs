@@ -7,7 +7,7 @@ use std::time::Instant;
 use culvert_model::{PortId, Vni, api};
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum, OuterFrame};
 use culvert_wire::eth::MacAddr;
-use culvert_wire::format::VXLAN;
+use culvert_wire::format::{FormatIndex, VXLAN};
 use culvert_wire::packet::{IpKind, Packet};
 use tonic::Status;
 
@@ -155,6 +155,11 @@ impl Controller {
             .ok_or_else(|| bad(format!("VTEP {src}: we have no VTEP address of that family")))?;
         let pkt = Packet::parse(frame, frame.len());
         let (flow, tos) = pkt.map_or((0, 0), |pkt| (pkt.flow_hash, pkt.tos));
+        let tables = self.shared.tables.load();
+        let formats = tables.formats();
+        let vnet = tables.vnet_of(vni).map_or(FormatIndex::VXLAN, |vnet| vnet.format);
+        let vtep = tables.vtep_of(&src).and_then(|index| tables.vtep(index));
+        let format = vtep.and_then(|vtep| vtep.format).unwrap_or(vnet);
         let spec = EncapSpec {
             src_mac: MacAddr([2, 0, 0, 0, 0, 1]),
             dst_mac: MacAddr([2, 0, 0, 0, 0, 2]),
@@ -162,7 +167,7 @@ impl Controller {
             src,
             dst: *dst,
             ttl: OUTER_TTL,
-            format: &VXLAN,
+            format: formats.get(format).unwrap_or(&VXLAN),
             mss_option: false,
             vni,
             df: true,

@@ -8,7 +8,6 @@
 use std::net::IpAddr;
 
 use culvert_port::Buf;
-use culvert_wire::format::Formats;
 use culvert_wire::packet::Packet;
 use culvert_wire::path_mtu::{Reading, Report, read};
 
@@ -32,7 +31,7 @@ pub enum Judgement {
 
 /// Judges an ICMP error with the rules at hand.
 pub fn judge(tables: &Tables, message: &[u8], head: &[u8], pkt: &Packet) -> Judgement {
-    match read(&Formats::default(), message, head, pkt) {
+    match read(tables.formats(), message, head, pkt) {
         Reading::NotAReport => Judgement::NotAReport,
         Reading::OfTunnel(report) if is_ours(tables, &report) => {
             Judgement::Believe(report.vtep, report.mtu)
@@ -86,11 +85,12 @@ mod tests {
     fn tables() -> Tables {
         let (source, ip) = (IpAddr::from(OURS), IpAddr::from(THEIRS));
         let reach = Reach::Pending;
-        let vtep = VtepEntry { index: 0, ip, source, reach, changed_in: 1 };
+        let vtep = VtepEntry { index: 0, ip, source, format: None, reach, changed_in: 1 };
         let vnet = VnetEntry {
             index: 0,
             id: "blue".parse().unwrap(),
             vni: Vni::new(100).unwrap(),
+            format: culvert_wire::format::FormatIndex::VXLAN,
             flood: false,
             miss: culvert_model::Miss::Drop,
             gateways: Vec::new(),

@@ -87,7 +87,7 @@ impl Bits {
 impl fmt::Display for Bits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "byte {}", self.bit / 8)?;
-        if self.bit % 8 != 0 {
+        if !self.bit.is_multiple_of(8) {
             write!(f, " bit {}", self.bit % 8)?;
         }
         write!(f, ", {} bit{}", self.width, if self.width == 1 { "" } else { "s" })

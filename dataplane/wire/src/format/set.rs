@@ -8,6 +8,11 @@ use super::{BUILT_IN, Decap, DecapError, FormatDescriptor, decap};
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FormatIndex(u8);
 
+impl FormatIndex {
+    /// VXLAN, in every set.
+    pub const VXLAN: Self = Self(0);
+}
+
 /// Formats of which each packet is at most of one ([`super::check_set`]). Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Formats {
@@ -30,6 +35,18 @@ impl Formats {
     pub fn with(own: impl IntoIterator<Item = FormatDescriptor>) -> Self {
         let list = BUILT_IN.into_iter().cloned().chain(own).take(Self::MAX).collect();
         Self { list }
+    }
+
+    /// Where in the set a format is.
+    #[must_use]
+    pub const fn position(&self, index: FormatIndex) -> usize {
+        index.0 as usize
+    }
+
+    /// The name of a format; empty for an index of another set.
+    #[must_use]
+    pub fn name(&self, index: FormatIndex) -> &str {
+        self.get(index).map_or("", |format| &format.name)
     }
 
     /// All, in the order of their indices.
