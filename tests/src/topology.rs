@@ -350,8 +350,8 @@ impl Topology {
         for vnet in &self.spec.vnets {
             let _ = write!(
                 out,
-                "\n[[vnet]]\nid = \"{}\"\nvni = {}\nflood = {}\n",
-                vnet.name, vnet.vni, vnet.flood
+                "\n[[vnet]]\nid = \"{}\"\nvni = {}\nflood = {}\n{}\n",
+                vnet.name, vnet.vni, vnet.flood, self.spec.vnet_toml
             );
         }
         for (index, tenant) in self.tenants.iter().enumerate() {
