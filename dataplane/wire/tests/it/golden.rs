@@ -96,6 +96,16 @@ fn write_pcap(name: &str, frames: &[Vec<u8>]) -> PathBuf {
 
 /// The fields of each frame as tshark sees them; several values of one field are joined by commas.
 pub(crate) fn tshark(name: &str, frames: &[Vec<u8>], fields: &[&str]) -> Vec<Vec<String>> {
+    tshark_with(name, frames, fields, &[])
+}
+
+/// The same, with some of tshark's preferences.
+pub(crate) fn tshark_with(
+    name: &str,
+    frames: &[Vec<u8>],
+    fields: &[&str],
+    preferences: &[&str],
+) -> Vec<Vec<String>> {
     let path = write_pcap(name, frames);
     let mut command = Command::new("tshark");
     command.arg("-r").arg(&path).args(["-T", "fields", "-E", "separator=|", "-E", "occurrence=a"]);
@@ -110,6 +120,9 @@ pub(crate) fn tshark(name: &str, frames: &[Vec<u8>], fields: &[&str]) -> Vec<Vec
         "ip.defragment:FALSE",
     ] {
         command.args(["-o", option]);
+    }
+    for preference in preferences {
+        command.args(["-o", preference]);
     }
     // The payloads are noise: nothing above these layers is to be looked for in them.
     for protocol in ["http", "data"] {
