@@ -14,6 +14,23 @@ use culvert_wire::{
 };
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+mod formats;
+
+/// Descriptors of formats.
+pub fn descriptors(data: &[u8]) {
+    formats::descriptors(data);
+}
+
+/// Tunnel headers of every built-in format.
+pub fn tunnel_headers(data: &[u8]) {
+    formats::tunnel_headers(data);
+}
+
+/// Streams of segments, with time.
+pub fn reassembler(data: &[u8]) {
+    formats::reassembler(data);
+}
+
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -29,6 +46,9 @@ pub const ALL: &[Target] = &[
     ("replies", replies),
     ("filters", filters),
     ("configuration", configuration),
+    ("descriptors", descriptors),
+    ("tunnel_headers", tunnel_headers),
+    ("reassembler", reassembler),
 ];
 
 /// Whatever a client asks, the answer is whole or there is none.
