@@ -175,12 +175,26 @@ impl Row for IngressRule {
 }
 
 #[derive(Serialize)]
+pub(crate) struct Peer {
+    pub(crate) vtep: String,
+    pub(crate) format: String,
+}
+
+impl From<&culvert_model::Peer> for Peer {
+    fn from(peer: &culvert_model::Peer) -> Peer {
+        Peer { vtep: peer.vtep.to_string(), format: peer.format.to_string() }
+    }
+}
+
+#[derive(Serialize)]
 pub(crate) struct Underlay {
     pub(crate) interfaces: Vec<String>,
     pub(crate) addresses: Vec<String>,
     pub(crate) mtu: Option<u16>,
     pub(crate) mode: &'static str,
     pub(crate) tx: &'static str,
+    /// VTEPs that are spoken to in a format of their own.
+    pub(crate) peers: Vec<Peer>,
 }
 
 impl From<&culvert_model::Underlay> for Underlay {
@@ -191,6 +205,7 @@ impl From<&culvert_model::Underlay> for Underlay {
             mtu: underlay.mtu.map(culvert_model::Mtu::get),
             mode: underlay.mode.name(),
             tx: underlay.tx.name(),
+            peers: underlay.peers.iter().map(Peer::from).collect(),
         }
     }
 }
