@@ -350,7 +350,7 @@ fn field(n: usize, table: &FieldTable) -> Result<Field, DescriptionError> {
     Ok(Field::new(table.offset, table.width, rule))
 }
 
-fn options(table: OptionsTable) -> Result<Options, DescriptionError> {
+fn options(table: &OptionsTable) -> Result<Options, DescriptionError> {
     let at = |what, table: Option<BitsTable>| table.map(|table| bits(what, table)).transpose();
     let known = table.known.iter().map(|known| {
         let at = BitsTable { offset: known.offset, bit: known.bit, width: known.width };
@@ -418,7 +418,7 @@ impl TryFrom<Table> for Format {
             fields: fields.collect::<Result<Vec<_>, _>>()?.into(),
             travel,
             facts: facts.collect::<Result<Vec<_>, DescriptionError>>()?.into(),
-            options: table.options.map(options).transpose()?,
+            options: table.options.as_ref().map(options).transpose()?,
             template: template.into(),
         };
         Ok(Format { id, descriptor })

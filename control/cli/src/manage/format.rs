@@ -17,6 +17,7 @@ use crate::output::{print, print_value};
 
 /// What one can do with tunnel formats. vxlan, geneve and stt are there without being added.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "one is made, by the command line")]
 pub(crate) enum FormatVerb {
     #[command(flatten)]
     Objects(Verb<FormatFields, FormatKeys>),

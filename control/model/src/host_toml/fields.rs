@@ -230,7 +230,7 @@ impl<'v, 'i, 'e> Fields<'v, 'i, 'e> {
     }
 
     /// All fields, as the text of a table of their own. Which of them are known, its reader says.
-    pub(super) fn as_text(self) -> String {
+    pub(super) fn into_text(self) -> String {
         let plain = |(key, value): (&Spanned<DeString<'_>>, &Value<'_>)| {
             (key.get_ref().to_string(), plain(value.get_ref()))
         };

@@ -178,7 +178,7 @@ fn peer(fields: Fields<'_, '_, '_>) -> api::Peer {
 
 /// Only the description knows which fields there are, and how they belong together.
 fn format(mut fields: Fields<'_, '_, '_>) -> api::Format {
-    api::Format { id: fields.text("id", "a string"), description: fields.as_text() }
+    api::Format { id: fields.text("id", "a string"), description: fields.into_text() }
 }
 
 fn mtu(fields: &mut Fields<'_, '_, '_>) -> Option<u32> {

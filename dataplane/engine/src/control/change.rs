@@ -562,20 +562,6 @@ fn came<'c, T, K: 'c>(
     changes.iter().filter(|(old, _)| old.is_none()).filter_map(move |(_, new)| new.map(id))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn idle_sockets_that_take_most_of_the_memory_are_warned_of_with_the_remedy() {
-        assert_eq!(too_few_frames(0, 1024), None);
-        assert_eq!(too_few_frames(1536, 16_384), None);
-        let warning = too_few_frames(2400, 16_384).unwrap();
-        assert!(warning.contains("2400 sockets") && warning.ends_with("--chunks 32768"));
-        assert_eq!(too_few_frames(2400, 32_768), None);
-    }
-}
-
 /// Whether other formats may be in use.
 fn other_formats(changes: &Changes<'_>) -> bool {
     let of = |vnet: Option<&Vnet>| vnet.map(|vnet| vnet.format.clone());
@@ -607,5 +593,19 @@ const fn carrier(outer: Outer) -> Carrier {
         Outer::Udp { port } => Carrier::Udp(port),
         Outer::Tcp { port } => Carrier::Tcp(port),
         Outer::Ip { protocol } => Carrier::Ip(protocol),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_sockets_that_take_most_of_the_memory_are_warned_of_with_the_remedy() {
+        assert_eq!(too_few_frames(0, 1024), None);
+        assert_eq!(too_few_frames(1536, 16_384), None);
+        let warning = too_few_frames(2400, 16_384).unwrap();
+        assert!(warning.contains("2400 sockets") && warning.ends_with("--chunks 32768"));
+        assert_eq!(too_few_frames(2400, 32_768), None);
     }
 }
