@@ -21,7 +21,7 @@ use crate::{
     guard::Guard,
     object::{self, LoadError},
     privilege::chain,
-    tables::{self, TableError},
+    tables::{self, Carrier, TableError},
 };
 
 const TENANT: &str = "tenant";
@@ -166,12 +166,12 @@ impl Programs {
         tables::set_vteps(&mut self.object, addresses)
     }
 
-    /// Makes `ports` the UDP destination ports of tunnel packets.
+    /// Makes `carriers` what tunnel packets to our addresses are carried by.
     ///
     /// # Errors
-    /// [`TableError::Kernel`] above 64 ports.
-    pub fn set_tunnel_ports(&mut self, ports: &[u16]) -> Result<(), TableError> {
-        tables::set_tunnel_ports(&mut self.object, ports)
+    /// [`TableError::Kernel`] above 64 of them.
+    pub fn set_carriers(&mut self, carriers: &[Carrier]) -> Result<(), TableError> {
+        tables::set_carriers(&mut self.object, carriers)
     }
 
     /// All counters, summed over the CPUs; each only ever grows while this value lives.

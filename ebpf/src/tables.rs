@@ -89,9 +89,33 @@ pub(crate) fn set_vteps(object: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), T
     replace_keys(object, "vtep6", &v6)
 }
 
-pub(crate) fn set_tunnel_ports(object: &mut Ebpf, ports: &[u16]) -> Result<(), TableError> {
-    let wanted = (0u32..).zip(ports).map(|(format, port)| (port.to_be_bytes(), format)).collect();
-    replace_keys::<[u8; 2]>(object, "tunnel_ports", &wanted)
+/// What carries tunnel packets of a format.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Carrier {
+    /// UDP to this port.
+    Udp(u16),
+    /// Packets that look like TCP segments to this port.
+    Tcp(u16),
+    /// This IP protocol: none that hosts act upon.
+    Ip(u8),
+}
+
+impl Carrier {
+    /// `struct carrier` of the program.
+    fn key(self) -> [u8; 4] {
+        let (port, protocol) = match self {
+            Carrier::Udp(port) => (port, 17),
+            Carrier::Tcp(port) => (port, 6),
+            Carrier::Ip(protocol) => (0, protocol),
+        };
+        let [high, low] = port.to_be_bytes();
+        [high, low, protocol, 0]
+    }
+}
+
+pub(crate) fn set_carriers(object: &mut Ebpf, carriers: &[Carrier]) -> Result<(), TableError> {
+    let wanted = carriers.iter().map(|carrier| (carrier.key(), 0)).collect();
+    replace_keys::<[u8; 4]>(object, "carriers", &wanted)
 }
 
 /// Gives a device its slots: `first`, and how many.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use culvert_ebpf::{Counter, ProgramKind, Programs};
+use culvert_ebpf::{Carrier, Counter, ProgramKind, Programs};
 use support::{
     TC_ACT_SHOT, TC_ACT_UNSPEC, XDP_PASS, counter,
     frames::{
@@ -19,7 +19,7 @@ fn with_programs(test: impl FnOnce(&mut Programs) + Send) {
     Netns::new().run(|| {
         let mut programs = load();
         programs.set_vteps(&[VTEP4.into(), VTEP6.into()]).unwrap();
-        programs.set_tunnel_ports(&[VXLAN]).unwrap();
+        programs.set_carriers(&[Carrier::Udp(VXLAN)]).unwrap();
         test(&mut programs);
     });
 }

@@ -14,7 +14,8 @@ use std::{
 };
 
 use culvert_ebpf::{
-    AttachError, CountProgram, CountVerdict, Counter, LoadOptions, ProgramKind, Programs, XdpMode,
+    AttachError, Carrier, CountProgram, CountVerdict, Counter, LoadOptions, ProgramKind, Programs,
+    XdpMode,
 };
 use support::{
     counter, load,
@@ -106,7 +107,7 @@ fn a_host_stays_reachable_on_its_underlay_interface() {
         programs
             .set_vteps(&["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()])
             .unwrap();
-        programs.set_tunnel_ports(&[4789]).unwrap();
+        programs.set_carriers(&[Carrier::Udp(4789)]).unwrap();
         near.run(|| programs.attach(ProgramKind::Underlay, ifindex, mode, 0..1).unwrap());
         assert_eq!(shown_mode(&near, "n0"), Some(mode));
         far.command(PING4);
@@ -283,7 +284,7 @@ fn a_change_of_mode_or_kind_leaks_nothing() {
     let pins = Pins::new("change");
     let mut programs = pins.load();
     programs.set_vteps(&["192.0.2.1".parse().unwrap()]).unwrap();
-    programs.set_tunnel_ports(&[4000]).unwrap();
+    programs.set_carriers(&[Carrier::Udp(4000)]).unwrap();
     near.run(|| {
         programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
     });

@@ -2,7 +2,7 @@
 
 mod support;
 
-use culvert_ebpf::{Counter, FrameMeta, ProgramKind, Programs, XdpMode};
+use culvert_ebpf::{Carrier, Counter, FrameMeta, ProgramKind, Programs, XdpMode};
 use support::{
     XDP_DROP, XDP_PASS,
     frames::{
@@ -18,6 +18,8 @@ use support::{
 const OTHER4: [u8; 4] = [192, 0, 2, 99];
 const OTHER6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x99];
 const GENEVE: u16 = 6081;
+const STT: u16 = 7471;
+const OWN: u8 = 253;
 
 /// What the program makes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +53,14 @@ fn with_programs(test: impl FnOnce(&mut Programs) + Send) {
         let mut programs = load();
         programs.attach(ProgramKind::Underlay, 1, XdpMode::Generic, 0..1).unwrap();
         programs.set_vteps(&[VTEP4.into(), VTEP6.into()]).unwrap();
-        programs.set_tunnel_ports(&[VXLAN, GENEVE]).unwrap();
+        programs
+            .set_carriers(&[
+                Carrier::Udp(VXLAN),
+                Carrier::Udp(GENEVE),
+                Carrier::Tcp(STT),
+                Carrier::Ip(OWN),
+            ])
+            .unwrap();
         test(&mut programs);
     });
 }
@@ -95,6 +104,46 @@ fn tunnel_packets_to_our_vteps_go_to_the_socket() {
         ("IPv4 without DF", V4 { fragment: 0, ..v4() }.frame(&tunnel()), Fate::Ours),
         ("jumbo", v4().frame(&udp(VXLAN, &[1; 8950])), Fate::Ours),
         ("no payload", v4().frame(&udp(VXLAN, &[])), Fate::Ours),
+    ]);
+}
+
+#[test]
+fn tcp_shaped_packets_and_other_protocols_go_to_the_socket_too() {
+    let stt = tcp(STT);
+    let bare = vec![7; 4];
+    let fragment = V4 { fragment: 0x2000, proto: TCP, ..v4() };
+    let options = V4 { options: vec![0x94, 4, 0, 0], proto: OWN, ..v4() };
+    let quoted = V4 { src: VTEP4, dst: PEER4, proto: TCP, ..v4() }.packet(&stt[..8]);
+    let error = V4 { proto: ICMP, ..v4() }.frame(&icmp_error(3, 4, &quoted));
+    let own_quoted = ipv6(VTEP6, PEER6, OWN, &bare);
+    let own_error = ipv6_frame(PEER6, VTEP6, ICMPV6, &icmp_error(2, 0, &own_quoted));
+    let extended = [extension(TCP, 8), stt.clone()].concat();
+    check_all(vec![
+        ("TCP-shaped over IPv4", V4 { proto: TCP, ..v4() }.frame(&stt), Fate::Ours),
+        ("TCP-shaped over IPv6", ipv6_frame(PEER6, VTEP6, TCP, &stt), Fate::Ours),
+        (
+            "TCP-shaped to another address",
+            V4 { proto: TCP, dst: OTHER4, ..v4() }.frame(&stt),
+            Fate::Host,
+        ),
+        ("TCP to a UDP format's port", V4 { proto: TCP, ..v4() }.frame(&tcp(GENEVE)), Fate::Host),
+        ("UDP to a TCP-shaped format's port", v4().frame(&udp(STT, &[0; 30])), Fate::Host),
+        ("a fragment", fragment.frame(&stt), Fate::Dropped(Counter::UnderlayFragment)),
+        (
+            "an extension header",
+            ipv6_frame(PEER6, VTEP6, 0, &extended),
+            Fate::Dropped(Counter::UnderlayIpv6Extension),
+        ),
+        ("a protocol over IPv4", V4 { proto: OWN, ..v4() }.frame(&bare), Fate::Ours),
+        ("a protocol over IPv6", ipv6_frame(PEER6, VTEP6, OWN, &bare), Fate::Ours),
+        (
+            "a protocol with options",
+            options.frame(&bare),
+            Fate::Dropped(Counter::UnderlayIpv4Options),
+        ),
+        ("another protocol", V4 { proto: 254, ..v4() }.frame(&bare), Fate::Host),
+        ("an error about TCP-shaped", error, Fate::IcmpError),
+        ("an error about a protocol", own_error, Fate::IcmpError),
     ]);
 }
 
@@ -337,7 +386,7 @@ fn an_unknown_device_drops_ours_and_passes_the_rest() {
     Netns::new().run(|| {
         let mut programs = load();
         programs.set_vteps(&[VTEP4.into()]).unwrap();
-        programs.set_tunnel_ports(&[VXLAN]).unwrap();
+        programs.set_carriers(&[Carrier::Udp(VXLAN)]).unwrap();
         let unknown = Fate::Dropped(Counter::UnderlayUnknownDevice);
         check(&mut programs, "ours", &v4().frame(&tunnel()), None, unknown);
         check(&mut programs, "DNS", &v4().frame(&udp(53, &[])), None, Fate::Host);
@@ -354,7 +403,7 @@ fn a_withdrawn_vtep_or_port_is_the_hosts_again() {
         check(programs, "kept address", &over6, None, Fate::Ours);
         let to_other = V4 { dst: OTHER4, ..v4() }.frame(&tunnel());
         check(programs, "new address", &to_other, None, Fate::Ours);
-        programs.set_tunnel_ports(&[GENEVE]).unwrap();
+        programs.set_carriers(&[Carrier::Udp(GENEVE)]).unwrap();
         check(programs, "old port", &over6, None, Fate::Host);
         let geneve = ipv6_frame(PEER6, VTEP6, UDP, &udp(GENEVE, &[0; 16]));
         check(programs, "kept port", &geneve, None, Fate::Ours);

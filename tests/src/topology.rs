@@ -81,6 +81,8 @@ pub struct TopologySpec {
     pub mode: [&'static str; 2],
     /// More lines for the `[underlay]` section of each `host.toml`.
     pub underlay_toml: &'static str,
+    /// More lines for each `[[vnet]]` section of each `host.toml`.
+    pub vnet_toml: &'static str,
     /// Put a [`Middle`] into the wire, which can damage frames.
     pub middle: bool,
     /// What else lies between the hosts.
@@ -105,6 +107,7 @@ impl TopologySpec {
             dataplane_wrapper: Vec::new(),
             mode: ["auto", "auto"],
             underlay_toml: "",
+            vnet_toml: "",
             middle: false,
             shape: Shape::OneWire,
             wire_queues: 1,
@@ -347,8 +350,8 @@ impl Topology {
         for vnet in &self.spec.vnets {
             let _ = write!(
                 out,
-                "\n[[vnet]]\nid = \"{}\"\nvni = {}\nflood = {}\n",
-                vnet.name, vnet.vni, vnet.flood
+                "\n[[vnet]]\nid = \"{}\"\nvni = {}\nflood = {}\n{}\n",
+                vnet.name, vnet.vni, vnet.flood, self.spec.vnet_toml
             );
         }
         for (index, tenant) in self.tenants.iter().enumerate() {

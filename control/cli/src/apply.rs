@@ -120,5 +120,9 @@ fn counts(host: &Host) -> String {
         count(host.ingress().len(), "ingress rule"),
         count(host.acls().len(), "ACL group"),
     ]
+    .into_iter()
+    // Few have formats of their own.
+    .chain(Some(host.formats().len()).filter(|n| *n > 0).map(|n| count(n, "format")))
+    .collect::<Vec<_>>()
     .join(", ")
 }

@@ -134,6 +134,9 @@ pub(crate) enum Verb {
     /// ACL groups.
     #[command(subcommand)]
     Acl(ObjectVerb<AclFields, AclKeys>),
+    /// Tunnel formats of your own.
+    #[command(subcommand)]
+    Format(crate::manage::format::FormatVerb),
     /// Hosts of the cluster, and this host's underlay.
     #[command(subcommand)]
     Host(HostVerb),

@@ -58,6 +58,7 @@ async fn run(args: &Args) -> Result<(), CliError> {
         Verb::Mapping(verb) => manage::run(args, verb).await,
         Verb::Ingress(verb) => manage::run(args, verb).await,
         Verb::Acl(verb) => manage::run(args, verb).await,
+        Verb::Format(verb) => manage::format::run(args, verb).await,
         Verb::Host(verb) => manage::host::run(args, verb).await,
         Verb::Queue(queue) => manage::queue::run(args, queue).await,
         Verb::Volume(volume) => volume::run(args, volume).await,

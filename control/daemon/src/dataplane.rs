@@ -223,6 +223,8 @@ fn blamed(fault: &api::Fault, edits: &[Edit], target: &Host) -> Option<ObjectKey
         find!(target.ingress(), |r: &culvert_model::IngressRule| ObjectKey::Ingress(r.key()))
     } else if is(Section::Acl) {
         find!(target.acls(), |g: &culvert_model::AclGroup| ObjectKey::Acl(g.id.clone()))
+    } else if is(Section::Format) {
+        find!(target.formats(), |f: &culvert_model::Format| ObjectKey::Format(f.id.clone()))
     } else {
         None
     }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use culvert_model::{
-    AclGroupId, IngressKey, MappingKey, ObjectKey, PortId, RouteKey, RouteScope, VnetId, Vni,
+    AclGroupId, FormatId, IngressKey, MappingKey, ObjectKey, PortId, RouteKey, RouteScope, VnetId,
+    Vni,
 };
 
 /// Longest name of a host, in bytes: that of a DNS name.
@@ -153,7 +154,8 @@ impl Slot {
             ObjectKey::Vnet(_)
             | ObjectKey::Mapping(_)
             | ObjectKey::Ingress(_)
-            | ObjectKey::Acl(_) => false,
+            | ObjectKey::Acl(_)
+            | ObjectKey::Format(_) => false,
         };
         Slot { host: own.then(|| host.clone()), key }
     }
@@ -209,6 +211,7 @@ impl fmt::Display for Name {
                 write!(f, "all/ingress/{}/{priority}/{vtep}", vni.get())
             }
             (None, ObjectKey::Acl(id)) => write!(f, "all/acl/{id}"),
+            (None, ObjectKey::Format(id)) => write!(f, "all/format/{id}"),
             // No slot is made like that; the key would be read as nothing.
             (_, key) => write!(f, "misplaced/{key}"),
         }
@@ -251,6 +254,7 @@ impl Name {
                 Some(Name::Object(Slot { host, key: ObjectKey::Underlay }))
             }
             "acl" => object(ObjectKey::Acl(AclGroupId::new(rest).ok()?)),
+            "format" => object(ObjectKey::Format(FormatId::new(rest).ok()?)),
             "vnet" => object(ObjectKey::Vnet(VnetId::new(rest).ok()?)),
             "ingress" => {
                 let (vni, rest) = rest.split_once('/')?;
@@ -322,6 +326,7 @@ mod tests {
             "in/blue/route/2001:db8::/64",
             "all/vnet/blue",
             "all/acl/web",
+            "all/format/acme",
             "in/blue/mapping/10.0.0.1",
             "in/blue/mapping/fd00::1",
             "all/ingress/100/7/any",

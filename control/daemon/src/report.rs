@@ -134,6 +134,7 @@ fn count(host: &Host) -> usize {
         + host.mappings().len()
         + host.ingress().len()
         + host.acls().len()
+        + host.formats().len()
 }
 
 /// The object of a state.
@@ -146,5 +147,6 @@ pub fn find(host: &Host, key: &ObjectKey) -> Option<Object> {
         ObjectKey::Mapping(key) => host.mappings().get(key).cloned().map(Object::Mapping),
         ObjectKey::Ingress(key) => host.ingress().get(key).copied().map(Object::Ingress),
         ObjectKey::Acl(id) => host.acl(id.as_str()).cloned().map(Object::Acl),
+        ObjectKey::Format(id) => host.format(id.as_str()).cloned().map(Object::Format),
     }
 }

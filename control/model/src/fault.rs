@@ -11,7 +11,7 @@ use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
 use crate::acl::Protocol;
-use crate::ids::{AclGroupId, IfName, Mtu, PortId, VnetId};
+use crate::ids::{AclGroupId, FormatId, IfName, Mtu, PortId, VnetId};
 use crate::nearest::{asked, hint};
 
 /// A part of the state, named as in `host.toml`.
@@ -31,6 +31,8 @@ pub enum Section {
     Ingress,
     /// Which flows ports may have.
     Acl,
+    /// Tunnel formats.
+    Format,
 }
 
 impl Section {
@@ -44,6 +46,7 @@ impl Section {
             Section::Mapping => "mapping",
             Section::Ingress => "ingress",
             Section::Acl => "acl",
+            Section::Format => "format",
         }
     }
 }
@@ -322,6 +325,30 @@ pub enum Fault {
     RouterNotOnLink {
         /// As given.
         via: IpAddr,
+    },
+    /// Correct the format's description, of which this is one fault.
+    #[error("{message}")]
+    BadFormat {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Describe the format, or name one that is there.
+    #[error("{id:?}: no such format; legal is vxlan, geneve, stt or the id of a format{}", asked(nearest.as_ref()))]
+    UnknownFormat {
+        /// As given.
+        id: FormatId,
+        /// The name that was probably meant.
+        nearest: Option<FormatId>,
+    },
+    /// Choose a VNI that the format has bits for, or another format.
+    #[error("{vni}: does not fit format {format}; legal is 1 to {max}")]
+    VniTooLarge {
+        /// As given.
+        vni: Vni,
+        /// The vnet's format.
+        format: FormatId,
+        /// The largest that fits.
+        max: u32,
     },
     /// Use one of the words.
     #[error("{value:?}: unknown; legal is {legal}{}", hint(value, legal))]

@@ -10,6 +10,7 @@ use culvert_wire::vni::Vni;
 
 use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section, Warning};
+use crate::format::Format;
 use crate::ids::{AclGroupId, IfName, PortId, VnetId};
 use crate::index::{Count, Entry, Index};
 use crate::objects::Objects;
@@ -34,6 +35,7 @@ pub struct Host {
     pub(crate) mappings: Objects<Mapping>,
     pub(crate) ingress: Objects<IngressRule>,
     pub(crate) acls: Objects<AclGroup>,
+    pub(crate) formats: Objects<Format>,
     pub(crate) index: Index,
 }
 
@@ -47,6 +49,7 @@ impl PartialEq for Host {
             && self.mappings == other.mappings
             && self.ingress == other.ingress
             && self.acls == other.acls
+            && self.formats == other.formats
     }
 }
 
@@ -69,6 +72,8 @@ pub struct HostParts {
     pub ingress: Vec<IngressRule>,
     /// Which flows ports may have.
     pub acls: Vec<AclGroup>,
+    /// Tunnel formats, beside the built-in ones.
+    pub formats: Vec<Format>,
 }
 
 impl Host {
@@ -111,13 +116,15 @@ impl Host {
             mappings: Objects::default(),
             ingress: Objects::default(),
             acls: Objects::default(),
+            formats: Objects::default(),
             index: Index::default(),
         }
     }
 
     /// Of parts that are legal.
     fn of(parts: HostParts) -> Host {
-        let HostParts { underlay, vnets, ports, routes, mut mappings, ingress, acls } = parts;
+        let HostParts { underlay, vnets, ports, routes, mut mappings, ingress, acls, formats } =
+            parts;
         // Of a hundred thousand copies of a name, one is kept.
         let names: HashSet<&VnetId> = vnets.iter().map(|vnet| &vnet.id).collect();
         for mapping in &mut mappings {
@@ -134,6 +141,7 @@ impl Host {
             mappings: mappings.into_iter().collect(),
             ingress: ingress.into_iter().collect(),
             acls: acls.into_iter().collect(),
+            formats: formats.into_iter().collect(),
             index,
         }
     }
@@ -171,6 +179,16 @@ impl Host {
     /// Which flows ports may have.
     pub fn acls(&self) -> &Objects<AclGroup> {
         &self.acls
+    }
+
+    /// Tunnel formats, beside the built-in ones.
+    pub fn formats(&self) -> &Objects<Format> {
+        &self.formats
+    }
+
+    /// The tunnel format of a name, if it is no built-in one.
+    pub fn format(&self, id: &str) -> Option<&Format> {
+        self.formats.find(|format| format.id.as_str().cmp(id))
     }
 
     /// The ACL group of a name.
@@ -401,6 +419,7 @@ impl Host {
             mappings: self.mappings.iter().cloned().collect(),
             ingress: self.ingress.iter().copied().collect(),
             acls: self.acls.iter().cloned().collect(),
+            formats: self.formats.iter().cloned().collect(),
         }
     }
 }

@@ -91,6 +91,11 @@ text_newtype!(
     check_id
 );
 text_newtype!(
+    /// Name of a tunnel format: 1 to 32 of `a-z`, `0-9` and `-`. Cheap to clone.
+    FormatId,
+    check_format_id
+);
+text_newtype!(
     /// A domain name, or a host's: labels of 1 to 63 of `a-z`, `0-9` and `-`, which neither begins nor ends
     /// one, joined by dots; at most 253 bytes (RFC 1035 section 2.3, RFC 1123 section 2.1).
     DomainName,
@@ -102,6 +107,24 @@ text_newtype!(
     IfName,
     check_ifname
 );
+
+fn check_format_id(value: &str) -> Result<Arc<str>, Fault> {
+    if value.len() > culvert_wire::format::check::MAX_NAME_LEN {
+        return Err(Fault::BadId { value: value.to_owned() });
+    }
+    check_id(value)
+}
+
+impl FormatId {
+    /// The format of a vnet that names none.
+    pub const DEFAULT: &'static str = "vxlan";
+}
+
+impl Default for FormatId {
+    fn default() -> FormatId {
+        FormatId(Self::DEFAULT.into())
+    }
+}
 
 fn check_domain(value: &str) -> Result<Arc<str>, Fault> {
     let label = |label: &str| {

@@ -29,6 +29,7 @@ pub mod dhcp;
 pub mod drops;
 pub mod edit;
 pub mod fault;
+pub mod format;
 pub mod host;
 pub mod host_toml;
 pub mod ids;
@@ -51,8 +52,9 @@ pub use culvert_wire::vni::Vni;
 pub use dhcp::{Dhcp, DhcpRoute};
 pub use edit::{Edit, ObjectKey, diff};
 pub use fault::{Fault, ModelError, Place, Section, Warning};
+pub use format::Format;
 pub use host::{Host, HostParts};
-pub use ids::{AclGroupId, DomainName, IfName, Mtu, PortId, VnetId};
+pub use ids::{AclGroupId, DomainName, FormatId, IfName, Mtu, PortId, VnetId};
 pub use ipnet::IpNet;
 pub use meter::{Meter, TokenBucket};
 pub use nearest::nearest;
@@ -64,8 +66,8 @@ pub use rules::{
     RouteKey, RouteScope, VtepMatch,
 };
 pub use size::Size;
-pub use underlay::{ModePreference, Underlay, UnderlayTx};
-pub use vnet::{Format, Gateway, Miss, Vnet};
+pub use underlay::{ModePreference, Peer, Underlay, UnderlayTx};
+pub use vnet::{Gateway, Miss, Vnet};
 
 /// The directory of a host's sockets, unless told otherwise.
 pub const DEFAULT_RUN_DIR: &str = "/run/culvert";

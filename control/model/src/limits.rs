@@ -27,6 +27,10 @@ pub const ACL_RULES_PER_GROUP_MAX: usize = 256;
 pub const ACL_GROUPS_PER_PORT_MAX: usize = 8;
 /// Port ranges of one ACL rule, local and remote each.
 pub const ACL_PORT_RANGES_MAX: usize = 16;
+/// Tunnel formats, beside the built-in ones: each packet from the underlay is held against those of its port.
+pub const FORMATS_MAX: usize = 24;
+/// VTEPs that are spoken to in a format of their own.
+pub const UNDERLAY_PEERS_MAX: usize = 4_096;
 /// DNS servers, and NTP servers, of one vnet: all of them fit one DHCP packet of the least size.
 pub const DHCP_SERVERS_MAX: usize = 8;
 /// Static routes of one vnet's DHCP, likewise.

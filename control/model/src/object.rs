@@ -2,6 +2,7 @@
 
 use crate::acl::AclGroup;
 use crate::edit::{Edit, ObjectKey};
+use crate::format::Format;
 use crate::host::HostParts;
 use crate::objects::Keyed;
 use crate::port::Port;
@@ -26,6 +27,8 @@ pub enum Object {
     Ingress(IngressRule),
     /// An ACL group.
     Acl(AclGroup),
+    /// A tunnel format.
+    Format(Format),
 }
 
 impl Object {
@@ -39,12 +42,13 @@ impl Object {
             Object::Mapping(mapping) => ObjectKey::Mapping(mapping.key()),
             Object::Ingress(rule) => ObjectKey::Ingress(rule.key()),
             Object::Acl(group) => ObjectKey::Acl(group.id.clone()),
+            Object::Format(format) => ObjectKey::Format(format.id.clone()),
         }
     }
 
     /// Every object of a state, in the order of its sections.
     pub fn all_of(parts: HostParts) -> impl Iterator<Item = Object> {
-        let HostParts { underlay, vnets, ports, routes, mappings, ingress, acls } = parts;
+        let HostParts { underlay, vnets, ports, routes, mappings, ingress, acls, formats } = parts;
         std::iter::once(Object::Underlay(underlay))
             .chain(vnets.into_iter().map(Object::Vnet))
             .chain(ports.into_iter().map(Object::Port))
@@ -52,6 +56,7 @@ impl Object {
             .chain(mappings.into_iter().map(Object::Mapping))
             .chain(ingress.into_iter().map(Object::Ingress))
             .chain(acls.into_iter().map(Object::Acl))
+            .chain(formats.into_iter().map(Object::Format))
     }
 }
 
@@ -66,6 +71,7 @@ impl From<Object> for Edit {
             Object::Mapping(mapping) => Edit::PutMapping(mapping),
             Object::Ingress(rule) => Edit::PutIngress(rule),
             Object::Acl(group) => Edit::PutAcl(group),
+            Object::Format(format) => Edit::PutFormat(format),
         }
     }
 }
@@ -81,12 +87,14 @@ impl From<Edit> for Option<Object> {
             Edit::PutMapping(mapping) => Object::Mapping(mapping),
             Edit::PutIngress(rule) => Object::Ingress(rule),
             Edit::PutAcl(group) => Object::Acl(group),
+            Edit::PutFormat(format) => Object::Format(format),
             Edit::DeleteVnet(_)
             | Edit::DeletePort(_)
             | Edit::DeleteRoute(_)
             | Edit::DeleteMapping(_)
             | Edit::DeleteIngress(_)
-            | Edit::DeleteAcl(_) => return None,
+            | Edit::DeleteAcl(_)
+            | Edit::DeleteFormat(_) => return None,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::ids::{IfName, Mtu, words};
+use crate::ids::{FormatId, IfName, Mtu, words};
 
 /// The devices that tunnelled frames use, and our addresses on them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,17 @@ pub struct Underlay {
     pub mode: ModePreference,
     /// How frames leave.
     pub tx: UnderlayTx,
+    /// VTEPs that are spoken to in a format of their own; each once.
+    pub peers: Vec<Peer>,
+}
+
+/// A VTEP that is spoken to in this format, in every vnet, and that has to speak it to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its address.
+    pub vtep: IpAddr,
+    /// The format.
+    pub format: FormatId,
 }
 
 /// How an `AF_XDP` socket is to be attached to a device.

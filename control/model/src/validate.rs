@@ -9,13 +9,15 @@ use std::hash::Hash;
 use std::net::IpAddr;
 
 use culvert_wire::eth::MacAddr;
+use culvert_wire::format::builtin;
 use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
 use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section};
+use crate::format::Format;
 use crate::host::{Host, HostParts, underlay_mtu_fault};
-use crate::ids::{AclGroupId, IfName, PortId, VnetId};
+use crate::ids::{AclGroupId, FormatId, IfName, PortId, VnetId};
 use crate::objects::Keyed;
 use crate::port::Port;
 use crate::rules::{
@@ -35,10 +37,12 @@ pub(crate) struct Draft {
     pub(crate) mappings: Vec<Option<Mapping>>,
     pub(crate) ingress: Vec<Option<IngressRule>>,
     pub(crate) acls: Vec<Option<AclGroup>>,
+    pub(crate) formats: Vec<Option<Format>>,
     /// Names of vnets, ports and ACL groups that were given, but unreadable otherwise: a reference to one is no fault.
     pub(crate) broken_vnets: HashSet<VnetId>,
     pub(crate) broken_ports: HashSet<PortId>,
     pub(crate) broken_acls: HashSet<AclGroupId>,
+    pub(crate) broken_formats: HashSet<FormatId>,
     /// VNIs of unreadable vnets, likewise; with `unknown_vnis`, one of them had no readable VNI.
     pub(crate) broken_vnis: HashSet<Vni>,
     pub(crate) unknown_vnis: bool,
@@ -54,9 +58,11 @@ impl From<HostParts> for Draft {
             mappings: parts.mappings.into_iter().map(Some).collect(),
             ingress: parts.ingress.into_iter().map(Some).collect(),
             acls: parts.acls.into_iter().map(Some).collect(),
+            formats: parts.formats.into_iter().map(Some).collect(),
             broken_vnets: HashSet::new(),
             broken_ports: HashSet::new(),
             broken_acls: HashSet::new(),
+            broken_formats: HashSet::new(),
             broken_vnis: HashSet::new(),
             unknown_vnis: false,
         }
@@ -74,6 +80,7 @@ impl Draft {
             mappings: self.mappings.into_iter().collect::<Option<_>>()?,
             ingress: self.ingress.into_iter().collect::<Option<_>>()?,
             acls: self.acls.into_iter().collect::<Option<_>>()?,
+            formats: self.formats.into_iter().collect::<Option<_>>()?,
         })
     }
 }
@@ -90,6 +97,7 @@ pub(crate) struct Counts {
     mappings: usize,
     ingress: usize,
     acls: usize,
+    formats: usize,
 }
 
 impl Counts {
@@ -101,6 +109,7 @@ impl Counts {
             mappings: host.mappings().len(),
             ingress: host.ingress().len(),
             acls: host.acls().len(),
+            formats: host.formats().len(),
         }
     }
 }
@@ -114,6 +123,7 @@ impl From<&Draft> for Counts {
             mappings: draft.mappings.len(),
             ingress: draft.ingress.len(),
             acls: draft.acls.len(),
+            formats: draft.formats.len(),
         }
     }
 }
@@ -147,6 +157,10 @@ pub(crate) fn validate(draft: &Draft, whole: Option<&Counts>) -> Vec<ModelError>
     for (index, rule) in present(&draft.ingress) {
         check.ingress(index, rule);
     }
+    check.limit(Section::Format, counts.formats, limits::FORMATS_MAX);
+    for (index, format) in present(&draft.formats) {
+        check.format(index, format);
+    }
     check.limit(Section::Acl, counts.acls, limits::ACL_GROUPS_MAX);
     for (index, group) in present(&draft.acls) {
         check.acl(index, group);
@@ -164,6 +178,8 @@ struct Check<'a> {
     vnet_ids: HashSet<&'a VnetId>,
     port_ids: HashSet<&'a PortId>,
     acl_ids: HashSet<&'a AclGroupId>,
+    /// Readable formats by name; the first of several.
+    formats: HashMap<&'a FormatId, &'a Format>,
     vnis: HashSet<Vni>,
     /// Readable vnets by name; the first of several.
     vnets: HashMap<&'a VnetId, &'a Vnet>,
@@ -174,6 +190,7 @@ struct Check<'a> {
     seen_routes: HashMap<(&'a RouteScope, IpNet), Place>,
     seen_ingress: HashMap<IngressKey, Place>,
     seen_acls: HashMap<&'a AclGroupId, Place>,
+    seen_formats: HashMap<&'a FormatId, Place>,
     /// Owners of a vnet's addresses: gateways, ports, then mappings.
     ip_owners: HashMap<(&'a VnetId, IpAddr), Place>,
     mac_owners: HashMap<(&'a VnetId, MacAddr), Place>,
@@ -190,6 +207,7 @@ impl<'a> Check<'a> {
                 .map(|(_, port)| &port.id)
                 .chain(&draft.broken_ports)
                 .collect(),
+            formats: present(&draft.formats).map(|(_, format)| (&format.id, format)).collect(),
             acl_ids: present(&draft.acls)
                 .map(|(_, group)| &group.id)
                 .chain(&draft.broken_acls)
@@ -203,6 +221,7 @@ impl<'a> Check<'a> {
             seen_routes: HashMap::new(),
             seen_ingress: HashMap::new(),
             seen_acls: HashMap::new(),
+            seen_formats: HashMap::new(),
             ip_owners: HashMap::new(),
             mac_owners: HashMap::new(),
         }
@@ -300,7 +319,50 @@ impl<'a> Check<'a> {
             self.unicast_ip(&place, address);
             once(&mut self.errors, &mut seen, address, &address, place);
         }
+        let peers = Place::section(Section::Underlay, "peer");
+        if underlay.peers.len() > limits::UNDERLAY_PEERS_MAX {
+            let (count, max) = (underlay.peers.len(), limits::UNDERLAY_PEERS_MAX);
+            self.fault(peers, Fault::TooMany { count, max });
+        }
+        let mut seen = HashMap::new();
+        for (element, peer) in underlay.peers.iter().enumerate() {
+            let place = |field| Place::section(Section::Underlay, field).at(element);
+            self.unicast_ip(&place("peer.vtep"), peer.vtep);
+            self.reachable(&place("peer.vtep"), peer.vtep);
+            once(&mut self.errors, &mut seen, peer.vtep, &peer.vtep, place("peer.vtep"));
+            self.known_format(place("peer.format"), &peer.format);
+        }
         self.underlay_mtu(underlay);
+    }
+
+    fn known_format(&mut self, place: Place, id: &FormatId) {
+        let known = builtin::by_name(id.as_str()).is_some() || self.formats.contains_key(id);
+        if !known && !self.draft.broken_formats.contains(id) {
+            let names = self.formats.keys().map(|id| id.as_str());
+            let nearest = nearest(id.as_str(), names.chain(crate::format::built_in_names()));
+            let nearest = nearest.and_then(|name| name.parse().ok());
+            self.fault(place, Fault::UnknownFormat { id: id.clone(), nearest });
+        }
+    }
+
+    fn vni_fits(&mut self, place: Place, id: &FormatId, vni: Vni) {
+        let own = self.formats.get(id).map(|format| &format.descriptor);
+        let Some(max) = own.map(|descriptor| descriptor.vni.max()) else { return };
+        if vni.get() > max {
+            self.fault(place, Fault::VniTooLarge { vni, format: id.clone(), max });
+        }
+    }
+
+    fn format(&mut self, index: usize, format: &'a Format) {
+        let place = Place::object(Section::Format, index, "id").named(format.id.as_str());
+        once(&mut self.errors, &mut self.seen_formats, &format.id, &format.id, place);
+        // Against those before it, so that each pair is named once.
+        let place = Place::object(Section::Format, index, "identifier").named(format.id.as_str());
+        let before = present(&self.draft.formats).take_while(|(other, _)| *other < index);
+        let faults = format.clashes(before.map(|(_, other)| other));
+        for fault in faults {
+            self.fault(place.clone(), Fault::BadFormat { message: fault.to_string() });
+        }
     }
 
     fn underlay_mtu(&mut self, underlay: &Underlay) {
@@ -319,6 +381,8 @@ impl<'a> Check<'a> {
         let place = |field| Place::object(Section::Vnet, index, field).named(vnet.id.as_str());
         once(&mut self.errors, &mut self.seen_vnets, &vnet.id, &vnet.id, place("id"));
         once(&mut self.errors, &mut self.seen_vnis, vnet.vni, &vnet.vni, place("vni"));
+        self.known_format(place("format"), &vnet.format);
+        self.vni_fits(place("vni"), &vnet.format, vnet.vni);
         if vnet.gateways.len() > limits::GATEWAYS_PER_VNET_MAX {
             let (count, max) = (vnet.gateways.len(), limits::GATEWAYS_PER_VNET_MAX);
             self.fault(place("gateway"), Fault::TooMany { count, max });

@@ -7,7 +7,7 @@ use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
 use crate::dhcp::Dhcp;
-use crate::ids::{VnetId, words};
+use crate::ids::{FormatId, VnetId, words};
 use crate::objects::Keyed;
 
 /// A virtual network: an address space of its own, that nothing enters or leaves but by a rule.
@@ -19,8 +19,8 @@ pub struct Vnet {
     pub id: VnetId,
     /// Identifier on the wire; unique.
     pub vni: Vni,
-    /// What its frames look like on the underlay.
-    pub format: Format,
+    /// What its frames look like on the underlay, where the peer says nothing else.
+    pub format: FormatId,
     /// Broadcast and multicast are copied to every port of the vnet and to every VTEP in its mappings
     /// (head-end replication). Otherwise they are dropped and counted, but for ARP and neighbour
     /// discovery, which are answered from ports, mappings and gateways.
@@ -42,15 +42,6 @@ pub struct Gateway {
     /// Its MAC address.
     pub mac: MacAddr,
 }
-
-/// Tunnel format.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// RFC 7348: UDP 4789, every segment carries its inner headers.
-    #[default]
-    Vxlan,
-}
-words!(Format { Vxlan = "vxlan" });
 
 /// What happens to a frame for an address that nothing is known of.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -27,6 +27,7 @@ proptest! {
         let mut edits = vec![Edit::SetUnderlay(b.underlay().clone())];
         edits.extend(b.vnets().iter().cloned().map(Edit::PutVnet));
         edits.extend(b.acls().iter().cloned().map(Edit::PutAcl));
+        edits.extend(b.formats().iter().cloned().map(Edit::PutFormat));
         edits.extend(b.ports().iter().cloned().map(Edit::PutPort));
         edits.extend(b.routes().iter().cloned().map(Edit::PutRoute));
         edits.extend(b.mappings().iter().cloned().map(Edit::PutMapping));
@@ -88,6 +89,7 @@ fn applied(host: &Host, edits: &[Edit]) -> Option<HostParts> {
             ObjectKey::Mapping(key) => parts.mappings.retain(|mapping| mapping.key() != *key),
             ObjectKey::Ingress(key) => parts.ingress.retain(|rule| rule.key() != *key),
             ObjectKey::Acl(id) => parts.acls.retain(|group| group.id != *id),
+            ObjectKey::Format(id) => parts.formats.retain(|format| format.id != *id),
         }
         let deleted = count(&parts) < before;
         match edit.clone() {
@@ -98,6 +100,7 @@ fn applied(host: &Host, edits: &[Edit]) -> Option<HostParts> {
             Edit::PutMapping(mapping) => parts.mappings.push(mapping),
             Edit::PutIngress(rule) => parts.ingress.push(rule),
             Edit::PutAcl(group) => parts.acls.push(group),
+            Edit::PutFormat(format) => parts.formats.push(format),
             _ if deleted => {}
             _ => return None,
         }
@@ -106,8 +109,8 @@ fn applied(host: &Host, edits: &[Edit]) -> Option<HostParts> {
 }
 
 fn count(parts: &HostParts) -> usize {
-    let HostParts { underlay: _, vnets, ports, routes, mappings, ingress, acls } = parts;
-    let rules = routes.len() + mappings.len() + ingress.len() + acls.len();
+    let HostParts { underlay: _, vnets, ports, routes, mappings, ingress, acls, formats } = parts;
+    let rules = routes.len() + mappings.len() + ingress.len() + acls.len() + formats.len();
     vnets.len() + ports.len() + rules
 }
 

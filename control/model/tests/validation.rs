@@ -62,6 +62,7 @@ fn legal() -> api::State {
                 remote_ports: Vec::new(),
             }],
         }],
+        formats: vec![api::Format { id: "acme".into(), description: ACME.into() }],
     }
 }
 
@@ -322,7 +323,6 @@ fn unknown_enum_values_are_refused() {
         ("underlay: mode", (|s| underlay(s).mode = 9) as fn(&mut api::State)),
         ("underlay: tx", |s| underlay(s).tx = 9),
         ("vnet[1] \"green\": miss", |s| s.vnets[1].miss = 9),
-        ("vnet[1] \"green\": format", |s| s.vnets[1].format = 9),
         ("port[0] \"a\": state", |s| s.ports[0].state = -1),
         ("ingress[0]: action", |s| s.ingress[0].action = 0),
     ] {
@@ -479,4 +479,65 @@ fn what_dhcp_tells_is_legal() {
             s.vnets[0].dhcp = Some(api::Dhcp { routes, ..Default::default() });
         });
     }
+}
+
+const ACME: &str = r#"
+id = "acme"
+outer = { udp = 7000 }
+header = "ac00 0000 0000 0000"
+identifier = [{ offset = 0, width = 8, value = 0xac }]
+vni = { offset = 4, width = 16 }
+"#;
+
+#[test]
+fn formats_are_there_legal_and_told_apart() {
+    let unknown = fault("vnet[0] \"blue\": format", |s| s.vnets[0].format = "acne".into());
+    let id = "acne".parse().unwrap();
+    assert_eq!(unknown, Fault::UnknownFormat { id, nearest: Some("acme".parse().unwrap()) });
+    let too_large = fault("vnet[0] \"blue\": vni", |s| {
+        (s.vnets[0].format, s.vnets[0].vni) = ("acme".into(), 65_536);
+        s.ingress.clear();
+    });
+    assert!(too_large.to_string().ends_with("legal is 1 to 65535"), "{too_large}");
+    let overlap = fault("format[0] \"acme\": identifier", |s| {
+        s.formats[0].description =
+            ACME.replace("ac00", "0000").replace("0xac", "0").replace("offset = 4", "offset = 0");
+        s.vnets[0].format = "acme".into();
+    });
+    assert!(overlap.to_string().contains("overlap in bit 0 of byte 0"), "{overlap}");
+    let other_name = fault("format[0] \"acme\": id", |s| {
+        s.formats[0].description = ACME.replace("\"acme\"", "\"other\"");
+    });
+    assert!(other_name.to_string().contains("\"other\""), "{other_name}");
+    let clash = fault("format[1] \"two\": identifier", |s| {
+        let description = ACME.replace("\"acme\"", "\"two\"");
+        s.formats.push(api::Format { id: "two".into(), description });
+    });
+    assert!(clash.to_string().contains("UDP port 7000"), "{clash}");
+    let built_in = fault("format[0] \"acme\": identifier", |s| {
+        s.formats[0].description = ACME.replace("7000", "4789");
+    });
+    assert!(built_in.to_string().contains("\"vxlan\""), "{built_in}");
+    let twice = fault("format[1] \"acme\": id", |s| {
+        let again = s.formats[0].clone();
+        s.formats.push(api::Format { description: ACME.replace("7000", "7001"), ..again });
+    });
+    assert!(matches!(twice, Fault::Duplicate { .. }), "{twice:?}");
+}
+
+#[test]
+fn peers_have_known_formats_and_reachable_addresses() {
+    let peer = |vtep: &str, format: &str| api::Peer { vtep: vtep.into(), format: format.into() };
+    let unknown = fault("underlay: peer[1].format", |s| {
+        underlay(s).peers = vec![peer("192.0.2.7", "acme"), peer("192.0.2.8", "genev")];
+    });
+    assert!(unknown.to_string().contains("did you mean \"geneve\""), "{unknown}");
+    let family = fault("underlay: peer[0].vtep", |s| {
+        underlay(s).peers = vec![peer("2001:db8::7", "stt")];
+    });
+    assert!(matches!(family, Fault::NoUnderlayFamily { .. }), "{family:?}");
+    let twice = fault("underlay: peer[1].vtep", |s| {
+        underlay(s).peers = vec![peer("192.0.2.7", "acme"), peer("192.0.2.7", "stt")];
+    });
+    assert!(matches!(twice, Fault::Duplicate { .. }), "{twice:?}");
 }

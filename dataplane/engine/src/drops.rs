@@ -3,6 +3,8 @@
 //! A name never changes its meaning: operators alert on it and the API carries it as text.
 
 use culvert_wire::error::ParseError;
+use culvert_wire::format::DecapError;
+use culvert_wire::reassemble::ReassembleError;
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
@@ -97,6 +99,23 @@ drop_reasons! {
     BadTunnelHeader = "bad_tunnel_header",
     /// From the underlay: the outer UDP checksum is wrong.
     BadOuterChecksum = "bad_outer_checksum",
+    /// From the underlay: the tunnel header has an option that must not be ignored, and that is not known.
+    CriticalOption = "critical_option",
+    /// From the underlay: the VNI's network, or the VTEP, has another format than the packet. Both ends
+    /// have to be configured alike.
+    FormatMismatch = "format_mismatch",
+    /// From the underlay: a segment that is empty, or outside the frame that it is part of.
+    StreamOutOfRange = "stream_out_of_range",
+    /// From the underlay: a segment of a frame that is there already.
+    StreamDuplicate = "stream_duplicate",
+    /// From the underlay: segments of one frame that contradict each other.
+    StreamContradiction = "stream_contradiction",
+    /// From the underlay: a frame of more segments than are put together.
+    StreamTooManySegments = "stream_too_many_segments",
+    /// From the underlay: a frame that waited for its segments was given up for others.
+    StreamEvicted = "stream_evicted",
+    /// From the underlay: a frame of which a segment did not come in time.
+    StreamTimedOut = "stream_timed_out",
     /// From the underlay: no virtual network here has the VNI.
     UnknownVni = "unknown_vni",
     /// From the underlay: no ingress rule accepts the VTEP for the VNI.
@@ -125,6 +144,28 @@ drop_reasons! {
     HandoffFull = "handoff_full",
     /// The port was removed while the packet was on its way.
     PortGone = "port_gone",
+}
+
+impl From<DecapError> for DropReason {
+    fn from(error: DecapError) -> Self {
+        match error {
+            DecapError::CriticalOption => DropReason::CriticalOption,
+            _ => DropReason::BadTunnelHeader,
+        }
+    }
+}
+
+impl From<ReassembleError> for DropReason {
+    fn from(error: ReassembleError) -> Self {
+        match error {
+            ReassembleError::OutOfRange => DropReason::StreamOutOfRange,
+            ReassembleError::Duplicate => DropReason::StreamDuplicate,
+            ReassembleError::Contradiction => DropReason::StreamContradiction,
+            ReassembleError::TooMany => DropReason::StreamTooManySegments,
+            ReassembleError::Evicted => DropReason::StreamEvicted,
+            ReassembleError::TimedOut => DropReason::StreamTimedOut,
+        }
+    }
 }
 
 impl From<ParseError> for DropReason {

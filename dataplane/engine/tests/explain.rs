@@ -25,7 +25,7 @@ use culvert_dataplane::worker::offload::{Gso, Offload};
 use culvert_dataplane::worker::{Worker, WorkerConfig};
 use culvert_model::{HostParts, Mapping, Meter, PortState, TokenBucket};
 use culvert_port::{Arena, FrameCache};
-use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum};
+use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum, OuterFrame};
 use culvert_wire::format::VXLAN;
 use culvert_wire::packet::IpKind;
 use culvert_wire::{MacAddr, Packet, Vni};
@@ -235,6 +235,7 @@ fn tunnelled(vtep: &str, vni: u32, frame: &[u8]) -> Vec<u8> {
         dst: ip(OURS[usize::from(src.is_ipv6())]),
         ttl: 64,
         format: &VXLAN,
+        mss_option: false,
         vni: Vni::new(vni).unwrap(),
         df: true,
         dscp: DscpMode::Inherit,
@@ -242,7 +243,8 @@ fn tunnelled(vtep: &str, vni: u32, frame: &[u8]) -> Vec<u8> {
     let template = EncapTemplate::new(&spec).unwrap();
     let mut bytes = vec![0; template.len()];
     let inner = culvert_wire::checksum::Sum::default().add(frame);
-    template.emit(&mut bytes, frame.len(), 7, 0, 0, OuterChecksum::Full { inner });
+    template
+        .emit(&mut bytes, &OuterFrame::new(frame.len(), 7, 0, 0, OuterChecksum::Full { inner }));
     bytes.extend_from_slice(frame);
     bytes
 }
@@ -446,7 +448,7 @@ fn what_is_explained_is_what_is_traced_and_what_is_done() {
         let seen = seen.borrow();
         WANTED
             .into_iter()
-            .filter(|(stage, outcome)| !seen.contains(&(stage.name(), *outcome)))
+            .filter(|(stage, outcome)| !seen.contains(&(stage.name(), (*outcome).into())))
             .collect::<Vec<_>>()
     };
     // What is rare may not be met at once: no round is judged by what it did not draw.
@@ -464,7 +466,7 @@ fn what_is_explained_is_what_is_traced_and_what_is_done() {
                 for (role, frame, off) in packets {
                     let steps = check(&mut engine, role, &frame, off)?;
                     seen.borrow_mut()
-                        .extend(steps.iter().map(|step| (step.stage.name(), step.outcome)));
+                        .extend(steps.iter().map(|step| (step.stage.name(), step.outcome.clone())));
                 }
                 let arena = engine.arena;
                 drop(engine);

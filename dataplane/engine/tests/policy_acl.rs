@@ -303,7 +303,7 @@ proptest! {
         match judgement {
             Judgement::Allow { rule, .. } => {
                 prop_assert_eq!(&steps[0].rule, &named(rule));
-                prop_assert_eq!(steps[0].outcome, "pass");
+                prop_assert_eq!(&steps[0].outcome, "pass");
             }
             Judgement::Deny(Some(rule)) => prop_assert_eq!(&steps[0].rule, &named(rule)),
             Judgement::Deny(None) => prop_assert!(steps[0].rule.starts_with("port a")),

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use culvert_wire::checksum::{Sum, copy_and_sum};
 use culvert_wire::coalesce::{Coalescer, OuterKey};
-use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum};
+use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum, OuterFrame};
 use culvert_wire::eth::{self, ether_type};
 use culvert_wire::format::VXLAN;
 use culvert_wire::segment::{GsoKind, Pieces, Segmenter};
@@ -92,6 +92,7 @@ fn headers(c: &mut Criterion) {
             dst: dst.parse().unwrap(),
             ttl: 64,
             format: &VXLAN,
+            mss_option: false,
             vni: Vni::MIN,
             df: true,
             dscp: DscpMode::Inherit,
@@ -102,7 +103,9 @@ fn headers(c: &mut Criterion) {
         for (kind, csum) in [("zero", OuterChecksum::Zero), ("full", OuterChecksum::Full { inner })]
         {
             c.bench_function(&format!("encap {name} {kind}"), |b| {
-                b.iter(|| template.emit(&mut out, frame.len(), black_box(7), 0, 9, csum));
+                b.iter(|| {
+                    template.emit(&mut out, &OuterFrame::new(frame.len(), black_box(7), 0, 9, csum))
+                });
             });
         }
     }

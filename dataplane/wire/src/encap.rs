@@ -2,18 +2,27 @@
 
 use std::net::IpAddr;
 
-use crate::bytes::{put, put16, put32};
+use crate::bytes::{put, put8, put16, put32};
 use crate::checksum::{Sum, pseudo_v4, pseudo_v6};
 use crate::cut::Cut;
 use crate::ecn;
 use crate::eth::{self, MacAddr, VlanTag, ether_type};
-use crate::format::{FormatDescriptor, Outer};
+use crate::format::{
+    Bits, FactAt, Facts, Field, FlowId, FormatDescriptor, InnerOffset, MAX_FIELDS, MAX_HEADER_LEN,
+    Outer, Rule, Stream,
+};
 use crate::packet::Packet;
 use crate::vni::Vni;
-use crate::{ipv4, ipv6, proto, udp};
+use crate::{ipv4, ipv6, tcp};
 
-/// The most bytes of outer headers: tagged Ethernet, IPv6, UDP and 30 bytes of tunnel header.
-pub const MAX_LEN: usize = 96;
+/// The most bytes of outer headers: tagged Ethernet, IPv6, TCP and the longest tunnel header.
+pub const MAX_LEN: usize =
+    eth::HEADER_LEN + eth::TAG_LEN + ipv6::HEADER_LEN + tcp::HEADER_LEN + MAX_HEADER_LEN;
+
+const _: () = assert!(MAX_LEN <= u8::MAX as usize);
+
+/// Most facts that a header states.
+const MAX_FACTS: usize = crate::format::check::MAX_LIST;
 
 /// Where the outer DSCP comes from (RFC 2983).
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -26,7 +35,7 @@ pub enum DscpMode {
 
 /// Everything that the outer headers of one destination need.
 #[derive(Clone, Debug)]
-pub struct EncapSpec {
+pub struct EncapSpec<'a> {
     /// Source MAC address on the underlay.
     pub src_mac: MacAddr,
     /// MAC address of the next hop.
@@ -40,7 +49,9 @@ pub struct EncapSpec {
     /// Outer TTL or hop limit, not 0; usually 64.
     pub ttl: u8,
     /// The tunnel format.
-    pub format: &'static FormatDescriptor,
+    pub format: &'a FormatDescriptor,
+    /// Put the format's option for the tenant's MSS into the header, if it has one.
+    pub mss_option: bool,
     /// The virtual network.
     pub vni: Vni,
     /// Set DF on outer IPv4.
@@ -67,6 +78,14 @@ pub enum EncapError {
     /// The format's header is longer than a template holds. Use a format without such options.
     #[error("the outer headers are longer than {MAX_LEN} bytes")]
     TooLong,
+    /// The format has fewer bits for a VNI. Choose a smaller one, or another format.
+    #[error("VNI {vni} is above {max}, the largest of the format")]
+    VniTooLarge {
+        /// The VNI.
+        vni: u32,
+        /// The largest that can be stated.
+        max: u32,
+    },
 }
 
 /// What becomes of the outer transport's checksum.
@@ -80,8 +99,63 @@ pub enum OuterChecksum {
         inner: Sum,
     },
     /// The pseudo-header's sum; a device completes it (`csum_start` is the outer transport header,
-    /// `csum_offset` 6).
+    /// `csum_offset` that of [`EncapTemplate::checksum_offset`]).
     Partial,
+}
+
+/// What the outer headers of one frame say of it.
+#[derive(Copy, Clone, Debug)]
+pub struct OuterFrame {
+    /// Bytes of the inner frame.
+    pub inner_len: usize,
+    /// The flow's hash. It makes the format's flow identifier, and the flow label over IPv6
+    /// (RFC 6438).
+    pub entropy: u16,
+    /// The inner packet's TOS byte, 0 without IP. The outer one is made of it by the DSCP mode and
+    /// RFC 6040.
+    pub inner_tos: u8,
+    /// The outer identification over IPv4.
+    pub ip_id: u16,
+    /// The number of the frame, where the format's header rides on the first segment only. Frames
+    /// that are on their way between two VTEPs at the same time must have different ones.
+    pub number: u32,
+    /// What becomes of the outer checksum.
+    pub csum: OuterChecksum,
+    /// What the header states of the inner frame, where the format can.
+    pub facts: Facts,
+    /// Which segment of a superframe this is.
+    pub position: Position,
+}
+
+impl OuterFrame {
+    /// A frame of which nothing is stated, and that is no part of another.
+    #[must_use]
+    pub fn new(
+        inner_len: usize,
+        entropy: u16,
+        inner_tos: u8,
+        ip_id: u16,
+        csum: OuterChecksum,
+    ) -> Self {
+        let (facts, position) = (Facts::default(), Position::WHOLE);
+        Self { inner_len, entropy, inner_tos, ip_id, number: 0, csum, facts, position }
+    }
+}
+
+/// The place of a segment in its superframe, for fields of a tunnel header that change by it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Number of the segment, from 0.
+    pub index: usize,
+    /// It is the last one.
+    pub last: bool,
+    /// Payload bytes before it.
+    pub advance: usize,
+}
+
+impl Position {
+    /// A frame that is one segment.
+    pub const WHOLE: Self = Self { index: 0, last: true, advance: 0 };
 }
 
 /// Outer headers from Ethernet to the tunnel header, ready but for what changes per frame.
@@ -98,7 +172,33 @@ pub struct EncapTemplate {
     pseudo: Sum,
     // Over the IPv4 header with TOS, length, id and checksum zero.
     ip_sum: Sum,
-    format: &'static FormatDescriptor,
+    outer: Outer,
+    flow: FlowId,
+    stream: Option<Stream>,
+    fields: List<Field, MAX_FIELDS>,
+    facts: List<FactAt, MAX_FACTS>,
+}
+
+/// A few values in place.
+#[derive(Copy, Clone, Debug)]
+struct List<T, const N: usize> {
+    items: [Option<T>; N],
+}
+
+impl<T: Copy, const N: usize> List<T, N> {
+    /// The first `N` of `items`: a legal descriptor has no more.
+    fn of(items: impl Iterator<Item = T>) -> Self {
+        let mut list = Self { items: [None; N] };
+        for (to, from) in list.items.iter_mut().zip(items) {
+            *to = Some(from);
+        }
+        list
+    }
+
+    #[inline]
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.items.iter().map_while(Option::as_ref)
+    }
 }
 
 impl EncapTemplate {
@@ -106,7 +206,7 @@ impl EncapTemplate {
     ///
     /// # Errors
     /// Any [`EncapError`].
-    pub fn new(spec: &EncapSpec) -> Result<Self, EncapError> {
+    pub fn new(spec: &EncapSpec<'_>) -> Result<Self, EncapError> {
         if let Some(vid) = spec.vlan
             && !(1..=4094).contains(&vid)
         {
@@ -118,7 +218,10 @@ impl EncapTemplate {
         if spec.ttl == 0 {
             return Err(EncapError::ZeroTtl);
         }
-        let Outer::Udp { port } = spec.format.outer;
+        let (format, outer) = (spec.format, spec.format.outer);
+        if spec.vni.get() > format.vni.max() {
+            return Err(EncapError::VniTooLarge { vni: spec.vni.get(), max: format.vni.max() });
+        }
         let mut bytes = [0u8; MAX_LEN];
         let v6 = spec.dst.is_ipv6();
         let tag = spec.vlan.map(|tci| VlanTag { tpid: ether_type::VLAN, tci });
@@ -131,15 +234,15 @@ impl EncapTemplate {
         let l3 = ethernet.emit(&mut bytes).ok_or(EncapError::TooLong)?;
         let (pseudo, ip_len) = match (spec.src, spec.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let mut ip = ipv4::Repr::new(src, dst, proto::UDP, 0);
+                let mut ip = ipv4::Repr::new(src, dst, outer.protocol(), 0);
                 ip.df = spec.df;
                 ip.ttl = spec.ttl;
-                (pseudo_v4(src, dst, proto::UDP, 0), ip.emit(&mut bytes[l3..]))
+                (pseudo_v4(src, dst, outer.protocol(), 0), ip.emit(&mut bytes[l3..]))
             }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                let mut ip = ipv6::Repr::new(src, dst, proto::UDP, 0);
+                let mut ip = ipv6::Repr::new(src, dst, outer.protocol(), 0);
                 ip.hop_limit = spec.ttl;
-                (pseudo_v6(&src, &dst, proto::UDP, 0), ip.emit(&mut bytes[l3..]))
+                (pseudo_v6(&src, &dst, outer.protocol(), 0), ip.emit(&mut bytes[l3..]))
             }
             _ => return Err(EncapError::FamilyMismatch),
         };
@@ -149,12 +252,36 @@ impl EncapTemplate {
             put16(&mut bytes, l3 + 10, 0);
         }
         let ip_sum = Sum::default().add(&bytes[l3..l4]);
-        put16(&mut bytes, l4 + 2, port);
-        let tunnel = l4 + udp::HEADER_LEN;
-        let len = tunnel + spec.format.template.len();
+        match outer {
+            Outer::Udp { port } => put16(&mut bytes, l4 + 2, port),
+            Outer::Tcp { port } => {
+                put16(&mut bytes, l4 + 2, port);
+                put8(&mut bytes, l4 + 12, (tcp::HEADER_LEN as u8 / 4) << 4);
+                put8(&mut bytes, l4 + 13, tcp::flags::ACK | tcp::flags::PSH);
+            }
+            Outer::Ip { .. } => {}
+        }
+        let tunnel = l4 + outer.header_len();
+        let mut len = tunnel + format.template.len();
         let header = bytes.get_mut(tunnel..len).ok_or(EncapError::TooLong)?;
-        header.copy_from_slice(spec.format.template);
-        spec.format.vni.write(header, spec.vni.get());
+        header.copy_from_slice(&format.template);
+        format.vni.write(header, spec.vni.get());
+        let mut facts: Vec<FactAt> = format.facts.to_vec();
+        if let Some((options, known)) = format.mss_option().filter(|_| spec.mss_option) {
+            let start = len;
+            let data = start + usize::from(options.head_len);
+            len = data + usize::from(known.units) * usize::from(options.scale);
+            let option = bytes.get_mut(start..len).ok_or(EncapError::TooLong)?;
+            options.id.write(option, known.id);
+            options.len.write(option, known.units.into());
+            let at = ((data - tunnel) * 8) as u16 + known.states.bits.bit;
+            let bits = Bits { bit: at, ..known.states.bits };
+            facts.push(FactAt { fact: known.states.fact, bits });
+            if let InnerOffset::Scaled { bits, base, scale } = format.inner_offset {
+                let units = (len - tunnel - usize::from(base)) / usize::from(scale.max(1));
+                bits.write(bytes.get_mut(tunnel..len).unwrap_or_default(), units as u32);
+            }
+        }
         Ok(Self {
             bytes,
             len: len as u8,
@@ -165,7 +292,11 @@ impl EncapTemplate {
             dscp: spec.dscp,
             pseudo,
             ip_sum,
-            format: spec.format,
+            outer,
+            flow: format.flow,
+            stream: format.stream().copied(),
+            fields: List::of(format.fields.iter().copied()),
+            facts: List::of(facts.into_iter()),
         })
     }
 
@@ -221,6 +352,27 @@ impl EncapTemplate {
         usize::from(self.tunnel)
     }
 
+    /// The outer transport.
+    #[must_use]
+    pub const fn outer(&self) -> Outer {
+        self.outer
+    }
+
+    /// The checksum's offset in the outer transport header: `csum_offset` of
+    /// [`OuterChecksum::Partial`]. None for a transport without one.
+    #[must_use]
+    pub const fn checksum_offset(&self) -> Option<u16> {
+        self.outer.checksum_offset()
+    }
+
+    /// Whether the tunnel header rides on the first segment only: what [`EncapTemplate::emit`]
+    /// writes is in front of the whole frame, and what goes on the wire are the TCP segments that it
+    /// is cut into ([`crate::segment`]).
+    #[must_use]
+    pub const fn is_stream(&self) -> bool {
+        self.stream.is_some()
+    }
+
     /// The most bytes of inner frame that the outer length fields can state.
     #[must_use]
     pub fn max_inner_len(&self) -> usize {
@@ -228,75 +380,101 @@ impl EncapTemplate {
         0xffff - usize::from(self.len - counted_from)
     }
 
-    /// Writes all outer headers into `out[..self.len()]` for an inner frame of `inner_len` bytes
-    /// and answers their length; 0, with nothing written, if `out` is shorter or `inner_len` above
+    /// Writes all outer headers into `out[..self.len()]` and answers their length; 0, with nothing
+    /// written, if `out` is shorter or the inner frame longer than
     /// [`EncapTemplate::max_inner_len`].
-    ///
-    /// `entropy` (the flow's hash) makes the format's flow identifier, and the flow label over IPv6
-    /// (RFC 6438). `inner_tos` is the inner packet's TOS byte, 0 without IP; the outer one is made
-    /// of it by the DSCP mode and RFC 6040. `ip_id` is the outer identification over IPv4.
     #[inline]
-    pub fn emit(
-        &self,
-        out: &mut [u8],
-        inner_len: usize,
-        entropy: u16,
-        inner_tos: u8,
-        ip_id: u16,
-        csum: OuterChecksum,
-    ) -> usize {
+    pub fn emit(&self, out: &mut [u8], frame: &OuterFrame) -> usize {
         let len = self.len();
-        if inner_len > self.max_inner_len() {
+        if frame.inner_len > self.max_inner_len() {
             return 0;
         }
         let Some(out) = out.get_mut(..len) else { return 0 };
-        out.copy_from_slice(&self.bytes[..len]);
-        let (l3, l4, end) = (self.l3_offset(), self.l4_offset(), len + inner_len);
+        out.copy_from_slice(self.bytes.get(..len).unwrap_or_default());
+        let (l3, l4, end) = (self.l3_offset(), self.l4_offset(), len + frame.inner_len);
         let tos = match self.dscp {
-            DscpMode::Inherit => inner_tos & !ecn::MASK,
+            DscpMode::Inherit => frame.inner_tos & !ecn::MASK,
             DscpMode::Fixed(dscp) => dscp << 2,
-        } | ecn::encapsulate(inner_tos);
+        } | ecn::encapsulate(frame.inner_tos);
         if self.v6 {
-            put32(out, l3, 6 << 28 | u32::from(tos) << 20 | u32::from(entropy));
+            put32(out, l3, 6 << 28 | u32::from(tos) << 20 | u32::from(frame.entropy));
             put16(out, l3 + 4, (end - l4) as u16);
         } else {
             let total = (end - l3) as u16;
-            let sum = self.ip_sum.add_u16(u16::from(tos)).add_u16(total).add_u16(ip_id);
+            let sum = self.ip_sum.add_u16(u16::from(tos)).add_u16(total).add_u16(frame.ip_id);
             put16(out, l3, 0x4500 | u16::from(tos));
             put16(out, l3 + 2, total);
-            put16(out, l3 + 4, ip_id);
+            put16(out, l3 + 4, frame.ip_id);
             put16(out, l3 + 10, sum.finish());
         }
-        put16(out, l4, self.format.flow.source_port(entropy));
-        put16(out, l4 + 4, (end - l4) as u16);
-        self.stamp(out, self.tunnel_offset(), inner_len);
-        let pseudo = self.pseudo.add_u16((end - l4) as u16);
-        let sum = match csum {
-            OuterChecksum::Zero => 0,
-            OuterChecksum::Partial => pseudo.fold(),
-            OuterChecksum::Full { inner } => {
-                pseudo.add(out.get(l4..).unwrap_or_default()).add_sum(inner).finish_udp()
+        self.stamp(out, self.tunnel_offset(), frame);
+        match self.outer {
+            Outer::Udp { .. } => {
+                put16(out, l4, self.flow.source_port(frame.entropy));
+                put16(out, l4 + 4, (end - l4) as u16);
             }
-        };
-        put16(out, l4 + 6, sum);
+            Outer::Tcp { .. } => {
+                put16(out, l4, self.flow.source_port(frame.entropy));
+                if let (Some(stream), Some(header)) = (&self.stream, out.get_mut(l4..)) {
+                    stream.length.write(header, (end - self.tunnel_offset()) as u32);
+                    stream.offset.write(header, 0);
+                    stream.frame.write(header, frame.number);
+                }
+            }
+            Outer::Ip { .. } => {}
+        }
+        if let Some(at) = self.outer.checksum_offset() {
+            let pseudo = self.pseudo.add_u16((end - l4) as u16);
+            let sum = match frame.csum {
+                OuterChecksum::Zero => 0,
+                OuterChecksum::Partial => pseudo.fold(),
+                OuterChecksum::Full { inner } => {
+                    let sum = pseudo.add(out.get(l4..).unwrap_or_default()).add_sum(inner);
+                    if matches!(self.outer, Outer::Udp { .. }) {
+                        sum.finish_udp()
+                    } else {
+                        sum.finish()
+                    }
+                }
+            };
+            put16(out, l4 + usize::from(at), sum);
+        }
         len
     }
 
     /// Writes only the tunnel header, for the second and later datagrams of a frame that a device
     /// cuts, and answers its length; 0 if `out` is shorter.
     #[inline]
-    pub fn emit_tunnel_header(&self, out: &mut [u8], inner_len: usize) -> usize {
+    pub fn emit_tunnel_header(&self, out: &mut [u8], frame: &OuterFrame) -> usize {
         let header = self.bytes.get(self.tunnel_offset()..self.len()).unwrap_or_default();
         let Some(out) = out.get_mut(..header.len()) else { return 0 };
         put(out, 0, header);
-        self.stamp(out, 0, inner_len);
+        self.stamp(out, 0, frame);
         header.len()
     }
 
-    fn stamp(&self, out: &mut [u8], start: usize, inner_len: usize) {
-        let end = out.len() + inner_len;
-        let cut = Cut { index: 0, last: true, advance: 0, end, hold: false };
-        cut.apply(self.format.fields, start, out);
+    /// Fills what differs per frame in the tunnel header, which starts at `start` and ends `out`.
+    #[inline]
+    fn stamp(&self, out: &mut [u8], start: usize, frame: &OuterFrame) {
+        if let (FlowId::Header(bits), Some(header)) = (self.flow, out.get_mut(start..)) {
+            bits.write(header, frame.entropy.into());
+        }
+        for at in self.facts.iter() {
+            if let Some(header) = out.get_mut(start..) {
+                at.bits.write(header, frame.facts.get(at.fact));
+            }
+        }
+        let Position { index, last, advance } = frame.position;
+        let cut = Cut { index, last, advance, end: out.len() + frame.inner_len, hold: false };
+        for field in self.fields.iter() {
+            cut.apply(std::slice::from_ref(field), start, out);
+        }
+        for field in self.fields.iter().filter(|field| field.rule == Rule::HeaderChecksum) {
+            let at = start + usize::from(field.offset);
+            put16(out, at, 0);
+            let sum = Sum::default().add(out.get(start..).unwrap_or_default()).finish();
+            put16(out, at, sum);
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`mod@format`] | tunnel formats and per-segment fields as data; decapsulation |
 //! | [`encap`] | outer headers, prebuilt per destination, stamped per frame |
 //! | [`segment`], [`coalesce`] | cut superframes into segments, merge segments into superframes |
+//! | [`reassemble`] | streams of formats whose header rides on the first segment only |
 //! | [`fragment`] | IPv4 fragmentation |
 //! | [`bpf`] | packet filters: classic BPF, checked and run |
 //! | [`ecn`] | congestion notification across the tunnel |
@@ -43,6 +44,7 @@ pub mod ipv6;
 pub mod packet;
 pub mod path_mtu;
 pub mod proto;
+pub mod reassemble;
 pub mod reply;
 pub mod router;
 pub mod segment;

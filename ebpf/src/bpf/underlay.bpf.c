@@ -15,7 +15,15 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/tcp.h>
 #include <linux/udp.h>
+
+/* What carries tunnel packets of a format. */
+struct carrier {
+	__be16 port; /* 0 where the protocol has none */
+	__u8 protocol;
+	__u8 unused; /* 0 */
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -34,9 +42,9 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
-	__type(key, __be16);
+	__type(key, struct carrier);
 	__type(value, __u32);
-} tunnel_ports SEC(".maps");
+} carriers SEC(".maps");
 
 /*
  * Headers are read from the first WINDOW bytes. Two VLAN tags, the longest IPv4
@@ -95,25 +103,41 @@ static __always_inline int is_vtep6(const struct in6_addr *addr)
 	return bpf_map_lookup_elem(&vtep6, &key) != 0;
 }
 
-static __always_inline int is_tunnel_port(__be16 port)
+static __always_inline int is_carrier(__u8 protocol, __be16 port)
 {
-	return bpf_map_lookup_elem(&tunnel_ports, &port) != 0;
+	struct carrier key = { .port = port, .protocol = protocol };
+
+	return bpf_map_lookup_elem(&carriers, &key) != 0;
+}
+
+/* Whether the L4 header at `l4`, of which four bytes are there, is one of a tunnel packet. */
+static __always_inline int carries(__u8 protocol, void *l4)
+{
+	__be16 *ports = l4;
+
+	if (protocol == IPPROTO_UDP || protocol == IPPROTO_TCP)
+		return is_carrier(protocol, ports[1]);
+	return is_carrier(protocol, 0);
 }
 
 /*
- * UDP to a VTEP at offset `off`. `unfit` is the counter of what makes it unfit
- * for the overlay, or UNDERLAY_REDIRECTED. Without the port's two bytes nobody
- * can say whose it is; the host discards such a packet anyway.
+ * What carries a tunnel packet to a VTEP, at offset `off`. `unfit` is the
+ * counter of what makes it unfit for the overlay, or UNDERLAY_REDIRECTED.
+ * Without the first four bytes nobody can say whose it is; the host discards
+ * such a packet anyway.
  */
-static __always_inline int classify_udp(__u8 *start, __u8 *end, __u32 off, int unfit)
+static __always_inline int classify_l4(__u8 *start, __u8 *end, __u32 off, __u8 protocol, int unfit)
 {
-	struct udphdr *udp = (void *)(start + off);
+	void *l4 = start + off;
+	__u32 len = 0;
 
-	if ((void *)udp + 4 > (void *)end)
+	if (l4 + 4 > (void *)end || !carries(protocol, l4))
 		return UNDERLAY_PASSED;
-	if (!is_tunnel_port(udp->dest))
-		return UNDERLAY_PASSED;
-	if ((void *)(udp + 1) > (void *)end)
+	if (protocol == IPPROTO_UDP)
+		len = sizeof(struct udphdr);
+	else if (protocol == IPPROTO_TCP)
+		len = sizeof(struct tcphdr);
+	if (l4 + len > (void *)end)
 		return UNDERLAY_TRUNCATED;
 	return unfit;
 }
@@ -123,16 +147,15 @@ static __always_inline int classify_icmp4(__u8 *start, __u8 *end, __u32 off)
 {
 	struct icmp_error *icmp = (void *)(start + off);
 	struct iphdr *quoted = (void *)(icmp + 1);
-	struct udphdr *udp = (void *)(quoted + 1);
+	void *l4 = quoted + 1;
 
-	if ((void *)udp + 4 > (void *)end)
+	if (l4 + 4 > (void *)end)
 		return UNDERLAY_PASSED;
 	if (icmp->type != ICMP_DEST_UNREACH)
 		return UNDERLAY_PASSED;
-	if (quoted->version != 4 || quoted->ihl != 5 || quoted->protocol != IPPROTO_UDP ||
-	    quoted->frag_off & IPV4_OFFSET)
+	if (quoted->version != 4 || quoted->ihl != 5 || quoted->frag_off & IPV4_OFFSET)
 		return UNDERLAY_PASSED;
-	if (!is_vtep4(quoted->saddr) || !is_tunnel_port(udp->dest))
+	if (!is_vtep4(quoted->saddr) || !carries(quoted->protocol, l4))
 		return UNDERLAY_PASSED;
 	return UNDERLAY_ICMP_ERROR;
 }
@@ -142,15 +165,15 @@ static __always_inline int classify_icmp6(__u8 *start, __u8 *end, __u32 off)
 {
 	struct icmp_error *icmp = (void *)(start + off);
 	struct ipv6hdr *quoted = (void *)(icmp + 1);
-	struct udphdr *udp = (void *)(quoted + 1);
+	void *l4 = quoted + 1;
 
-	if ((void *)udp + 4 > (void *)end)
+	if (l4 + 4 > (void *)end)
 		return UNDERLAY_PASSED;
 	if (icmp->type != ICMPV6_DEST_UNREACH && icmp->type != ICMPV6_PKT_TOOBIG)
 		return UNDERLAY_PASSED;
-	if (quoted->version != 6 || quoted->nexthdr != IPPROTO_UDP)
+	if (quoted->version != 6)
 		return UNDERLAY_PASSED;
-	if (!is_vtep6(&quoted->saddr) || !is_tunnel_port(udp->dest))
+	if (!is_vtep6(&quoted->saddr) || !carries(quoted->nexthdr, l4))
 		return UNDERLAY_PASSED;
 	return UNDERLAY_ICMP_ERROR;
 }
@@ -170,17 +193,15 @@ static __always_inline int classify_ipv4(__u8 *start, __u8 *end, __u32 off)
 		return UNDERLAY_PASSED;
 	if (ip->protocol == IPPROTO_ICMP)
 		return classify_icmp4(start, end, off + header_len);
-	if (ip->protocol != IPPROTO_UDP)
-		return UNDERLAY_PASSED;
 	if (ip->frag_off & IPV4_MORE)
-		return classify_udp(start, end, off + header_len, UNDERLAY_FRAGMENT);
+		return classify_l4(start, end, off + header_len, ip->protocol, UNDERLAY_FRAGMENT);
 	if (header_len != sizeof(*ip))
-		return classify_udp(start, end, off + header_len, UNDERLAY_IPV4_OPTIONS);
-	return classify_udp(start, end, off + sizeof(*ip), UNDERLAY_REDIRECTED);
+		return classify_l4(start, end, off + header_len, ip->protocol, UNDERLAY_IPV4_OPTIONS);
+	return classify_l4(start, end, off + sizeof(*ip), ip->protocol, UNDERLAY_REDIRECTED);
 }
 
 /*
- * Extension headers in front of UDP to a tunnel port are nobody's honest
+ * Extension headers in front of what carries tunnel packets are nobody's honest
  * traffic, and neither is a chain that goes on behind the window or after
  * MAX_EXTENSION_HEADERS: both are dropped rather than followed.
  */
@@ -195,8 +216,6 @@ static __always_inline int classify_extended(__u8 *start, __u8 *end, __u32 off, 
 			return UNDERLAY_IPV6_EXTENSION;
 		header = (void *)(start + off);
 		switch (next) {
-		case IPPROTO_UDP:
-			return classify_udp(start, end, off, unfit);
 		case IPPROTO_HOPOPTS:
 		case IPPROTO_ROUTING:
 		case IPPROTO_DSTOPTS:
@@ -219,7 +238,7 @@ static __always_inline int classify_extended(__u8 *start, __u8 *end, __u32 off, 
 			off += sizeof(*header);
 			break;
 		default:
-			return UNDERLAY_PASSED;
+			return classify_l4(start, end, off, next, unfit);
 		}
 		next = header->next;
 	}
@@ -235,11 +254,18 @@ static __always_inline int classify_ipv6(__u8 *start, __u8 *end, __u32 off)
 	if (ip6->version != 6 || !is_vtep6(&ip6->daddr))
 		return UNDERLAY_PASSED;
 	off += sizeof(*ip6);
-	if (ip6->nexthdr == IPPROTO_UDP)
-		return classify_udp(start, end, off, UNDERLAY_REDIRECTED);
-	if (ip6->nexthdr == IPPROTO_ICMPV6)
+	switch (ip6->nexthdr) {
+	case IPPROTO_ICMPV6:
 		return classify_icmp6(start, end, off);
-	return classify_extended(start, end, off, ip6->nexthdr);
+	case IPPROTO_HOPOPTS:
+	case IPPROTO_ROUTING:
+	case IPPROTO_DSTOPTS:
+	case IPPROTO_AH:
+	case IPPROTO_FRAGMENT:
+		return classify_extended(start, end, off, ip6->nexthdr);
+	default:
+		return classify_l4(start, end, off, ip6->nexthdr, UNDERLAY_REDIRECTED);
+	}
 }
 
 static __always_inline int classify(__u8 *start, __u8 *end)

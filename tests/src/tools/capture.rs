@@ -100,7 +100,7 @@ pub fn tshark_complaints(pcap: &Path) -> Result<Vec<String>, CommandError> {
 }
 
 /// The protocols whose headers we write, and payload that tshark leaves alone.
-const HEADERS: [&str; 12] = [
+const HEADERS: [&str; 14] = [
     "eth",
     "ethertype",
     "vlan",
@@ -112,6 +112,8 @@ const HEADERS: [&str; 12] = [
     "udp",
     "tcp",
     "vxlan",
+    "geneve",
+    "stt",
     "data",
 ];
 

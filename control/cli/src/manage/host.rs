@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use clap::Subcommand;
 use culvert_model::{
-    Edit, IfName, ModePreference, Mtu, Object, ObjectKey, Underlay, UnderlayTx, api,
+    Edit, IfName, ModePreference, Mtu, Object, ObjectKey, Peer, Underlay, UnderlayTx, api,
 };
 use serde::Serialize;
 
-use super::values::{List, Setting, ips, mtu};
+use super::values::{List, Setting, ips, mtu, peer};
 use super::{How, committed, edit, needed};
 use crate::args::{Args, Output};
 use crate::client::{Daemon, not_understood};
@@ -54,6 +54,13 @@ struct UnderlayFields {
     /// How frames leave: auto, xdp or packet.
     #[arg(long)]
     tx: Option<UnderlayTx>,
+    /// A VTEP that is spoken to in a format of its own, as 198.51.100.7=geneve; those given replace all
+    /// that there were.
+    #[arg(long = "peer", value_name = "IP=FORMAT", value_parser = peer)]
+    peers: Vec<Peer>,
+    /// Takes all peers' formats away.
+    #[arg(long, conflicts_with = "peers")]
+    no_peers: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -106,6 +113,7 @@ impl UnderlayFields {
                 mtu: None,
                 mode: ModePreference::default(),
                 tx: UnderlayTx::default(),
+                peers: Vec::new(),
             },
         };
         underlay.interfaces = self.interfaces.map_or(underlay.interfaces, |list| list.0);
@@ -113,6 +121,9 @@ impl UnderlayFields {
         underlay.mtu = self.mtu.map_or(underlay.mtu, Setting::into_option);
         underlay.mode = self.mode.unwrap_or(underlay.mode);
         underlay.tx = self.tx.unwrap_or(underlay.tx);
+        if self.no_peers || !self.peers.is_empty() {
+            underlay.peers = self.peers;
+        }
         Ok(underlay)
     }
 }

@@ -6,6 +6,7 @@
 
 mod commit;
 mod difference;
+pub(crate) mod format;
 pub(crate) mod host;
 pub(crate) mod port;
 pub(crate) mod queue;

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use culvert_model::meter::Scaled;
 use culvert_model::{
-    AclRule, DhcpRoute, Fault, Gateway, IpNet, MacAddr, Mtu, PortRanges, RouteAction, TokenBucket,
-    VnetId, Vni,
+    AclRule, DhcpRoute, Fault, Gateway, IpNet, MacAddr, Mtu, Peer, PortRanges, RouteAction,
+    TokenBucket, VnetId, Vni,
 };
 
 /// A value for an optional field, or `none`, which clears it.
@@ -54,6 +54,13 @@ fn list<T, E>(text: &str, element: impl Fn(&str) -> Result<T, E>) -> Result<List
 
 pub(crate) fn mac(text: &str) -> Result<MacAddr, Fault> {
     text.parse().map_err(|_| Fault::BadMac { value: text.to_owned() })
+}
+
+/// A VTEP and its format.
+pub(crate) fn peer(text: &str) -> Result<Peer, Fault> {
+    let legal = || Fault::BadWord { value: text.to_owned(), legal: "IP=FORMAT".to_owned() };
+    let (vtep, format) = text.split_once('=').ok_or_else(legal)?;
+    Ok(Peer { vtep: ip(vtep)?, format: format.parse()? })
 }
 
 pub(crate) fn ip(text: &str) -> Result<IpAddr, Fault> {

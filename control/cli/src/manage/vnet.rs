@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use culvert_model::{
-    Dhcp, DhcpRoute, DomainName, Format, Gateway, Miss, Object, ObjectKey, Vnet, VnetId, Vni, api,
+    Dhcp, DhcpRoute, DomainName, FormatId, Gateway, Miss, Object, ObjectKey, Vnet, VnetId, Vni, api,
 };
 
 use super::values::{List, Setting, dhcp_routes, gateways, ips, vni};
@@ -18,9 +18,9 @@ pub(crate) struct VnetFields {
     /// Its identifier on the wire, 1 to 16777215.
     #[arg(long, value_parser = vni)]
     vni: Option<Vni>,
-    /// Its tunnel format: vxlan.
+    /// Its tunnel format: vxlan, geneve, stt, or the id of a format.
     #[arg(long)]
-    format: Option<Format>,
+    format: Option<FormatId>,
     /// Whether broadcast and multicast are copied to every port and VTEP.
     #[arg(long, value_name = "BOOL")]
     flood: Option<bool>,
@@ -91,7 +91,7 @@ impl Fields for VnetFields {
             _ => Vnet {
                 id: self.id.clone(),
                 vni: needed(self.vni, "--vni", "a number, 1 to 16777215")?,
-                format: Format::default(),
+                format: FormatId::default(),
                 flood: false,
                 miss: Miss::default(),
                 gateways: Vec::new(),

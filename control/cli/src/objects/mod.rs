@@ -1,5 +1,6 @@
 //! The objects of a state as rows of tables, and as JSON and YAML with stable field names.
 
+mod format;
 mod policy;
 mod state;
 
@@ -7,6 +8,7 @@ use culvert_model::Object as Noun;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+pub(crate) use format::Format;
 pub(crate) use policy::{Acl, acl_rows, acls};
 pub(crate) use state::{
     IngressRule, Mapping, Port, Route, Underlay, Vnet, WholeState, ingress, mappings, routes, vnets,
@@ -29,6 +31,7 @@ pub(crate) enum Object {
     Mapping(Mapping),
     Ingress(IngressRule),
     Acl(Acl),
+    Format(Format),
 }
 
 impl From<&Noun> for Object {
@@ -41,6 +44,7 @@ impl From<&Noun> for Object {
             Noun::Mapping(mapping) => Object::Mapping(mapping.into()),
             Noun::Ingress(rule) => Object::Ingress(rule.into()),
             Noun::Acl(group) => Object::Acl(group.into()),
+            Noun::Format(format) => Object::Format(format.into()),
         }
     }
 }
@@ -56,6 +60,7 @@ impl Object {
             Object::Mapping(_) => Mapping::HEADERS,
             Object::Ingress(_) => IngressRule::HEADERS,
             Object::Acl(_) => Acl::HEADERS,
+            Object::Format(_) => Format::HEADERS,
         }
     }
 
@@ -68,6 +73,7 @@ impl Object {
             Object::Mapping(row) => row.cells(),
             Object::Ingress(row) => row.cells(),
             Object::Acl(row) => row.cells(),
+            Object::Format(row) => row.cells(),
         }
     }
 

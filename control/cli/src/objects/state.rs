@@ -3,15 +3,15 @@
 use culvert_model::{Host, RouteScope};
 use serde::Serialize;
 
-use super::Row;
 use super::policy::{Acl, Dhcp, Meter, acls};
+use super::{Format, Row};
 use crate::output::{joined, or_dash};
 
 #[derive(Serialize)]
 pub(crate) struct Vnet {
     pub(crate) id: String,
     pub(crate) vni: u32,
-    pub(crate) format: &'static str,
+    pub(crate) format: String,
     pub(crate) flood: bool,
     pub(crate) miss: &'static str,
     pub(crate) gateways: Vec<Gateway>,
@@ -34,7 +34,7 @@ impl From<&culvert_model::Vnet> for Vnet {
         Vnet {
             id: vnet.id.to_string(),
             vni: vnet.vni.get(),
-            format: vnet.format.name(),
+            format: vnet.format.to_string(),
             flood: vnet.flood,
             miss: vnet.miss.name(),
             gateways: vnet.gateways.iter().map(gateway).collect(),
@@ -55,7 +55,7 @@ impl Row for Vnet {
         vec![
             self.id.clone(),
             self.vni.to_string(),
-            self.format.to_owned(),
+            self.format.clone(),
             if self.flood { "yes" } else { "no" }.to_owned(),
             self.miss.to_owned(),
             if self.dhcp.is_some() { "yes" } else { "no" }.to_owned(),
@@ -175,12 +175,26 @@ impl Row for IngressRule {
 }
 
 #[derive(Serialize)]
+pub(crate) struct Peer {
+    pub(crate) vtep: String,
+    pub(crate) format: String,
+}
+
+impl From<&culvert_model::Peer> for Peer {
+    fn from(peer: &culvert_model::Peer) -> Peer {
+        Peer { vtep: peer.vtep.to_string(), format: peer.format.to_string() }
+    }
+}
+
+#[derive(Serialize)]
 pub(crate) struct Underlay {
     pub(crate) interfaces: Vec<String>,
     pub(crate) addresses: Vec<String>,
     pub(crate) mtu: Option<u16>,
     pub(crate) mode: &'static str,
     pub(crate) tx: &'static str,
+    /// VTEPs that are spoken to in a format of their own.
+    pub(crate) peers: Vec<Peer>,
 }
 
 impl From<&culvert_model::Underlay> for Underlay {
@@ -191,6 +205,7 @@ impl From<&culvert_model::Underlay> for Underlay {
             mtu: underlay.mtu.map(culvert_model::Mtu::get),
             mode: underlay.mode.name(),
             tx: underlay.tx.name(),
+            peers: underlay.peers.iter().map(Peer::from).collect(),
         }
     }
 }
@@ -212,6 +227,7 @@ pub(crate) struct WholeState {
     pub(crate) mappings: Vec<Mapping>,
     pub(crate) ingress: Vec<IngressRule>,
     pub(crate) acls: Vec<Acl>,
+    pub(crate) formats: Vec<Format>,
 }
 
 #[derive(Serialize)]
@@ -272,6 +288,7 @@ impl From<&Host> for WholeState {
             mappings: mappings(host),
             ingress: ingress(host),
             acls: acls(host),
+            formats: host.formats().iter().map(Format::from).collect(),
         }
     }
 }

@@ -15,7 +15,7 @@ pub(super) fn describe(head: &[u8], frame_len: usize) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     if pkt.is_udp()
-        && pkt.dst_port(head) == Some(VXLAN.outer.port())
+        && pkt.dst_port(head) == VXLAN.outer.port()
         && let Some((inner, vni, len)) = inner_of(head, &pkt)
         && let (Some(src), Some(dst)) = (pkt.src_ip(head), pkt.dst_ip(head))
     {
@@ -36,8 +36,9 @@ pub(super) fn describe(head: &[u8], frame_len: usize) -> String {
 
 fn inner_of<'a>(head: &'a [u8], pkt: &Packet) -> Option<(&'a [u8], u32, usize)> {
     let message = head.get(usize::from(pkt.payload)..)?;
-    let (vni, len) = format::decap(&VXLAN, message).ok()?;
-    Some((message.get(len..)?, vni.get(), usize::from(pkt.payload) + len))
+    let found = format::decap(&VXLAN, message).ok()?;
+    let len = found.header_len;
+    Some((message.get(len..)?, found.vni.get(), usize::from(pkt.payload) + len))
 }
 
 fn link(text: &mut String, head: &[u8], pkt: &Packet) {

@@ -205,6 +205,7 @@ impl Control for Fake {
             api::ObjectKind::Mapping => Some(Section::Mapping),
             api::ObjectKind::Ingress => Some(Section::Ingress),
             api::ObjectKind::Acl => Some(Section::Acl),
+            api::ObjectKind::Format => Some(Section::Format),
         };
         let parts = script.host.clone().map(Host::into_parts);
         let objects = parts.into_iter().flat_map(Object::all_of);

@@ -1,6 +1,7 @@
 //! Verbs that manage objects, against a fake culvertd.
 
 mod fake;
+mod format;
 
 use culvert_model::api;
 use serde_json::json;

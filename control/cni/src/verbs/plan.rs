@@ -191,6 +191,7 @@ mod tests {
             mtu: mtu.map(|mtu| Mtu::new(mtu).unwrap()),
             mode: ModePreference::Auto,
             tx: UnderlayTx::Auto,
+            peers: Vec::new(),
         };
         let four = underlay(&["192.0.2.1"], None);
         assert_eq!(mtu(None, &four, 1500, &[]).unwrap().get(), 1450);

@@ -34,6 +34,8 @@ fn guards(slot: &Slot, object: &Object, into: &mut BTreeSet<Guarded>) {
         Object::Mapping(mapping) => drop(into.insert(vnet(&mapping.vnet))),
         Object::Ingress(_) => drop(into.insert(Guarded::Vnets)),
         Object::Acl(group) => drop(into.insert(Guarded::Acl(group.id.clone()))),
+        // Vnets name formats, and so do underlays.
+        Object::Format(_) => into.extend([Guarded::Vnets, Guarded::Underlays]),
     }
 }
 

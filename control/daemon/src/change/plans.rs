@@ -144,7 +144,9 @@ fn vnets_of(edits: &[Edit]) -> Option<BTreeSet<VnetId>> {
             | Edit::SetUnderlay(_)
             | Edit::PutIngress(_)
             | Edit::DeleteIngress(_)
-            | Edit::PutAcl(_) => {}
+            | Edit::PutAcl(_)
+            | Edit::PutFormat(_)
+            | Edit::DeleteFormat(_) => {}
         }
     }
     Some(vnets)
@@ -196,6 +198,7 @@ fn plan_state(
     if prune {
         there.extend(cluster.acls.iter().map(|group| ObjectKey::Acl(group.id.clone())));
         there.extend(cluster.vnets.iter().map(|vnet| ObjectKey::Vnet(vnet.id.clone())));
+        there.extend(cluster.formats.iter().map(|format| ObjectKey::Format(format.id.clone())));
     }
     let gone = there.into_iter().filter(|key| !named.contains(key));
     gone.filter_map(Edit::deleting).chain(puts).collect()

@@ -78,6 +78,7 @@ fn touched(
     keys.extend(differing(&old.mappings, &new.mappings).map(|m| ObjectKey::Mapping(m.key())));
     keys.extend(differing(&old.ingress, &new.ingress).map(|rule| ObjectKey::Ingress(rule.key())));
     keys.extend(differing(&old.acls, &new.acls).map(|group| ObjectKey::Acl(group.id.clone())));
+    keys.extend(differing(&old.formats, &new.formats).map(|f| ObjectKey::Format(f.id.clone())));
     keys.extend(before.acls.symmetric_difference(&after.acls).cloned().map(ObjectKey::Acl));
     let mut vnis: BTreeSet<Vni> = BTreeSet::new();
     for vnet in differing(&old.vnets, &new.vnets) {

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use culvert_model::{
-    AclGroupId, Edit, EgressRoute, IngressAction, IngressRule, Keyed, Mapping, Object, ObjectKey,
-    Port, RouteAction, RouteScope, Underlay, Vnet, VnetId, Vni, api, nearest,
+    AclGroupId, Edit, EgressRoute, Format, FormatId, IngressAction, IngressRule, Keyed, Mapping,
+    Object, ObjectKey, Port, RouteAction, RouteScope, Underlay, Vnet, VnetId, Vni, api, nearest,
 };
 
 use super::project::Projection;
@@ -141,6 +141,8 @@ impl Check<'_> {
             (_, Some(Object::Mapping(mapping))) => self.mapping(touched, mapping),
             (_, Some(Object::Ingress(rule))) => self.ingress(touched, rule),
             (Some(Object::Acl(group)), None) => self.acl_gone(touched, &group.id),
+            (_, Some(Object::Format(format))) => self.format(touched, format),
+            (Some(Object::Format(format)), None) => self.format_gone(touched, &format.id),
             (_, Some(Object::Acl(_)) | None) => {}
         }
     }
@@ -161,6 +163,9 @@ impl Check<'_> {
         for (element, message) in found {
             self.fault(touched, "addresses", Some(element), message);
         }
+        for (element, peer) in underlay.peers.iter().enumerate() {
+            self.known_format(touched, ("peer.format", Some(element)), &peer.format);
+        }
     }
 
     fn known_vnet(&mut self, touched: &Touched, field: &'static str, id: &VnetId) {
@@ -175,7 +180,49 @@ impl Check<'_> {
         }
     }
 
+    fn known_format(
+        &mut self,
+        touched: &Touched,
+        (field, element): (&'static str, Option<usize>),
+        id: &FormatId,
+    ) {
+        let built_in = culvert_model::format::built_in_names;
+        if built_in().any(|name| name == id.as_str()) || self.after.formats.contains(id) {
+            return;
+        }
+        let own = self.after.formats.iter().map(|format| format.id.as_str());
+        let near = nearest(id.as_str(), own.chain(built_in()));
+        let near = near.map_or_else(String::new, did_you_mean);
+        let message = format!(
+            "{:?}: no such format; legal is a built-in one or the id of one of the cluster{near}",
+            id.as_str()
+        );
+        self.fault(touched, field, element, message);
+    }
+
+    fn format(&mut self, touched: &Touched, format: &Format) {
+        let others = self.after.formats.iter().filter(|other| other.id != format.id);
+        let faults = format.clashes(others);
+        for fault in faults {
+            self.fault(touched, "identifier", None, fault.to_string());
+        }
+    }
+
+    fn format_gone(&mut self, touched: &Touched, id: &FormatId) {
+        let vnets = self.after.vnets.iter().filter(|vnet| vnet.format == *id);
+        let mut users: Vec<String> = vnets.map(|vnet| format!("vnet {}", vnet.id)).collect();
+        for (host, state) in &self.after.hosts {
+            let peers = state.underlay.iter().flat_map(|underlay| &underlay.peers);
+            let peers = peers.filter(|peer| peer.format == *id);
+            users.extend(peers.map(|peer| format!("peer {} of host {host}", peer.vtep)));
+        }
+        if let Some(message) = still_used(&users) {
+            self.fault(touched, "", None, message);
+        }
+    }
+
     fn vnet(&mut self, touched: &Touched, vnet: &Vnet) {
+        self.known_format(touched, ("format", None), &vnet.format);
         let other = self.after.vnets.iter().find(|v| v.vni == vnet.vni && v.id != vnet.id);
         if let Some(other) = other {
             let message = format!(

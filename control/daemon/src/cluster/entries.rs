@@ -32,6 +32,7 @@ impl Cluster {
         found.objects(None, &old.mappings, &self.mappings, Object::Mapping);
         found.objects(None, &old.ingress, &self.ingress, Object::Ingress);
         found.objects(None, &old.acls, &self.acls, Object::Acl);
+        found.objects(None, &old.formats, &self.formats, Object::Format);
         found.0
     }
 }

@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use culvert_model::{
-    AclGroup, EgressRoute, IngressRule, Keyed, Mapping, Object, ObjectKey, Objects, Port, PortId,
-    RouteScope, Underlay, Vnet, VnetId,
+    AclGroup, EgressRoute, Format, IngressRule, Keyed, Mapping, Object, ObjectKey, Objects, Port,
+    PortId, RouteScope, Underlay, Vnet, VnetId,
 };
 
 pub use self::claims::{Claim, Claims, Owner};
@@ -52,6 +52,8 @@ pub struct Cluster {
     pub ingress: Objects<IngressRule>,
     /// ACL groups.
     pub acls: Objects<AclGroup>,
+    /// Tunnel formats.
+    pub formats: Objects<Format>,
     /// Which ports have which addresses.
     pub claims: Claims,
     /// When each guard was written last.

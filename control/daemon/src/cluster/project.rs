@@ -161,6 +161,8 @@ fn parts(
         mappings: keep!(mappings.into_iter(), Mapping),
         ingress: keep!(ingress.copied(), Ingress),
         acls: keep!(acls.cloned(), Acl),
+        // All of them: few, and any of the vnets may come here.
+        formats: keep!(cluster.formats.iter().cloned(), Format),
         underlay: view.underlay,
     };
     Some((parts, derived.into_iter().collect()))

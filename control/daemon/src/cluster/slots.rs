@@ -58,6 +58,9 @@ impl Cluster {
             (None, ObjectKey::Acl(id)) => {
                 drop(set(&mut self.acls, &id, of!(Acl).filter(|group| group.id == id)));
             }
+            (None, ObjectKey::Format(id)) => {
+                drop(set(&mut self.formats, &id, of!(Format).filter(|format| format.id == id)));
+            }
             (Some(_) | None, _) => {}
         }
     }
@@ -76,6 +79,7 @@ impl Cluster {
             (None, ObjectKey::Mapping(key)) => self.mappings.get(key).cloned().map(Object::Mapping),
             (None, ObjectKey::Ingress(key)) => self.ingress.get(key).copied().map(Object::Ingress),
             (None, ObjectKey::Acl(id)) => self.acls.get(id).cloned().map(Object::Acl),
+            (None, ObjectKey::Format(id)) => self.formats.get(id).cloned().map(Object::Format),
             _ => None,
         }
     }
@@ -94,7 +98,8 @@ impl Cluster {
             .chain(self.routes.iter().cloned().map(Object::Route))
             .chain(self.mappings.iter().cloned().map(Object::Mapping))
             .chain(self.ingress.iter().copied().map(Object::Ingress))
-            .chain(self.acls.iter().cloned().map(Object::Acl));
+            .chain(self.acls.iter().cloned().map(Object::Acl))
+            .chain(self.formats.iter().cloned().map(Object::Format));
         own.chain(shared.map(|object| (None, object)))
     }
 }

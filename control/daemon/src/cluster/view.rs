@@ -156,6 +156,7 @@ impl<'a> View<'a> {
                 let group = cluster.acls.get(id).filter(|_| self.acls.contains(id));
                 group.cloned().map(Object::Acl)
             }
+            ObjectKey::Format(id) => cluster.formats.get(id).cloned().map(Object::Format),
         };
         (object, None)
     }

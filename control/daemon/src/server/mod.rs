@@ -399,7 +399,9 @@ fn places(host: &Host) -> HashMap<ObjectKey, usize> {
     let mappings = host.mappings().iter().map(|m| ObjectKey::Mapping(m.key())).enumerate();
     let ingress = host.ingress().iter().map(|rule| ObjectKey::Ingress(rule.key())).enumerate();
     let acls = host.acls().iter().map(|group| ObjectKey::Acl(group.id.clone())).enumerate();
-    let all = vnets.chain(acls).chain(ports).chain(routes).chain(mappings).chain(ingress);
+    let formats = host.formats().iter().map(|f| ObjectKey::Format(f.id.clone())).enumerate();
+    let all =
+        vnets.chain(formats).chain(acls).chain(ports).chain(routes).chain(mappings).chain(ingress);
     all.map(|(index, key)| (key, index)).collect()
 }
 
@@ -415,6 +417,7 @@ fn written(cluster: &Cluster, me: &HostName) -> Option<api::State> {
         mappings: cluster.mappings.iter().map(Into::into).collect(),
         ingress: cluster.ingress.iter().map(Into::into).collect(),
         acls: cluster.acls.iter().map(Into::into).collect(),
+        formats: cluster.formats.iter().map(Into::into).collect(),
     })
 }
 

@@ -149,6 +149,7 @@ fn is_of(kind: api::ObjectKind, key: &ObjectKey) -> bool {
         api::ObjectKind::Mapping => Section::Mapping,
         api::ObjectKind::Ingress => Section::Ingress,
         api::ObjectKind::Acl => Section::Acl,
+        api::ObjectKind::Format => Section::Format,
     };
     key.section() == section
 }

@@ -76,7 +76,7 @@ fn any_message() -> impl Strategy<Value = api::Edit> {
             1 => Edit::PutVnet(api::Vnet {
                 id: a,
                 vni: number,
-                format: word % 3,
+                format: c.clone(),
                 ..Default::default()
             }),
             2 => Edit::DeleteVnet(a),

@@ -64,7 +64,9 @@ fn name(message: &Message) -> String {
         Message::PutIngress(m) => rule(m.vni, &m.vtep, m.priority),
         Message::DeleteIngress(m) => rule(m.vni, &m.vtep, m.priority),
         Message::PutAcl(group) => group.id.clone(),
+        Message::PutFormat(format) => format.id.clone(),
         Message::DeleteAcl(id) => id.clone(),
+        Message::DeleteFormat(id) => id.clone(),
     }
 }
 
@@ -99,8 +101,12 @@ impl Read {
                 Edit::DeleteIngress(IngressKey { vni: vni?, vtep: vtep?, priority: priority? })
             }
             Message::PutAcl(m) => Edit::PutAcl(self.acl(0, m)?),
+            Message::PutFormat(m) => Edit::PutFormat(self.format(0, m)?),
             Message::DeleteAcl(id) => {
                 Edit::DeleteAcl(self.text(Place::section(Section::Acl, "id"), id)?)
+            }
+            Message::DeleteFormat(id) => {
+                Edit::DeleteFormat(self.text(Place::section(Section::Format, "id"), id)?)
             }
         })
     }
@@ -149,7 +155,9 @@ impl From<&Edit> for api::Edit {
                 Message::DeleteIngress(api::IngressKey { vni, vtep, priority })
             }
             Edit::PutAcl(group) => Message::PutAcl(group.into()),
+            Edit::PutFormat(format) => Message::PutFormat(format.into()),
             Edit::DeleteAcl(id) => Message::DeleteAcl(id.to_string()),
+            Edit::DeleteFormat(id) => Message::DeleteFormat(id.to_string()),
         };
         api::Edit { edit: Some(message) }
     }

@@ -36,6 +36,7 @@ impl TryFrom<api::Object> for Object {
             object::Object::Mapping(m) => Message::PutMapping(m),
             object::Object::Ingress(m) => Message::PutIngress(m),
             object::Object::Acl(m) => Message::PutAcl(m),
+            object::Object::Format(m) => Message::PutFormat(m),
         });
         let edit = single(message, "one object")?;
         Option::<Object>::from(edit).ok_or_else(Vec::new)
@@ -58,6 +59,7 @@ impl TryFrom<api::ObjectKey> for ObjectKey {
             Some(object_key::Key::Mapping(m)) => Some(Message::DeleteMapping(m)),
             Some(object_key::Key::Ingress(m)) => Some(Message::DeleteIngress(m)),
             Some(object_key::Key::Acl(id)) => Some(Message::DeleteAcl(id)),
+            Some(object_key::Key::Format(id)) => Some(Message::DeleteFormat(id)),
             None => None,
         };
         single(message, "the key of one object").map(|edit| edit.key())
@@ -74,6 +76,7 @@ impl From<&Object> for api::Object {
             Object::Mapping(mapping) => object::Object::Mapping(mapping.into()),
             Object::Ingress(rule) => object::Object::Ingress(rule.into()),
             Object::Acl(group) => object::Object::Acl(group.into()),
+            Object::Format(format) => object::Object::Format(format.into()),
         };
         api::Object { object: Some(object) }
     }
@@ -89,6 +92,7 @@ impl From<&ObjectKey> for api::ObjectKey {
             ObjectKey::Mapping(key) => object_key::Key::Mapping(key.into()),
             ObjectKey::Ingress(key) => object_key::Key::Ingress(key.into()),
             ObjectKey::Acl(id) => object_key::Key::Acl(id.to_string()),
+            ObjectKey::Format(id) => object_key::Key::Format(id.to_string()),
         };
         api::ObjectKey { key: Some(key) }
     }

@@ -6,15 +6,16 @@ use super::text::{GatewayIp, Text};
 use crate::Vni;
 use crate::api::{self, egress_route, port};
 use crate::fault::{Fault, ModelError, Place, Section};
+use crate::format::{self, Format};
 use crate::host::Host;
-use crate::ids::{AclGroupId, Mtu, PortId, VnetId};
+use crate::ids::{AclGroupId, FormatId, Mtu, PortId, VnetId};
 use crate::port::{Attach, Port, PortState};
 use crate::rules::{
     EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
 };
-use crate::underlay::{ModePreference, Underlay, UnderlayTx};
+use crate::underlay::{ModePreference, Peer, Underlay, UnderlayTx};
 use crate::validate::Draft;
-use crate::vnet::{Format, Gateway, Miss, Vnet};
+use crate::vnet::{Gateway, Miss, Vnet};
 
 impl TryFrom<api::State> for Host {
     type Error = Vec<ModelError>;
@@ -32,6 +33,7 @@ impl TryFrom<api::State> for Host {
         let mappings = each(&state.mappings, |index, mapping| read.mapping(index, mapping));
         let ingress = each(&state.ingress, |index, rule| read.ingress(index, rule));
         let acls = each(&state.acls, |index, group| read.acl(index, group));
+        let formats = each(&state.formats, |index, format| read.format(index, format));
         let draft = Draft {
             underlay,
             vnets,
@@ -40,9 +42,11 @@ impl TryFrom<api::State> for Host {
             mappings,
             ingress,
             acls,
+            formats,
             broken_vnets: read.broken_vnets,
             broken_ports: read.broken_ports,
             broken_acls: read.broken_acls,
+            broken_formats: read.broken_formats,
             broken_vnis: read.broken_vnis,
             unknown_vnis: read.unknown_vnis,
         };
@@ -61,6 +65,7 @@ pub(super) struct Read {
     broken_vnets: HashSet<VnetId>,
     broken_ports: HashSet<PortId>,
     pub(super) broken_acls: HashSet<AclGroupId>,
+    pub(super) broken_formats: HashSet<FormatId>,
     broken_vnis: HashSet<Vni>,
     unknown_vnis: bool,
 }
@@ -128,22 +133,58 @@ impl Read {
                 api::UnderlayTx::Packet => UnderlayTx::Packet,
             })
         });
+        let peers: Vec<_> = message
+            .peers
+            .iter()
+            .enumerate()
+            .map(|(n, peer)| {
+                let vtep = self.text(place("peer.vtep").at(n), &peer.vtep);
+                let format = self.text(place("peer.format").at(n), &peer.format);
+                Some(Peer { vtep: vtep?, format: format? })
+            })
+            .collect();
         Some(Underlay {
             interfaces: interfaces?,
             addresses: addresses?,
             mtu: mtu?,
             mode: mode?,
             tx: tx?,
+            peers: peers.into_iter().collect::<Option<_>>()?,
         })
+    }
+
+    fn format_id(&mut self, place: Place, id: &str) -> Option<FormatId> {
+        if id.is_empty() { Some(FormatId::default()) } else { self.text(place, id) }
+    }
+
+    pub(super) fn format(&mut self, index: usize, message: &api::Format) -> Option<Format> {
+        let place = |field| Place::object(Section::Format, index, field).named(&message.id);
+        let id: Option<FormatId> = self.text(place("id"), &message.id);
+        let format = format::read(&message.description).map_err(|errors| {
+            for error in errors {
+                let fault = Fault::BadFormat { message: error.to_string() };
+                self.errors.push(ModelError::new(place(error.field()), fault));
+            }
+        });
+        let format = format.ok().filter(|format| {
+            let same = id.as_ref() == Some(&format.id);
+            if !same && id.is_some() {
+                let message = format!("the description is of {:?}", format.id);
+                self.errors.push(ModelError::new(place("id"), Fault::BadFormat { message }));
+            }
+            same
+        });
+        if format.is_none() {
+            self.broken_formats.extend(id);
+        }
+        format
     }
 
     pub(super) fn vnet(&mut self, index: usize, message: &api::Vnet) -> Option<Vnet> {
         let place = |field| Place::object(Section::Vnet, index, field).named(&message.id);
         let id: Option<VnetId> = self.text(place("id"), &message.id);
         let vni = self.keep(place("vni"), to_vni(message.vni));
-        let format = self.word(place("format"), message.format, |format| match format {
-            api::Format::Unspecified | api::Format::Vxlan => Some(Format::Vxlan),
-        });
+        let format = self.format_id(place("format"), &message.format);
         let miss = self.word(place("miss"), message.miss, |miss| {
             Some(match miss {
                 api::Miss::Unspecified | api::Miss::Drop => Miss::Drop,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 
 use crate::fault::Fault;
-use crate::ids::{AclGroupId, DomainName, IfName, PortId, VnetId};
+use crate::ids::{AclGroupId, DomainName, FormatId, IfName, PortId, VnetId};
 use crate::{IpNet, MacAddr};
 
 /// A value that is written as text.
@@ -38,6 +38,13 @@ impl Text for AclGroupId {
     const LEGAL: &'static str = "1 to 63 of a-z, 0-9 and -";
     fn read(text: &str) -> Result<Self, Fault> {
         AclGroupId::new(text)
+    }
+}
+
+impl Text for FormatId {
+    const LEGAL: &'static str = "1 to 32 of a-z, 0-9 and -";
+    fn read(text: &str) -> Result<Self, Fault> {
+        FormatId::new(text)
     }
 }
 

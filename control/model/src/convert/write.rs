@@ -1,12 +1,13 @@
 //! Nouns to messages.
 
 use crate::api::{self, egress_route, port};
+use crate::format::{self, Format};
 use crate::host::Host;
 use crate::ids::Mtu;
 use crate::port::{Attach, Port, PortState};
 use crate::rules::{EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope};
-use crate::underlay::{ModePreference, Underlay, UnderlayTx};
-use crate::vnet::{Format, Gateway, Miss, Vnet};
+use crate::underlay::{ModePreference, Peer, Underlay, UnderlayTx};
+use crate::vnet::{Gateway, Miss, Vnet};
 
 impl From<&Host> for api::State {
     fn from(host: &Host) -> api::State {
@@ -18,6 +19,7 @@ impl From<&Host> for api::State {
             mappings: host.mappings().iter().map(Into::into).collect(),
             ingress: host.ingress().iter().map(Into::into).collect(),
             acls: host.acls().iter().map(Into::into).collect(),
+            formats: host.formats().iter().map(Into::into).collect(),
         }
     }
 }
@@ -50,7 +52,21 @@ impl From<&Underlay> for api::Underlay {
             mtu: bytes(underlay.mtu),
             mode: api::Mode::from(underlay.mode).into(),
             tx: tx.into(),
+            peers: underlay.peers.iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<&Peer> for api::Peer {
+    fn from(peer: &Peer) -> api::Peer {
+        api::Peer { vtep: peer.vtep.to_string(), format: peer.format.to_string() }
+    }
+}
+
+impl From<&Format> for api::Format {
+    fn from(format: &Format) -> api::Format {
+        let description = format::to_toml(format);
+        api::Format { id: format.id.to_string(), description }
     }
 }
 
@@ -60,9 +76,6 @@ impl From<&Vnet> for api::Vnet {
             ip: gateway.ip.to_string(),
             mac: gateway.mac.to_string(),
         };
-        let format = match vnet.format {
-            Format::Vxlan => api::Format::Vxlan,
-        };
         let miss = match vnet.miss {
             Miss::Drop => api::Miss::Drop,
             Miss::Trap => api::Miss::Trap,
@@ -70,7 +83,7 @@ impl From<&Vnet> for api::Vnet {
         api::Vnet {
             id: vnet.id.to_string(),
             vni: vnet.vni.get(),
-            format: format.into(),
+            format: vnet.format.to_string(),
             flood: vnet.flood,
             miss: miss.into(),
             gateways: vnet.gateways.iter().map(gateway).collect(),

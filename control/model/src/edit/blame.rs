@@ -57,6 +57,7 @@ impl<'a> Blame<'a> {
             Fault::UnknownVnet { id, .. } => of(ObjectKey::Vnet(id.clone())),
             Fault::UnknownPort { id, .. } => of(ObjectKey::Port(id.clone())),
             Fault::UnknownAcl { id, .. } => of(ObjectKey::Acl(id.clone())),
+            Fault::UnknownFormat { id, .. } => of(ObjectKey::Format(id.clone())),
             Fault::NoSubnet { .. } => {
                 let port = parts.ports.get(place.index?)?;
                 of(ObjectKey::Vnet(port.vnet.clone()))
@@ -91,6 +92,11 @@ fn suggest(fault: &mut Fault, host: &Host) {
         }
         Fault::UnknownAcl { id, nearest: meant } => {
             let names = host.acls().iter().map(|group| group.id.as_str());
+            *meant = nearest(id.as_str(), names).and_then(|name| name.parse().ok());
+        }
+        Fault::UnknownFormat { id, nearest: meant } => {
+            let names = host.formats().iter().map(|format| format.id.as_str());
+            let names = names.chain(crate::format::built_in_names());
             *meant = nearest(id.as_str(), names).and_then(|name| name.parse().ok());
         }
         _ => {}

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::fault::{Place, Section};
 use crate::host::HostParts;
-use crate::ids::{AclGroupId, PortId, VnetId};
+use crate::ids::{AclGroupId, FormatId, PortId, VnetId};
 use crate::objects::Keyed;
 use crate::rules::{IngressKey, MappingKey, RouteKey};
 
@@ -25,6 +25,8 @@ pub enum ObjectKey {
     Ingress(IngressKey),
     /// An ACL group.
     Acl(AclGroupId),
+    /// A tunnel format.
+    Format(FormatId),
 }
 
 impl ObjectKey {
@@ -38,6 +40,7 @@ impl ObjectKey {
             ObjectKey::Mapping(_) => Section::Mapping,
             ObjectKey::Ingress(_) => Section::Ingress,
             ObjectKey::Acl(_) => Section::Acl,
+            ObjectKey::Format(_) => Section::Format,
         }
     }
 
@@ -51,6 +54,7 @@ impl ObjectKey {
             ObjectKey::Mapping(key) => key.to_string(),
             ObjectKey::Ingress(key) => key.to_string(),
             ObjectKey::Acl(id) => id.to_string(),
+            ObjectKey::Format(id) => id.to_string(),
         }
     }
 
@@ -73,6 +77,7 @@ impl ObjectKey {
             Section::Mapping => ObjectKey::Mapping(parts.mappings.get(index)?.key()),
             Section::Ingress => ObjectKey::Ingress(parts.ingress.get(index)?.key()),
             Section::Acl => ObjectKey::Acl(parts.acls.get(index)?.id.clone()),
+            Section::Format => ObjectKey::Format(parts.formats.get(index)?.id.clone()),
         })
     }
 }

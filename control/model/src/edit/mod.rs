@@ -19,8 +19,9 @@ use self::blame::Blame;
 use crate::acl::AclGroup;
 pub use crate::convert::edits as from_messages;
 use crate::fault::{Fault, ModelError, Place, Section};
+use crate::format::Format;
 use crate::host::Host;
-use crate::ids::{AclGroupId, PortId, VnetId};
+use crate::ids::{AclGroupId, FormatId, PortId, VnetId};
 use crate::objects::{Change, Keyed, changes};
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressKey, IngressRule, Mapping, MappingKey, RouteKey};
@@ -56,8 +57,12 @@ pub enum Edit {
     DeleteIngress(IngressKey),
     /// An ACL group of this id.
     PutAcl(AclGroup),
+    /// A tunnel format of this id.
+    PutFormat(Format),
     /// No ACL group of this id any more.
     DeleteAcl(AclGroupId),
+    /// No tunnel format of this id any more.
+    DeleteFormat(FormatId),
 }
 
 impl Edit {
@@ -71,6 +76,7 @@ impl Edit {
             ObjectKey::Mapping(key) => Edit::DeleteMapping(key),
             ObjectKey::Ingress(key) => Edit::DeleteIngress(key),
             ObjectKey::Acl(id) => Edit::DeleteAcl(id),
+            ObjectKey::Format(id) => Edit::DeleteFormat(id),
         })
     }
 
@@ -89,7 +95,9 @@ impl Edit {
             Edit::PutIngress(rule) => ObjectKey::Ingress(rule.key()),
             Edit::DeleteIngress(key) => ObjectKey::Ingress(*key),
             Edit::PutAcl(group) => ObjectKey::Acl(group.id.clone()),
+            Edit::PutFormat(format) => ObjectKey::Format(format.id.clone()),
             Edit::DeleteAcl(id) => ObjectKey::Acl(id.clone()),
+            Edit::DeleteFormat(id) => ObjectKey::Format(id.clone()),
         }
     }
 }
@@ -111,6 +119,8 @@ pub struct Changes<'a> {
     pub ingress: Vec<Change<'a, IngressRule>>,
     /// ACL groups.
     pub acls: Vec<Change<'a, AclGroup>>,
+    /// Tunnel formats.
+    pub formats: Vec<Change<'a, Format>>,
 }
 
 impl<'a> Changes<'a> {
@@ -124,6 +134,7 @@ impl<'a> Changes<'a> {
             mappings: Vec::new(),
             ingress: Vec::new(),
             acls: Vec::new(),
+            formats: Vec::new(),
         }
     }
 
@@ -140,6 +151,7 @@ impl<'a> Changes<'a> {
             mappings: new.mappings.iter().map(|mapping| (None, Some(mapping))).collect(),
             ingress: new.ingress.iter().map(|rule| (None, Some(rule))).collect(),
             acls: new.acls.iter().map(|group| (None, Some(group))).collect(),
+            formats: new.formats.iter().map(|format| (None, Some(format))).collect(),
         }
     }
 
@@ -154,6 +166,7 @@ impl<'a> Changes<'a> {
             mappings: changes(&old.mappings, &new.mappings),
             ingress: changes(&old.ingress, &new.ingress),
             acls: changes(&old.acls, &new.acls),
+            formats: changes(&old.formats, &new.formats),
         }
     }
 }
@@ -161,7 +174,7 @@ impl<'a> Changes<'a> {
 /// The edits that make `b` of `a`: none where they are the same. What goes is first, so that names and
 /// addresses are free for what comes; what is referred to comes before what refers to it.
 pub fn diff(a: &Host, b: &Host) -> Vec<Edit> {
-    let Changes { underlay, vnets, ports, routes, mappings, ingress, acls } =
+    let Changes { underlay, vnets, ports, routes, mappings, ingress, acls, formats } =
         Changes::between(a, b);
     let underlay = underlay.then(|| Edit::SetUnderlay(b.underlay().clone()));
     gone(&ingress, Edit::DeleteIngress)
@@ -170,6 +183,7 @@ pub fn diff(a: &Host, b: &Host) -> Vec<Edit> {
         .chain(gone(&ports, Edit::DeletePort))
         .chain(gone(&acls, Edit::DeleteAcl))
         .chain(gone(&vnets, Edit::DeleteVnet))
+        .chain(put(&formats, Edit::PutFormat))
         .chain(underlay)
         .chain(put(&vnets, Edit::PutVnet))
         .chain(put(&acls, Edit::PutAcl))
@@ -177,6 +191,8 @@ pub fn diff(a: &Host, b: &Host) -> Vec<Edit> {
         .chain(put(&routes, Edit::PutRoute))
         .chain(put(&mappings, Edit::PutMapping))
         .chain(put(&ingress, Edit::PutIngress))
+        // What used them uses others now.
+        .chain(gone(&formats, Edit::DeleteFormat))
         .collect()
 }
 
@@ -285,7 +301,9 @@ impl Host {
             Edit::PutIngress(rule) => drop(self.ingress.insert(rule)),
             Edit::DeleteIngress(key) => return self.ingress.remove(&key).is_some(),
             Edit::PutAcl(group) => drop(self.acls.insert(group)),
+            Edit::PutFormat(format) => drop(self.formats.insert(format)),
             Edit::DeleteAcl(id) => return self.acls.remove(&id).is_some(),
+            Edit::DeleteFormat(id) => return self.formats.remove(&id).is_some(),
         }
         true
     }

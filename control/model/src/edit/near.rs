@@ -13,7 +13,7 @@ use culvert_wire::vni::Vni;
 
 use super::{Edit, ObjectKey};
 use crate::host::{Host, HostParts};
-use crate::ids::{AclGroupId, PortId, VnetId};
+use crate::ids::{AclGroupId, FormatId, PortId, VnetId};
 use crate::objects::{Keyed, Objects};
 use crate::port::Port;
 use crate::rules::{IngressKey, Mapping, MappingKey, RouteAction, RouteKey, RouteScope};
@@ -32,12 +32,16 @@ struct Near {
     mappings: BTreeSet<MappingKey>,
     ingress: BTreeSet<IngressKey>,
     acls: BTreeSet<AclGroupId>,
+    formats: BTreeSet<FormatId>,
 }
 
 /// The neighbourhood of what the edits touched, as it is in `new`.
 pub(super) fn parts(old: &Host, new: &Host, edits: &[Edit]) -> HostParts {
     // Nearly everything depends on the underlay, which changes rarely.
-    if old.underlay != new.underlay || edits.iter().any(|edit| edit.key() == ObjectKey::Underlay) {
+    if old.underlay != new.underlay
+        || edits.iter().any(|edit| touches_peers(new, edit))
+        || edits.iter().any(|edit| edit.key() == ObjectKey::Underlay)
+    {
         return new.clone().into_parts();
     }
     let mut near = Near::default();
@@ -51,10 +55,17 @@ pub(super) fn parts(old: &Host, new: &Host, edits: &[Edit]) -> HostParts {
             ObjectKey::Mapping(key) => near.mapping(new, key),
             ObjectKey::Ingress(key) => drop(near.ingress.insert(*key)),
             ObjectKey::Acl(id) => near.acl(new, id),
+            ObjectKey::Format(id) => near.format(new, id),
         }
     }
     near.close(new);
     near.as_it_is(new)
+}
+
+/// Whether the underlay's peers have this format.
+fn touches_peers(host: &Host, edit: &Edit) -> bool {
+    let ObjectKey::Format(id) = edit.key() else { return false };
+    host.underlay.peers.iter().any(|peer| peer.format == id)
 }
 
 impl Near {
@@ -120,6 +131,18 @@ impl Near {
         }
     }
 
+    fn format(&mut self, host: &Host, id: &FormatId) {
+        if !host.formats.contains(id) {
+            let users = host.vnets.iter().filter(|vnet| vnet.format == *id);
+            self.vnets.extend(users.take(REFERRERS_MAX).map(Keyed::key));
+            return;
+        }
+        // Each has to be told from every other.
+        self.formats.extend(host.formats.iter().map(Keyed::key));
+        let users = host.vnets.iter().filter(|vnet| vnet.format == *id);
+        self.vnets.extend(users.map(Keyed::key));
+    }
+
     fn owners_of_vni(&mut self, host: &Host, vni: Vni) {
         self.vnets.extend(host.vnets_with_vni(vni).map(Keyed::key));
     }
@@ -152,9 +175,14 @@ impl Near {
         for key in &self.ingress {
             self.vnets.extend(host.vnets_with_vni(key.vni).map(Keyed::key));
         }
+        // The underlay is part of every neighbourhood.
+        self.formats.extend(host.underlay.peers.iter().map(|peer| peer.format.clone()));
         for port in self.ports.iter().filter_map(|id| host.ports.get(id)) {
             self.vnets.insert(port.vnet.clone());
             self.acls.extend(port.acl.iter().cloned());
+        }
+        for vnet in self.vnets.iter().filter_map(|id| host.vnets.get(id)) {
+            self.formats.insert(vnet.format.clone());
         }
     }
 
@@ -167,6 +195,7 @@ impl Near {
             mappings: present(&host.mappings, &self.mappings),
             ingress: present(&host.ingress, &self.ingress),
             acls: present(&host.acls, &self.acls),
+            formats: present(&host.formats, &self.formats),
         }
     }
 }

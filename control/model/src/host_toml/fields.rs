@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use toml::Spanned;
-use toml::de::{DeArray, DeInteger, DeTable, DeValue};
+use toml::de::{DeArray, DeInteger, DeString, DeTable, DeValue};
 
 use crate::fault::{Fault, ModelError, Place};
 
@@ -229,6 +229,14 @@ impl<'v, 'i, 'e> Fields<'v, 'i, 'e> {
         }
     }
 
+    /// All fields, as the text of a table of their own. Which of them are known, its reader says.
+    pub(super) fn into_text(self) -> String {
+        let plain = |(key, value): (&Spanned<DeString<'_>>, &Value<'_>)| {
+            (key.get_ref().to_string(), plain(value.get_ref()))
+        };
+        self.table.iter().map(plain).collect::<toml::Table>().to_string()
+    }
+
     /// Every field that was not asked for is unknown.
     pub(super) fn finish(self) {
         for key in self.table.keys() {
@@ -239,6 +247,26 @@ impl<'v, 'i, 'e> Fields<'v, 'i, 'e> {
                 let error = ModelError::new(self.place.clone(), fault);
                 self.found.push(Found { offset: key.span().start, error });
             }
+        }
+    }
+}
+
+/// The value without its place.
+fn plain(value: &DeValue<'_>) -> toml::Value {
+    match value {
+        DeValue::String(text) => toml::Value::String(text.to_string()),
+        DeValue::Integer(number) => toml::Value::Integer(integer(number)),
+        DeValue::Float(number) => toml::Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
+        DeValue::Boolean(flag) => toml::Value::Boolean(*flag),
+        DeValue::Datetime(time) => toml::Value::Datetime(*time),
+        DeValue::Array(items) => {
+            toml::Value::Array(items.iter().map(|item| plain(item.get_ref())).collect())
+        }
+        DeValue::Table(table) => {
+            let pairs = table.iter();
+            let pairs =
+                pairs.map(|(key, value)| (key.get_ref().to_string(), plain(value.get_ref())));
+            toml::Value::Table(pairs.collect())
         }
     }
 }

@@ -15,14 +15,15 @@ use crate::limits::HOST_TOML_BYTES_MAX;
 use crate::port::PortState;
 use crate::rules::IngressAction;
 use crate::underlay::{ModePreference, UnderlayTx};
-use crate::vnet::{Format, Miss};
+use crate::vnet::Miss;
 
 const VNI: &str = "a number, 1 to 16777215";
 const MTU: &str = "a number, 576 to 65535";
 const ROUTE_TO: &str = "{ vnet = \"id\" }, \"local\", \"trap\" or \"drop\"";
 const ATTACH: &str = "{ xdp = \"interface\" } or { tap = \"interface\" }";
 const GATEWAY: &str = "a list of { ip = \"10.0.0.1/24\", mac = \"02:00:00:00:00:01\" }";
-const SECTIONS: [Section; 7] = [
+const PEER: &str = "a list of { vtep = \"198.51.100.7\", format = \"geneve\" }";
+const SECTIONS: [Section; 8] = [
     Section::Underlay,
     Section::Vnet,
     Section::Port,
@@ -30,6 +31,7 @@ const SECTIONS: [Section; 7] = [
     Section::Mapping,
     Section::Ingress,
     Section::Acl,
+    Section::Format,
 ];
 
 /// Reads and checks the text of a `host.toml`.
@@ -114,6 +116,7 @@ fn state(document: &DeTable<'_>, found: &mut Vec<Found>) -> api::State {
         mappings: objects(document, Section::Mapping, found, mapping),
         ingress: objects(document, Section::Ingress, found, ingress),
         acls: objects(document, Section::Acl, found, acl),
+        formats: objects(document, Section::Format, found, format),
     }
 }
 
@@ -157,9 +160,25 @@ fn underlay_fields(mut fields: Fields<'_, '_, '_>) -> api::Underlay {
             UnderlayTx::Packet => api::UnderlayTx::Packet,
         }
         .into(),
+        peers: fields.tables("peer", PEER, peer),
     };
     fields.finish();
     underlay
+}
+
+fn peer(fields: Fields<'_, '_, '_>) -> api::Peer {
+    let mut fields = fields.within(&[("vtep", "peer.vtep"), ("format", "peer.format")]);
+    let peer = api::Peer {
+        vtep: fields.text("vtep", "a string"),
+        format: fields.text("format", "a string"),
+    };
+    fields.finish();
+    peer
+}
+
+/// Only the description knows which fields there are, and how they belong together.
+fn format(mut fields: Fields<'_, '_, '_>) -> api::Format {
+    api::Format { id: fields.text("id", "a string"), description: fields.into_text() }
 }
 
 fn mtu(fields: &mut Fields<'_, '_, '_>) -> Option<u32> {
@@ -181,9 +200,7 @@ fn vnet(mut fields: Fields<'_, '_, '_>) -> api::Vnet {
     let vnet = api::Vnet {
         id: fields.text("id", "a string"),
         vni: vni(&mut fields),
-        format: match fields.word("format") {
-            Format::Vxlan => api::Format::Vxlan.into(),
-        },
+        format: fields.text("format", "the name of a format"),
         flood: fields.flag("flood").unwrap_or_default(),
         miss: match fields.word("miss") {
             Miss::Drop => api::Miss::Drop.into(),

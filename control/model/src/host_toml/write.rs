@@ -3,10 +3,11 @@
 use std::fmt::{self, Display, Write};
 
 use super::write_policy::{acl, dhcp, port_policy};
+use crate::format::{self, Format};
 use crate::host::Host;
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressRule, Mapping, RouteAction, RouteScope};
-use crate::underlay::Underlay;
+use crate::underlay::{Peer, Underlay};
 use crate::vnet::{Gateway, Vnet};
 
 /// The text of a `host.toml` that reads as this host. Fields at their default are left out.
@@ -25,7 +26,8 @@ impl Display for File<'_> {
         host.routes().iter().try_for_each(|item| route(f, item))?;
         host.mappings().iter().try_for_each(|item| mapping(f, item))?;
         host.ingress().iter().try_for_each(|item| ingress(f, item))?;
-        host.acls().iter().try_for_each(|item| acl(f, item))
+        host.acls().iter().try_for_each(|item| acl(f, item))?;
+        host.formats().iter().try_for_each(|item| format(f, item))
     }
 }
 
@@ -65,7 +67,19 @@ fn underlay(f: &mut impl Write, underlay: &Underlay) -> fmt::Result {
     list(f, "addresses", &underlay.addresses)?;
     option(f, "mtu", underlay.mtu)?;
     word(f, "mode", &underlay.mode)?;
-    word(f, "tx", &underlay.tx)
+    word(f, "tx", &underlay.tx)?;
+    if underlay.peers.is_empty() {
+        return Ok(());
+    }
+    let peer = |peer: &Peer| {
+        format!("{{ vtep = {}, format = {} }}", quote(peer.vtep), quote(&peer.format))
+    };
+    let peers: Vec<_> = underlay.peers.iter().map(peer).collect();
+    field(f, "peer", format_args!("[{}]", peers.join(", ")))
+}
+
+fn format(f: &mut impl Write, format: &Format) -> fmt::Result {
+    write!(f, "\n[[format]]\n{}", format::to_toml(format))
 }
 
 fn vnet(f: &mut impl Write, vnet: &Vnet) -> fmt::Result {

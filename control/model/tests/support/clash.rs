@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use culvert_model::{
     AclGroup, AclGroupId, Attach, Dhcp, Edit, EgressRoute, Format, Gateway, Host, IfName,
-    IngressAction, IngressRule, IpNet, Keyed, MacAddr, Mapping, Miss, ModePreference, Mtu, Port,
-    PortId, PortState, RouteAction, RouteScope, Underlay, UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
+    IngressAction, IngressRule, IpNet, Keyed, MacAddr, Mapping, Miss, ModePreference, Mtu, Peer,
+    Port, PortId, PortState, RouteAction, RouteScope, Underlay, UnderlayTx, Vnet, VnetId, Vni,
+    VtepMatch,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -20,6 +21,21 @@ fn port_id() -> impl Strategy<Value = PortId> {
 
 fn acl_id() -> impl Strategy<Value = AclGroupId> {
     select(vec!["g0", "g1"]).prop_map(|id| id.parse().unwrap())
+}
+
+/// Two formats that one port does not tell apart.
+fn format() -> impl Strategy<Value = Format> {
+    let port = prop_oneof![2 => Just(0), 1 => Just(7000_u16), 1 => Just(7001), 1 => Just(4789)];
+    (select(vec!["one", "two"]), port, any::<bool>()).prop_map(|(id, port, narrow)| {
+        let port = if port == 0 { 7002 + u16::from(id == "two") } else { port };
+        let width = if narrow { 8 } else { 24 };
+        let text = format!(
+            "id = \"{id}\"\nouter = {{ udp = {port} }}\nheader = \"08000000 00000000\"\n\
+             identifier = [{{ offset = 0, width = 8, value = 8 }}]\n\
+             vni = {{ offset = 4, width = {width} }}"
+        );
+        culvert_model::format::read(&text).unwrap()
+    })
 }
 
 fn ip() -> impl Strategy<Value = IpAddr> {
@@ -52,12 +68,23 @@ fn underlay() -> impl Strategy<Value = Underlay> {
         1 => Just(vec![]),
     ];
     let mtu = prop_oneof![3 => Just(None), 1 => Just(Some(1300)), 1 => Just(Some(600))];
-    (addresses, mtu, select(vec!["eth0", "d0"])).prop_map(|(addresses, mtu, name)| Underlay {
+    let peers =
+        prop_oneof![4 => Just(vec![]), 1 => Just(vec!["one"]), 1 => Just(vec!["one", "two"])];
+    let name = select(vec!["eth0", "d0"]);
+    (addresses, mtu, name, peers).prop_map(|(addresses, mtu, name, peers)| Underlay {
         interfaces: vec![IfName::new(name).unwrap()],
         addresses: addresses.into_iter().map(|ip| ip.parse().unwrap()).collect(),
         mtu: mtu.map(|mtu| Mtu::new(mtu).unwrap()),
         mode: ModePreference::Auto,
         tx: UnderlayTx::Auto,
+        peers: peers
+            .into_iter()
+            .enumerate()
+            .map(|(n, format)| Peer {
+                vtep: [198, 51, 100, 1 + n as u8].into(),
+                format: format.parse().unwrap(),
+            })
+            .collect(),
     })
 }
 
@@ -65,11 +92,12 @@ fn vnet() -> impl Strategy<Value = Vnet> {
     let gateway =
         (ip(), mac()).prop_map(|(ip, mac)| Gateway { ip: IpNet::new(ip, 24).unwrap(), mac });
     let dhcp = prop_oneof![3 => Just(None), 1 => Just(Some(Dhcp::default()))];
-    (vnet_id(), vni(), any::<bool>(), prop::collection::vec(gateway, 0..2), dhcp).prop_map(
-        |(id, vni, flood, gateways, dhcp)| Vnet {
+    let format = select(vec!["vxlan", "geneve", "one", "two"]);
+    (vnet_id(), vni(), any::<bool>(), prop::collection::vec(gateway, 0..2), dhcp, format).prop_map(
+        |(id, vni, flood, gateways, dhcp, format)| Vnet {
             id,
             vni,
-            format: Format::Vxlan,
+            format: format.parse().unwrap(),
             flood,
             miss: Miss::Drop,
             gateways,
@@ -150,6 +178,8 @@ fn edit() -> impl Strategy<Value = Edit> {
         3 => (acl_id(), any::<bool>())
             .prop_map(|(id, stateful)| Edit::PutAcl(AclGroup { id, stateful, rules: vec![] })),
         2 => acl_id().prop_map(Edit::DeleteAcl),
+        3 => format().prop_map(Edit::PutFormat),
+        1 => select(vec!["one", "two"]).prop_map(|id| Edit::DeleteFormat(id.parse().unwrap())),
     ]
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use culvert_model::{
     AclAction, AclGroup, AclGroupId, AclRule, Attach, Dhcp, DhcpRoute, Direction, DomainName,
     EgressRoute, Format, Gateway, Host, HostParts, IfName, IngressAction, IngressRule, IpNet,
-    MacAddr, Mapping, Meter, Miss, ModePreference, Mtu, Port, PortId, PortRange, PortRanges,
+    MacAddr, Mapping, Meter, Miss, ModePreference, Mtu, Peer, Port, PortId, PortRange, PortRanges,
     PortState, Protocol, RouteAction, RouteScope, TokenBucket, Underlay, UnderlayTx, Vnet, VnetId,
     Vni, VtepMatch,
 };
@@ -51,7 +51,7 @@ fn underlay() -> impl Strategy<Value = Underlay> {
                 addresses.reverse();
             }
             let interfaces = names.into_iter().map(|name| IfName::new(name).unwrap()).collect();
-            Underlay { interfaces, addresses, mtu, mode, tx }
+            Underlay { interfaces, addresses, mtu, mode, tx, peers: Vec::new() }
         },
     )
 }
@@ -144,12 +144,38 @@ fn acl(id: &'static str) -> impl Strategy<Value = AclGroup> {
     )
 }
 
+/// Some of two formats, which use most of what a description can say.
+fn formats() -> impl Strategy<Value = Vec<Format>> {
+    let over_udp = r#"
+        id = "own-udp"
+        outer = { udp = 7000 }
+        header = "0000 6558 0000 0000"
+        identifier = [{ offset = 0, width = 2, value = 0 }, { offset = 2, width = 16, value = 0x6558 }]
+        vni = { offset = 4, width = 24 }
+        flow = { first_port = 32768, bits = 15 }
+        inner = { offset = 0, bit = 2, width = 6, base = 8, scale = 4 }
+        field = [{ offset = 7, width = 1, rule = "last", bits = 1 }]
+        options = { head = 4, id = { offset = 0, width = 24 }, length = { offset = 3, bit = 3, width = 5 }, scale = 4, critical = { offset = 2, width = 1 }, any-critical = { offset = 1, bit = 1, width = 1 }, known = [{ id = 0xffc701, units = 1, says = "mss", offset = 0, width = 16 }] }
+    "#;
+    let over_tcp = r#"
+        id = "own-tcp"
+        outer = { tcp = 7001 }
+        header = "00 00 00 00 00 00 00 00 00 00"
+        identifier = [{ offset = 0, width = 8, value = 0 }]
+        vni = { offset = 7, width = 24 }
+        travel = "first"
+        fact = [{ says = "mss", offset = 1, width = 16 }, { says = "tcp", offset = 3, width = 1 }]
+    "#;
+    let all = [over_udp, over_tcp].map(|text| culvert_model::format::read(text).unwrap());
+    proptest::sample::subsequence(all.to_vec(), 0..=2)
+}
+
 fn vnet(n: u32) -> impl Strategy<Value = Vnet> {
     let plain = (any::<bool>(), select(Miss::ALL), 0..4_u32);
     let plain = plain.prop_map(move |(flood, miss, gateways)| Vnet {
         id: vnet_id(n),
         vni: Vni::new(n * 5_000_000 + 1).unwrap(),
-        format: Format::Vxlan,
+        format: (["vxlan", "geneve", "stt"][n as usize % 3]).parse().unwrap(),
         flood,
         miss,
         gateways: (0..gateways)
@@ -258,10 +284,18 @@ pub(crate) fn host() -> impl Strategy<Value = Host> {
             let mappings: Vec<_> = (0..mappings).map(mapping).collect();
             let rules: Vec<_> = (0..rules).map(ingress).collect();
             let acls: Vec<_> = ACLS.into_iter().map(acl).collect();
-            (underlay(), vnets, port_list, routes, mappings, rules, acls)
+            ((underlay(), formats()), vnets, port_list, routes, mappings, rules, acls)
         })
-        .prop_map(|(underlay, vnets, ports, routes, mappings, ingress, acls)| {
-            let parts = HostParts { underlay, vnets, ports, routes, mappings, ingress, acls };
+        .prop_map(|(first, mut vnets, ports, routes, mappings, ingress, acls)| {
+            let (mut underlay, formats) = first;
+            let own = formats.iter().map(|format: &Format| format.id.clone());
+            for (vnet, format) in vnets.iter_mut().zip(own.clone()) {
+                vnet.format = format;
+            }
+            let peer = |(n, format)| Peer { vtep: ip(0x00f0_0000 + n, false), format };
+            underlay.peers = (0..8_u32).zip(own).map(peer).collect();
+            let parts =
+                HostParts { underlay, vnets, ports, routes, mappings, ingress, acls, formats };
             Host::new(parts).unwrap_or_else(|errors| panic!("{errors:?}"))
         })
 }

@@ -11,12 +11,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use culvert_ebpf::AttachError;
+use culvert_ebpf::{AttachError, Carrier};
 use culvert_model::edit::Changes;
-use culvert_model::{Attach, Edit, Host, IfName, Place, PortId, Section, UnderlayTx, api};
+use culvert_model::{Attach, Edit, Host, IfName, Place, PortId, Section, UnderlayTx, Vnet, api};
 use culvert_port::IDLE_FRAMES_MIN;
 use culvert_port::device::Device as NetDevice;
-use culvert_wire::format::VXLAN;
+use culvert_wire::format::{Formats, Outer, VXLAN};
 
 use super::attach::{self, Opened, Wanted};
 use super::devices::{Attached, Fault};
@@ -220,7 +220,7 @@ impl Controller {
         if !faults.is_empty() {
             return Err(faults);
         }
-        if changes.underlay {
+        if changes.underlay || other_formats(changes) {
             self.widen(host, change)?;
         }
         let fresh: HashMap<IfName, u32> =
@@ -252,10 +252,11 @@ impl Controller {
         change.widened = true;
         let mut addresses = self.host.as_ref().map_or_else(Vec::new, our_addresses);
         addresses.extend(our_addresses(host));
+        let mut carriers = self.host.as_ref().map_or_else(Vec::new, carriers_of);
+        carriers.extend(carriers_of(host));
         let programs = &mut self.opener.programs;
-        let steered = programs
-            .set_vteps(&addresses)
-            .and_then(|()| programs.set_tunnel_ports(&[VXLAN.outer.port()]));
+        let steered =
+            programs.set_vteps(&addresses).and_then(|()| programs.set_carriers(&carriers));
         if let Err(error) = steered {
             let place = Place::section(Section::Underlay, "addresses");
             let error = format!("tunnel packets cannot be steered to us: {error}");
@@ -295,7 +296,11 @@ impl Controller {
         }
         if change.widened {
             let addresses = self.host.as_ref().map_or_else(Vec::new, our_addresses);
-            if let Err(error) = self.opener.programs.set_vteps(&addresses) {
+            let carriers = self.host.as_ref().map_or_else(Vec::new, carriers_of);
+            let programs = &mut self.opener.programs;
+            let narrowed =
+                programs.set_vteps(&addresses).and_then(|()| programs.set_carriers(&carriers));
+            if let Err(error) = narrowed {
                 let place = Place::section(Section::Underlay, "addresses");
                 let error = format!("packets to addresses of the refused state are kept: {error}");
                 faults.push(api::Fault::new(&place, error));
@@ -381,6 +386,11 @@ impl Controller {
             && let Err(error) = self.opener.programs.set_vteps(&our_addresses(host))
         {
             warnings.push(format!("packets to addresses that were ours are kept: {error}"));
+        }
+        if other_formats(changes)
+            && let Err(error) = self.opener.programs.set_carriers(&carriers_of(host))
+        {
+            warnings.push(format!("packets of formats that were ours are kept: {error}"));
         }
         warnings.extend(self.release_unwanted());
         warnings.extend(self.mtu_warnings());
@@ -550,6 +560,40 @@ fn came<'c, T, K: 'c>(
     id: fn(&T) -> &K,
 ) -> impl Iterator<Item = &'c K> {
     changes.iter().filter(|(old, _)| old.is_none()).filter_map(move |(_, new)| new.map(id))
+}
+
+/// Whether other formats may be in use.
+fn other_formats(changes: &Changes<'_>) -> bool {
+    let of = |vnet: Option<&Vnet>| vnet.map(|vnet| vnet.format.clone());
+    changes.underlay
+        || !changes.formats.is_empty()
+        || changes.vnets.iter().any(|(old, new)| of(*old) != of(*new))
+}
+
+/// What carries tunnel packets of the formats that a state uses; VXLAN where it has no network. Packets of
+/// a format that nothing here uses are the host's own.
+pub(super) fn carriers_of(host: &Host) -> Vec<Carrier> {
+    let formats = Formats::with(host.formats().iter().map(|format| format.descriptor.clone()));
+    let of_vnets = host.vnets().iter().map(|vnet| &vnet.format);
+    let used: BTreeSet<_> =
+        of_vnets.chain(host.underlay().peers.iter().map(|peer| &peer.format)).collect();
+    let mut carriers: Vec<_> = used
+        .into_iter()
+        .filter_map(|id| formats.by_name(id.as_str()))
+        .map(|(_, format)| carrier(format.outer))
+        .collect();
+    if carriers.is_empty() {
+        carriers.push(carrier(VXLAN.outer));
+    }
+    carriers
+}
+
+const fn carrier(outer: Outer) -> Carrier {
+    match outer {
+        Outer::Udp { port } => Carrier::Udp(port),
+        Outer::Tcp { port } => Carrier::Tcp(port),
+        Outer::Ip { protocol } => Carrier::Ip(protocol),
+    }
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use culvert_model::{PortId, Vni, api};
-use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum};
+use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum, OuterFrame};
 use culvert_wire::eth::MacAddr;
-use culvert_wire::format::VXLAN;
+use culvert_wire::format::{FormatIndex, VXLAN};
 use culvert_wire::packet::{IpKind, Packet};
 use tonic::Status;
 
@@ -155,6 +155,11 @@ impl Controller {
             .ok_or_else(|| bad(format!("VTEP {src}: we have no VTEP address of that family")))?;
         let pkt = Packet::parse(frame, frame.len());
         let (flow, tos) = pkt.map_or((0, 0), |pkt| (pkt.flow_hash, pkt.tos));
+        let tables = self.shared.tables.load();
+        let formats = tables.formats();
+        let vnet = tables.vnet_of(vni).map_or(FormatIndex::VXLAN, |vnet| vnet.format);
+        let vtep = tables.vtep_of(&src).and_then(|index| tables.vtep(index));
+        let format = vtep.and_then(|vtep| vtep.format).unwrap_or(vnet);
         let spec = EncapSpec {
             src_mac: MacAddr([2, 0, 0, 0, 0, 1]),
             dst_mac: MacAddr([2, 0, 0, 0, 0, 2]),
@@ -162,7 +167,8 @@ impl Controller {
             src,
             dst: *dst,
             ttl: OUTER_TTL,
-            format: &VXLAN,
+            format: formats.get(format).unwrap_or(&VXLAN),
+            mss_option: false,
             vni,
             df: true,
             dscp: DscpMode::Inherit,
@@ -171,7 +177,7 @@ impl Controller {
         let mut bytes = vec![0; template.len()];
         let inner = culvert_wire::checksum::Sum::default().add(frame);
         let sum = OuterChecksum::Full { inner };
-        template.emit(&mut bytes, frame.len(), flow as u16, tos, 0, sum);
+        template.emit(&mut bytes, &OuterFrame::new(frame.len(), flow as u16, tos, 0, sum));
         bytes.extend_from_slice(frame);
         Ok(bytes)
     }

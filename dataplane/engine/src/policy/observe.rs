@@ -3,6 +3,8 @@
 //! Traces and `culvert explain` are told by the very functions that decide. Each takes an
 //! [`Observer`]; with [`Unwatched`] nothing of it is left in the compiled code.
 
+use std::borrow::Cow;
+
 use crate::drops::DropReason;
 
 macro_rules! stages {
@@ -94,7 +96,7 @@ pub struct Step {
     /// Where.
     pub stage: Stage,
     /// What was decided, in a word that stays: `pass`, `drop`, `trap`, `hit`, ...
-    pub outcome: &'static str,
+    pub outcome: Cow<'static, str>,
     /// Where the outcome is a drop: why.
     pub reason: Option<DropReason>,
     /// The rule that decided, as the state has it; empty where none is to be named.
@@ -104,9 +106,20 @@ pub struct Step {
 }
 
 impl Step {
+    /// A step whose outcome is a name that somebody gave.
+    pub fn named(stage: Stage, outcome: &str) -> Step {
+        Step { outcome: outcome.to_owned().into(), ..Step::new(stage, "") }
+    }
+
     /// A decision without further words.
     pub fn new(stage: Stage, outcome: &'static str) -> Step {
-        Step { stage, outcome, reason: None, rule: String::new(), detail: String::new() }
+        Step {
+            stage,
+            outcome: outcome.into(),
+            reason: None,
+            rule: String::new(),
+            detail: String::new(),
+        }
     }
 
     /// It ends here.

@@ -242,7 +242,7 @@ async fn traced(trace: Trace, names: &mut Names) -> api::TracedPacket {
 pub(super) fn told(trace: &Trace) -> api::TracedPacket {
     let steps = trace.steps.iter().map(|(worker, step, times)| api::TraceStep {
         stage: step.stage.name().to_owned(),
-        outcome: step.outcome.to_owned(),
+        outcome: step.outcome.clone().into_owned(),
         reason: step.reason.map_or_else(String::new, |reason| reason.name().to_owned()),
         rule: step.rule.clone(),
         detail: step.detail.clone(),

@@ -2,9 +2,8 @@
 
 use culvert_model::PortId;
 use culvert_wire::bpf::{Bytes, Program};
-use culvert_wire::format::{self, VXLAN};
+use culvert_wire::format::Formats;
 use culvert_wire::packet::Packet;
-use culvert_wire::proto;
 
 use super::pieces::Pieces;
 use crate::tables::Tables;
@@ -29,7 +28,7 @@ pub struct Select {
 impl Select {
     /// Whether a packet of this device is meant.
     pub fn takes(&self, tables: &Tables, role: Role, packet: &Pieces<'_>) -> bool {
-        self.takes_device(tables, role) && self.takes_packet(role, packet)
+        self.takes_device(tables, role) && self.takes_packet(tables.formats(), role, packet)
     }
 
     fn takes_device(&self, tables: &Tables, role: Role) -> bool {
@@ -44,11 +43,11 @@ impl Select {
         }
     }
 
-    fn takes_packet(&self, role: Role, packet: &Pieces<'_>) -> bool {
+    fn takes_packet(&self, formats: &Formats, role: Role, packet: &Pieces<'_>) -> bool {
         let Some(program) = &self.program else { return true };
         match (role, self.inner) {
             (Role::Underlay(_), true) => {
-                match inner_offset(&packet.to_vec(HEADERS_MAX), packet.len()) {
+                match inner_offset(formats, &packet.to_vec(HEADERS_MAX), packet.len()) {
                     Some(at) => program.matches(&packet.behind(at)),
                     None => false,
                 }
@@ -59,10 +58,9 @@ impl Select {
 }
 
 /// Where the inner frame of a tunnel packet starts.
-pub fn inner_offset(head: &[u8], frame_len: usize) -> Option<usize> {
+pub fn inner_offset(formats: &Formats, head: &[u8], frame_len: usize) -> Option<usize> {
     let outer = Packet::parse(head, frame_len).ok()?;
-    let is_tunnel = outer.proto == proto::UDP && outer.dst_port(head) == Some(VXLAN.outer.port());
-    let message = is_tunnel.then(|| head.get(usize::from(outer.payload)..)).flatten()?;
-    let (_, len) = format::decap(&VXLAN, message).ok()?;
-    Some(usize::from(outer.payload) + len)
+    let message = head.get(usize::from(outer.payload)..)?;
+    let found = formats.decap(outer.proto, outer.dst_port(head), message)?;
+    Some(usize::from(outer.payload) + found.ok()?.1.header_len)
 }

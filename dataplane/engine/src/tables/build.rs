@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use culvert_model::edit::Changes;
-use culvert_model::{EgressRoute, Host, Port, RouteAction, VnetId};
+use culvert_model::{EgressRoute, FormatId, Host, Port, RouteAction, VnetId};
+use culvert_wire::format::{FormatIndex, Formats};
 
 use super::{
     Indices, PortIndex, Reach, Route, Routes, Slots, Tables, VnetIndex, ports, vnets, vteps,
@@ -77,12 +78,27 @@ impl Inputs<'_> {
     }
 }
 
+/// The index of a format of the state; that of VXLAN for one that is not there.
+pub(super) fn format_index(tables: &Tables, id: &FormatId) -> FormatIndex {
+    tables.formats.by_name(id.as_str()).map_or(FormatIndex::VXLAN, |(index, _)| index)
+}
+
 /// Builds the next snapshot.
 pub fn build(inputs: &Inputs<'_>) -> Tables {
     let mut tables = inputs.previous.clone();
     tables.generation += 1;
     if *tables.link_workers != *inputs.link_workers {
         tables.link_workers = inputs.link_workers.into();
+    }
+    let formats_changed = !inputs.changes.formats.is_empty();
+    if formats_changed {
+        // Indices follow from all of them.
+        let own = inputs.host.formats().iter().map(|format| format.descriptor.clone());
+        tables.formats = Formats::with(own);
+        tables.ingress_epoch = tables.generation;
+    }
+    if inputs.changes.underlay {
+        tables.ingress_epoch = tables.generation;
     }
     vteps::update(&mut tables, inputs);
     let rules_changed = vnets::update(&mut tables, inputs);

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use culvert_model::{Dhcp, DomainName, Meter, Miss, PortId, VnetId};
 use culvert_wire::eth::MacAddr;
+use culvert_wire::format::{FormatDescriptor, FormatIndex, Formats};
 use culvert_wire::packet::Packet;
 use culvert_wire::vni::Vni;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -67,6 +68,8 @@ pub struct Tables {
     /// Ingress rules for identifiers that no network here has.
     pub(crate) strangers: Arc<FxHashMap<u32, Vec<IngressEntry>>>,
     pub(crate) fresh: Freshness,
+    /// Tunnel formats: the built-in ones, and those of the state.
+    pub(crate) formats: Formats,
     /// ACL groups, of which ports share what they refer to.
     pub(crate) acls: Arc<acl::Groups>,
 }
@@ -88,6 +91,17 @@ impl Tables {
     #[inline]
     pub fn vtep(&self, index: VtepIndex) -> Option<&VtepEntry> {
         self.vteps.get(index as usize)?.as_deref()
+    }
+
+    /// Tunnel formats.
+    #[inline]
+    pub fn formats(&self) -> &Formats {
+        &self.formats
+    }
+
+    /// The format in which a network speaks to a VTEP.
+    pub fn format_towards(&self, vnet: &VnetEntry, vtep: &VtepEntry) -> Option<&FormatDescriptor> {
+        self.formats.get(vtep.format.unwrap_or(vnet.format))
     }
 
     /// The virtual network that has this VNI here.
@@ -304,6 +318,8 @@ pub struct VnetEntry {
     pub id: VnetId,
     /// Its identifier on the wire.
     pub vni: Vni,
+    /// The format of its packets.
+    pub format: FormatIndex,
     /// Whether broadcast and multicast are replicated.
     pub flood: bool,
     /// What a destination without a mapping means.
@@ -375,6 +391,8 @@ pub struct VtepEntry {
     pub ip: IpAddr,
     /// Our address that it sees.
     pub source: IpAddr,
+    /// The format in which it is spoken to in every network, where it has one of its own.
+    pub format: Option<FormatIndex>,
     /// The ways to it.
     pub reach: Reach,
     /// The generation in which it last changed.

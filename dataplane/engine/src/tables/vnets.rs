@@ -12,7 +12,7 @@ use culvert_model::{
 use culvert_wire::eth::MacAddr;
 use ipnet::IpNet;
 
-use super::build::{Inputs, place, set_route};
+use super::build::{Inputs, format_index, place, set_route};
 use super::{
     Gateway, Ingress, IngressEntry, Neighbour, Tables, Target, VnetEntry, VnetIndex, fresh,
 };
@@ -37,7 +37,12 @@ pub(super) fn update(tables: &mut Tables, inputs: &Inputs<'_>) -> bool {
     if changes.vnets.iter().any(|(_, new)| new.is_none()) {
         forget(tables, inputs.host);
     }
-    let all = touched(inputs.host, changes);
+    let mut all = touched(inputs.host, changes);
+    if !changes.formats.is_empty() {
+        for vnet in inputs.host.vnets() {
+            all.entry(&vnet.id).or_default();
+        }
+    }
     let mut rules_changed = false;
     for (id, touched) in &all {
         let (Some(vnet), Some(index)) = (inputs.host.vnet(id.as_str()), inputs.vnet_index(id))
@@ -145,6 +150,7 @@ fn entry(
         index,
         id: vnet.id.clone(),
         vni: vnet.vni,
+        format: format_index(tables, &vnet.format),
         flood: vnet.flood,
         miss: vnet.miss,
         gateways: Vec::new(),
@@ -157,7 +163,14 @@ fn entry(
         ingress: Vec::new(),
         changed_in: tables.generation,
     });
-    let mut changed = entry.vni != vnet.vni || entry.flood != vnet.flood || entry.miss != vnet.miss;
+    let format = format_index(tables, &vnet.format);
+    // An index of other formats may be another format's.
+    let mut changed = entry.vni != vnet.vni
+        || entry.format != format
+        || !inputs.changes.formats.is_empty()
+        || entry.flood != vnet.flood
+        || entry.miss != vnet.miss;
+    entry.format = format;
     (entry.vni, entry.flood, entry.miss) = (vnet.vni, vnet.flood, vnet.miss);
     let gateways = vnet.gateways.iter().map(|g| Gateway { net: g.ip, mac: g.mac }).collect();
     changed |= replace(&mut entry.gateways, gateways);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::build::{Inputs, place};
+use super::build::{Inputs, format_index, place};
 use super::{Tables, VtepEntry, VtepIndex, fresh};
 
 pub(super) fn update(tables: &mut Tables, inputs: &Inputs<'_>) {
@@ -32,7 +32,8 @@ pub(super) fn update(tables: &mut Tables, inputs: &Inputs<'_>) {
     }
     let generation = tables.generation;
     tables.fresh.touch(moved.into_iter().map(fresh::ip_bucket), generation);
-    if inputs.scope.vteps {
+    // Where formats changed, those that they are spoken to in may be others.
+    if inputs.scope.vteps || !inputs.changes.formats.is_empty() {
         for (ip, index) in inputs.vteps.iter() {
             place_vtep(tables, inputs, *ip, index);
         }
@@ -42,13 +43,18 @@ pub(super) fn update(tables: &mut Tables, inputs: &Inputs<'_>) {
 /// Keeps the entry that is there where it says the same, and with it the ways that flows have cached.
 fn place_vtep(tables: &mut Tables, inputs: &Inputs<'_>, ip: IpAddr, index: VtepIndex) {
     let (source, reach) = (inputs.reach)(ip);
+    let peers = &inputs.host.underlay().peers;
+    let peer = peers.iter().find(|peer| peer.vtep == ip);
+    let format = peer.map(|peer| format_index(tables, &peer.format));
     if let Some(old) = tables.vtep(index)
         && old.ip == ip
         && old.source == source
         && old.reach == reach
+        && old.format == format
+        && inputs.changes.formats.is_empty()
     {
         return;
     }
-    let entry = VtepEntry { index, ip, source, reach, changed_in: tables.generation };
+    let entry = VtepEntry { index, ip, source, format, reach, changed_in: tables.generation };
     place(&mut tables.vteps, index as usize, Some(Arc::new(entry)));
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use culvert_model::Direction;
 use culvert_port::Buf;
+use culvert_wire::format::FormatIndex;
 use culvert_wire::packet::{Frag, Packet};
 
 use super::Worker;
@@ -247,7 +248,8 @@ impl Worker {
         }
         let from = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let vni = LOCAL | u32::from(port);
-        let key = IngressKey { vni, from, headers: Headers::of(head, pkt) };
+        let (format, headers) = (FormatIndex::VXLAN, Headers::of(head, pkt));
+        let key = IngressKey { vni, from, format, headers };
         // That of the port: what is flooded names it by no address.
         let (hash, epoch) = (pkt.flow_hash ^ vni, entry.epoch);
         if let Some(flow) = self.ingress_flows.get(hash, &key, epoch) {

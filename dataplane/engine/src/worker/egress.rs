@@ -226,7 +226,7 @@ impl Worker {
             }
         }
         for vtep in vnet.flood_vteps.iter().filter_map(|index| tables.vtep(*index)) {
-            match Tunnel::new(vnet, vtep, pkt.flow_hash, 0) {
+            match Tunnel::new(&tables, vnet, vtep, pkt.flow_hash, 0) {
                 Err(reason) => self.lose(Role::Tenant(port), reason, 1, &buf),
                 Ok(tunnel) => match self.copy(&buf) {
                     Some(copy) => self.forward_remote(port, copy, *pkt, off, &tunnel),
@@ -304,7 +304,7 @@ fn egress_flow(
     let mut lasting = is_of_a_flow(head, pkt);
     if let Verdict::Forward { vnet, target: Target::Remote { vtep, mtu }, .. } = verdict {
         let made = match (tables.vnet(vnet), tables.vtep(vtep)) {
-            (Some(vnet), Some(vtep)) => Tunnel::new(vnet, vtep, pkt.flow_hash, mtu),
+            (Some(vnet), Some(vtep)) => Tunnel::new(tables, vnet, vtep, pkt.flow_hash, mtu),
             _ => Err(DropReason::NextHopUnreachable),
         };
         seen.saw(|| {

@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use culvert_port::{Buf, Frame, FrameCache, HoldId, Message, Place, VnetHdr};
 use culvert_wire::checksum::{Sum, copy_and_sum};
-use culvert_wire::encap::{OuterChecksum, inner_sum_from_headers};
+use culvert_wire::encap::{OuterChecksum, OuterFrame, Position, inner_sum_from_headers};
+use culvert_wire::format::Outer as Transport;
 use culvert_wire::fragment::Fragmenter;
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::{GsoKind, Segmenter};
@@ -30,10 +31,10 @@ use crate::tables::{PortIndex, Tables};
 const OUTER_ROOM: usize = 192;
 
 /// Bytes of outer headers at most, tunnel header included.
-const OUTER_MAX: usize = 128;
+pub(super) const OUTER_MAX: usize = culvert_wire::encap::MAX_LEN;
 
 /// Bytes of inner headers at most that can be laid out per segment.
-const INNER_MAX: usize = 256;
+pub(super) const INNER_MAX: usize = 256;
 
 /// Offset of the checksum in a UDP header.
 const UDP_CHECKSUM: u16 = 6;
@@ -80,7 +81,7 @@ impl Worker {
         } else {
             checksum::sum_range(&buf, 0, buf.len())
         };
-        self.send_inner(port, slot, buf, &pkt, inner, tunnel);
+        self.send_inner(port, slot, buf, &pkt, (inner, Position::WHOLE), tunnel);
     }
 
     /// Puts the outer headers in front of an inner frame of known sum and queues it.
@@ -90,26 +91,32 @@ impl Worker {
         slot: Slot,
         mut buf: Buf,
         pkt: &Packet,
-        inner: Sum,
+        (inner, position): (Sum, Position),
         tunnel: &Tunnel,
     ) {
         let len = buf.len();
         let ip_id = self.next_ip_id();
+        let number = if tunnel.template.is_stream() { self.next_stream_number() } else { 0 };
         let Some(room) = buf.head_mut().push_front(tunnel.template.len()) else {
             return self.drop_tenant(port, buf, DropReason::HeadersTooLong);
         };
         let sum = OuterChecksum::Full { inner };
-        tunnel.template.emit(room, len, pkt.flow_hash as u16, pkt.tos, ip_id, sum);
+        let outer = OuterFrame {
+            number,
+            position,
+            ..OuterFrame::new(len, pkt.flow_hash as u16, pkt.tos, ip_id, sum)
+        };
+        tunnel.template.emit(room, &outer);
         self.sight.trace.saw(|| {
             let outer = tunnel.template.len();
-            Step::new(Stage::Encapsulation, "vxlan")
+            Step::named(Stage::Encapsulation, self.tables.formats().name(tunnel.format))
                 .by(name_of_way(&self.tables, tunnel))
                 .because(format!("{outer} bytes of outer headers in front of {len}"))
         });
         self.send_outer(port, slot, buf);
     }
 
-    fn send_outer(&mut self, port: PortIndex, slot: Slot, buf: Buf) {
+    pub(super) fn send_outer(&mut self, port: PortIndex, slot: Slot, buf: Buf) {
         let len = buf.len();
         let mut losses = Losses::default();
         let Some(Some(device)) = self.devices.get_mut(slot) else {
@@ -179,6 +186,13 @@ impl Worker {
         if !checksum::ready_to_cut(&mut buf, pkt, &mut off) {
             return self.drop_tenant(port, buf, DropReason::BadSuperframeChecksum);
         }
+        if tunnel.template.is_stream() && kind != GsoKind::UdpL4 {
+            // What the path takes does not bound the tenant's segments, only what the far port does.
+            let headers = u32::from(pkt.payload.saturating_sub(pkt.l3));
+            let far = tunnel.ip_max.saturating_sub(headers).min(u16::MAX.into()) as u16;
+            let mss = if tunnel.ip_max == 0 { size } else { size.min(far) };
+            return self.send_streams(port, slot, buf, pkt, (kind, mss), tunnel);
+        }
         let mtu = tunnel.ip_mtu(pkt.l3);
         let room = mtu.saturating_sub(u32::from(pkt.payload.saturating_sub(pkt.l3)));
         let fits = u32::from(size) <= room;
@@ -188,7 +202,8 @@ impl Worker {
             Ok(plan) if plan.headers_len() <= INNER_MAX => plan,
             _ => return self.drop_tenant(port, buf, DropReason::NotSegmentable),
         };
-        let sends_trains = self.devices[slot].as_ref().is_some_and(|device| device.sends_trains);
+        let sends_trains = self.devices[slot].as_ref().is_some_and(|device| device.sends_trains)
+            && matches!(tunnel.template.outer(), Transport::Udp { .. });
         self.sight.trace.saw(|| {
             let each = format!("{} segments of up to {mss} bytes", plan.count());
             let asked = if fits { "" } else { ", too big for the path" };
@@ -220,7 +235,9 @@ impl Worker {
     ) {
         for i in 0..plan.count() {
             match build_segment(&mut self.cache, &buf, plan, i) {
-                Some((segment, sum)) => self.send_inner(port, slot, segment, pkt, sum, tunnel),
+                Some((segment, sum)) => {
+                    self.send_inner(port, slot, segment, pkt, (sum, position(plan, i)), tunnel);
+                }
                 None => {
                     let lost = (plan.count() - i) as u64;
                     self.lose(Role::Tenant(port), DropReason::NoFrames, lost, &buf);
@@ -269,15 +286,15 @@ impl Worker {
             first = train.end;
             let payload = layout.payload_len(plan, train.clone());
             self.entropy = self.entropy.wrapping_add(train.len() as u16);
-            tunnel.template.emit(
-                outer,
+            let whole = OuterFrame::new(
                 payload - layout.tunnel_len,
                 pkt.flow_hash as u16,
                 pkt.tos,
                 self.entropy,
                 OuterChecksum::Partial,
             );
-            let (l4_headers, tunnel_header) = outer.split_at(outer_len - layout.tunnel_len);
+            tunnel.template.emit(outer, &whole);
+            let (l4_headers, tunnel_header) = outer.split_at_mut(outer_len - layout.tunnel_len);
             let udp_start = (l4_headers.len() - 8) as u16;
             let single = train.len() == 1;
             let header = VnetHdr {
@@ -300,6 +317,12 @@ impl Worker {
                 let Some(source) = message.held(held) else { break };
                 let sum = checksum::sum_range_at(&mut place, source, range.start, range.end);
                 plan.emit(source.head().data(), i, sum, inner);
+                let own = OuterFrame {
+                    inner_len: inner.len() + range.len(),
+                    position: position(plan, i),
+                    ..whole
+                };
+                tunnel.template.emit_tunnel_header(tunnel_header, &own);
                 message.copy(tunnel_header);
                 message.copy(inner);
                 if let Some(shown) = shown.last_mut() {
@@ -325,7 +348,7 @@ impl Worker {
             self.watch_queued_pieces(role, &Pieces::from(&train[..]), size);
         }
         self.sight.trace.saw(|| {
-            Step::new(Stage::Encapsulation, "vxlan")
+            Step::named(Stage::Encapsulation, self.tables.formats().name(tunnel.format))
                 .by(name_of_way(&self.tables, tunnel))
                 .because(format!("{sent} trains, {bytes} bytes"))
         });
@@ -444,18 +467,29 @@ impl TrainLayout {
     }
 }
 
+/// The place of a segment.
+fn position(plan: &Segmenter, i: usize) -> Position {
+    let advance = plan.payload_range(i).start;
+    Position { index: i, last: i + 1 == plan.count(), advance }
+}
+
 /// Appends part of a packet that a message holds.
-fn source_range(message: &Message<'_>, id: HoldId, range: Range<usize>, out: &mut Vec<u8>) {
+pub(super) fn source_range(
+    message: &Message<'_>,
+    id: HoldId,
+    range: Range<usize>,
+    out: &mut Vec<u8>,
+) {
     if let Some(buf) = message.held(id) {
         buf.slice_range(range, |piece| out.extend_from_slice(piece));
     }
 }
 
-fn name_of_way(tables: &Tables, tunnel: &Tunnel) -> String {
+pub(super) fn name_of_way(tables: &Tables, tunnel: &Tunnel) -> String {
     tables.vtep(tunnel.vtep).map_or_else(String::new, |vtep| format!("vtep {}", vtep.ip))
 }
 
-fn shifted(range: Range<usize>, by: u16) -> Range<usize> {
+pub(super) fn shifted(range: Range<usize>, by: u16) -> Range<usize> {
     range.start + usize::from(by)..range.end + usize::from(by)
 }
 
@@ -480,7 +514,7 @@ fn build_segment(
 }
 
 /// Builds a packet of a header, which `emit` writes, and a range of another packet's bytes.
-fn build(
+pub(super) fn build(
     cache: &mut FrameCache,
     source: &Buf,
     header_len: usize,

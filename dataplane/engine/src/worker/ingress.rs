@@ -6,8 +6,9 @@ use std::sync::Arc;
 use culvert_model::Direction;
 use culvert_port::Buf;
 use culvert_wire::checksum::Sum;
-use culvert_wire::format::{self, VXLAN};
+use culvert_wire::format::{Facts, FormatIndex, Outer as FormatOuter, Stream};
 use culvert_wire::packet::{Frag, IpKind, Packet};
+use culvert_wire::reassemble::StreamPart;
 use culvert_wire::vni::Vni;
 use culvert_wire::{ecn, proto};
 
@@ -21,7 +22,7 @@ use crate::policy::acl::{Judgement, judge};
 use crate::policy::ingress::{Verdict, decide, decide_without_vnet};
 use crate::policy::observe::{Observer, Stage, Step};
 use crate::shared::Handoff;
-use crate::tables::{LinkIndex, PortIndex, Stamp, Tables, VnetIndex};
+use crate::tables::{LinkIndex, PortIndex, Stamp, Tables, VnetEntry, VnetIndex};
 
 /// What was decided for a flow from the underlay.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -42,8 +43,18 @@ pub(super) struct Outer {
     pub(super) pkt: Packet,
     pub(super) from: IpAddr,
     pub(super) vni: Vni,
+    /// The format.
+    pub(super) format: FormatIndex,
     /// Bytes of the tunnel header.
     pub(super) tunnel_len: usize,
+    /// Where the outer transport's checksum is, from the start of its header.
+    pub(super) checksum_at: Option<u16>,
+    /// Whether the tunnel header rides on the first segment only.
+    pub(super) is_stream: bool,
+    /// What the tunnel header states of the inner frame.
+    pub(super) facts: Facts,
+    /// Tells tunnel headers apart that must not be merged.
+    pub(super) digest: u32,
 }
 
 impl Outer {
@@ -55,13 +66,15 @@ impl Outer {
         usize::from(self.pkt.payload) + self.tunnel_len
     }
 
-    /// What must be equal in all that is merged: network and VTEP, and the outer TOS.
+    /// What must be equal in all that is merged: network and VTEP, the outer TOS, and
+    /// the tunnel header.
     pub(super) fn key(&self) -> (u64, u64) {
         let vtep = match self.from {
             IpAddr::V4(ip) => u64::from(ip.to_bits()),
             IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
         };
-        (self.vni.get().into(), vtep << 8 ^ u64::from(self.pkt.tos))
+        let merge = (vtep << 8 ^ u64::from(self.pkt.tos)).rotate_left(24);
+        (self.vni.get().into(), merge ^ u64::from(self.digest))
     }
 }
 
@@ -89,15 +102,18 @@ impl Worker {
             self.sight.trace.saw(|| Step::new(Stage::Outer, "icmp_error"));
             return self.cache.free_buf(buf);
         }
-        let outer = match parse_outer(buf.head().data(), pkt) {
-            Ok(outer) => outer,
-            Err(reason) => return self.drop_underlay(link, buf, reason),
-        };
         if (pkt.len as usize) < buf.len() {
             buf.truncate(pkt.len as usize, &mut self.cache);
         }
+        let outer = match parse_outer(&self.tables, buf.head().data(), pkt) {
+            Ok(Outside::Frame(outer)) => outer,
+            Ok(Outside::Part(format, stream, part)) => {
+                return self.join_stream(link, buf, &pkt, off, (format, stream, part));
+            }
+            Err(reason) => return self.drop_underlay(link, buf, reason),
+        };
         let gso = match off.gso {
-            None if !off.known => self.guess_train(link, &buf, &outer),
+            None if !off.known && !outer.is_stream => self.guess_train(link, &buf, &outer),
             gso => gso,
         };
         self.sight.trace.saw(|| {
@@ -107,9 +123,14 @@ impl Worker {
                 Some((Gso::UdpL4, _)) => Step::new(Stage::Outer, "train"),
                 Some(_) => Step::new(Stage::Outer, "superframe"),
             };
-            step.by("vxlan").because(detail)
+            step.by(self.tables.formats().name(outer.format)).because(detail)
         });
+        let Facts { mss, checksum_partial, vlan, .. } = outer.facts;
+        if outer.is_stream && (mss > 0 || checksum_partial || vlan.is_some()) {
+            return self.ingress_stream(link, buf, &outer, off);
+        }
         match gso {
+            Some(_) if outer.is_stream => self.ingress_single(link, buf, &outer, off),
             None => self.ingress_single(link, buf, &outer, off),
             Some((Gso::UdpL4, size)) => self.ingress_train(link, buf, &outer, off, size),
             Some((Gso::Tunnel { udp }, size)) => {
@@ -147,21 +168,32 @@ impl Worker {
         if let Err(reason) = stripped {
             return self.drop_underlay(link, buf, reason);
         }
+        self.finish_single(link, buf, outer, &inner, flow, (checked.off, checked.right));
+    }
+
+    /// Merges a single inner frame, or delivers it as it is. Its checksum may be known to be right.
+    pub(super) fn finish_single(
+        &mut self,
+        link: LinkIndex,
+        buf: Buf,
+        outer: &Outer,
+        inner: &Packet,
+        flow: IngressFlow,
+        (off, right): (Offload, bool),
+    ) {
         match flow.verdict {
-            Verdict::Deliver(port)
-                if inner.is_tcp() && checked.right && self.fits(port, &inner) =>
-            {
+            Verdict::Deliver(port) if inner.is_tcp() && right && self.fits(port, inner) => {
                 let head = buf.head().data();
-                match self.admit_inner(port, flow, head, &inner, &checked.off) {
-                    Ok(()) => self.merge_own(port, outer.key(), buf, &inner, checked.off),
+                match self.admit_inner(port, flow, head, inner, &off) {
+                    Ok(()) => self.merge_own(port, outer.key(), buf, inner, off),
                     Err(reason) => self.drop_tenant(port, buf, reason),
                 }
             }
             Verdict::Deliver(_) if inner.is_tcp() => {
                 self.flush_merging();
-                self.dispatch(link, buf, &inner, flow, checked.off);
+                self.dispatch(link, buf, inner, flow, off);
             }
-            _ => self.dispatch(link, buf, &inner, flow, checked.off),
+            _ => self.dispatch(link, buf, inner, flow, off),
         }
     }
 
@@ -287,6 +319,7 @@ impl Worker {
         let key = IngressKey {
             vni: outer.vni.get(),
             from: outer.from,
+            format: outer.format,
             headers: Headers::of(head, inner),
         };
         let hash = inner.flow_hash ^ outer.vni.get();
@@ -349,6 +382,9 @@ fn ingress_flow(
 ) -> IngressFlow {
     let verdict = match tables.vnet_of(outer.vni) {
         None => decide_without_vnet(tables, outer.vni, outer.from, seen),
+        Some(vnet) if !is_spoken(tables, vnet, outer, seen) => {
+            Verdict::Drop(DropReason::FormatMismatch)
+        }
         Some(vnet) => decide(tables, vnet, outer.from, head, inner, seen),
     };
     let verdict = match verdict {
@@ -388,17 +424,68 @@ fn deliverable(tables: &Tables, port: PortIndex, seen: &mut impl Observer) -> Ve
     }
 }
 
-fn parse_outer(head: &[u8], pkt: Packet) -> Result<Outer, DropReason> {
-    let is_tunnel = pkt.proto == proto::UDP
-        && pkt.frag == Frag::None
-        && pkt.dst_port(head) == Some(VXLAN.outer.port());
-    let from = pkt.src_ip(head);
-    let (true, Some(from)) = (is_tunnel, from) else { return Err(DropReason::NotTunnel) };
+/// Whether this is the format in which the network speaks to the VTEP.
+fn is_spoken(tables: &Tables, vnet: &VnetEntry, outer: &Outer, seen: &mut impl Observer) -> bool {
+    let vtep = tables.vtep_of(&outer.from).and_then(|index| tables.vtep(index));
+    let own = vtep.and_then(|vtep| vtep.format);
+    let spoken = own.unwrap_or(vnet.format);
+    if spoken == outer.format {
+        return true;
+    }
+    seen.saw(|| {
+        let by = match own {
+            Some(_) => format!("peer {}", outer.from),
+            None => format!("vnet {}", vnet.id),
+        };
+        let name = |index| tables.formats().name(index);
+        Step::drop(Stage::Vni, DropReason::FormatMismatch).by(by).because(format!(
+            "format {}, not {}",
+            name(spoken),
+            name(outer.format)
+        ))
+    });
+    false
+}
+
+/// What a packet from the underlay is.
+enum Outside {
+    /// A tunnel packet with all of its frame.
+    Frame(Outer),
+    /// A segment of a frame that is put together first.
+    Part(FormatIndex, Stream, StreamPart),
+}
+
+fn parse_outer(tables: &Tables, head: &[u8], pkt: Packet) -> Result<Outside, DropReason> {
+    let (Some(from), Frag::None) = (pkt.src_ip(head), pkt.frag) else {
+        return Err(DropReason::NotTunnel);
+    };
+    let (formats, port) = (tables.formats(), pkt.dst_port(head));
+    let mut stream = None;
+    for (index, format) in formats.carried_by(pkt.proto, port) {
+        if let Some(found) = format.stream() {
+            let part = StreamPart::read(found, head, &pkt).ok_or(DropReason::BadTunnelHeader)?;
+            if !part.is_whole() {
+                return Ok(Outside::Part(index, *found, part));
+            }
+            stream = Some(index);
+        }
+    }
     let end = (pkt.len as usize).min(head.len());
     let message = head.get(usize::from(pkt.payload)..end).unwrap_or_default();
-    let (vni, tunnel_len) =
-        format::decap(&VXLAN, message).map_err(|_| DropReason::BadTunnelHeader)?;
-    Ok(Outer { pkt, from, vni, tunnel_len })
+    let (format, found) =
+        formats.decap(pkt.proto, port, message).ok_or(DropReason::NotTunnel)??;
+    let outer = formats.get(format).map(|format| format.outer);
+    Ok(Outside::Frame(Outer {
+        pkt,
+        from,
+        vni: found.vni,
+        format,
+        tunnel_len: found.header_len,
+        checksum_at: outer.and_then(FormatOuter::checksum_offset),
+        is_stream: stream == Some(format),
+        facts: found.facts,
+        digest: found.digest,
+    }))
 }
 
 /// The ECN bits that the inner packet must get, where they change.
@@ -426,11 +513,16 @@ fn verify(buf: &mut Buf, outer: &Outer, inner: &Packet, off: Offload) -> Option<
     let inner_l4 = at + usize::from(inner.l4);
     let inner_end = at + inner.len as usize;
     let head = buf.head().data();
-    let field_at = usize::from(outer.pkt.l4) + 6;
-    let field = u16::from_be_bytes([*head.get(field_at)?, *head.get(field_at + 1)?]);
+    let field = match outer.checksum_at {
+        Some(at) => {
+            let at = usize::from(outer.pkt.l4) + usize::from(at);
+            u16::from_be_bytes([*head.get(at)?, *head.get(at + 1)?])
+        }
+        None => 0,
+    };
     let outer_pseudo = checksum::pseudo(head, &outer.pkt)?;
     let mut inner_off = Offload { known: true, ..Offload::default() };
-    let mut vouched = off.csum == Csum::Verified;
+    let mut vouched = off.csum == Csum::Verified || outer.checksum_at.is_none();
     match off.csum {
         Csum::Partial { start, .. } if start == outer.pkt.l4 => vouched = true,
         // A kernel that encapsulated before it summed: the outer sum stands once the inner one
@@ -446,8 +538,9 @@ fn verify(buf: &mut Buf, outer: &Outer, inner: &Packet, off: Offload) -> Option<
         inner_off.csum = Csum::Verified;
     }
     let sums_inner = inner.is_tcp() && inner.frag == Frag::None;
-    let sums_outer = !vouched && field != 0;
-    if !vouched && field == 0 && outer.pkt.ip == IpKind::V6 {
+    // Zero is no sum in UDP alone.
+    let sums_outer = !vouched && (field != 0 || !outer.pkt.is_udp());
+    if !vouched && field == 0 && outer.pkt.is_udp() && outer.pkt.ip == IpKind::V6 {
         return None;
     }
     if !sums_outer && !sums_inner {
@@ -495,7 +588,7 @@ fn complete_bare(buf: &mut Buf, at: usize, inner: &Packet) -> bool {
 }
 
 /// Takes the outer headers away and carries the congestion mark inwards.
-fn strip(buf: &mut Buf, outer: &Outer, inner: &mut Packet) -> Result<(), DropReason> {
+pub(super) fn strip(buf: &mut Buf, outer: &Outer, inner: &mut Packet) -> Result<(), DropReason> {
     let mark = inner_ecn(inner, outer.pkt.tos)?;
     if !buf.head_mut().pull_front(outer.inner_at()) {
         return Err(DropReason::Malformed);

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use culvert_wire::eth::ether_type;
+use culvert_wire::format::FormatIndex;
 use culvert_wire::packet::{Frag, Packet};
 use culvert_wire::{arp, icmpv6, proto};
 
@@ -94,6 +95,8 @@ pub struct IngressKey {
     pub vni: u32,
     /// The VTEP that it comes from.
     pub from: IpAddr,
+    /// The format of its packets.
+    pub format: FormatIndex,
     /// Its inner headers.
     pub headers: Headers,
 }

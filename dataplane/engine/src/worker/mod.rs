@@ -15,6 +15,7 @@
 //! | [`configure`] | DHCP, DHCPv6, router discovery |
 //! | [`tunnel`], [`encap`] | to a remote VTEP: cut, encapsulate, queue |
 //! | [`ingress`] | from the underlay: verify, decapsulate, source check |
+//! | `stream` | formats whose header rides on the first segment only |
 //! | `train` | from the underlay, several tunnel packets in one |
 //! | [`deliver`] | to a tenant: coalesce, queue |
 //! | [`icmp`], [`too_big`] | errors to tenants; what is above the MTU of its way |
@@ -39,6 +40,7 @@ pub mod offload;
 pub mod pmtu_report;
 pub mod polling;
 mod sight;
+mod stream;
 #[cfg(test)]
 mod tests;
 pub mod too_big;
@@ -61,6 +63,7 @@ use self::key::{EgressKey, IngressKey};
 use self::offload::Offload;
 use self::polling::Polling;
 use self::sight::View;
+use self::stream::Streams;
 use crate::counters::{PortCounters, WorkerCounters};
 use crate::drops::DropReason;
 use crate::flow::FlowCache;
@@ -104,6 +107,7 @@ pub struct Worker {
     egress_flows: FlowCache<EgressKey, EgressFlow>,
     ingress_flows: FlowCache<IngressKey, IngressFlow>,
     merging: Merging,
+    streams: Streams,
     admission: Admission,
     configuring: Configuring,
     traps: RateLimit,
@@ -146,6 +150,7 @@ impl Worker {
             egress_flows: FlowCache::new(if config.alone { 1 } else { FLOW_ENTRIES }),
             ingress_flows: FlowCache::new(if config.alone { 1 } else { FLOW_ENTRIES }),
             merging: Merging::default(),
+            streams: Streams::new(),
             admission: Admission::new(),
             configuring: Configuring::new(),
             traps: RateLimit::new(TRAPS_PER_SECOND),
@@ -172,6 +177,7 @@ impl Worker {
             }
             self.rest(work);
         }
+        self.clear_streams();
         let devices = (0..self.devices.len()).filter_map(|slot| self.take_out(slot)).collect();
         device::close_all(self.cache.arena(), devices);
     }
@@ -188,6 +194,9 @@ impl Worker {
             self.polling.read_clock();
         }
         self.load_watches();
+        if self.streams.waits() {
+            self.expire_streams();
+        }
         for at in 0..self.polling.active_len() {
             let Some(slot) = self.polling.active(at) else { break };
             work += self.receive_from(slot);

@@ -8,7 +8,6 @@
 use std::net::IpAddr;
 
 use culvert_port::Buf;
-use culvert_wire::format::VXLAN;
 use culvert_wire::packet::Packet;
 use culvert_wire::path_mtu::{Reading, Report, read};
 
@@ -32,7 +31,7 @@ pub enum Judgement {
 
 /// Judges an ICMP error with the rules at hand.
 pub fn judge(tables: &Tables, message: &[u8], head: &[u8], pkt: &Packet) -> Judgement {
-    match read(message, head, pkt) {
+    match read(tables.formats(), message, head, pkt) {
         Reading::NotAReport => Judgement::NotAReport,
         Reading::OfTunnel(report) if is_ours(tables, &report) => {
             Judgement::Believe(report.vtep, report.mtu)
@@ -45,7 +44,7 @@ fn is_ours(tables: &Tables, report: &Report) -> bool {
     let vtep = tables.vtep_of(&report.vtep).and_then(|index| tables.vtep(index));
     let floor = if report.vtep.is_ipv4() { MIN_PMTU_V4 } else { MIN_PMTU_V6 };
     vtep.is_some_and(|vtep| vtep.source == report.source)
-        && report.source_port == VXLAN.flow.source_port(report.source_port)
+        && report.port_is_ours
         && report.vni.is_none_or(|vni| tables.vnet_of(vni).is_some())
         && (floor..report.len).contains(&report.mtu)
 }
@@ -86,11 +85,12 @@ mod tests {
     fn tables() -> Tables {
         let (source, ip) = (IpAddr::from(OURS), IpAddr::from(THEIRS));
         let reach = Reach::Pending;
-        let vtep = VtepEntry { index: 0, ip, source, reach, changed_in: 1 };
+        let vtep = VtepEntry { index: 0, ip, source, format: None, reach, changed_in: 1 };
         let vnet = VnetEntry {
             index: 0,
             id: "blue".parse().unwrap(),
             vni: Vni::new(100).unwrap(),
+            format: culvert_wire::format::FormatIndex::VXLAN,
             flood: false,
             miss: culvert_model::Miss::Drop,
             gateways: Vec::new(),

@@ -221,7 +221,11 @@ impl Worker {
             self.polling.spin();
             return;
         }
-        let timeout = if self.finish_unfinished() { UNFINISHED_SLEEP_MS } else { SLEEP_MS };
+        let timeout = match self.finish_unfinished() {
+            true => UNFINISHED_SLEEP_MS,
+            false if self.streams.waits() => super::stream::SLEEP_MS,
+            false => SLEEP_MS,
+        };
         self.publish_held();
         if self.inbox().prepare_sleep() {
             self.counters.sleeps.add(1);
@@ -260,7 +264,7 @@ impl Worker {
                 self.polling.note_held(slot, device.outstanding());
             }
         }
-        let held = self.polling.held_sum + self.merging.held_frames();
+        let held = self.polling.held_sum + self.merging.held_frames() + self.streams.held_frames();
         self.counters.set_frames(held, self.cache.len());
         self.sweep_connections();
         self.advertise_routers();

@@ -7,7 +7,7 @@ use culvert_model::{AclAction, AclGroup, AclRule, Direction, Miss, PortRanges, P
 use culvert_port::{Arena, Buf, Frame, FrameCache};
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate};
 use culvert_wire::eth::MacAddr;
-use culvert_wire::format::VXLAN;
+use culvert_wire::format::{FormatIndex, VXLAN};
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::{GsoKind, Segmenter};
 
@@ -51,6 +51,7 @@ pub(super) fn tables() -> Tables {
         index: 0,
         id: "blue".parse().unwrap(),
         vni: Vni::new(100).unwrap(),
+        format: FormatIndex::VXLAN,
         flood: false,
         miss: Miss::Drop,
         gateways: vec![Gateway { net: "10.0.0.254/24".parse().unwrap(), mac: ROUTER }],
@@ -161,12 +162,22 @@ fn each_datagram_of_a_superframe_that_finds_no_frame_is_counted() {
         dst: "192.0.2.2".parse().unwrap(),
         ttl: 64,
         format: &VXLAN,
+        mss_option: false,
         vni: Vni::new(100).unwrap(),
         df: true,
         dscp: DscpMode::Inherit,
     };
     let template = EncapTemplate::new(&spec).unwrap();
-    let tunnel = Tunnel { template, link: 0, vtep: 0, epoch: 1, frame_max: 600, ip_max: 0 };
+    let tunnel = Tunnel {
+        template,
+        format: FormatIndex::VXLAN,
+        segment_max: 600,
+        link: 0,
+        vtep: 0,
+        epoch: 1,
+        frame_max: 600,
+        ip_max: 0,
+    };
     let all = take_all(&mut worker);
     worker.cut_oversize_datagrams(0, &buf, &plan, 586, &tunnel).finish(&mut worker, buf);
     assert_eq!(dropped(&worker), [(DropReason::NoFrames, 3)]);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use culvert_port::{Buf, HoldId, Place};
 use culvert_wire::ecn;
-use culvert_wire::format::{self, VXLAN};
+use culvert_wire::format::{self, Formats};
 use culvert_wire::packet::Packet;
 
 use super::deliver::Piece;
@@ -67,7 +67,8 @@ impl Worker {
         let mut scratch = [0; HEAD_MAX];
         let first = start..buf.len().min(start + size);
         let mut place = Place::default();
-        let verdict = match read_piece(&buf, &mut place, outer, first, &mut scratch) {
+        let formats = self.tables.formats().clone();
+        let verdict = match read_piece(&formats, &buf, &mut place, outer, first, &mut scratch) {
             Ok(piece) => self.ingress_flow(outer, piece.head, &piece.pkt).verdict,
             Err(reason) => return self.drop_underlay(link, buf, reason),
         };
@@ -129,8 +130,9 @@ impl Worker {
         let end = range.end;
         let held = self.devices.get(slot).and_then(Option::as_ref).and_then(|d| d.held(id));
         let held = held.ok_or(DropReason::PortGone)?;
-        let piece = read_piece(held, place, outer, range, &mut scratch)?;
+        let piece = read_piece(self.tables.formats(), held, place, outer, range, &mut scratch)?;
         let (head, mut inner, right) = (piece.head, piece.pkt, piece.right);
+        let key = Outer { digest: piece.digest, ..*outer }.key();
         let flow = self.ingress_flow(outer, head, &inner);
         if self.sight.on {
             self.count_inner(outer.flow_source(), head, &inner, port_of(flow.verdict));
@@ -144,7 +146,7 @@ impl Worker {
                 return Ok(());
             }
             let place = Piece::Held { id, start: inner_at };
-            self.merge(port, outer.key(), place, head, &inner, true);
+            self.merge(port, key, place, head, &inner, true);
             return Ok(());
         }
         // Anything unusual goes its own way, in frames of its own, behind what was merged so far.
@@ -167,9 +169,11 @@ struct TrainPiece<'a> {
     head: &'a [u8],
     pkt: Packet,
     right: bool,
+    digest: u32,
 }
 
 fn read_piece<'a>(
+    formats: &Formats,
     buf: &Buf,
     place: &mut Place,
     outer: &Outer,
@@ -178,10 +182,11 @@ fn read_piece<'a>(
 ) -> Result<TrainPiece<'a>, DropReason> {
     let mut tunnel = [0; TUNNEL_MAX];
     let kept = buf.copy_to_at(place, range.start, &mut tunnel).min(range.len());
-    match format::decap(&VXLAN, tunnel.get(..kept).unwrap_or_default()) {
-        Ok((vni, len)) if vni == outer.vni && len == outer.tunnel_len => {}
+    let format = formats.get(outer.format).ok_or(DropReason::BadTunnelHeader)?;
+    let digest = match format::decap(format, tunnel.get(..kept).unwrap_or_default()) {
+        Ok(found) if found.vni == outer.vni && found.header_len == outer.tunnel_len => found.digest,
         _ => return Err(DropReason::BadTunnelHeader),
-    }
+    };
     let at = range.start + outer.tunnel_len;
     let len = range.end.saturating_sub(at);
     let kept = buf.copy_to_at(place, at, scratch).min(len);
@@ -189,5 +194,5 @@ fn read_piece<'a>(
     let pkt = Packet::parse(head, len)?;
     let (from, to) = (at + usize::from(pkt.l4), at + pkt.len as usize);
     let right = checksum::is_right(head, &pkt, checksum::sum_range_at(place, buf, from, to));
-    Ok(TrainPiece { head, pkt, right })
+    Ok(TrainPiece { head, pkt, right, digest })
 }

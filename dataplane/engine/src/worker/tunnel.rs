@@ -1,10 +1,10 @@
 //! The way to a remote VTEP, ready to be put in front of packets.
 
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate};
-use culvert_wire::format::VXLAN;
+use culvert_wire::format::FormatIndex;
 
 use crate::drops::DropReason;
-use crate::tables::{LinkIndex, Reach, VnetEntry, VtepEntry, VtepIndex};
+use crate::tables::{LinkIndex, Reach, Tables, VnetEntry, VtepEntry, VtepIndex};
 
 /// Bytes of an IPv4 and of an IPv6 header.
 const IPV4_LEN: u32 = 20;
@@ -18,6 +18,8 @@ const OUTER_TTL: u8 = 64;
 pub struct Tunnel {
     /// The outer headers.
     pub template: EncapTemplate,
+    /// Their format.
+    pub format: FormatIndex,
     /// The device that they go through.
     pub link: LinkIndex,
     /// The VTEP they go to.
@@ -26,6 +28,8 @@ pub struct Tunnel {
     pub epoch: u64,
     /// Bytes of the largest inner frame, Ethernet header included, that fits the path.
     pub frame_max: u32,
+    /// Bytes of the largest outer packet behind its transport header: what a stream is cut into.
+    pub segment_max: u16,
     /// Bytes of the largest inner IP packet that the far port takes; 0 where nothing says.
     pub ip_max: u32,
 }
@@ -36,6 +40,7 @@ impl Tunnel {
     /// # Errors
     /// The VTEP cannot be reached now.
     pub fn new(
+        tables: &Tables,
         vnet: &VnetEntry,
         vtep: &VtepEntry,
         flow_hash: u32,
@@ -49,6 +54,7 @@ impl Tunnel {
         // The upper bits: the lower ones make the entropy port.
         let choice = (flow_hash >> 16) as usize % hops.len().max(1);
         let hop = hops.get(choice).ok_or(DropReason::NextHopUnreachable)?;
+        let format = vtep.format.unwrap_or(vnet.format);
         let spec = EncapSpec {
             src_mac: hop.src_mac,
             dst_mac: hop.dst_mac,
@@ -56,17 +62,21 @@ impl Tunnel {
             src: vtep.source,
             dst: vtep.ip,
             ttl: OUTER_TTL,
-            format: &VXLAN,
+            format: tables.formats().get(format).ok_or(DropReason::NextHopUnreachable)?,
+            mss_option: false,
             vni: vnet.vni,
             df: true,
             dscp: DscpMode::Inherit,
         };
         let template = EncapTemplate::new(&spec).map_err(|_| DropReason::NextHopUnreachable)?;
         let overhead = template.overhead_l3() as u32;
+        let headers = template.tunnel_offset() - template.l3_offset();
         debug_assert!(overhead > if template.is_v6() { IPV6_LEN } else { IPV4_LEN });
         Ok(Tunnel {
             frame_max: hop.mtu.saturating_sub(overhead),
+            segment_max: hop.mtu.saturating_sub(headers as u32) as u16,
             template,
+            format,
             link: hop.link,
             vtep: vtep.index,
             epoch: vtep.changed_in,

@@ -16,9 +16,9 @@ use culvert_dataplane::tables::{
 };
 use culvert_model::edit::Changes;
 use culvert_model::{
-    Attach, Edit, EgressRoute, Format, Gateway, Host, HostParts, IfName, IngressAction,
-    IngressRule, MacAddr, Mapping, Miss, ModePreference, Mtu, Port, PortId, PortState, RouteAction,
-    RouteScope, Underlay, UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
+    Attach, Edit, EgressRoute, Gateway, Host, HostParts, IfName, IngressAction, IngressRule,
+    MacAddr, Mapping, Miss, ModePreference, Mtu, Port, PortId, PortState, RouteAction, RouteScope,
+    Underlay, UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
 };
 
 use self::frames::Frame;
@@ -46,6 +46,7 @@ pub(crate) fn parts() -> HostParts {
             mtu: None,
             mode: ModePreference::Auto,
             tx: UnderlayTx::Auto,
+            peers: Vec::new(),
         },
         vnets: Vec::new(),
         ports: Vec::new(),
@@ -53,6 +54,7 @@ pub(crate) fn parts() -> HostParts {
         mappings: Vec::new(),
         ingress: Vec::new(),
         acls: Vec::new(),
+        formats: Vec::new(),
     }
 }
 
@@ -61,7 +63,7 @@ pub(crate) fn vnet(id: &str, vni: u32) -> Vnet {
     Vnet {
         id: VnetId::new(id).unwrap(),
         vni: Vni::new(vni).unwrap(),
-        format: Format::Vxlan,
+        format: Default::default(),
         flood: false,
         miss: Miss::Drop,
         gateways: Vec::new(),

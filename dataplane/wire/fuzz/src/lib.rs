@@ -4,7 +4,7 @@
 use culvert_wire::bpf::{Instruction, Program};
 use culvert_wire::checksum::Sum;
 use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterKey};
-use culvert_wire::format::{VXLAN, decap};
+use culvert_wire::format::{Formats, VXLAN, decap};
 use culvert_wire::fragment::Fragmenter;
 use culvert_wire::path_mtu::Reading;
 use culvert_wire::segment::{GsoKind, Segmenter};
@@ -13,6 +13,23 @@ use culvert_wire::{
     router, tcp, udp, vxlan,
 };
 use std::net::{Ipv4Addr, Ipv6Addr};
+
+mod formats;
+
+/// Descriptors of formats.
+pub fn descriptors(data: &[u8]) {
+    formats::descriptors(data);
+}
+
+/// Tunnel headers of every built-in format.
+pub fn tunnel_headers(data: &[u8]) {
+    formats::tunnel_headers(data);
+}
+
+/// Streams of segments, with time.
+pub fn reassembler(data: &[u8]) {
+    formats::reassembler(data);
+}
 
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
@@ -29,6 +46,9 @@ pub const ALL: &[Target] = &[
     ("replies", replies),
     ("filters", filters),
     ("configuration", configuration),
+    ("descriptors", descriptors),
+    ("tunnel_headers", tunnel_headers),
+    ("reassembler", reassembler),
 ];
 
 /// Whatever a client asks, the answer is whole or there is none.
@@ -171,7 +191,7 @@ fn quotations(quoted: &[u8]) {
     let v6_frame = [&headers[..], &message[..v6_len]].concat();
     for frame in [v4_frame, v6_frame] {
         let pkt = Packet::parse(&frame, frame.len()).expect("headers that are right");
-        match path_mtu::read(&frame[usize::from(pkt.l4)..], &frame, &pkt) {
+        match path_mtu::read(&Formats::default(), &frame[usize::from(pkt.l4)..], &frame, &pkt) {
             Reading::NotAReport => panic!("it is one"),
             Reading::Foreign => {}
             Reading::OfTunnel(report) => {
@@ -187,10 +207,10 @@ fn quotations(quoted: &[u8]) {
 
 /// The format's decapsulation agrees with the header's view.
 pub fn vxlan_decap(data: &[u8]) {
-    if let Ok((vni, len)) = decap(&VXLAN, data) {
+    if let Ok(found) = decap(&VXLAN, data) {
         let view = vxlan::View::new(data).expect("decapsulated");
-        assert_eq!(view.repr().vni, vni.get());
-        assert_eq!(view.payload(), &data[len..]);
+        assert_eq!(view.repr().vni, found.vni.get());
+        assert_eq!(view.payload(), &data[found.header_len..]);
         assert!(view.payload().len() >= eth::HEADER_LEN);
     }
 }

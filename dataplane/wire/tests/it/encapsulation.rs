@@ -3,13 +3,14 @@
 use crate::forge::{DST_MAC, Forge, SRC_MAC, any_forge, noise, parse, verify};
 use culvert_wire::checksum::Sum;
 use culvert_wire::encap::{
-    DscpMode, EncapError, EncapSpec, EncapTemplate, OuterChecksum, inner_sum_from_headers,
+    DscpMode, EncapError, EncapSpec, EncapTemplate, OuterChecksum, OuterFrame,
+    inner_sum_from_headers,
 };
 use culvert_wire::format::{VXLAN, decap};
 use culvert_wire::{Vni, ecn};
 use proptest::prelude::*;
 
-pub(crate) fn spec(v6: bool, vlan: Option<u16>) -> EncapSpec {
+pub(crate) fn spec(v6: bool, vlan: Option<u16>) -> EncapSpec<'static> {
     let address = |v4: &str, v6_text: &str| if v6 { v6_text } else { v4 }.parse().unwrap();
     EncapSpec {
         src_mac: SRC_MAC,
@@ -19,6 +20,7 @@ pub(crate) fn spec(v6: bool, vlan: Option<u16>) -> EncapSpec {
         dst: address("192.0.2.2", "2001:db8::2"),
         ttl: 64,
         format: &VXLAN,
+        mss_option: false,
         vni: Vni::new(0x00ab_cdef).unwrap(),
         df: true,
         dscp: DscpMode::Inherit,
@@ -31,7 +33,8 @@ pub(crate) fn encapsulate(template: &EncapTemplate, inner: &[u8]) -> Vec<u8> {
     let mut out = vec![0; template.len()];
     let sum = inner_sum_from_headers(inner, &pkt);
     let csum = OuterChecksum::Full { inner: sum };
-    let len = template.emit(&mut out, inner.len(), pkt.flow_hash as u16, pkt.tos, 7, csum);
+    let len = template
+        .emit(&mut out, &OuterFrame::new(inner.len(), pkt.flow_hash as u16, pkt.tos, 7, csum));
     assert_eq!(len, template.len());
     out.extend(inner);
     out
@@ -56,9 +59,9 @@ proptest! {
         prop_assert_eq!(outer.tos, forge.tos);
         prop_assert_eq!(outer.vlan, vlan);
         let message = &frame[outer.headers_len()..outer.len as usize];
-        let (vni, header_len) = decap(&VXLAN, message).unwrap();
-        prop_assert_eq!(vni.get(), 0x00ab_cdef);
-        prop_assert_eq!(&message[header_len..], &inner[..]);
+        let found = decap(&VXLAN, message).unwrap();
+        prop_assert_eq!(found.vni.get(), 0x00ab_cdef);
+        prop_assert_eq!(&message[found.header_len..], &inner[..]);
     }
 
     #[test]
@@ -69,7 +72,8 @@ proptest! {
         let pkt = parse(&inner);
         let mut frame = vec![0; template.len()];
         template.emit(
-            &mut frame, inner.len(), pkt.flow_hash as u16, pkt.tos, 7, OuterChecksum::Partial,
+            &mut frame,
+            &OuterFrame::new(inner.len(), pkt.flow_hash as u16, pkt.tos, 7, OuterChecksum::Partial),
         );
         frame.extend(&inner);
         let l4 = template.l4_offset();
@@ -98,7 +102,8 @@ fn the_dscp_is_inherited_or_fixed_and_ecn_always_copied() {
             let template = EncapTemplate::new(&EncapSpec { dscp: mode, ..spec(v6, None) }).unwrap();
             for bits in [ecn::NOT_ECT, ecn::ECT0, ecn::ECT1, ecn::CE] {
                 let mut frame = vec![0; template.len() + 60];
-                template.emit(&mut frame, 60, 0, 0xb8 | bits, 0, OuterChecksum::Zero);
+                template
+                    .emit(&mut frame, &OuterFrame::new(60, 0, 0xb8 | bits, 0, OuterChecksum::Zero));
                 assert_eq!(parse(&frame).tos, want | bits);
             }
         }
@@ -109,7 +114,7 @@ fn the_dscp_is_inherited_or_fixed_and_ecn_always_copied() {
 fn a_zero_outer_checksum_is_zero() {
     let template = EncapTemplate::new(&spec(false, None)).unwrap();
     let mut frame = vec![0xff; template.len() + 60];
-    template.emit(&mut frame, 60, 0, 0, 0, OuterChecksum::Zero);
+    template.emit(&mut frame, &OuterFrame::new(60, 0, 0, 0, OuterChecksum::Zero));
     assert_eq!(verify(&frame).l4_checksum, 0);
 }
 
@@ -119,9 +124,18 @@ fn a_frame_that_no_length_field_can_state_is_not_written() {
         let template = EncapTemplate::new(&spec(v6, None)).unwrap();
         assert_eq!(template.max_inner_len(), max);
         let mut out = [0; 96];
-        assert_eq!(template.emit(&mut out, max, 0, 0, 0, OuterChecksum::Zero), template.len());
-        assert_eq!(template.emit(&mut out, max + 1, 0, 0, 0, OuterChecksum::Zero), 0);
-        assert_eq!(template.emit(&mut out[..20], 60, 0, 0, 0, OuterChecksum::Zero), 0);
+        assert_eq!(
+            template.emit(&mut out, &OuterFrame::new(max, 0, 0, 0, OuterChecksum::Zero)),
+            template.len()
+        );
+        assert_eq!(
+            template.emit(&mut out, &OuterFrame::new(max + 1, 0, 0, 0, OuterChecksum::Zero)),
+            0
+        );
+        assert_eq!(
+            template.emit(&mut out[..20], &OuterFrame::new(60, 0, 0, 0, OuterChecksum::Zero)),
+            0
+        );
     }
 }
 
@@ -129,16 +143,25 @@ fn a_frame_that_no_length_field_can_state_is_not_written() {
 fn the_tunnel_header_alone_repeats_the_one_in_front() {
     let template = EncapTemplate::new(&spec(false, None)).unwrap();
     let mut whole = [0; 96];
-    let len = template.emit(&mut whole, 60, 9, 0, 0, OuterChecksum::Zero);
+    let len = template.emit(&mut whole, &OuterFrame::new(60, 9, 0, 0, OuterChecksum::Zero));
     let mut alone = [0; 8];
-    assert_eq!(template.emit_tunnel_header(&mut alone, 60), 8);
+    assert_eq!(
+        template.emit_tunnel_header(&mut alone, &OuterFrame::new(60, 9, 0, 0, OuterChecksum::Zero)),
+        8
+    );
     assert_eq!(alone, whole[template.tunnel_offset()..len]);
-    assert_eq!(template.emit_tunnel_header(&mut alone[..7], 60), 0);
+    assert_eq!(
+        template.emit_tunnel_header(
+            &mut alone[..7],
+            &OuterFrame::new(60, 9, 0, 0, OuterChecksum::Zero)
+        ),
+        0
+    );
 }
 
 #[test]
 fn an_impossible_specification_is_refused() {
-    let refuse = |spec: EncapSpec| EncapTemplate::new(&spec).err();
+    let refuse = |spec: EncapSpec<'_>| EncapTemplate::new(&spec).err();
     let good = spec(false, None);
     let mixed = EncapSpec { src: "::1".parse().unwrap(), ..good.clone() };
     assert_eq!(refuse(mixed), Some(EncapError::FamilyMismatch));

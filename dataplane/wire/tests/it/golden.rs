@@ -4,7 +4,7 @@ use crate::encapsulation::encapsulate;
 use crate::forge::{Forge, noise, parse};
 use crate::replies::{advertise, answer, arp_request, frag_needed, solicitation, too_big};
 use crate::segments::cut;
-use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate};
+use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterFrame};
 use culvert_wire::format::{VXLAN, decap};
 use culvert_wire::fragment::Fragmenter;
 use culvert_wire::{MacAddr, Vni, eth, reply};
@@ -32,6 +32,7 @@ fn template(v6: bool, vlan: Option<u16>) -> EncapTemplate {
         dst: address("192.0.2.2", "2001:db8::2"),
         ttl: 64,
         format: &VXLAN,
+        mss_option: false,
         vni: Vni::new(0x00ab_cdef).unwrap(),
         df: true,
         dscp: DscpMode::Inherit,
@@ -50,14 +51,14 @@ fn our_encapsulation_equals_the_vectors_byte_for_byte() {
     ] {
         let want = vector(name);
         let outer = parse(&want);
-        let (vni, header_len) = decap(&VXLAN, &want[outer.headers_len()..]).unwrap();
-        assert_eq!(vni.get(), 0x00ab_cdef, "{name}");
-        let inner = &want[outer.headers_len() + header_len..];
+        let found = decap(&VXLAN, &want[outer.headers_len()..]).unwrap();
+        assert_eq!(found.vni.get(), 0x00ab_cdef, "{name}");
+        let inner = &want[outer.headers_len() + found.header_len..];
         let template = template(v6, vlan);
         let mut out = vec![0; template.len()];
         let sum = culvert_wire::encap::inner_sum_from_headers(inner, &parse(inner));
         let csum = culvert_wire::encap::OuterChecksum::Full { inner: sum };
-        template.emit(&mut out, inner.len(), 0x1234, 0, 7, csum);
+        template.emit(&mut out, &OuterFrame::new(inner.len(), 0x1234, 0, 7, csum));
         out.extend(inner);
         assert_eq!(out, want, "{name}");
     }
@@ -95,6 +96,16 @@ fn write_pcap(name: &str, frames: &[Vec<u8>]) -> PathBuf {
 
 /// The fields of each frame as tshark sees them; several values of one field are joined by commas.
 pub(crate) fn tshark(name: &str, frames: &[Vec<u8>], fields: &[&str]) -> Vec<Vec<String>> {
+    tshark_with(name, frames, fields, &[])
+}
+
+/// The same, with some of tshark's preferences.
+pub(crate) fn tshark_with(
+    name: &str,
+    frames: &[Vec<u8>],
+    fields: &[&str],
+    preferences: &[&str],
+) -> Vec<Vec<String>> {
     let path = write_pcap(name, frames);
     let mut command = Command::new("tshark");
     command.arg("-r").arg(&path).args(["-T", "fields", "-E", "separator=|", "-E", "occurrence=a"]);
@@ -109,6 +120,9 @@ pub(crate) fn tshark(name: &str, frames: &[Vec<u8>], fields: &[&str]) -> Vec<Vec
         "ip.defragment:FALSE",
     ] {
         command.args(["-o", option]);
+    }
+    for preference in preferences {
+        command.args(["-o", preference]);
     }
     // The payloads are noise: nothing above these layers is to be looked for in them.
     for protocol in ["http", "data"] {

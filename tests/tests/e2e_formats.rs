@@ -1,0 +1,207 @@
+//! Formats other than VXLAN between two hosts: built-in ones, and two that only a configuration knows.
+
+use culvert_tests::tools::{Capture, ping_df, tcp_transfer, tshark_complaints, tshark_fields};
+use culvert_tests::topology::{Topology, WIRE, with_vnet_lines};
+use culvert_tests::{Combo, Family, Offloads, TopologySpec, checks, wait_until};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// A format over UDP: its header counts segments, tells their length and which is the last, and has a
+/// checksum of its own.
+const OVER_UDP: &str = r#"
+[[format]]
+id = "acme"
+outer = { udp = 7000 }
+header = "ac 00 0000  0000 00 00  000000 00"
+identifier = [{ offset = 0, width = 8, value = 0xac }]
+vni = { offset = 8, width = 24 }
+field = [
+    { offset = 1, width = 1, rule = "last", bits = 0x01 },
+    { offset = 2, width = 2, rule = "length" },
+    { offset = 4, width = 2, rule = "header-checksum" },
+    { offset = 6, width = 1, rule = "increment" },
+]
+"#;
+
+/// A format over an IP protocol of its own, with a flow identifier in its header.
+const OVER_IP: &str = r#"
+[[format]]
+id = "bare"
+outer = { protocol = 253 }
+header = "4000 0000 0000"
+identifier = [{ offset = 0, width = 4, value = 4 }]
+vni = { offset = 0, bit = 4, width = 28 }
+flow = { offset = 4, width = 16 }
+"#;
+
+/// The text for a vnet of each format.
+fn vnet_toml(format: &str) -> &'static str {
+    match format {
+        "vxlan" => "format = \"vxlan\"",
+        "geneve" => "format = \"geneve\"",
+        "stt" => "format = \"stt\"",
+        "acme" => "format = \"acme\"",
+        "bare" => "format = \"bare\"",
+        other => panic!("{other}"),
+    }
+}
+
+/// Two hosts whose only vnet is in this format. The wire takes 100 bytes of outer headers.
+fn topology(format: &str, combo: Combo, middle: bool) -> Topology {
+    let mut spec = TopologySpec::pair(combo);
+    spec.vnet_toml = vnet_toml(format);
+    spec.extra_toml = [format!("{OVER_UDP}{OVER_IP}"), format!("{OVER_UDP}{OVER_IP}")];
+    spec.middle = middle;
+    let topology = spec.build();
+    let mtu = combo.tenant_mtu + 100;
+    if let Some(middle) = &topology.middle {
+        for end in ["left", "right"] {
+            middle.ns().run(&format!("ip link set {end} mtu {mtu}"));
+        }
+    }
+    for host in &topology.hosts {
+        host.ns.run(&format!("ip link set {WIRE} mtu {mtu}"));
+    }
+    topology.wait_connected(0, 1);
+    // The dataplanes hear of it in their own time; a tenant that was told a smaller path remembers it.
+    let full = combo.tenant_mtu - if combo.tenant == Family::V4 { 28 } else { 48 };
+    for (from, to) in [(0, 1), (1, 0)] {
+        let noticed = wait_until(Duration::from_secs(10), || {
+            let tenant = &topology.tenants[from].ns;
+            tenant.run("ip route flush cache");
+            tenant.run("ip -6 route flush cache");
+            ping_df(tenant, topology.address(to), 1, full).all_answered()
+        });
+        assert!(noticed, "{format}: packets of the tenants' MTU do not pass");
+    }
+    topology
+}
+
+/// Everything that a tenant may send, in one format over both families of underlay and tenants, with and
+/// without a wire that segments.
+fn exercise(format: &str) {
+    for (underlay, tenant, wire) in [
+        (Family::V4, Family::V4, Offloads::On),
+        (Family::V6, Family::V4, Offloads::Off),
+        (Family::V4, Family::V6, Offloads::Off),
+        (Family::V6, Family::V6, Offloads::On),
+    ] {
+        let topology = topology(format, Combo { underlay, tenant, wire, ..Combo::SIMPLE }, false);
+        topology.wait_connected(0, 1);
+        checks::exercise(&topology, 0, 1);
+        assert_no_drops(&topology, format);
+    }
+}
+
+/// Nothing was lost for a reason that a format brings with it.
+fn assert_no_drops(topology: &Topology, format: &str) {
+    for host in 0..2 {
+        for reason in
+            ["bad_tunnel_header", "bad_outer_checksum", "format_mismatch", "stream_contradiction"]
+        {
+            assert_eq!(drops(topology, host, reason), 0, "{format}: {reason} on host {host}");
+        }
+    }
+}
+
+fn drops(topology: &Topology, host: usize, reason: &str) -> u64 {
+    topology.stats(host).dropped(reason)
+}
+
+#[test]
+fn geneve_carries_everything() {
+    exercise("geneve");
+}
+
+#[test]
+fn stt_carries_everything() {
+    exercise("stt");
+}
+
+#[test]
+fn a_format_over_udp_is_carried_by_configuration_alone() {
+    exercise("acme");
+}
+
+#[test]
+fn a_format_over_its_own_ip_protocol_is_carried_by_configuration_alone() {
+    exercise("bare");
+}
+
+/// What crosses the wire while a tenant sends half a megabyte, each packet at most as long as its MTU.
+fn captured(format: &str, underlay: Family) -> (Topology, PathBuf) {
+    let combo = Combo { underlay, wire: Offloads::Off, ..Combo::SIMPLE };
+    let topology = topology(format, combo, true);
+    let middle = topology.middle.as_ref().unwrap();
+    let capture = Capture::start(middle.ns(), &topology.scratch, "left", "");
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    tcp_transfer(&a.ns, &b.ns, topology.address(1), 500_000).unwrap();
+    let pcap = capture.finish();
+    (topology, pcap)
+}
+
+#[test]
+fn tshark_reads_our_geneve_without_complaint() {
+    for underlay in [Family::V4, Family::V6] {
+        let (_topology, pcap) = captured("geneve", underlay);
+        let complaints = tshark_complaints(&pcap).unwrap();
+        assert!(complaints.is_empty(), "{complaints:#?}");
+        let frames = tshark_fields(&pcap, "geneve.vni == 100 && tcp", &["frame.len"]).unwrap();
+        assert!(frames.len() > 300, "{} frames", frames.len());
+    }
+}
+
+/// tshark knows STT over IPv4 only, and looks for it only when told to.
+#[test]
+fn tshark_reads_our_stt_without_complaint() {
+    let (_topology, pcap) = captured("stt", Family::V4);
+    let tshark = |filter: &str, fields: &str| {
+        let mut command = Command::new("tshark");
+        command.arg("-r").arg(&pcap).args(["-n", "-T", "fields", "-Y", filter]);
+        command.args(["-o", "ip.try_heuristic_first:TRUE", "-o", "stt.check_checksum:TRUE"]);
+        let output = command.args(fields.split_whitespace()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let segments = tshark("stt", "-e stt.pkt_len -e stt.seg_off");
+    assert!(segments.len() > 300, "{} segments", segments.len());
+    for segment in &segments {
+        let values: Vec<u32> = segment.split('\t').map(|v| v.parse().unwrap()).collect();
+        assert!(values[1] < values[0], "{segment}: beyond its frame");
+    }
+    let whole = tshark("stt.context_id == 100 && tcp", "-e stt.mss -e tcp.len");
+    assert!(whole.iter().any(|frame| frame.starts_with("1448\t")), "{whole:?}");
+    // tshark compares the checksum with the sum over a packet that has it, which is zero where it is right.
+    let sums = tshark("stt.checksum_bad.expert", "-e _ws.expert.message");
+    assert!(sums.iter().all(|sum| sum.contains("should be 0x0000")), "{sums:#?}");
+    let complaints = tshark(
+        "stt && (_ws.malformed || stt.version_unknown.expert || stt.data_offset_bad.expert \
+         || stt.l4offset_bad.expert || stt.mss_bad.expert)",
+        "-e frame.number -e _ws.expert.message",
+    );
+    assert!(complaints.is_empty(), "{complaints:#?}");
+}
+
+#[test]
+fn a_format_that_the_other_side_does_not_speak_is_counted_and_named() {
+    let mut spec = TopologySpec::pair(Combo::SIMPLE);
+    // Both hosts use both formats, so that they take them from the underlay.
+    let others = "\n[[vnet]]\nid = \"other\"\nvni = 7\nformat = \"geneve\"\n\
+                  \n[[vnet]]\nid = \"third\"\nvni = 8\n";
+    spec.extra_toml = [others.to_owned(), others.to_owned()];
+    let topology = spec.build();
+    topology.wait_connected(0, 1);
+    topology.reconfigure(1, |toml| with_vnet_lines(&toml, "blue", "format = \"geneve\""));
+    let ping = || {
+        let dst = topology.address(1);
+        topology.tenants[0].ns.try_run(&format!("ping -c 1 -W 1 {dst}"))
+    };
+    let counted = wait_until(Duration::from_secs(10), || {
+        let _ = ping();
+        drops(&topology, 1, "format_mismatch") > 0
+    });
+    assert!(counted, "{:?}", topology.stats(1).value());
+    assert!(ping().is_err(), "a packet in another format was delivered");
+}
