@@ -56,6 +56,8 @@ enum Verb {
 enum Bench {
     /// Culvert beside its peers in one run; prints Markdown.
     Overlay(Overlay),
+    /// What it costs to cut a superframe and to merge its frames again, in every format, in memory; prints Markdown.
+    Engine,
     /// What many ports and mappings cost: to apply, to change, in memory, in packets; prints Markdown.
     Scale(Scale),
 }
@@ -112,6 +114,7 @@ fn main() -> ExitCode {
         Verb::Ci => ci::ci(),
         Verb::E2e { full, filter } => ci::e2e(full, filter.as_deref()),
         Verb::Bench { what: Bench::Overlay(options) } => bench::overlay(&options),
+        Verb::Bench { what: Bench::Engine } => bench::engine(),
         Verb::Bench { what: Bench::Scale(options) } => bench::scale(&options),
         Verb::Lab { filter } => lab::lab(filter.as_deref()),
         Verb::Deb { dev } => deb::deb(dev),

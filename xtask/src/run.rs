@@ -1,7 +1,7 @@
 //! Commands, run from the root of the workspace.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Why a verb failed, in words.
 pub(crate) type Result<T = ()> = std::result::Result<T, String>;
@@ -28,14 +28,33 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
-/// Shows a command, runs it, and fails unless it ends with 0.
-pub(crate) fn run(command: &mut Command) -> Result {
+/// Shows a command; the line that was shown.
+fn shown(command: &Command) -> String {
     let mut line = command.get_program().to_string_lossy().into_owned();
     for word in command.get_args() {
         line.push(' ');
         line.push_str(&word.to_string_lossy());
     }
     eprintln!("$ {line}");
+    line
+}
+
+/// Shows a command, runs it, and fails unless it ends with 0.
+pub(crate) fn run(command: &mut Command) -> Result {
+    let line = shown(command);
     let status = command.status().map_err(|e| format!("cannot start `{line}`: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("`{line}` ended with {status}")) }
+}
+
+/// Shows a command, runs it, and returns what it printed; fails unless it ends with 0.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let line = shown(command);
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| format!("cannot start `{line}`: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("`{line}` ended with {}", output.status));
+    }
+    String::from_utf8(output.stdout).map_err(|e| format!("`{line}`: {e}"))
 }

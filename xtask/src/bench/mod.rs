@@ -1,5 +1,8 @@
 //! Measurements.
 
+mod engine;
+
+pub(crate) use self::engine::engine;
 use crate::run::{Result, cargo, command, run, target_folder};
 use crate::{Overlay, Scale};
 
