@@ -77,7 +77,7 @@ impl Formats {
         self.iter().filter(move |(_, format)| format.outer.carries(protocol, port))
     }
 
-    /// Reads the tunnel header of a packet of this IP protocol, to this port, as [`decap`] does;
+    /// Reads the tunnel header of a packet of this IP protocol, to this port, as [`decap()`] does;
     /// `None` if no format is carried so. What no format knows is refused as by the one that is.
     #[inline]
     #[must_use]
