@@ -1,0 +1,35 @@
+//! The shard format: what a superframe is, hashed over its segments so that few of them carry it.
+//!
+//! A frame's information (network, headers, MSS) is a [`block`], coded into n shares of which any k
+//! give it back ([`code`]). The stream that goes out is the tenant's payload with a share at the start
+//! of n of its N segments; which these are is computed by both ends from the number of the frame
+//! ([`placement`]), so nothing marks them. The outer header looks like TCP, so that devices that know
+//! nothing of the format cut the stream ([`encode`]) and merge segments; the receiver ([`receive`])
+//! delivers every segment that arrived as soon as k shares did.
+//!
+//! The layout, bit by bit, is in `docs/shard-format.md`.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`header`] | what the TCP-shaped outer header states |
+//! | [`placement`] | how many segments and shares, and where |
+//! | [`block`], [`seal`] | the information block; its CRC32C and, with keys, its MAC |
+//! | [`code`] | Reed-Solomon over GF(256) |
+//! | [`encode`] | a superframe becomes a stream |
+//! | [`receive`] | segments become superframes again |
+
+pub mod block;
+pub mod code;
+pub mod header;
+pub mod placement;
+pub mod seal;
+
+pub use block::{BlockFault, Info, Kind};
+pub use header::{HeaderFault, ShardHeader};
+pub use placement::{
+    Coding, CodingError, MAX_SEGMENTS, Placement, PlanError, Policy, Shape, ShapeFault,
+};
+pub use seal::{Binding, Key, KeyError, Keyring};
+
+/// The TCP-shaped destination port.
+pub const PORT: u16 = 7472;

@@ -1,0 +1,3 @@
+//! The shard format: placement, code, encoder and receiver.
+
+mod coding;
