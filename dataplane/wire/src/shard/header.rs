@@ -79,7 +79,7 @@ impl ShardHeader {
 
 fn urgent(shape: &Shape) -> u16 {
     let (k, n) = (u16::from(shape.coding().k()), u16::from(shape.coding().n()));
-    VERSION << 14 | (k - 1) << 11 | (n - 1) << 7 | shape.block_len() / 4
+    VERSION << 14 | (k - 1) << 11 | (n - 1) << 7 | (shape.block_len() / 4)
 }
 
 const _: () = assert!(URGENT + 2 == tcp::HEADER_LEN);

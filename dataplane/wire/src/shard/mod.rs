@@ -20,6 +20,7 @@
 
 pub mod block;
 pub mod code;
+pub mod encode;
 pub mod header;
 pub mod placement;
 pub mod seal;

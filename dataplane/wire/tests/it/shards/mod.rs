@@ -1,3 +1,4 @@
 //! The shard format: placement, code, encoder and receiver.
 
 mod coding;
+mod sending;
