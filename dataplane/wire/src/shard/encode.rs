@@ -21,6 +21,7 @@ use crate::shard::block::{Info, Kind, MAX_TEMPLATE_LEN, block_len};
 use crate::shard::code::{self, MAX_SHARES_LEN};
 use crate::shard::header::ShardHeader;
 use crate::shard::placement::{Placement, PlanError, Policy, Shape};
+use crate::shard::receive::MAX_INNER_SEGMENTS;
 use crate::shard::seal::{Binding, Keyring};
 use crate::vni::Vni;
 
@@ -57,6 +58,9 @@ pub enum EncodeError {
     /// A superframe without payload. The sender's driver or the metadata program is wrong: report it.
     #[error("a superframe without payload")]
     Empty,
+    /// More inner segments than any sender makes of a frame. The sender's MSS is absurd.
+    #[error("{0} inner segments; at most {MAX_INNER_SEGMENTS} are carried")]
+    InnerSegments(usize),
     /// A frame that is no superframe and longer than a segment. Answer its sender that it is too big, or
     /// fragment it.
     #[error("a frame of more than {max} bytes is not cut")]
@@ -79,6 +83,7 @@ impl EncodeError {
             Self::Plan(PlanError::TooLong { .. }) => "shard_too_long",
             Self::Plan(PlanError::SmallSegments { .. }) => "shard_small_segments",
             Self::Empty => "shard_empty",
+            Self::InnerSegments(_) => "shard_inner_segments",
             Self::TooBig { .. } => "shard_too_big",
             Self::Headers(_) => "shard_headers_too_long",
         }
@@ -228,6 +233,10 @@ impl Path {
                     return Err(EncodeError::Empty);
                 }
                 let plan = Segmenter::new(frame.head, frame.pkt, frame.kind, frame.mss)?;
+                let inner = part.len().div_ceil(usize::from(frame.mss));
+                if inner > MAX_INNER_SEGMENTS {
+                    return Err(EncodeError::InnerSegments(inner));
+                }
                 let len = plan.headers_len();
                 let template = template.get_mut(..len).ok_or(EncodeError::Headers(len))?;
                 write_template(frame, part, template);

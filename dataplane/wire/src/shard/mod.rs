@@ -23,6 +23,7 @@ pub mod code;
 pub mod encode;
 pub mod header;
 pub mod placement;
+pub mod receive;
 pub mod seal;
 
 pub use block::{BlockFault, Info, Kind};
