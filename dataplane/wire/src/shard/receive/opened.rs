@@ -100,7 +100,9 @@ impl Opened {
         let Some(out) = out.get_mut(..len) else { return (0, self.packet) };
         out.copy_from_slice(self.headers.get(..len).unwrap_or_default());
         let cut = Cut {
-            index: payload.start / usize::from(self.mss.max(1)),
+            // Rounded up: no run but the first is the first segment, and none has an identification
+            // that the run before it has used.
+            index: payload.start.div_ceil(usize::from(self.mss.max(1))),
             last: payload.end == placement.shape().payload_len(),
             advance: payload.start,
             end,

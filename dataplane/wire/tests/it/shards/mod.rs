@@ -1,4 +1,8 @@
 //! The shard format: placement, code, encoder and receiver.
 
 mod coding;
+mod far_end;
+mod mixtures;
+mod receiving;
 mod sending;
+mod table;
