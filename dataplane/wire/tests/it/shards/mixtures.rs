@@ -64,7 +64,7 @@ fn packets(paths: &[Path], uid: u32, dice: &mut Dice, shares: &mut Vec<Vec<u8>>)
     let path = &paths[(vni_of(uid) - 1) as usize];
     let mut scratch = Scratch::default();
     // A number is used again by the frame after the next few thousand.
-    let stamp = stamp(uid % 4096 | 0x5eed_0000);
+    let stamp = stamp(0x5eed_0000 | (uid % 4096));
     let content = Content::Superframe(superframe, 0..len);
     let encoded = path.encode(&content, &stamp, &mut scratch).unwrap();
     let mut packets = super::sending::segments(&encoded, &frame[pkt.headers_len()..]);
@@ -88,7 +88,7 @@ fn packets(paths: &[Path], uid: u32, dice: &mut Dice, shares: &mut Vec<Vec<u8>>)
             2 => packet[35] ^= 1,
             // Damaged shares whose outer checksum is right.
             3 if carries && dice.percent(60) => {
-                packet[54 + dice.below(share_len)] ^= dice.next() as u8
+                packet[54 + dice.below(share_len)] ^= dice.next() as u8;
             }
             // Shares of other frames of the same length.
             4 if carries && dice.percent(60) => {
