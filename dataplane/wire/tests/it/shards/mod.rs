@@ -6,3 +6,4 @@ mod mixtures;
 mod receiving;
 mod sending;
 mod table;
+mod vectors;
