@@ -216,8 +216,12 @@ pub struct Receiver<T> {
     ready: Vec<usize>,
     peers: Peers,
     bytes: usize,
+    // Of frames that were complete: a few bits each, and the rest.
+    remembered_tags: [u32; REMEMBERED],
     remembered: [Option<FrameKey>; REMEMBERED],
     next: usize,
+    // For frames of one segment, which no table need hold.
+    single: Option<Frame<T>>,
     stats: ReceiveStats,
 }
 
@@ -248,8 +252,10 @@ impl<T> Receiver<T> {
             peers: Peers::new(frames.len()),
             frames,
             bytes: 0,
+            remembered_tags: [0; REMEMBERED],
             remembered: [None; REMEMBERED],
             next: 0,
+            single: Frame::new(),
             stats: ReceiveStats::default(),
         }
     }
@@ -297,10 +303,13 @@ impl<T> Receiver<T> {
         sink: &mut impl Sink<T>,
     ) {
         self.expire(now_us, sink);
+        if segment.shape().segments() == 1 {
+            return self.offer_single(segment, payload, token, keys, sink);
+        }
         let key = segment.key();
         let at = match self.find(&key) {
             Some(at) => at,
-            None if self.remembered.contains(&Some(key)) => {
+            None if self.remembers(&key) => {
                 return sink.lost(ShardError::Duplicate, token);
             }
             None => match self.start(now_us, key, sink) {
@@ -348,6 +357,39 @@ impl<T> Receiver<T> {
         while let Some(at) = self.order.first().copied() {
             self.release(at, ShardError::Evicted, sink);
         }
+    }
+
+    /// Delivers a frame of one segment, which has its whole block with it. Nobody's frames go for it.
+    fn offer_single(
+        &mut self,
+        segment: &Segment,
+        payload: &mut Pieces<'_>,
+        token: T,
+        keys: &Keyring,
+        sink: &mut impl Sink<T>,
+    ) {
+        let Some(frame) = &mut self.single else { return };
+        frame.start(segment.key(), 0, 0);
+        if frame.take(segment, payload, token, 0, keys, sink) == Taken::Opened {
+            let delivery = frame.flush(sink);
+            self.stats.whole += 1;
+            self.stats.runs += delivery.runs;
+            self.stats.bytes += delivery.bytes as u64;
+            let peer = self.peers.find(segment.src());
+            if let Some(peer) = self.peers.get_mut(peer) {
+                peer.proven = true;
+            }
+        } else if let Some(count) = self.stats.expired.first_mut() {
+            *count += 1;
+        }
+        let verdict = frame.verdict(ShardError::Block(BlockFault::Crc));
+        frame.give_up(verdict, sink);
+    }
+
+    fn remembers(&self, key: &FrameKey) -> bool {
+        let tag = key.tag();
+        let tags = self.remembered_tags.iter().zip(&self.remembered);
+        tags.filter(|(other, _)| **other == tag).any(|(_, other)| other.as_ref() == Some(key))
     }
 
     fn find(&self, key: &FrameKey) -> Option<usize> {
@@ -441,8 +483,9 @@ impl<T> Receiver<T> {
         self.stats.runs += delivery.runs;
         self.stats.bytes += delivery.bytes as u64;
         if complete {
-            if let Some(place) = self.remembered.get_mut(self.next) {
-                *place = Some(key);
+            let places = self.remembered.get_mut(self.next);
+            if let (Some(place), Some(tag)) = (places, self.remembered_tags.get_mut(self.next)) {
+                (*place, *tag) = (Some(key), key.tag());
             }
             self.next = (self.next + 1) % REMEMBERED;
             self.release(at, ShardError::TimedOut, sink);

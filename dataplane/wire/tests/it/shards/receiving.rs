@@ -154,7 +154,8 @@ fn travel(stream: &[Vec<u8>], weather: Weather, dice: &mut Dice) -> (Vec<Vec<u8>
             end += 1;
         }
         let packet = merge(&stream[i..end], true);
-        if dice.percent(weather.repeat) {
+        // A frame of one segment is delivered as often as it comes.
+        if stream.len() > 1 && dice.percent(weather.repeat) {
             // Again, and merged otherwise.
             let from = dice.below(end);
             let from = (from..end).find(|j| arrived[*j..end].iter().all(|a| *a)).unwrap();
