@@ -182,7 +182,8 @@ impl<'a> Info<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::placement::{Coding, Shape};
+    use crate::shard::coding::Coding;
+    use crate::shard::placement::Shape;
     use crate::shard::seal::Key;
 
     fn binding(frame: u32) -> Binding {

@@ -6,7 +6,7 @@
 //! that of the polynomial 0x11d, and all of it agrees with the usual systematic Vandermonde code.
 
 use crate::shard::block::MAX_BLOCK_LEN;
-use crate::shard::placement::{Coding, MAX_NEEDED, MAX_SHARES};
+use crate::shard::coding::{Coding, MAX_NEEDED, MAX_SHARES};
 
 /// Bytes of all shares of the longest block.
 pub const MAX_SHARES_LEN: usize = MAX_SHARES * MAX_BLOCK_LEN;

@@ -19,8 +19,9 @@ use crate::reassemble::max_stream_len;
 use crate::segment::{GsoKind, SegmentError, Segmenter};
 use crate::shard::block::{Info, Kind, MAX_TEMPLATE_LEN, block_len};
 use crate::shard::code::{self, MAX_SHARES_LEN};
+use crate::shard::coding::{Coding, Policy};
 use crate::shard::header::ShardHeader;
-use crate::shard::placement::{Placement, PlanError, Policy, Shape};
+use crate::shard::placement::{Placement, PlanError, Shape};
 use crate::shard::receive::MAX_INNER_SEGMENTS;
 use crate::shard::seal::{Binding, Keyring};
 use crate::vni::Vni;
@@ -296,7 +297,7 @@ impl Path {
 }
 
 /// One share, for what is never cut.
-const WHOLE: Policy = Policy::Fixed(crate::shard::placement::Coding::WHOLE);
+const WHOLE: Policy = Policy::Fixed(Coding::WHOLE);
 
 /// Writes the headers of a part of a superframe as the block carries them: as segmentation would
 /// make them, with lengths and checksums of zero.

@@ -1,7 +1,8 @@
 //! What the TCP-shaped outer header of a segment states.
 
 use crate::bytes::{get16, get32, put16};
-use crate::shard::placement::{Coding, Shape, ShapeFault};
+use crate::shard::coding::Coding;
+use crate::shard::placement::{Shape, ShapeFault};
 use crate::tcp;
 
 /// The version of the format that is spoken here. Not 0, so that a TCP segment without an urgent

@@ -12,7 +12,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`header`] | what the TCP-shaped outer header states |
-//! | [`placement`] | how many segments and shares, and where |
+//! | [`coding`] | how many shares there are, and how many of them are needed |
+//! | [`placement`] | how a frame is cut, and which segments carry a share |
 //! | [`block`], [`seal`] | the information block; its CRC32C and, with keys, its MAC |
 //! | [`code`] | Reed-Solomon over GF(256) |
 //! | [`encode`] | a superframe becomes a stream |
@@ -20,6 +21,7 @@
 
 pub mod block;
 pub mod code;
+pub mod coding;
 pub mod encode;
 pub mod header;
 pub mod placement;
@@ -27,10 +29,9 @@ pub mod receive;
 pub mod seal;
 
 pub use block::{BlockFault, Info, Kind};
+pub use coding::{Coding, CodingError, Policy};
 pub use header::{HeaderFault, ShardHeader};
-pub use placement::{
-    Coding, CodingError, MAX_SEGMENTS, Placement, PlanError, Policy, Shape, ShapeFault,
-};
+pub use placement::{MAX_SEGMENTS, Placement, PlanError, Shape, ShapeFault};
 pub use seal::{Binding, Key, KeyError, Keyring};
 
 /// The TCP-shaped destination port.
