@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn every_reason_has_a_name_of_its_own() {
         let names: std::collections::BTreeSet<_> =
-            ShardError::ALL.iter().map(|error| error.name()).collect();
-        assert_eq!(names.len(), ShardError::ALL.len());
+            ShardError::ALL.iter().map(|error| error.name()).chain(SegmentFault::NAMES).collect();
+        assert_eq!(names.len(), ShardError::ALL.len() + SegmentFault::NAMES.len());
+        assert_eq!(SegmentFault::Checksum.name(), "shard_bad_outer_checksum");
     }
 }

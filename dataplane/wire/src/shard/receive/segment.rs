@@ -21,7 +21,7 @@ pub enum OuterSum {
     CompleteOrPartial,
 }
 
-/// Why a packet is no segment of a frame.
+/// Why a packet is no segment of a frame. [`SegmentFault::name`] is the drop reason.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum SegmentFault {
     /// It is a fragment, or no TCP-shaped packet to the port, or lacks ACK or has a flag of
@@ -38,6 +38,32 @@ pub enum SegmentFault {
     /// The outer checksum is wrong. Something on the way damages packets.
     #[error("wrong outer checksum")]
     Checksum,
+}
+
+impl SegmentFault {
+    /// Every drop reason: for tables of counters.
+    pub const NAMES: [&str; 6] = [
+        "shard_foreign",
+        "shard_truncated",
+        "shard_bad_version",
+        "shard_bad_shape",
+        "shard_bad_bounds",
+        "shard_bad_outer_checksum",
+    ];
+
+    /// The stable name of the drop reason.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        let [foreign, truncated, version, shape, bounds, checksum] = Self::NAMES;
+        match self {
+            Self::Foreign => foreign,
+            Self::Header(HeaderFault::Truncated) => truncated,
+            Self::Header(HeaderFault::Version(_)) => version,
+            Self::Header(HeaderFault::Shape(_)) => shape,
+            Self::Bounds => bounds,
+            Self::Checksum => checksum,
+        }
+    }
 }
 
 /// A segment, or several that were merged. Made by [`Segment::verify`] only.
