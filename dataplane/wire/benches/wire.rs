@@ -8,8 +8,11 @@ use culvert_wire::checksum::{Sum, copy_and_sum};
 use culvert_wire::coalesce::{Coalescer, OuterKey};
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum, OuterFrame};
 use culvert_wire::eth::{self, ether_type};
-use culvert_wire::format::VXLAN;
+use culvert_wire::format::{STT, VXLAN};
 use culvert_wire::segment::{GsoKind, Pieces, Segmenter};
+use culvert_wire::shard::encode::{Content, Path, PathConfig, Scratch, Stamp, Superframe};
+use culvert_wire::shard::receive::{Held, OuterSum, Receiver, Run, Segment, ShardError, Sink};
+use culvert_wire::shard::{Key, Keyring, Policy};
 use culvert_wire::{MacAddr, Packet, Vni, ipv4, proto, tcp};
 
 const MSS: u16 = 1448;
@@ -162,5 +165,120 @@ fn superframes(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, checksums, headers, superframes);
+/// Takes what is delivered and does nothing with it.
+#[derive(Default)]
+struct Delivered {
+    bytes: usize,
+}
+
+impl Sink<u32> for Delivered {
+    fn begin(&mut self, run: &Run<'_>) {
+        self.bytes += run.payload.len();
+    }
+    fn piece(&mut self, token: Held<'_, u32>, ranges: &[std::ops::Range<usize>]) {
+        black_box((token, ranges));
+    }
+    fn end(&mut self) {}
+    fn spent(&mut self, _: u32) {}
+    fn lost(&mut self, error: ShardError, _: u32) {
+        panic!("{error}");
+    }
+}
+
+/// The shard format for a frame of 64 KB beside what an outer header alone costs.
+fn shards(c: &mut Criterion) {
+    let len = 45 * usize::from(MSS);
+    let frame = frame(len);
+    let pkt = Packet::parse(&frame, frame.len()).unwrap();
+    let spec = |format| EncapSpec {
+        src_mac: MacAddr([2, 0, 0, 0, 1, 1]),
+        dst_mac: MacAddr([2, 0, 0, 0, 1, 2]),
+        vlan: None,
+        src: [192, 0, 2, 1].into(),
+        dst: [192, 0, 2, 2].into(),
+        ttl: 64,
+        format,
+        mss_option: false,
+        vni: Vni::MIN,
+        df: true,
+        dscp: DscpMode::Inherit,
+    };
+    let mut group = c.benchmark_group("shard, 64 KB");
+    group.throughput(Throughput::Bytes(len as u64));
+    let template = EncapTemplate::new(&spec(&STT)).unwrap();
+    let mut out = [0u8; 128];
+    group.bench_function("outer header of stt", |b| {
+        let frame = OuterFrame::new(65_400, black_box(7), 0, 9, OuterChecksum::Partial);
+        b.iter(|| template.emit(&mut out, &frame));
+    });
+    let mut scratch = Scratch::default();
+    let superframe =
+        Superframe { head: &frame, pkt: &pkt, kind: GsoKind::TcpV4, mss: MSS, fixed_id: false };
+    let content = Content::Superframe(superframe, 0..len);
+    let key = Key::new(&[7; 16]).unwrap();
+    let keyed = Keyring::new([(1, key)], 1).unwrap();
+    for (name, keys) in [("encode", Keyring::default()), ("encode with a MAC", keyed)] {
+        let config = PathConfig { max_segment: 1460, policy: Policy::default(), keys };
+        let path = Path::new(&spec(&STT), config).unwrap();
+        group.bench_function(name, |b| {
+            let mut number = 0u32;
+            b.iter(|| {
+                number = number.wrapping_add(1);
+                let stamp = Stamp { frame: number, entropy: 7, inner_tos: 0, ip_id: 9 };
+                black_box(path.encode(black_box(&content), &stamp, &mut scratch)).is_ok()
+            });
+        });
+    }
+    let keys = Keyring::default();
+    let config = PathConfig { max_segment: 1460, policy: Policy::default(), keys: keys.clone() };
+    let path = Path::new(&spec(&STT), config).unwrap();
+    let payload = &frame[pkt.headers_len()..];
+    // Frames of many numbers, so that no frame is taken for a repetition.
+    let frames: Vec<Vec<(Segment, Vec<u8>)>> = (0..256)
+        .map(|number| {
+            let stamp = Stamp { frame: number, entropy: 7, inner_tos: 0, ip_id: 9 };
+            let encoded = path.encode(&content, &stamp, &mut scratch).unwrap();
+            let plan = encoded.segmenter().unwrap();
+            (0..plan.count())
+                .map(|i| {
+                    let (share, range) = encoded.segment(i);
+                    let bytes = [share, &payload[range]].concat();
+                    let mut packet = vec![0; plan.headers_len()];
+                    plan.emit(encoded.headers(), i, Sum::default().add(&bytes), &mut packet);
+                    packet.extend(&bytes);
+                    let pkt = Packet::parse(&packet, packet.len()).unwrap();
+                    let slices = [&bytes[..]];
+                    let mut pieces = Pieces::new(&slices, 0);
+                    let sum = OuterSum::Complete;
+                    (Segment::verify(&packet, &pkt, &mut pieces, sum).unwrap(), bytes)
+                })
+                .collect()
+        })
+        .collect();
+    // One segment of eleven is lost, of those that carry no share of the first four strata.
+    for (name, lost) in [("receive 45 segments, verified before", 0), ("receive 41 of them", 11)] {
+        let mut receiver = Receiver::default();
+        let mut sink = Delivered::default();
+        let (mut number, mut now) = (0, 0);
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                number = (number + 1) % frames.len();
+                now += 200;
+                for (i, (segment, bytes)) in frames[number].iter().enumerate() {
+                    if lost > 0 && i % lost == 10 {
+                        continue;
+                    }
+                    let slices = [&bytes[..]];
+                    let mut payload = Pieces::new(&slices, 0);
+                    receiver.offer(now, segment, &mut payload, i as u32, 2048, &keys, &mut sink);
+                }
+                receiver.flush(&mut sink);
+            });
+        });
+        receiver.clear(&mut sink);
+        assert!(sink.bytes > 0);
+    }
+}
+
+criterion_group!(benches, checksums, headers, superframes, shards);
 criterion_main!(benches);

@@ -10,6 +10,7 @@
 //! | [`encap`] | outer headers, prebuilt per destination, stamped per frame |
 //! | [`segment`], [`coalesce`] | cut superframes into segments, merge segments into superframes |
 //! | [`reassemble`] | streams of formats whose header rides on the first segment only |
+//! | [`shard`] | the shard format: information hashed over the segments of a frame |
 //! | [`fragment`] | IPv4 fragmentation |
 //! | [`bpf`] | packet filters: classic BPF, checked and run |
 //! | [`ecn`] | congestion notification across the tunnel |
@@ -48,6 +49,7 @@ pub mod reassemble;
 pub mod reply;
 pub mod router;
 pub mod segment;
+pub mod shard;
 pub mod tcp;
 pub mod udp;
 pub mod vni;

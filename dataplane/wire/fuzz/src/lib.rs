@@ -15,6 +15,7 @@ use culvert_wire::{
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 mod formats;
+mod shards;
 
 /// Descriptors of formats.
 pub fn descriptors(data: &[u8]) {
@@ -29,6 +30,11 @@ pub fn tunnel_headers(data: &[u8]) {
 /// Streams of segments, with time.
 pub fn reassembler(data: &[u8]) {
     formats::reassembler(data);
+}
+
+/// A receiver of the shard format under frames, losses, damage, lies and time.
+pub fn shards(data: &[u8]) {
+    shards::shards(data);
 }
 
 /// A target's name and body.
@@ -49,6 +55,7 @@ pub const ALL: &[Target] = &[
     ("descriptors", descriptors),
     ("tunnel_headers", tunnel_headers),
     ("reassembler", reassembler),
+    ("shards", shards),
 ];
 
 /// Whatever a client asks, the answer is whole or there is none.

@@ -13,4 +13,5 @@ mod headers;
 mod hostile;
 mod replies;
 mod segments;
+mod shards;
 mod streams;

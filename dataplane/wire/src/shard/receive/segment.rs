@@ -1,0 +1,165 @@
+//! A segment whose outer checksum has been verified: nothing else reaches the receiver.
+
+use std::net::IpAddr;
+use std::ops::Range;
+
+use crate::bytes::get16;
+use crate::ecn;
+use crate::packet::{Frag, Packet};
+use crate::segment::Pieces;
+use crate::shard::header::{HeaderFault, ShardHeader};
+use crate::shard::placement::Shape;
+use crate::shard::seal::Binding;
+
+/// What the outer checksum of a packet may be.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub enum OuterSum {
+    /// Complete, as on any wire.
+    Complete,
+    /// Complete, or the pseudo-header's sum only: on a virtual underlay, where packets cross uncut,
+    /// and where the kernel merged segments that it had verified.
+    CompleteOrPartial,
+}
+
+/// Why a packet is no segment of a frame. [`SegmentFault::name`] is the drop reason.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum SegmentFault {
+    /// It is a fragment, or no TCP-shaped packet to the port, or lacks ACK or has a flag of
+    /// connections. Somebody sends TCP to the port of the format.
+    #[error("not of this format")]
+    Foreign,
+    /// The outer header states what no sender states.
+    #[error(transparent)]
+    Header(#[from] HeaderFault),
+    /// It begins or ends where no segment does. Something on the way cuts or merges otherwise than at
+    /// the bounds of segments: turn that off there.
+    #[error("not at the bounds of segments")]
+    Bounds,
+    /// The outer checksum is wrong. Something on the way damages packets.
+    #[error("wrong outer checksum")]
+    Checksum,
+}
+
+impl SegmentFault {
+    /// Every drop reason: for tables of counters.
+    pub const NAMES: [&str; 6] = [
+        "shard_foreign",
+        "shard_truncated",
+        "shard_bad_version",
+        "shard_bad_shape",
+        "shard_bad_bounds",
+        "shard_bad_outer_checksum",
+    ];
+
+    /// The stable name of the drop reason.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        let [foreign, truncated, version, shape, bounds, checksum] = Self::NAMES;
+        match self {
+            Self::Foreign => foreign,
+            Self::Header(HeaderFault::Truncated) => truncated,
+            Self::Header(HeaderFault::Version(_)) => version,
+            Self::Header(HeaderFault::Shape(_)) => shape,
+            Self::Bounds => bounds,
+            Self::Checksum => checksum,
+        }
+    }
+}
+
+/// A segment, or several that were merged. Made by [`Segment::verify`] only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub(super) binding: Binding,
+    pub(super) source_port: u16,
+    pub(super) range: Range<usize>,
+    pub(super) outer_ecn: u8,
+}
+
+impl Segment {
+    /// Checks a packet that was parsed, outer checksum included. `payload` is what follows its headers.
+    ///
+    /// # Errors
+    /// Any [`SegmentFault`].
+    pub fn verify(
+        head: &[u8],
+        pkt: &Packet,
+        payload: &mut Pieces<'_>,
+        sum: OuterSum,
+    ) -> Result<Self, SegmentFault> {
+        use crate::tcp::flags::{ACK, FIN, RST, SYN, URG};
+        let connections = pkt.tcp_flags & (ACK | FIN | RST | SYN | URG);
+        let (Some(src), Some(dst), Some(source_port)) =
+            (pkt.src_ip(head), pkt.dst_ip(head), pkt.src_port(head))
+        else {
+            return Err(SegmentFault::Foreign);
+        };
+        if !pkt.is_tcp()
+            || pkt.frag != Frag::None
+            || connections != ACK
+            || pkt.dst_port(head) != Some(crate::shard::PORT)
+        {
+            return Err(SegmentFault::Foreign);
+        }
+        let transport = head
+            .get(usize::from(pkt.l4)..pkt.headers_len())
+            .ok_or(SegmentFault::Header(HeaderFault::Truncated))?;
+        let header = ShardHeader::read(transport)?;
+        let start = usize::from(header.offset);
+        let range = header.shape.segments_of(start..start + pkt.payload_len());
+        let range = range.ok_or(SegmentFault::Bounds)?;
+        let pseudo = pkt.pseudo_header(head, pkt.l4_len() as u32);
+        let partial =
+            sum == OuterSum::CompleteOrPartial && get16(transport, 16) == Some(pseudo.fold());
+        if !partial {
+            let rest = payload.sum(0..pkt.payload_len()).ok_or(SegmentFault::Checksum)?;
+            if pseudo.add(transport).add_sum(rest).finish() != 0 {
+                return Err(SegmentFault::Checksum);
+            }
+        }
+        let binding = Binding { src, dst, frame: header.frame, shape: header.shape };
+        Ok(Self { binding, source_port, range, outer_ecn: pkt.tos & ecn::MASK })
+    }
+
+    /// The sending VTEP.
+    #[must_use]
+    pub const fn src(&self) -> IpAddr {
+        self.binding.src
+    }
+
+    /// The number of the frame.
+    #[must_use]
+    pub const fn frame(&self) -> u32 {
+        self.binding.frame
+    }
+
+    /// How the frame is cut.
+    #[must_use]
+    pub const fn shape(&self) -> &Shape {
+        &self.binding.shape
+    }
+
+    /// Which segments these are.
+    #[must_use]
+    pub fn segments(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    pub(super) fn key(&self) -> FrameKey {
+        FrameKey { binding: self.binding, source_port: self.source_port }
+    }
+}
+
+/// What tells a frame from others: all that its segments' headers have in common. So segments that
+/// contradict each other are of different frames.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct FrameKey {
+    pub(super) binding: Binding,
+    pub(super) source_port: u16,
+}
+
+impl FrameKey {
+    /// A few bits that tell most frames apart.
+    pub(super) fn tag(&self) -> u32 {
+        self.binding.frame ^ u32::from(self.source_port) << 16
+    }
+}

@@ -1,0 +1,9 @@
+//! The shard format: placement, code, encoder and receiver.
+
+mod coding;
+mod far_end;
+mod mixtures;
+mod receiving;
+mod sending;
+mod table;
+mod vectors;
