@@ -393,7 +393,9 @@ fn a_counting_receiver_counts_one_port_and_leaves_the_rest() {
         let count = near.run(|| {
             CountProgram::load_and_attach(ifindex, mode, CountVerdict::Drop, Some(4000)).unwrap()
         });
+        // Who does not know the other yet may lose what it sends.
         far.command(PING4);
+        far.command(PING6);
         far.run(|| {
             for (local, remote) in
                 [("192.0.2.2:0", "192.0.2.1"), ("[2001:db8::2]:0", "[2001:db8::1]")]
