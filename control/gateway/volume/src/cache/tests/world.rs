@@ -146,6 +146,8 @@ impl World {
         let (disk, store) = (Arc::new(self.disk.clone()), Arc::new(self.store.clone()));
         let mut config = config(self.rng.draw());
         config.eager_validation = !self.lazy;
+        // One request in five fails, and so, among millions, now and then all that fit into half a minute.
+        config.fetch_timeout = Duration::from_secs(3600);
         if self.rng.one_in(2) {
             config.validation_pause = Duration::from_millis(self.rng.below(500));
         }
