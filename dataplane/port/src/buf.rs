@@ -36,6 +36,32 @@ impl Buf {
         Self { head, tail }
     }
 
+    /// A packet of the first frames of `slots`, into which the kernel wrote `len` bytes one after the other. `None`
+    /// where that is nothing.
+    pub(crate) fn of_filled(
+        slots: &mut [Option<Frame>],
+        len: usize,
+        cache: &mut FrameCache,
+    ) -> Option<Self> {
+        let mut left = len;
+        let mut packet: Option<Self> = None;
+        for slot in slots {
+            if left == 0 {
+                break;
+            }
+            let Some(mut frame) = slot.take() else { break };
+            let n = left.min(frame.tailroom());
+            left -= n;
+            let fits = frame.set_len(n);
+            debug_assert!(fits, "n is at most the tailroom");
+            match packet.as_mut() {
+                None => packet = Some(Self::from(frame)),
+                Some(buf) => buf.push_with(frame, cache),
+            }
+        }
+        packet
+    }
+
     /// Gives up the packet for its frames.
     pub fn into_parts(self) -> (Frame, Vec<Frame>) {
         (self.head, self.tail)

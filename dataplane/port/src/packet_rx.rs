@@ -303,23 +303,8 @@ impl PacketRx {
         received: Received,
         cache: &mut FrameCache,
     ) -> Option<(Buf, VnetHdr)> {
-        let mut left = received.len.checked_sub(VnetHdr::LEN).filter(|n| *n > 0)?;
-        let mut packet: Option<Buf> = None;
-        for slot in self.frames.get_mut(at)? {
-            if left == 0 {
-                break;
-            }
-            let Some(mut frame) = slot.take() else { break };
-            let n = left.min(frame.tailroom());
-            left -= n;
-            let fits = frame.set_len(n);
-            debug_assert!(fits, "n is at most the tailroom");
-            match packet.as_mut() {
-                None => packet = Some(Buf::from(frame)),
-                Some(buf) => buf.push_with(frame, cache),
-            }
-        }
-        let mut packet = packet?;
+        let len = received.len.checked_sub(VnetHdr::LEN)?;
+        let mut packet = Buf::of_filled(self.frames.get_mut(at)?, len, cache)?;
         let mut hdr = VnetHdr::from_bytes(*self.headers.get(at)?);
         if let Some(tag) = received.vlan
             && insert_tag(packet.head_mut(), tag)

@@ -294,23 +294,7 @@ impl Tap {
 
     /// Makes a packet of the frames that a read of `len` bytes filled.
     fn take(&mut self, len: usize, cache: &mut FrameCache) -> Option<Buf> {
-        let mut left = len.checked_sub(VnetHdr::LEN).filter(|n| *n > 0)?;
-        let mut packet: Option<Buf> = None;
-        for slot in &mut self.frames {
-            if left == 0 {
-                break;
-            }
-            let Some(mut frame) = slot.take() else { break };
-            let n = left.min(frame.tailroom());
-            left -= n;
-            let fits = frame.set_len(n);
-            debug_assert!(fits, "n is at most the tailroom");
-            match packet.as_mut() {
-                None => packet = Some(Buf::from(frame)),
-                Some(buf) => buf.push_with(frame, cache),
-            }
-        }
-        packet
+        Buf::of_filled(&mut self.frames, len.checked_sub(VnetHdr::LEN)?, cache)
     }
 
     /// True when the batch has room for a message of so many pieces and bytes of headers.
