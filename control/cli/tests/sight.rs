@@ -74,7 +74,7 @@ fn packets_for_programs_have_names_that_stay() {
 #[test]
 fn a_file_is_read_back_by_explain() {
     let dataplane = applied();
-    let file = dataplane.directory.join("out.pcapng").display().to_string();
+    let file = dataplane.directory.path().join("out.pcapng").display().to_string();
     // The stream ends before four came: what came is kept.
     let ran = dataplane.culvert(&["capture", "-n", "4", "-w", &file]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -199,7 +199,7 @@ fn every_drop_reason_is_explained() {
 /// Starts a verb that goes on until it is told to end.
 fn start(dataplane: &Running, args: &[&str]) -> std::process::Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_culvert"));
-    command.arg("--socket").arg(dataplane.directory.join("socket")).args(args);
+    command.arg("--socket").arg(dataplane.directory.path().join("socket")).args(args);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -241,8 +241,8 @@ fn top_refuses_what_is_no_terminal_with_advice() {
 /// Runs `top` in a terminal that `script` makes, and does `end` after it has drawn.
 fn top_in_a_terminal(end: impl FnOnce(&mut std::process::Child, u32)) -> (Option<i32>, String) {
     let dataplane = moving();
-    let socket = dataplane.directory.join("socket");
-    let pid_file = dataplane.directory.join("pid");
+    let socket = dataplane.directory.path().join("socket");
+    let pid_file = dataplane.directory.path().join("pid");
     let line = format!(
         "echo $$ >{}; stty rows 30 cols 120; exec {} --socket {} top",
         pid_file.display(),

@@ -93,17 +93,10 @@ pub fn root_cause(error: &(dyn Error + 'static)) -> String {
 mod tests {
     use super::*;
 
-    fn folder(name: &str) -> PathBuf {
-        let folder =
-            std::env::temp_dir().join(format!("culvert-socket-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        folder
-    }
-
     #[tokio::test]
     async fn a_dead_socket_is_replaced_a_live_one_and_a_file_are_not() {
-        let folder = folder("listen");
-        let path = folder.join("new/x.sock");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/x.sock");
         let first = listen(&path, 0o600).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(
@@ -113,11 +106,10 @@ mod tests {
         let second = listen(&path, 0o666).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
         drop(second);
-        let file = folder.join("file");
+        let file = folder.path().join("file");
         std::fs::write(&file, "text").unwrap();
         assert!(matches!(listen(&file, 0o600).await, Err(ListenError::Io { .. })));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "text");
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test]

@@ -2,14 +2,14 @@
 
 pub(crate) mod sight;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use culvert_model::api::dataplane_server::{Dataplane, DataplaneServer};
 use culvert_model::api::{self, refuse};
 use culvert_model::{Host, edit};
+use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tonic::{Code, Request, Response, Status};
 
@@ -298,7 +298,7 @@ impl Drop for Served {
 /// A running fake; it ends, and its files go, with this value.
 pub(crate) struct Running {
     pub(crate) script: Arc<Mutex<Script>>,
-    pub(crate) directory: PathBuf,
+    pub(crate) directory: TempDir,
     served: Option<Served>,
 }
 
@@ -307,7 +307,7 @@ impl Running {
         let directory = fresh_directory();
         let script = Arc::new(Mutex::new(Script::default()));
         let fake = DataplaneServer::new(Fake(script.clone()));
-        let served = Some(served!(fake, directory.join("socket")));
+        let served = Some(served!(fake, directory.path().join("socket")));
         Running { script, directory, served }
     }
 
@@ -317,11 +317,11 @@ impl Running {
     }
 
     pub(crate) fn culvert(&self, args: &[&str]) -> Ran {
-        culvert(&self.directory.join("socket"), args)
+        culvert(&self.directory.path().join("socket"), args)
     }
 
     pub(crate) fn write(&self, name: &str, text: &str) -> String {
-        let path = self.directory.join(name);
+        let path = self.directory.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     }
@@ -330,17 +330,11 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
-pub(crate) fn fresh_directory() -> PathBuf {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let directory =
-        std::env::temp_dir().join(format!("culvert-cli-{}-{number}", std::process::id()));
-    std::fs::create_dir(&directory).unwrap();
-    directory
+pub(crate) fn fresh_directory() -> TempDir {
+    tempfile::Builder::new().prefix("culvert-cli-").tempdir().unwrap()
 }
 
 /// How a command ended.

@@ -1,12 +1,12 @@
 //! A culvertd without store and dataplane: it keeps one host's state and says that all of it is applied.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use culvert_model::api::control_server::{Control, ControlServer};
 use culvert_model::api::{self, refuse};
 use culvert_model::{Edit, Host, Object, ObjectKey, Section, diff, edit};
+use tempfile::TempDir;
 use tonic::{Code, Request, Response, Status};
 
 use crate::fake::{Ran, Served, fresh_directory};
@@ -282,7 +282,7 @@ impl Control for Fake {
 /// A running fake; it ends, and its files go, with this value.
 pub(crate) struct Running {
     pub(crate) script: Arc<Mutex<Script>>,
-    pub(crate) directory: PathBuf,
+    pub(crate) directory: TempDir,
     served: Option<Served>,
 }
 
@@ -291,13 +291,13 @@ impl Running {
         let directory = fresh_directory();
         let script = Arc::new(Mutex::new(Script::default()));
         let fake = ControlServer::new(Fake(script.clone()));
-        let served = Some(served!(fake, directory.join("culvertd.sock")));
+        let served = Some(served!(fake, directory.path().join("culvertd.sock")));
         Running { script, directory, served }
     }
 
     pub(crate) fn culvert(&self, args: &[&str]) -> Ran {
         let mut command = Command::new(env!("CARGO_BIN_EXE_culvert"));
-        Ran::of(command.arg("--run-dir").arg(&self.directory).args(args))
+        Ran::of(command.arg("--run-dir").arg(self.directory.path()).args(args))
     }
 
     /// Runs a command that must succeed; returns what it printed.
@@ -320,6 +320,5 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.served = None;
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }

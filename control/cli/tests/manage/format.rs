@@ -14,7 +14,7 @@ vni = { offset = 4, width = 24 }
 "#;
 
 fn written(daemon: &Running, text: &str) -> String {
-    let file = daemon.directory.join("format.toml");
+    let file = daemon.directory.path().join("format.toml");
     std::fs::write(&file, text).unwrap();
     file.to_str().unwrap().to_owned()
 }

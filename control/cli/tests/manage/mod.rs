@@ -214,7 +214,7 @@ fn what_this_host_does_not_carry_has_an_exit_code_of_its_own() {
 fn a_file_is_applied_pruned_and_exported_again() {
     let daemon = started();
     daemon.ok(&["vnet", "add", "other", "--vni", "300"]);
-    let file = daemon.directory.join("host.toml");
+    let file = daemon.directory.path().join("host.toml");
     std::fs::write(&file, include_str!("../../../model/examples/host.toml")).unwrap();
     let file = file.to_str().unwrap();
     let would = daemon.ok(&["apply", "-f", file, "--dry-run"]);
@@ -277,7 +277,7 @@ fn changes_are_queued_while_the_store_is_away() {
     );
     assert_eq!((&report["revision"], &report["dry_run"]), (&json!(null), &json!(false)));
     assert_eq!(report["changes"][0]["change"], "delete");
-    let file = daemon.directory.join("host.toml");
+    let file = daemon.directory.path().join("host.toml");
     std::fs::write(&file, include_str!("../../../model/examples/host.toml")).unwrap();
     let file = file.to_str().unwrap();
     let ran = daemon.culvert(&["apply", "-f", file]);
@@ -361,7 +361,7 @@ fn another_host_is_reached_by_three_files_and_for_what_is_wanted_only() {
         said,
         "culvert: --remote localhost:1: --tls-cert, --tls-key missing: culvertd takes only clients with a certificate over the network\n"
     );
-    let file = daemon.directory.join("no.pem");
+    let file = daemon.directory.path().join("no.pem");
     let file = file.to_str().unwrap();
     let three = ["--tls-ca", file, "--tls-cert", file, "--tls-key", file];
     let said = daemon.fails(2, &[remote.as_slice(), &three, &["port", "show"]].concat());

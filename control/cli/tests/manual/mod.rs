@@ -21,7 +21,7 @@ const NOWHERE: &str = "/nonexistent/socket";
 #[test]
 fn a_run_directory_holds_the_sockets() {
     let dataplane = Running::start();
-    let dir = dataplane.directory.clone();
+    let dir = dataplane.directory.path();
     let run = |command: &mut Command| {
         let output = command.output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -82,7 +82,7 @@ fn each_shell_gets_a_script_with_every_verb() {
 #[test]
 fn every_verb_has_a_page_that_man_can_read() {
     let dataplane = Running::start();
-    let dir = dataplane.directory.join("man");
+    let dir = dataplane.directory.path().join("man");
     let path = dir.to_str().unwrap();
     assert_eq!(culvert(Path::new(NOWHERE), &["man", path]).code, Some(0));
     let help = culvert(Path::new(NOWHERE), &["--help"]).out;

@@ -194,27 +194,10 @@ mod tests {
         Entry::new(1, host, vec![touched])
     }
 
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Folder {
-            let name = format!("culvert-queue-{name}-{}", std::process::id());
-            let path = std::env::temp_dir().join(name);
-            std::fs::create_dir(&path).unwrap();
-            Folder(path)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
     #[tokio::test]
     async fn what_is_kept_is_read_again_and_numbers_are_not_used_twice() {
-        let folder = Folder::new("kept");
-        let path = folder.0.join("queue.redb");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queue.redb");
         let (mut first, mut second) = (entry(), entry());
         second.refuse((0..50).map(|n| format!("reason {n}")).collect(), 7);
         first.asked_unix_ms = 5;
@@ -235,7 +218,7 @@ mod tests {
 
     #[tokio::test]
     async fn another_version_and_what_cannot_be_read_are_refused_and_left_alone() {
-        let folder = Folder::new("refused");
+        let folder = tempfile::tempdir().unwrap();
         let newer = QueueMeta { version: 2, last: 9, ..QueueMeta::default() }.encode_to_vec();
         let misplaced = QueueEntry { host: "a".to_owned(), ..QueueEntry::default() };
         let no_host = QueueEntry::default().encode_to_vec();
@@ -250,7 +233,7 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            let path = folder.0.join(format!("{n}.redb"));
+            let path = folder.path().join(format!("{n}.redb"));
             let puts = vec![(key.to_owned(), value)];
             let file = FileStore::open(&path).unwrap();
             file.commit(Txn { puts: puts.clone(), ..Txn::default() }).await.unwrap();

@@ -1,44 +1,25 @@
 //! What every store does alike.
 
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use tempfile::TempDir;
 
 use super::etcd::EtcdStore;
 use super::file::FileStore;
 use super::memory::MemoryStore;
 use super::{Change, Changes, Outcome, Snapshot, Store, StoreError, Txn};
 
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Folder {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("culvertd-store-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// An etcd of one member, which ends with this value.
 struct Etcd {
     process: Child,
     url: String,
-    _folder: Folder,
+    _folder: TempDir,
 }
 
 impl Etcd {
     fn start() -> Etcd {
-        let folder = Folder::new();
+        let folder = tempfile::tempdir().unwrap();
         // Two ports that were free a moment ago.
         let ports: Vec<_> =
             (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -49,7 +30,7 @@ impl Etcd {
         drop(ports);
         let process = Command::new("etcd")
             .arg("--data-dir")
-            .arg(folder.0.join("data"))
+            .arg(folder.path().join("data"))
             .args(["--listen-client-urls", &urls[0], "--advertise-client-urls", &urls[0]])
             .args(["--listen-peer-urls", &urls[1], "--initial-advertise-peer-urls", &urls[1]])
             .args(["--initial-cluster", &format!("default={}", urls[1])])
@@ -175,8 +156,8 @@ async fn a_store_in_memory() {
 
 #[tokio::test]
 async fn a_store_in_a_file() {
-    let folder = Folder::new();
-    let path = folder.0.join("state.redb");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.redb");
     let store = FileStore::open(&path).unwrap();
     transactions(&store).await;
     let before = store.snapshot("", None).await.unwrap();
@@ -211,12 +192,12 @@ async fn a_store_in_etcd() {
 
 #[test]
 fn files_that_are_no_state_are_refused_and_left_alone() {
-    let folder = Folder::new();
-    let text = folder.0.join("text");
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text");
     std::fs::write(&text, "[underlay]\n".repeat(1000)).unwrap();
-    let empty = folder.0.join("empty");
+    let empty = folder.path().join("empty");
     std::fs::write(&empty, "").unwrap();
-    let other = folder.0.join("other");
+    let other = folder.path().join("other");
     drop(redb::Database::create(&other).unwrap());
     for path in [&text, &empty, &other] {
         let before = std::fs::read(path).unwrap();

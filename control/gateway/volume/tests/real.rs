@@ -1,6 +1,5 @@
 //! A cache in a file with a folder as its store, on several threads, as in production.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,29 +7,12 @@ use culvert_volume::disk::FileDisk;
 use culvert_volume::remote::FolderStore;
 use culvert_volume::{Cache, Config, VolumeName, VolumeOptions};
 
-struct TempFolder(PathBuf);
-
-impl TempFolder {
-    fn new(name: &str) -> TempFolder {
-        let path =
-            std::env::temp_dir().join(format!("culvert-volume-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        TempFolder(path)
-    }
-}
-
-impl Drop for TempFolder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_writers_lose_nothing_when_the_cache_is_dropped_or_gone() {
-    let folder = TempFolder::new("writers");
+    let folder = tempfile::tempdir().unwrap();
     let name = VolumeName::new("disk0").unwrap();
-    let store = || Arc::new(FolderStore::open(&folder.0.join("store")).unwrap());
-    let disk = FileDisk::create(&folder.0.join("cache"), 160 << 20).unwrap();
+    let store = || Arc::new(FolderStore::open(&folder.path().join("store")).unwrap());
+    let disk = FileDisk::create(&folder.path().join("cache"), 160 << 20).unwrap();
     let cache = Cache::create(Arc::new(disk), store(), 16 << 20, Config::default()).await.unwrap();
     let options = VolumeOptions::default();
     let volume = cache.create_volume(&name, 256 << 20, options).await.unwrap();
@@ -62,7 +44,7 @@ async fn many_writers_lose_nothing_when_the_cache_is_dropped_or_gone() {
     let open = async || {
         // The tasks of the dropped cache hold the file until the runtime has let go of them.
         for _ in 0..100 {
-            match FileDisk::open(&folder.0.join("cache")) {
+            match FileDisk::open(&folder.path().join("cache")) {
                 Ok(disk) => return disk,
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
             }
@@ -75,7 +57,7 @@ async fn many_writers_lose_nothing_when_the_cache_is_dropped_or_gone() {
     drop(cache);
 
     // The cache's file is lost: the volume opens at its last cut, in a cache smaller than its data.
-    let disk = FileDisk::create(&folder.0.join("other"), 60 << 20).unwrap();
+    let disk = FileDisk::create(&folder.path().join("other"), 60 << 20).unwrap();
     let cache = Cache::create(Arc::new(disk), store(), 16 << 20, Config::default()).await.unwrap();
     assert!(cache.attach_volume(&name, options, false).await.is_err());
     let volume = cache.attach_volume(&name, options, true).await.unwrap();

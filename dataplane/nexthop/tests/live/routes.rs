@@ -186,11 +186,9 @@ fn lost_notices_are_made_good_by_reading_everything_anew() {
             let _ = writeln!(batch, "route add blackhole 11.{}.{}.0/24", index / 250, index % 250);
         }
         batch += "route replace 10.77.0.0/16 via 10.9.0.12\n";
-        let file =
-            std::env::temp_dir().join(format!("culvert-nexthop-{}.batch", std::process::id()));
+        let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, batch).unwrap();
-        let status = Command::new("ip").arg("-batch").arg(&file).status();
-        std::fs::remove_file(&file).unwrap();
+        let status = Command::new("ip").arg("-batch").arg(file.path()).status();
         assert!(status.unwrap().success());
         following.until_hops("10.77.0.1", &[hop(mac(12))]).await;
     });

@@ -216,10 +216,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_nothing_else_is() {
-        let folder =
-            std::env::temp_dir().join(format!("culvert-nbd-listen-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("sock");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock");
         let listener = Listener::unix(&path).unwrap();
         assert_eq!(listener.to_string(), format!("unix:{}", path.display()));
         let used = Listener::unix(&path).unwrap_err();
@@ -234,8 +232,7 @@ mod tests {
         let other = Listener::unix(&path).unwrap_err();
         assert_eq!(other.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).unwrap(), b"precious");
-        assert!(Listener::unix(&folder.join("missing/sock")).is_err());
-        fs::remove_dir_all(&folder).unwrap();
+        assert!(Listener::unix(&folder.path().join("missing/sock")).is_err());
     }
 
     #[tokio::test]

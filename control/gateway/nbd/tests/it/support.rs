@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use culvert_nbd::client::{Client, ClientError};
@@ -18,32 +18,22 @@ use culvert_nbd::{
     Buffer, BufferPool, Errno, Export, ExportError, ExportInfo, Exports, Fence, Limits, Listener,
     Server, Session,
 };
+use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// A folder of its own, gone with the value.
-pub(crate) struct Scratch(PathBuf);
+pub(crate) struct Scratch(TempDir);
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name =
-            format!("culvert-nbd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(tempfile::Builder::new().prefix("culvert-nbd-").tempdir().unwrap())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        self.0.path().join(name)
     }
 }
 
