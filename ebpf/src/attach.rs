@@ -55,6 +55,22 @@ impl XdpMode {
     }
 }
 
+/// Where a device's frames are taken from the kernel's receive path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// By an XDP program, which gives them to `AF_XDP` sockets.
+    Xdp(XdpMode),
+    /// By packet sockets that hear what [`Programs::hear`](crate::Programs::hear) lets them, and a program behind them
+    /// (TCX, Linux 6.6) that keeps the same from the host. The device's receive coalescing stays on. Underlays only.
+    Packet,
+}
+
+impl From<XdpMode> for Hook {
+    fn from(mode: XdpMode) -> Hook {
+        Hook::Xdp(mode)
+    }
+}
+
 /// Why a program cannot be attached or detached.
 #[derive(Debug, Error)]
 pub enum AttachError {
@@ -94,6 +110,12 @@ pub enum AttachError {
         mode: XdpMode,
         /// The kernel's answer.
         reason: String,
+    },
+    /// Take another mode, or make the device the underlay's first and change its mode then.
+    #[error("interface {ifindex} is a tenant's: packet sockets receive on an underlay only")]
+    TenantByPacket {
+        /// The interface's index.
+        ifindex: u32,
     },
     /// Give the process the capabilities named.
     #[error("attaching XDP to interface {ifindex} is refused: this process lacks {missing}")]

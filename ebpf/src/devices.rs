@@ -8,19 +8,19 @@ use tracing::{info, warn};
 use aya::programs::Xdp;
 
 use crate::{
-    attach::{self, AttachError, DeviceLink, XdpMode},
+    attach::{self, AttachError, DeviceLink, Hook, XdpMode},
     guard::{self, Guard},
     privilege::chain,
-    programs::{Device, ProgramKind, Programs, classifier, xdp},
+    programs::{Device, HIDE, ProgramKind, Programs, classifier, xdp},
     tables,
 };
 
 impl Programs {
-    /// Puts the program of `kind` on a device, and gives its frames to the sockets in `slots`, one
-    /// per receive queue.
+    /// Puts the program of `kind` on a device. At [`Hook::Xdp`] it gives its frames to the sockets in `slots`, one per
+    /// receive queue; at [`Hook::Packet`] the slots are kept for later.
     ///
-    /// A link that a previous process pinned for the device is taken over without a gap. Where its
-    /// mode differs, a guard keeps the device closed between the two.
+    /// What a previous process pinned for the device is taken over without a gap. Where its mode differs, a guard
+    /// keeps the device closed between the two.
     ///
     /// # Errors
     /// See [`AttachError`]; the device is then as before: open if it was, closed if it was.
@@ -28,11 +28,12 @@ impl Programs {
         &mut self,
         kind: ProgramKind,
         ifindex: u32,
-        mode: XdpMode,
+        hook: impl Into<Hook>,
         slots: Range<u32>,
     ) -> Result<(), AttachError> {
+        let hook = hook.into();
         match self.devices.get(&ifindex) {
-            Some(device) if device.link.is_some() => {
+            Some(device) if device.link.is_some() || device.hook == Hook::Packet => {
                 return Err(AttachError::AlreadyAttached { ifindex });
             }
             // A guard is all that it has, and stays until the program is there.
@@ -49,12 +50,24 @@ impl Programs {
         }
         let was_closed = self.unclaimed.contains(&ifindex);
         // The tables come first: the program may see its first frame before attaching returns.
-        self.publish(ifindex, &slots, mode)?;
+        self.publish(ifindex, &slots, hook)?;
+        let mode = match hook {
+            Hook::Xdp(mode) => mode,
+            Hook::Packet => {
+                if let Err(error) = self.hide(kind, ifindex) {
+                    self.withdraw(ifindex)?;
+                    return Err(error);
+                }
+                self.unclaimed.remove(&ifindex);
+                self.devices.insert(ifindex, Device { link: None, kind, slots, hook, was_closed });
+                return Ok(());
+            }
+        };
         match self.link(kind, ifindex, mode) {
             Ok(link) => {
                 self.unclaimed.remove(&ifindex);
                 let link = Some(link);
-                self.devices.insert(ifindex, Device { link, kind, slots, mode, was_closed });
+                self.devices.insert(ifindex, Device { link, kind, slots, hook, was_closed });
                 // Without the device's entry of this process nobody could try again.
                 self.remove_guard(ifindex).or_else(|error| {
                     self.abandon(ifindex)?;
@@ -66,6 +79,32 @@ impl Programs {
                 Err(error)
             }
         }
+    }
+
+    /// Keeps from the host what packet sockets hear, and takes off what stood there before: the guard of a former
+    /// process, or its XDP link.
+    fn hide(&mut self, kind: ProgramKind, ifindex: u32) -> Result<(), AttachError> {
+        if kind == ProgramKind::Tenant {
+            return Err(AttachError::TenantByPacket { ifindex });
+        }
+        let inherited = match &self.pin_dir {
+            Some(directory) => attach::inherited(directory, ifindex)?,
+            None => None,
+        };
+        let guard = self.stand(HIDE, ifindex)?;
+        self.guards.insert(ifindex, guard);
+        match inherited {
+            Some((link, _)) => link.remove(),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a program behind XDP on the device, in the place of what stands there under the same pin.
+    fn stand(&mut self, program: &str, ifindex: u32) -> Result<Guard, AttachError> {
+        let pin_dir = self.pin_dir.clone();
+        classifier(&mut self.object, program)
+            .map_err(|error| AttachError::Guard { ifindex, reason: chain(&error) })
+            .and_then(|program| Guard::attach(program, ifindex, pin_dir.as_deref()))
     }
 
     /// A link on the device: the one that a previous process left, else a new one.
@@ -108,10 +147,7 @@ impl Programs {
     ) -> Result<DeviceLink, (AttachError, Option<DeviceLink>)> {
         let pin_dir = self.pin_dir.clone();
         let pin_dir = pin_dir.as_deref();
-        let guard = classifier(&mut self.object, kind.guard())
-            .map_err(|error| AttachError::Guard { ifindex, reason: chain(&error) })
-            .and_then(|program| Guard::attach(program, ifindex, pin_dir));
-        let guard = match guard {
+        let guard = match self.stand(kind.guard(), ifindex) {
             Ok(guard) => guard,
             Err(error) => return Err((error, Some(link))),
         };
@@ -136,22 +172,74 @@ impl Programs {
         result
     }
 
-    /// Runs the program in another mode on a device that is attached. Sockets stay in their slots;
-    /// a guard keeps the device closed while neither program is on it, so a few frames are lost.
+    /// Takes the frames of a device that is attached from another place. Sockets stay in their slots; a guard keeps
+    /// the device closed while neither program is on it, so a few frames are lost.
     ///
     /// # Errors
     /// See [`AttachError`]; the device then runs as before, save for [`AttachError::Closed`].
-    pub fn set_mode(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), AttachError> {
-        let device = self.devices.get_mut(&ifindex).ok_or(AttachError::NotAttached { ifindex })?;
-        let (kind, from, slots) = (device.kind, device.mode, device.slots.clone());
-        if from == mode {
-            return Ok(());
+    pub fn set_hook(&mut self, ifindex: u32, hook: impl Into<Hook>) -> Result<(), AttachError> {
+        let to = hook.into();
+        let device = self.devices.get(&ifindex).ok_or(AttachError::NotAttached { ifindex })?;
+        match (device.hook, to) {
+            (Hook::Packet, Hook::Packet) => Ok(()),
+            (Hook::Xdp(from), Hook::Xdp(to)) if from == to => Ok(()),
+            (Hook::Xdp(from), Hook::Xdp(to)) => self.set_mode(ifindex, from, to),
+            (Hook::Xdp(_), Hook::Packet) => self.leave_xdp(ifindex),
+            (Hook::Packet, Hook::Xdp(mode)) => self.enter_xdp(ifindex, mode),
         }
+    }
+
+    /// Takes the XDP program off, once another keeps the host from what it took.
+    fn leave_xdp(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        let Some(device) = self.devices.get_mut(&ifindex) else { return Ok(()) };
+        let (kind, slots, link) = (device.kind, device.slots.clone(), device.link.take());
+        if kind == ProgramKind::Tenant {
+            device.link = link;
+            return Err(AttachError::TenantByPacket { ifindex });
+        }
+        let guard = match self.stand(HIDE, ifindex) {
+            Ok(guard) => guard,
+            Err(error) => {
+                if let Some(device) = self.devices.get_mut(&ifindex) {
+                    device.link = link;
+                }
+                return Err(error);
+            }
+        };
+        self.guards.insert(ifindex, guard);
+        if let Some(device) = self.devices.get_mut(&ifindex) {
+            device.hook = Hook::Packet;
+        }
+        link.map_or(Ok(()), DeviceLink::remove)?;
+        self.publish(ifindex, &slots, Hook::Packet)
+    }
+
+    /// Puts the XDP program on, and takes off what kept the host from what packet sockets heard.
+    fn enter_xdp(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), AttachError> {
+        let Some(device) = self.devices.get(&ifindex) else { return Ok(()) };
+        let (kind, slots) = (device.kind, device.slots.clone());
+        self.publish(ifindex, &slots, Hook::Xdp(mode))?;
+        let link = match self.link(kind, ifindex, mode) {
+            Ok(link) => link,
+            Err(error) => {
+                self.publish(ifindex, &slots, Hook::Packet)?;
+                return Err(error);
+            }
+        };
+        if let Some(device) = self.devices.get_mut(&ifindex) {
+            (device.link, device.hook) = (Some(link), Hook::Xdp(mode));
+        }
+        self.remove_guard(ifindex)
+    }
+
+    fn set_mode(&mut self, ifindex: u32, from: XdpMode, mode: XdpMode) -> Result<(), AttachError> {
+        let Some(device) = self.devices.get_mut(&ifindex) else { return Ok(()) };
+        let (kind, slots) = (device.kind, device.slots.clone());
         let Some(link) = device.link.take() else {
             let reason = "it has no program".to_owned();
             return Err(AttachError::Closed { ifindex, reason });
         };
-        let watched = self.publish(ifindex, &slots, mode);
+        let watched = self.publish(ifindex, &slots, Hook::Xdp(mode));
         let switched = match watched {
             Ok(()) => self.switch(kind, ifindex, link, [from, mode]),
             Err(error) => Err((error, Some(link))),
@@ -161,10 +249,10 @@ impl Programs {
             Err((error, link)) => (link, from, Err(error)),
         };
         if let Some(device) = self.devices.get_mut(&ifindex) {
-            (device.link, device.mode) = (link, mode);
+            (device.link, device.hook) = (link, Hook::Xdp(mode));
         }
         if result.is_err() {
-            self.publish(ifindex, &slots, from)?;
+            self.publish(ifindex, &slots, Hook::Xdp(from))?;
         }
         result
     }
@@ -178,6 +266,9 @@ impl Programs {
         let device = self.devices.get_mut(&ifindex).ok_or(AttachError::NotAttached { ifindex })?;
         if device.kind == kind {
             return Ok(());
+        }
+        if device.hook == Hook::Packet {
+            return Err(AttachError::TenantByPacket { ifindex });
         }
         let Some(link) = device.link.take() else {
             device.kind = kind;
@@ -210,15 +301,11 @@ impl Programs {
     }
 
     /// Writes the entries of a device that is attached or about to be.
-    fn publish(
-        &mut self,
-        ifindex: u32,
-        slots: &Range<u32>,
-        mode: XdpMode,
-    ) -> Result<(), AttachError> {
+    fn publish(&mut self, ifindex: u32, slots: &Range<u32>, hook: Hook) -> Result<(), AttachError> {
         let range = [slots.start, slots.end.saturating_sub(slots.start)];
+        let watched = hook == Hook::Xdp(XdpMode::Generic);
         tables::set_slots(&mut self.object, ifindex, range)
-            .and_then(|()| tables::set_watched(&mut self.object, ifindex, mode == XdpMode::Generic))
+            .and_then(|()| tables::set_watched(&mut self.object, ifindex, watched))
             .map_err(|error| AttachError::Kernel { ifindex, reason: chain(&error) })
     }
 

@@ -19,7 +19,7 @@ mod privilege;
 mod programs;
 mod tables;
 
-pub use attach::{AttachError, XdpMode};
+pub use attach::{AttachError, Hook, XdpMode};
 pub use bpffs::{BpffsError, ensure_bpffs};
 pub use count::{CountError, CountProgram, CountVerdict};
 pub use counter::Counter;

@@ -10,12 +10,12 @@ use std::{
 
 use aya::{
     Btf, Ebpf,
-    programs::{BtfTracePoint, Program, ProgramError, SchedClassifier, Xdp},
+    programs::{BtfTracePoint, Program, ProgramError, SchedClassifier, SocketFilter, Xdp},
 };
 use tracing::warn;
 
 use crate::{
-    attach::{self, DeviceLink, XdpMode},
+    attach::{self, DeviceLink, Hook},
     bpffs::{BpffsError, ensure_bpffs},
     counter::Counter,
     guard::Guard,
@@ -26,6 +26,8 @@ use crate::{
 
 const TENANT: &str = "tenant";
 const UNDERLAY: &str = "underlay";
+pub(crate) const HIDE: &str = "hide_underlay";
+const HEAR: &str = "hear_underlay";
 const METADATA: &str = "metadata";
 const TRACEPOINT: &str = "netif_receive_skb";
 
@@ -58,6 +60,7 @@ impl ProgramKind {
         }
     }
 
+    /// What stands behind XDP while its mode changes.
     pub(crate) const fn guard(self) -> &'static str {
         match self {
             Self::Tenant => "guard_tenant",
@@ -67,11 +70,12 @@ impl ProgramKind {
 }
 
 pub(crate) struct Device {
-    /// None: it has neither the program of the old mode nor that of the new one, and a guard.
+    /// None at [`Hook::Packet`], which has a program in `guards`. None at another: it has neither the program of the
+    /// old mode nor that of the new one, and a guard.
     pub(crate) link: Option<DeviceLink>,
     pub(crate) kind: ProgramKind,
     pub(crate) slots: Range<u32>,
-    pub(crate) mode: XdpMode,
+    pub(crate) hook: Hook,
     /// A previous process had closed it before.
     pub(crate) was_closed: bool,
 }
@@ -88,7 +92,7 @@ pub struct Programs {
     pub(crate) max_slots: u32,
     pub(crate) devices: BTreeMap<u32, Device>,
     pub(crate) unclaimed: BTreeSet<u32>,
-    /// Guards of devices that nothing else keeps closed.
+    /// Programs behind XDP on devices that nothing else keeps closed.
     pub(crate) guards: BTreeMap<u32, Guard>,
 }
 
@@ -113,11 +117,14 @@ impl Programs {
                 .and_then(Xdp::load)
                 .map_err(|error| LoadError::from_kernel(&error))?;
         }
-        for kind in [ProgramKind::Tenant, ProgramKind::Underlay] {
-            classifier(&mut object, kind.guard())
+        for name in [ProgramKind::Tenant.guard(), ProgramKind::Underlay.guard(), HIDE] {
+            classifier(&mut object, name)
                 .and_then(SchedClassifier::load)
                 .map_err(|error| LoadError::from_kernel(&error))?;
         }
+        filter(&mut object)
+            .and_then(SocketFilter::load)
+            .map_err(|error| LoadError::from_kernel(&error))?;
         let metadata = kernel_types.and_then(|types| {
             start_metadata(&mut object, &types)
                 .map_err(|error| format!("tracing {TRACEPOINT} is refused: {}", chain(&error)))
@@ -158,6 +165,16 @@ impl Programs {
         tables::clear_socket(&mut self.object, slot)
     }
 
+    /// Lets a packet socket hear what is the overlay's on an underlay device: what the XDP program would give to a
+    /// socket. It counts as that one does.
+    ///
+    /// # Errors
+    /// The kernel refuses the filter.
+    pub fn hear(&mut self, socket: BorrowedFd<'_>) -> Result<(), TableError> {
+        let set = filter(&mut self.object).and_then(|program| program.attach(socket));
+        set.map_err(|error| TableError::Filter { reason: chain(&error) })
+    }
+
     /// Makes `addresses` the ones to which tunnel packets are taken from the underlay.
     ///
     /// # Errors
@@ -195,6 +212,18 @@ impl Programs {
         self.fd(UNDERLAY)
     }
 
+    /// The filter that [`hear`](Self::hear) gives to packet sockets, for inspection or a test run.
+    #[must_use]
+    pub fn filter_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd(HEAR)
+    }
+
+    /// The program that keeps from the host what packet sockets heard, for inspection or a test run.
+    #[must_use]
+    pub fn hide_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd(HIDE)
+    }
+
     /// The program that stands behind XDP while a device of this kind changes its mode, for
     /// inspection or a test run.
     #[must_use]
@@ -206,6 +235,7 @@ impl Programs {
         let fd = match self.object.program(name)? {
             Program::Xdp(program) => program.fd(),
             Program::SchedClassifier(program) => program.fd(),
+            Program::SocketFilter(program) => program.fd(),
             _ => return None,
         };
         fd.ok().map(AsFd::as_fd)
@@ -221,6 +251,10 @@ pub(crate) fn classifier<'a>(
     name: &str,
 ) -> Result<&'a mut SchedClassifier, ProgramError> {
     object.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+}
+
+fn filter(object: &mut Ebpf) -> Result<&mut SocketFilter, ProgramError> {
+    object.program_mut(HEAR).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }
 
 fn start_metadata(object: &mut Ebpf, types: &Btf) -> Result<(), ProgramError> {

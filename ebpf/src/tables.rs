@@ -35,6 +35,12 @@ pub enum TableError {
         /// The kernel's answer.
         reason: String,
     },
+    /// Give packet sockets only, and the process the capability to attach programs (CAP_BPF).
+    #[error("the filter of a packet socket is refused: {reason}")]
+    Filter {
+        /// The kernel's answer.
+        reason: String,
+    },
     /// Too many entries (8,192 devices, 1,024 addresses per family, 64 ports), or no kernel memory.
     #[error("table {table}: {reason}")]
     Kernel {

@@ -129,3 +129,53 @@ fn the_underlays_guard_and_the_underlay_program_agree_on_damaged_frames() {
         assert!(passed > 1000 && dropped > 1000, "{passed} passed, {dropped} dropped");
     });
 }
+
+#[test]
+fn packet_sockets_hear_what_xdp_would_take_and_the_host_does_not_get_it() {
+    // A test run takes an Ethernet header off before it runs a socket's filter; a socket's frames have theirs.
+    let with_header =
+        |frame: &[u8]| [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5], frame].concat();
+    with_programs(|programs| {
+        let (mut heard, mut left, mut dropped) = (0, 0, 0);
+        damaged(20_000, |frame, _| {
+            if !classifier_takes(frame) {
+                return;
+            }
+            let mut by_xdp = 0;
+            let mut counted = moved(programs, |programs| {
+                by_xdp = run(programs.underlay_fd().unwrap(), frame).unwrap().verdict;
+            });
+            // There is a socket that hears, as opposed to one in a slot.
+            for (counter, _) in &mut counted {
+                if *counter == Counter::UnderlayUnknownDevice {
+                    *counter = Counter::UnderlayRedirected;
+                }
+            }
+            let is_ours =
+                counted.iter().any(|(counter, _)| *counter == Counter::UnderlayRedirected);
+            let mut hears = 0;
+            let by_filter = moved(programs, |programs| {
+                let filter = programs.filter_fd().unwrap();
+                hears = run_classifier(filter, &with_header(frame)).unwrap().verdict;
+            });
+            counted.sort();
+            let mut by_filter = by_filter;
+            by_filter.sort();
+            assert_eq!(by_filter, counted, "{frame:02x?}");
+            assert_eq!(hears, if is_ours { u32::MAX } else { 0 }, "{frame:02x?}");
+            let mut hides = 0;
+            let silent = moved(programs, |programs| {
+                hides = run_classifier(programs.hide_fd().unwrap(), frame).unwrap().verdict;
+            });
+            assert_eq!(silent, [], "the filter has counted it");
+            assert_eq!(hides == TC_ACT_SHOT, by_xdp != XDP_PASS, "{frame:02x?}");
+            assert!(hides == TC_ACT_SHOT || hides == TC_ACT_UNSPEC);
+            *(match (is_ours, by_xdp) {
+                (true, _) => &mut heard,
+                (false, XDP_PASS) => &mut left,
+                _ => &mut dropped,
+            }) += 1;
+        });
+        assert!(heard > 1000 && left > 1000 && dropped > 100, "{heard}, {left}, {dropped}");
+    });
+}

@@ -14,8 +14,8 @@ use std::{
 };
 
 use culvert_ebpf::{
-    AttachError, Carrier, CountProgram, CountVerdict, Counter, LoadOptions, ProgramKind, Programs,
-    XdpMode,
+    AttachError, Carrier, CountProgram, CountVerdict, Counter, Hook, LoadOptions, ProgramKind,
+    Programs, XdpMode,
 };
 use support::{
     counter, load,
@@ -300,7 +300,7 @@ fn a_change_of_mode_or_kind_leaks_nothing() {
                     break;
                 }
                 for kind in [ProgramKind::Underlay, ProgramKind::Tenant] {
-                    programs.set_mode(ifindex, mode).unwrap();
+                    programs.set_hook(ifindex, mode).unwrap();
                     programs.set_kind(ifindex, kind).unwrap();
                 }
                 assert_eq!(shown_mode(&near, "n0"), Some(mode));
@@ -321,6 +321,65 @@ fn a_change_of_mode_or_kind_leaks_nothing() {
 }
 
 #[test]
+fn packet_sockets_and_xdp_take_turns_and_leak_nothing() {
+    let (near, far) = linked_pair();
+    know_neighbour(&near, &far);
+    let ifindex = near.ifindex("n0");
+    let pins = Pins::new("turns");
+    let mut programs = pins.load();
+    programs.set_vteps(&["192.0.2.1".parse().unwrap()]).unwrap();
+    programs.set_carriers(&[Carrier::Udp(4000)]).unwrap();
+    near.run(|| {
+        programs.attach(ProgramKind::Underlay, ifindex, Hook::Packet, 0..1).unwrap();
+        let error =
+            programs.attach(ProgramKind::Underlay, ifindex, Hook::Packet, 0..1).unwrap_err();
+        assert!(matches!(error, AttachError::AlreadyAttached { .. }), "{error}");
+    });
+    assert_eq!(shown_mode(&near, "n0"), None);
+    let before = received_by_stack(&near);
+    let mut programs = under_load(&far, || {
+        near.run(|| {
+            for mode in [XdpMode::Native, XdpMode::Generic].into_iter().cycle().take(8) {
+                programs.set_hook(ifindex, mode).unwrap();
+                assert_eq!(shown_mode(&near, "n0"), Some(mode));
+                programs.set_hook(ifindex, Hook::Packet).unwrap();
+                assert_eq!(shown_mode(&near, "n0"), None);
+            }
+            // One process after the other, each by another way; what a dead one left keeps the device closed.
+            for hook in [Hook::Packet, XdpMode::Generic.into(), Hook::Packet, Hook::Packet] {
+                drop(programs);
+                programs = pins.load();
+                assert_eq!(programs.pinned_links(), [ifindex]);
+                programs.set_vteps(&["192.0.2.1".parse().unwrap()]).unwrap();
+                programs.set_carriers(&[Carrier::Udp(4000)]).unwrap();
+                programs.attach(ProgramKind::Underlay, ifindex, hook, 0..1).unwrap();
+                assert_eq!(shown_mode(&near, "n0").is_some(), hook != Hook::Packet);
+            }
+            programs
+        })
+    });
+    assert_eq!(received_by_stack(&near), before, "frames leaked to the stack");
+    far.command(PING4);
+    near.run(|| {
+        // A tenant's frames are all ours, which no filter of an underlay's says.
+        let error = programs.set_kind(ifindex, ProgramKind::Tenant).unwrap_err();
+        assert!(matches!(error, AttachError::TenantByPacket { .. }), "{error}");
+        programs.set_hook(ifindex, XdpMode::Generic).unwrap();
+        programs.set_kind(ifindex, ProgramKind::Tenant).unwrap();
+        let error = programs.set_hook(ifindex, Hook::Packet).unwrap_err();
+        assert!(matches!(error, AttachError::TenantByPacket { .. }), "{error}");
+        assert_eq!(shown_mode(&near, "n0"), Some(XdpMode::Generic));
+        programs.detach(ifindex).unwrap();
+        let tenant = ProgramKind::Tenant;
+        let error = programs.attach(tenant, ifindex, Hook::Packet, 0..1).unwrap_err();
+        assert!(matches!(error, AttachError::TenantByPacket { .. }), "{error}");
+        programs.attach(ProgramKind::Underlay, ifindex, Hook::Packet, 0..1).unwrap();
+        programs.detach(ifindex).unwrap();
+    });
+    assert!(pins.0.read_dir().unwrap().next().is_none(), "nothing is left behind");
+}
+
+#[test]
 fn a_mode_that_the_device_does_not_take_leaves_it_as_it_was() {
     let host = Netns::new();
     // Native XDP on a veth takes as many receive queues as the peer has transmit queues.
@@ -330,7 +389,7 @@ fn a_mode_that_the_device_does_not_take_leaves_it_as_it_was() {
     host.run(|| {
         let mut programs = pins.load();
         programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
-        let error = programs.set_mode(ifindex, XdpMode::Native).unwrap_err();
+        let error = programs.set_hook(ifindex, XdpMode::Native).unwrap_err();
         assert!(matches!(error, AttachError::Mode { mode: XdpMode::Native, .. }), "{error}");
         assert_eq!(shown_mode(&host, "n0"), Some(XdpMode::Generic));
         programs.set_kind(ifindex, ProgramKind::Underlay).unwrap();

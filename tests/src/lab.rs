@@ -18,7 +18,7 @@ use crate::netns::Netns;
 use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::skip::skip;
-use crate::sys;
+use crate::{sys, wait_until};
 
 /// Set inside a guest to the name of its kernel.
 const INSIDE: &str = "CULVERT_LAB";
@@ -31,6 +31,9 @@ const PASSED_ON: [&str; 2] = ["RUST_BACKTRACE", "CULVERT_E2E"];
 
 /// How long a guest may take beyond its job: to boot, and to switch itself off.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long a guest may take to switch off.
+const OFF_LIMIT: Duration = Duration::from_secs(10);
 
 /// A kernel that the lab has, see `scripts/setup-lab`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,17 +185,22 @@ impl Guest {
         let command = self.command(&prepared, &shared, ns.as_ref());
         let mut qemu = Process::spawn(&scratch, "qemu", command);
         let limit = BOOT_LIMIT + self.limit;
-        let in_time = qemu.wait(limit).is_some();
-        qemu.kill();
         let read = |name: &str| {
             let bytes = fs::read(shared.join(name)).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
+        let code = || read("status").strip_suffix('\n').and_then(|code| code.parse().ok());
+        let in_time = wait_until(limit, || code().is_some() || qemu.status().is_some());
+        if code().is_some() {
+            // A kernel that hangs when it is switched off has done the job all the same.
+            qemu.wait(OFF_LIMIT);
+        }
+        qemu.kill();
         let output = read("output");
-        match read("status").trim().parse() {
-            Ok(code) => Ok(Outcome { output, code }),
-            Err(_) if in_time => Err(LabError::Died { console: qemu.log(), output }),
-            Err(_) => Err(LabError::TimedOut { limit, console: qemu.log(), output }),
+        match code() {
+            Some(code) => Ok(Outcome { output, code }),
+            None if in_time => Err(LabError::Died { console: qemu.log(), output }),
+            None => Err(LabError::TimedOut { limit, console: qemu.log(), output }),
         }
     }
 

@@ -66,7 +66,7 @@ pub use rules::{
     RouteKey, RouteScope, VtepMatch,
 };
 pub use size::Size;
-pub use underlay::{ModePreference, Peer, Underlay, UnderlayTx};
+pub use underlay::{ModePreference, Peer, Underlay, UnderlayRx, UnderlayTx};
 pub use vnet::{Gateway, Miss, Vnet};
 
 /// The directory of a host's sockets, unless told otherwise.

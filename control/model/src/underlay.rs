@@ -14,8 +14,10 @@ pub struct Underlay {
     pub addresses: Vec<IpAddr>,
     /// MTU towards the other hosts; `None`: the least of the devices'.
     pub mtu: Option<Mtu>,
-    /// How `AF_XDP` attaches to the devices.
+    /// How `AF_XDP` attaches to the devices. Without effect where packet sockets receive.
     pub mode: ModePreference,
+    /// How frames are received.
+    pub rx: UnderlayRx,
     /// How frames leave.
     pub tx: UnderlayTx,
     /// VTEPs that are spoken to in a format of their own; each once.
@@ -46,6 +48,18 @@ pub enum ModePreference {
     Generic,
 }
 words!(ModePreference { Auto = "auto", ZeroCopy = "zero-copy", Native = "native", Generic = "generic" });
+
+/// How tunnelled frames are received.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum UnderlayRx {
+    /// By `AF_XDP`, as `mode` says.
+    #[default]
+    Xdp,
+    /// By packet sockets, which leave the device's receive coalescing (LRO, RSC) and the kernel's (GRO) in front of
+    /// us; XDP turns the former off. Linux 6.6.
+    Packet,
+}
+words!(UnderlayRx { Xdp = "xdp", Packet = "packet" });
 
 /// How tunnelled frames leave.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]

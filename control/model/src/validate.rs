@@ -23,7 +23,7 @@ use crate::port::Port;
 use crate::rules::{
     EgressRoute, IngressKey, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
 };
-use crate::underlay::Underlay;
+use crate::underlay::{Underlay, UnderlayRx, UnderlayTx};
 use crate::vnet::Vnet;
 use crate::{IPV6_MTU_MIN, limits, nearest};
 
@@ -333,6 +333,11 @@ impl<'a> Check<'a> {
             self.known_format(place("peer.format"), &peer.format);
         }
         self.underlay_mtu(underlay);
+        if (underlay.rx, underlay.tx) == (UnderlayRx::Packet, UnderlayTx::Xdp) {
+            let legal = "auto or packet where rx is packet: there are no rings".to_owned();
+            let fault = Fault::BadWord { value: underlay.tx.name().to_owned(), legal };
+            self.fault(Place::section(Section::Underlay, "tx"), fault);
+        }
     }
 
     fn known_format(&mut self, place: Place, id: &FormatId) {

@@ -44,7 +44,7 @@ pub use frame::{CHUNK_LEN, DEFAULT_HEADROOM, Frame, META_LEN, TX_META_LEN};
 pub use gather::{FlushOutcome, HoldId, Message, MessageError};
 pub use links::{Link, LinkBell, LinkCounters, Links};
 pub use packet::{PacketError, PacketOptions, PacketTx};
-pub use packet_rx::{FilterInstruction, PacketRx, PacketRxOptions, PacketRxStats};
+pub use packet_rx::{Fanout, FilterInstruction, PacketRx, PacketRxOptions, PacketRxStats};
 pub use sink::Sink;
 pub use tap::{Tap, TapError, TapOptions, TapStats, TapWatch};
 pub use vnet::VnetHdr;

@@ -50,13 +50,25 @@ const NOTHING: [FilterInstruction; 1] = [FilterInstruction { code: 0x06, jt: 0, 
 pub struct PacketRxOptions {
     /// Receive buffer in bytes, which bounds what waits to be read.
     pub rcvbuf_bytes: u32,
-    /// Shares the device's packets with other sockets of this group, each flow always with the same one.
-    pub fanout: Option<u16>,
+    /// Whom it shares the device's packets with.
+    pub fanout: Fanout,
+}
+
+/// Whom a socket shares the packets of its device with. In a group each flow always goes to the same socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Fanout {
+    /// It has all of them.
+    #[default]
+    Alone,
+    /// The first of a new group.
+    New,
+    /// One more of a group, as [`PacketRx::group`] names it.
+    Join(u16),
 }
 
 impl Default for PacketRxOptions {
     fn default() -> Self {
-        Self { rcvbuf_bytes: 16 << 20, fanout: None }
+        Self { rcvbuf_bytes: 16 << 20, fanout: Fanout::Alone }
     }
 }
 
@@ -82,6 +94,7 @@ pub struct PacketRxStats {
 pub struct PacketRx {
     fd: OwnedFd,
     ifindex: u32,
+    group: Option<u16>,
     /// Frames for the next packets, by packet; `None` where one has to be replaced.
     frames: Box<[[Option<Frame>; FRAMES]; BATCH]>,
     headers: [[u8; VnetHdr::LEN]; BATCH],
@@ -111,13 +124,14 @@ impl PacketRx {
             sys::set_option(fd, libc::SOL_PACKET, option, &1i32).map_err(os(step))?;
         }
         sys::set_receive_buffer(fd, options.rcvbuf_bytes).map_err(os("size the receive buffer"))?;
-        let rx = Self {
+        let mut rx = Self {
             frames: Box::new([const { [const { None }; FRAMES] }; BATCH]),
             headers: [[0; VnetHdr::LEN]; BATCH],
             controls: [[0; CONTROL_WORDS]; BATCH],
             stats: PacketRxStats::default(),
             fd: socket,
             ifindex,
+            group: None,
         };
         rx.set_filter(&NOTHING)?;
         let address = libc::sockaddr_ll {
@@ -133,17 +147,29 @@ impl PacketRx {
             libc::ENODEV => PacketError::NoDevice { ifindex },
             _ => PacketError::Os { step: "bind a packet socket", source: e },
         })?;
-        if let Some(group) = options.fanout {
-            let hash = libc::PACKET_FANOUT_HASH;
-            sys::set_option(
-                rx.fd.as_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_FANOUT,
-                &(hash << 16 | u32::from(group)),
-            )
-            .map_err(os("join the group of sockets"))?;
-        }
+        rx.share(options.fanout).map_err(os("join a group of sockets"))?;
         Ok(rx)
+    }
+
+    fn share(&mut self, fanout: Fanout) -> io::Result<()> {
+        let (flags, group) = match fanout {
+            Fanout::Alone => return Ok(()),
+            Fanout::New => (libc::PACKET_FANOUT_FLAG_UNIQUEID, 0),
+            Fanout::Join(group) => (0, group),
+        };
+        let kind = (libc::PACKET_FANOUT_HASH | flags) << 16;
+        let (fd, level, name) = (self.fd.as_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT);
+        sys::set_option(fd, level, name, &(kind | u32::from(group)))?;
+        // SAFETY: every bit pattern of an integer is valid.
+        let got = unsafe { sys::get_option(fd, level, name, 0u32) }?;
+        self.group = Some(got as u16);
+        Ok(())
+    }
+
+    /// The group that it shares its device's packets with.
+    #[must_use]
+    pub fn group(&self) -> Option<u16> {
+        self.group
     }
 
     /// From now on it hears what this program lets through. The program returns how many bytes of a packet to keep:

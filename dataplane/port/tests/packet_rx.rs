@@ -5,8 +5,8 @@ mod support;
 use std::time::Instant;
 
 use culvert_port::{
-    Arena, Buf, FilterInstruction, FrameCache, PacketOptions, PacketRx, PacketRxOptions, PacketTx,
-    VnetHdr,
+    Arena, Buf, Fanout, FilterInstruction, FrameCache, PacketOptions, PacketRx, PacketRxOptions,
+    PacketTx, VnetHdr,
 };
 use support::far::RawSocket;
 use support::frames::{L4, TEST_ETHERTYPE, is_plain, plain, tcp_partial, udp_partial};
@@ -204,8 +204,9 @@ fn without_memory_packets_wait_and_what_is_too_much_is_counted() {
 #[test]
 fn sockets_of_a_group_share_flows() {
     let mut rig =
-        Rig::new(2048, PacketRxOptions { fanout: Some(77), ..PacketRxOptions::default() });
-    let options = PacketRxOptions { fanout: Some(77), ..PacketRxOptions::default() };
+        Rig::new(2048, PacketRxOptions { fanout: Fanout::New, ..PacketRxOptions::default() });
+    let group = rig.rx.group().unwrap();
+    let options = PacketRxOptions { fanout: Fanout::Join(group), ..PacketRxOptions::default() };
     let mut second = PacketRx::open(rig.near.ifindex("n0"), options).unwrap();
     rig.rx.set_filter(&ALL).unwrap();
     second.set_filter(&ALL).unwrap();

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use clap::Subcommand;
 use culvert_model::{
-    Edit, IfName, ModePreference, Mtu, Object, ObjectKey, Peer, Underlay, UnderlayTx, api,
+    Edit, IfName, ModePreference, Mtu, Object, ObjectKey, Peer, Underlay, UnderlayRx, UnderlayTx,
+    api,
 };
 use serde::Serialize;
 
@@ -51,6 +52,9 @@ struct UnderlayFields {
     /// How AF_XDP attaches: auto, zero-copy, native or generic.
     #[arg(long)]
     mode: Option<ModePreference>,
+    /// How frames are received: xdp, or packet, which keeps the device's receive coalescing.
+    #[arg(long)]
+    rx: Option<UnderlayRx>,
     /// How frames leave: auto, xdp or packet.
     #[arg(long)]
     tx: Option<UnderlayTx>,
@@ -112,6 +116,7 @@ impl UnderlayFields {
                 addresses: needed(self.addresses.clone(), "--address", "IP addresses")?.0,
                 mtu: None,
                 mode: ModePreference::default(),
+                rx: UnderlayRx::default(),
                 tx: UnderlayTx::default(),
                 peers: Vec::new(),
             },
@@ -120,6 +125,7 @@ impl UnderlayFields {
         underlay.addresses = self.addresses.map_or(underlay.addresses, |list| list.0);
         underlay.mtu = self.mtu.map_or(underlay.mtu, Setting::into_option);
         underlay.mode = self.mode.unwrap_or(underlay.mode);
+        underlay.rx = self.rx.unwrap_or(underlay.rx);
         underlay.tx = self.tx.unwrap_or(underlay.tx);
         if self.no_peers || !self.peers.is_empty() {
             underlay.peers = self.peers;

@@ -192,6 +192,7 @@ pub(crate) struct Underlay {
     pub(crate) addresses: Vec<String>,
     pub(crate) mtu: Option<u16>,
     pub(crate) mode: &'static str,
+    pub(crate) rx: &'static str,
     pub(crate) tx: &'static str,
     /// VTEPs that are spoken to in a format of their own.
     pub(crate) peers: Vec<Peer>,
@@ -204,6 +205,7 @@ impl From<&culvert_model::Underlay> for Underlay {
             addresses: underlay.addresses.iter().map(ToString::to_string).collect(),
             mtu: underlay.mtu.map(culvert_model::Mtu::get),
             mode: underlay.mode.name(),
+            rx: underlay.rx.name(),
             tx: underlay.tx.name(),
             peers: underlay.peers.iter().map(Peer::from).collect(),
         }
@@ -211,10 +213,18 @@ impl From<&culvert_model::Underlay> for Underlay {
 }
 
 impl Row for Underlay {
-    const HEADERS: &'static [&'static str] = &["interfaces", "addresses", "#mtu", "mode", "tx"];
+    const HEADERS: &'static [&'static str] =
+        &["interfaces", "addresses", "#mtu", "mode", "rx", "tx"];
     fn cells(&self) -> Vec<String> {
         let (interfaces, addresses) = (joined(&self.interfaces), joined(&self.addresses));
-        vec![interfaces, addresses, or_dash(self.mtu), self.mode.to_owned(), self.tx.to_owned()]
+        vec![
+            interfaces,
+            addresses,
+            or_dash(self.mtu),
+            self.mode.to_owned(),
+            self.rx.to_owned(),
+            self.tx.to_owned(),
+        ]
     }
 }
 

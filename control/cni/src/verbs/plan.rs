@@ -114,7 +114,7 @@ pub(super) fn mtu(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use culvert_model::{ModePreference, Object, UnderlayTx, api};
+    use culvert_model::{ModePreference, Object, UnderlayRx, UnderlayTx, api};
 
     fn vnet(gateways: &[&str]) -> Vnet {
         let mac = "02:00:00:00:00:fe".to_owned();
@@ -190,6 +190,7 @@ mod tests {
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
             mtu: mtu.map(|mtu| Mtu::new(mtu).unwrap()),
             mode: ModePreference::Auto,
+            rx: UnderlayRx::Xdp,
             tx: UnderlayTx::Auto,
             peers: Vec::new(),
         };

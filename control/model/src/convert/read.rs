@@ -13,7 +13,7 @@ use crate::port::{Attach, Port, PortState};
 use crate::rules::{
     EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope, VtepMatch,
 };
-use crate::underlay::{ModePreference, Peer, Underlay, UnderlayTx};
+use crate::underlay::{ModePreference, Peer, Underlay, UnderlayRx, UnderlayTx};
 use crate::validate::Draft;
 use crate::vnet::{Gateway, Miss, Vnet};
 
@@ -126,6 +126,12 @@ impl Read {
         let addresses = self.list(&place("addresses"), &message.addresses);
         let mtu = self.mtu(place("mtu"), message.mtu);
         let mode = self.mode(place("mode"), message.mode);
+        let rx = self.word(place("rx"), message.rx, |rx| {
+            Some(match rx {
+                api::UnderlayRx::Unspecified => UnderlayRx::Xdp,
+                api::UnderlayRx::Packet => UnderlayRx::Packet,
+            })
+        });
         let tx = self.word(place("tx"), message.tx, |tx| {
             Some(match tx {
                 api::UnderlayTx::Unspecified => UnderlayTx::Auto,
@@ -148,6 +154,7 @@ impl Read {
             addresses: addresses?,
             mtu: mtu?,
             mode: mode?,
+            rx: rx?,
             tx: tx?,
             peers: peers.into_iter().collect::<Option<_>>()?,
         })

@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::ids::Mtu;
 use crate::port::{Attach, Port, PortState};
 use crate::rules::{EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope};
-use crate::underlay::{ModePreference, Peer, Underlay, UnderlayTx};
+use crate::underlay::{ModePreference, Peer, Underlay, UnderlayRx, UnderlayTx};
 use crate::vnet::{Gateway, Miss, Vnet};
 
 impl From<&Host> for api::State {
@@ -41,6 +41,10 @@ fn bytes(mtu: Option<Mtu>) -> Option<u32> {
 
 impl From<&Underlay> for api::Underlay {
     fn from(underlay: &Underlay) -> api::Underlay {
+        let rx = match underlay.rx {
+            UnderlayRx::Xdp => api::UnderlayRx::Unspecified,
+            UnderlayRx::Packet => api::UnderlayRx::Packet,
+        };
         let tx = match underlay.tx {
             UnderlayTx::Auto => api::UnderlayTx::Unspecified,
             UnderlayTx::Xdp => api::UnderlayTx::Xdp,
@@ -51,6 +55,7 @@ impl From<&Underlay> for api::Underlay {
             addresses: underlay.addresses.iter().map(ToString::to_string).collect(),
             mtu: bytes(underlay.mtu),
             mode: api::Mode::from(underlay.mode).into(),
+            rx: rx.into(),
             tx: tx.into(),
             peers: underlay.peers.iter().map(Into::into).collect(),
         }

@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::limits::HOST_TOML_BYTES_MAX;
 use crate::port::PortState;
 use crate::rules::IngressAction;
-use crate::underlay::{ModePreference, UnderlayTx};
+use crate::underlay::{ModePreference, UnderlayRx, UnderlayTx};
 use crate::vnet::Miss;
 
 const VNI: &str = "a number, 1 to 16777215";
@@ -154,6 +154,11 @@ fn underlay_fields(mut fields: Fields<'_, '_, '_>) -> api::Underlay {
         addresses: fields.texts("addresses", "a list of IP addresses"),
         mtu: mtu(&mut fields),
         mode: mode(&mut fields),
+        rx: match fields.word("rx") {
+            UnderlayRx::Xdp => api::UnderlayRx::Unspecified,
+            UnderlayRx::Packet => api::UnderlayRx::Packet,
+        }
+        .into(),
         tx: match fields.word("tx") {
             UnderlayTx::Auto => api::UnderlayTx::Unspecified,
             UnderlayTx::Xdp => api::UnderlayTx::Xdp,

@@ -67,6 +67,7 @@ fn underlay(f: &mut impl Write, underlay: &Underlay) -> fmt::Result {
     list(f, "addresses", &underlay.addresses)?;
     option(f, "mtu", underlay.mtu)?;
     word(f, "mode", &underlay.mode)?;
+    word(f, "rx", &underlay.rx)?;
     word(f, "tx", &underlay.tx)?;
     if underlay.peers.is_empty() {
         return Ok(());

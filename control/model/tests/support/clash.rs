@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use culvert_model::{
     AclGroup, AclGroupId, Attach, Dhcp, Edit, EgressRoute, Format, Gateway, Host, IfName,
     IngressAction, IngressRule, IpNet, Keyed, MacAddr, Mapping, Miss, ModePreference, Mtu, Peer,
-    Port, PortId, PortState, RouteAction, RouteScope, Underlay, UnderlayTx, Vnet, VnetId, Vni,
-    VtepMatch,
+    Port, PortId, PortState, RouteAction, RouteScope, Underlay, UnderlayRx, UnderlayTx, Vnet,
+    VnetId, Vni, VtepMatch,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -76,6 +76,7 @@ fn underlay() -> impl Strategy<Value = Underlay> {
         addresses: addresses.into_iter().map(|ip| ip.parse().unwrap()).collect(),
         mtu: mtu.map(|mtu| Mtu::new(mtu).unwrap()),
         mode: ModePreference::Auto,
+        rx: UnderlayRx::Xdp,
         tx: UnderlayTx::Auto,
         peers: peers
             .into_iter()

@@ -6,8 +6,8 @@ use culvert_model::{
     AclAction, AclGroup, AclGroupId, AclRule, Attach, Dhcp, DhcpRoute, Direction, DomainName,
     EgressRoute, Format, Gateway, Host, HostParts, IfName, IngressAction, IngressRule, IpNet,
     MacAddr, Mapping, Meter, Miss, ModePreference, Mtu, Peer, Port, PortId, PortRange, PortRanges,
-    PortState, Protocol, RouteAction, RouteScope, TokenBucket, Underlay, UnderlayTx, Vnet, VnetId,
-    Vni, VtepMatch,
+    PortState, Protocol, RouteAction, RouteScope, TokenBucket, Underlay, UnderlayRx, UnderlayTx,
+    Vnet, VnetId, Vni, VtepMatch,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -44,14 +44,16 @@ fn vnet_id(n: u32) -> VnetId {
 fn underlay() -> impl Strategy<Value = Underlay> {
     // A quote and a backslash are legal in the names of devices.
     let names = proptest::sample::subsequence(vec!["eth0", "e\"1", "e\\2", "enp1s0f0np0"], 1..=4);
-    (names, any::<bool>(), mtu(), mode(), select(UnderlayTx::ALL)).prop_map(
-        |(names, v4_first, mtu, mode, tx)| {
+    let all = UnderlayRx::ALL.iter().flat_map(|rx| UnderlayTx::ALL.iter().map(|tx| (*rx, *tx)));
+    let ways: Vec<_> = all.filter(|way| *way != (UnderlayRx::Packet, UnderlayTx::Xdp)).collect();
+    (names, any::<bool>(), mtu(), mode(), select(ways)).prop_map(
+        |(names, v4_first, mtu, mode, (rx, tx))| {
             let mut addresses = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
             if !v4_first {
                 addresses.reverse();
             }
             let interfaces = names.into_iter().map(|name| IfName::new(name).unwrap()).collect();
-            Underlay { interfaces, addresses, mtu, mode, tx, peers: Vec::new() }
+            Underlay { interfaces, addresses, mtu, mode, rx, tx, peers: Vec::new() }
         },
     )
 }

@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use culvert_ebpf::{AttachError, ProgramKind, Programs, TableError, XdpMode};
-use culvert_model::{Attach, ModePreference, UnderlayTx};
+use culvert_ebpf::{AttachError, Hook, ProgramKind, Programs, TableError, XdpMode};
+use culvert_model::{Attach, ModePreference, UnderlayRx, UnderlayTx};
 use culvert_port::device::{Device as NetDevice, DeviceError, Features};
 use culvert_port::{
-    Arena, BindMode, FrameCache, PacketError, PacketOptions, PacketTx, Tap, TapError, TapOptions,
-    TapWatch, Xsk, XskConfig, XskError,
+    Arena, BindMode, Fanout, FrameCache, PacketError, PacketOptions, PacketRx, PacketRxOptions,
+    PacketTx, Tap, TapError, TapOptions, TapWatch, Xsk, XskConfig, XskError,
 };
 
 use super::slots::Slots;
@@ -16,7 +16,7 @@ use crate::limits::{SLOTS_PER_LINK, SLOTS_PER_PORT};
 use crate::worker::device::{AttachmentId, Device, Facts, Io, Role};
 use crate::worker::offload::Offload;
 
-/// How a device's AF_XDP sockets run.
+/// How a device's frames come to us.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// The device writes into the arena.
@@ -25,7 +25,9 @@ pub enum Mode {
     Native,
     /// The kernel's stack runs the program and copies.
     Generic,
-    /// No XDP at all: a TAP.
+    /// Packet sockets hear them behind the device's and the kernel's receive coalescing.
+    Packet,
+    /// By the descriptor of a TAP.
     Tap,
 }
 
@@ -36,21 +38,29 @@ impl Mode {
             Mode::ZeroCopy => "zero-copy",
             Mode::Native => "native",
             Mode::Generic => "generic",
+            Mode::Packet => "packet",
             Mode::Tap => "tap",
         }
     }
 
-    /// Where the XDP program runs.
-    pub(super) const fn xdp(self) -> XdpMode {
+    /// Where in the kernel they are taken; not used for a TAP.
+    pub(super) const fn hook(self) -> Hook {
         match self {
-            Mode::Generic | Mode::Tap => XdpMode::Generic,
-            Mode::Native | Mode::ZeroCopy => XdpMode::Native,
+            Mode::Generic | Mode::Tap => Hook::Xdp(XdpMode::Generic),
+            Mode::Native | Mode::ZeroCopy => Hook::Xdp(XdpMode::Native),
+            Mode::Packet => Hook::Packet,
         }
+    }
+
+    /// Whether frames leave by packet sockets alone, as there are no rings.
+    const fn has_rings(self) -> bool {
+        matches!(self, Mode::ZeroCopy | Mode::Native | Mode::Generic)
     }
 
     /// Whether sockets of this mode and of another are bound alike, so that they can stay.
     pub(super) fn binds_like(self, other: Mode) -> bool {
-        (self == Mode::ZeroCopy) == (other == Mode::ZeroCopy)
+        let copies = |mode| matches!(mode, Mode::Native | Mode::Generic);
+        self == other || copies(self) && copies(other)
     }
 }
 
@@ -163,7 +173,9 @@ pub struct Wanted {
     pub attach: Attach,
     /// The mode asked for.
     pub mode: ModePreference,
-    /// How the underlay transmits; not used for tenants.
+    /// How the underlay receives; not used for tenants.
+    pub rx: UnderlayRx,
+    /// How it transmits; not used for tenants.
     pub tx: UnderlayTx,
 }
 
@@ -177,8 +189,11 @@ fn is_virtual(driver: &str) -> bool {
 ///
 /// A native program on a virtual device turns the far end's segmentation offloads off, which costs
 /// more than it gains: there generic comes first.
-pub(super) fn modes(preference: ModePreference, driver: &str) -> &'static [Mode] {
-    match preference {
+pub(super) fn modes(wanted: &Wanted, driver: &str) -> &'static [Mode] {
+    if is_underlay(wanted.role) && wanted.rx == UnderlayRx::Packet {
+        return &[Mode::Packet];
+    }
+    match wanted.mode {
         ModePreference::ZeroCopy => &[Mode::ZeroCopy],
         ModePreference::Native => &[Mode::Native],
         ModePreference::Generic => &[Mode::Generic],
@@ -287,7 +302,7 @@ impl Opener {
             busy_wait,
         };
         let mut refusals = Vec::new();
-        for mode in modes(wanted.mode, &driver) {
+        for mode in modes(wanted, &driver) {
             sockets.facts = facts_in(*mode);
             match self.open_in(&sockets, *mode) {
                 Ok(devices) => {
@@ -306,7 +321,7 @@ impl Opener {
     /// before stays closed.
     fn open_in(&mut self, sockets: &Sockets, mode: Mode) -> Result<Vec<Device>, TryError> {
         let (ifindex, slots) = (sockets.ifindex, sockets.slots.clone());
-        self.programs.attach(kind(sockets.role), ifindex, mode.xdp(), slots)?;
+        self.programs.attach(kind(sockets.role), ifindex, mode.hook(), slots)?;
         self.open_sockets(sockets, mode).inspect_err(|_| self.abandon(ifindex))
     }
 
@@ -317,8 +332,13 @@ impl Opener {
         mode: Mode,
     ) -> Result<Vec<Device>, TryError> {
         let mut devices = Vec::new();
+        let mut group = None;
         for (queue, slot) in sockets.slots.clone().enumerate() {
-            match self.open_queue(sockets, queue as u32, slot, mode) {
+            let opened = match mode {
+                Mode::Packet => self.open_packet(sockets, &mut group),
+                _ => self.open_queue(sockets, queue as u32, slot, mode),
+            };
+            match opened {
                 Ok(device) => devices.push(device),
                 Err(error) => {
                     self.close_sockets(devices);
@@ -342,11 +362,26 @@ impl Opener {
         let xsk = Xsk::open(self.arena, &config)?;
         let packet = PacketTx::open(sockets.ifindex, PacketOptions::default())?;
         self.programs.set_socket(slot, xsk.fd())?;
-        let io = Io::Xdp { xsk: Box::new(xsk), packet: Box::new(packet) };
-        let mut device = Device::new(sockets.role, io, sockets.facts.mtu);
-        device.attachment = sockets.id;
-        device.update(sockets.facts);
-        Ok(device)
+        Ok(sockets.device(Io::Xdp { xsk: Box::new(xsk), packet: Box::new(packet) }))
+    }
+
+    /// Opens one of the packet sockets that share a device, of which the first makes their group.
+    fn open_packet(
+        &mut self,
+        sockets: &Sockets,
+        group: &mut Option<u16>,
+    ) -> Result<Device, TryError> {
+        let fanout = match *group {
+            Some(group) => Fanout::Join(group),
+            None if sockets.slots.len() > 1 => Fanout::New,
+            None => Fanout::Alone,
+        };
+        let options = PacketRxOptions { fanout, ..PacketRxOptions::default() };
+        let rx = PacketRx::open(sockets.ifindex, options)?;
+        *group = rx.group();
+        let tx = PacketTx::open(sockets.ifindex, PacketOptions::default())?;
+        self.programs.hear(rx.fd())?;
+        Ok(sockets.device(Io::Packet { rx: Box::new(rx), tx: Box::new(tx) }))
     }
 
     /// Closes sockets; the kernel takes them out of their slots.
@@ -400,6 +435,15 @@ pub(super) struct Sockets {
     pub(super) busy_wait: Duration,
 }
 
+impl Sockets {
+    fn device(&self, io: Io) -> Device {
+        let mut device = Device::new(self.role, io, self.facts.mtu);
+        device.attachment = self.id;
+        device.update(self.facts);
+        device
+    }
+}
+
 /// The receive queues of a device, as far as a role allows so many.
 pub(super) fn queues(net: &NetDevice, role: Role, name: &str) -> Result<u32, OpenError> {
     let queues = net.queues()?.rx.max(1);
@@ -424,7 +468,8 @@ pub(super) fn facts(
     Facts {
         mtu,
         sends_trains: sends_trains(wanted, mode, features),
-        packet_only: is_underlay(wanted.role) && wanted.tx == UnderlayTx::Packet,
+        packet_only: is_underlay(wanted.role)
+            && (wanted.tx == UnderlayTx::Packet || !mode.has_rings()),
         unmarked: unmarked(driver, mode),
     }
 }
@@ -476,6 +521,7 @@ mod tests {
             role: Role::Underlay(0),
             attach: Attach::Xdp { ifname: "eth0".parse().unwrap() },
             mode: ModePreference::Auto,
+            rx: UnderlayRx::Xdp,
             tx: UnderlayTx::Auto,
         };
         let features = Features::default();
@@ -492,9 +538,11 @@ mod tests {
             role: Role::Underlay(0),
             attach: Attach::Xdp { ifname: "eth0".parse().unwrap() },
             mode: ModePreference::Auto,
+            rx: UnderlayRx::Xdp,
             tx,
         };
         for (tx, mode, trains) in [
+            (UnderlayTx::Auto, Mode::Packet, true),
             (UnderlayTx::Auto, Mode::Generic, true),
             (UnderlayTx::Auto, Mode::Native, true),
             (UnderlayTx::Auto, Mode::ZeroCopy, false),
@@ -511,7 +559,8 @@ mod tests {
     fn sockets_stay_where_only_the_program_moves() {
         assert!(Mode::Generic.binds_like(Mode::Native));
         assert!(!Mode::Native.binds_like(Mode::ZeroCopy));
-        assert_ne!(Mode::Generic.xdp(), Mode::Native.xdp());
-        assert_eq!(Mode::ZeroCopy.xdp(), Mode::Native.xdp());
+        assert!(!Mode::Generic.binds_like(Mode::Packet) && Mode::Packet.binds_like(Mode::Packet));
+        assert_ne!(Mode::Generic.hook(), Mode::Native.hook());
+        assert_eq!(Mode::ZeroCopy.hook(), Mode::Native.hook());
     }
 }

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use culvert_ebpf::{AttachError, Carrier};
 use culvert_model::edit::Changes;
-use culvert_model::{Attach, Edit, Host, IfName, Place, PortId, Section, UnderlayTx, Vnet, api};
+use culvert_model::{
+    Attach, Edit, Host, IfName, Place, PortId, Section, UnderlayRx, UnderlayTx, Vnet, api,
+};
 use culvert_port::IDLE_FRAMES_MIN;
 use culvert_port::device::Device as NetDevice;
 use culvert_wire::format::{Formats, Outer, VXLAN};
@@ -532,6 +534,7 @@ fn wanted_of(host: &Host, known: &Known, name: &IfName) -> Option<(Wanted, Place
             role: Role::Underlay(known.links.get(name)? as u16),
             attach: Attach::Xdp { ifname: name.clone() },
             mode: underlay.mode,
+            rx: underlay.rx,
             tx: underlay.tx,
         };
         return Some((wanted, Place::section(Section::Underlay, "interfaces").at(i)));
@@ -541,6 +544,7 @@ fn wanted_of(host: &Host, known: &Known, name: &IfName) -> Option<(Wanted, Place
         role: Role::Tenant(known.ports.get(&port.id)? as u16),
         attach: port.attach.clone(),
         mode: port.mode,
+        rx: UnderlayRx::Xdp,
         tx: UnderlayTx::Auto,
     };
     Some((wanted, Place::section(Section::Port, "attach").named(port.id.as_str())))

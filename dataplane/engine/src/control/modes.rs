@@ -26,11 +26,12 @@ impl Controller {
     pub(super) fn modes_to_try(&self, name: &IfName, wanted: &Wanted) -> Option<Vec<Mode>> {
         let attached = self.attached.get(name)?;
         let open = attached.open()?;
-        if open.is_tap() || attached.wanted.mode == wanted.mode {
+        let way = |wanted: &Wanted| (wanted.mode, wanted.rx);
+        if open.is_tap() || way(&attached.wanted) == way(wanted) {
             return None;
         }
         let driver = NetDevice::by_name(name.as_str()).and_then(|net| net.driver());
-        Some(attach::modes(wanted.mode, &driver.unwrap_or_default()).to_vec())
+        Some(attach::modes(wanted, &driver.unwrap_or_default()).to_vec())
     }
 
     /// Moves an open device to the first of `modes` that it takes. Its sockets stay where the new
@@ -84,7 +85,7 @@ impl Controller {
         let Some(open) = attached.open() else { return Ok(()) };
         let (ifindex, from) = (open.ifindex, open.mode);
         if mode.binds_like(from) {
-            let moved = self.opener.programs.set_mode(ifindex, mode.xdp());
+            let moved = self.opener.programs.set_hook(ifindex, mode.hook());
             match &moved {
                 Ok(()) => {
                     if let Some(facts) = self.facts_in(name, mode) {
@@ -137,7 +138,7 @@ impl Controller {
     }
 
     fn rebind(&mut self, sockets: &Sockets, mode: Mode) -> Result<Vec<Device>, TryError> {
-        self.opener.programs.set_mode(sockets.ifindex, mode.xdp())?;
+        self.opener.programs.set_hook(sockets.ifindex, mode.hook())?;
         self.opener.open_sockets(sockets, mode)
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use culvert_model::{Host, api};
 use culvert_port::device::OperState;
 use culvert_port::xsk::{KernelSupport, Missing};
-use culvert_port::{Arena, LinkCounters, Links, TapStats, XskStats};
+use culvert_port::{Arena, LinkCounters, Links, PacketRxStats, TapStats, XskStats};
 use tokio::sync::oneshot;
 
 use super::Controller;
@@ -260,6 +260,7 @@ fn kernel_counter(device: &str, name: &str, value: u64) -> api::KernelCounter {
 fn add_queue(sum: &mut Option<Vec<(&'static str, u64)>>, stats: &DeviceStats) {
     let named = match stats {
         DeviceStats::Xdp(stats) => of_xsk(stats),
+        DeviceStats::Packet(stats) => of_packet_rx(stats),
         DeviceStats::Tap(stats) => of_tap(stats),
     };
     match sum {
@@ -289,6 +290,17 @@ fn of_xsk(stats: &XskStats) -> Vec<(&'static str, u64)> {
         ("kernel_fill_empty", stats.kernel_fill_empty),
         ("kernel_fill_invalid", stats.kernel_rx_invalid),
         ("kernel_tx_invalid", stats.kernel_tx_invalid),
+    ]
+}
+
+fn of_packet_rx(stats: &PacketRxStats) -> Vec<(&'static str, u64)> {
+    vec![
+        ("rx_packets", stats.rx_packets),
+        ("rx_bad", stats.rx_bad),
+        ("rx_starved", stats.rx_starved),
+        ("rx_down", stats.rx_down),
+        ("rx_failed", stats.rx_failed),
+        ("kernel_rx_overrun", stats.rx_overrun),
     ]
 }
 

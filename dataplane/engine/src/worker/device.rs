@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 use culvert_ebpf::FrameMeta;
 use culvert_port::gather::MESSAGES_MAX;
 use culvert_port::{
-    Arena, Buf, CsumRequest, FlushOutcome, FrameCache, Health, HoldId, Kick, Message, PacketTx,
-    Sink, Tap, TapStats, VnetHdr, Xsk, XskStats,
+    Arena, Buf, CsumRequest, FlushOutcome, FrameCache, Health, HoldId, Kick, Message, PacketRx,
+    PacketRxStats, PacketTx, Sink, Tap, TapStats, VnetHdr, Xsk, XskStats,
 };
 
 use super::offload::Offload;
@@ -59,6 +59,13 @@ pub enum Io {
         /// For superframes.
         packet: Box<PacketTx>,
     },
+    /// Packet sockets alone.
+    Packet {
+        /// Receives.
+        rx: Box<PacketRx>,
+        /// Sends.
+        tx: Box<PacketTx>,
+    },
     /// A TAP of ours.
     Tap(Box<Tap>),
     /// Nothing: what is sent is forgotten.
@@ -99,6 +106,8 @@ pub struct Device {
 pub enum DeviceStats {
     /// Of the AF_XDP socket, the kernel's included.
     Xdp(XskStats),
+    /// Of the receiving packet socket.
+    Packet(PacketRxStats),
     /// Of the TAP.
     Tap(TapStats),
 }
@@ -173,6 +182,7 @@ impl Device {
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.io {
             Io::Xdp { xsk, .. } => Some(xsk.fd()),
+            Io::Packet { rx, .. } => Some(rx.fd()),
             Io::Tap(tap) => Some(tap.fd()),
             Io::Sink { .. } => None,
         }
@@ -197,15 +207,18 @@ impl Device {
                     (buf, meta.map_or(self.unmarked, |meta| Offload::from_meta(&meta)))
                 }));
             }
+            Io::Packet { rx, .. } => {
+                rx.receive(cache, max, received_taps);
+            }
             Io::Tap(tap) => {
                 tap.receive(cache, max, received_taps);
-                out.extend(received_taps.drain(..).map(|(buf, header)| {
-                    let off = Offload::from_vnet(&header);
-                    (buf, off)
-                }));
             }
             Io::Sink { .. } => {}
         }
+        out.extend(received_taps.drain(..).map(|(buf, header)| {
+            let off = Offload::from_vnet(&header);
+            (buf, off)
+        }));
     }
 
     /// Whether a single frame may leave with a partial checksum, which the device or the receiver
@@ -213,7 +226,7 @@ impl Device {
     pub fn takes_partial(&self) -> bool {
         match &self.io {
             Io::Xdp { xsk, .. } => self.packet_only || self.packet_pending || xsk.bound().tx_meta,
-            Io::Tap(_) | Io::Sink { .. } => true,
+            Io::Packet { .. } | Io::Tap(_) | Io::Sink { .. } => true,
         }
     }
 
@@ -262,7 +275,7 @@ impl Device {
     fn goes_gathered(&self) -> bool {
         match self.io {
             Io::Xdp { .. } => self.packet_pending || self.packet_only,
-            Io::Tap(_) => true,
+            Io::Packet { .. } | Io::Tap(_) => true,
             Io::Sink { .. } => false,
         }
     }
@@ -285,6 +298,7 @@ impl Device {
         self.packet_pending = true;
         let sent = match &mut self.io {
             Io::Xdp { packet, .. } => packet.send(header, buf),
+            Io::Packet { tx, .. } => tx.send(header, buf),
             Io::Tap(tap) => tap.send(header, buf),
             Io::Sink { .. } => Err(buf),
         };
@@ -303,6 +317,7 @@ impl Device {
         let room = self.messages + messages <= MESSAGES_MAX
             && match &self.io {
                 Io::Xdp { packet, .. } => packet.has_room(pieces, header_bytes),
+                Io::Packet { tx, .. } => tx.has_room(pieces, header_bytes),
                 Io::Tap(tap) => tap.has_room(pieces, header_bytes),
                 Io::Sink { sink, .. } => sink.has_room(pieces, header_bytes),
             };
@@ -316,6 +331,7 @@ impl Device {
         self.packet_pending = true;
         match &mut self.io {
             Io::Xdp { packet, .. } => packet.hold(buf),
+            Io::Packet { tx, .. } => tx.hold(buf),
             Io::Tap(tap) => tap.hold(buf),
             Io::Sink { sink, .. } => sink.hold(buf),
         }
@@ -325,6 +341,7 @@ impl Device {
     pub fn held(&self, id: HoldId) -> Option<&Buf> {
         match &self.io {
             Io::Xdp { packet, .. } => packet.held(id),
+            Io::Packet { tx, .. } => tx.held(id),
             Io::Tap(tap) => tap.held(id),
             Io::Sink { sink, .. } => sink.held(id),
         }
@@ -336,6 +353,7 @@ impl Device {
         self.messages += 1;
         match &mut self.io {
             Io::Xdp { packet, .. } => packet.message(header),
+            Io::Packet { tx, .. } => tx.message(header),
             Io::Tap(tap) => tap.message(header),
             Io::Sink { sink, .. } => sink.message(header),
         }
@@ -363,6 +381,11 @@ impl Device {
                 self.ring_packets = 0;
                 if std::mem::take(&mut self.packet_pending) {
                     losses.count(&packet.flush(cache));
+                }
+            }
+            Io::Packet { tx, .. } => {
+                if std::mem::take(&mut self.packet_pending) {
+                    losses.count(&tx.flush(cache));
                 }
             }
             Io::Tap(tap) => {
@@ -395,6 +418,7 @@ impl Device {
     pub fn outstanding(&self) -> usize {
         match &self.io {
             Io::Xdp { xsk, packet } => xsk.outstanding() + packet.outstanding(),
+            Io::Packet { rx, tx } => rx.outstanding() + tx.outstanding(),
             Io::Tap(tap) => tap.outstanding(),
             Io::Sink { sink, .. } => sink.outstanding(),
         }
@@ -404,14 +428,15 @@ impl Device {
     pub fn health(&self) -> Health {
         match &self.io {
             Io::Xdp { xsk, .. } => xsk.health(),
-            Io::Tap(_) | Io::Sink { .. } => Health::Up,
+            Io::Packet { .. } | Io::Tap(_) | Io::Sink { .. } => Health::Up,
         }
     }
 
     /// What the kernel object behind it has counted.
-    pub fn stats(&self) -> DeviceStats {
-        match &self.io {
+    pub fn stats(&mut self) -> DeviceStats {
+        match &mut self.io {
             Io::Xdp { xsk, .. } => DeviceStats::Xdp(xsk.stats()),
+            Io::Packet { rx, .. } => DeviceStats::Packet(rx.stats()),
             Io::Tap(tap) => DeviceStats::Tap(tap.stats()),
             Io::Sink { .. } => DeviceStats::Tap(TapStats::default()),
         }
@@ -423,6 +448,10 @@ impl Device {
             Io::Xdp { xsk, mut packet } => {
                 xsk.close(cache);
                 let _ = packet.flush(cache);
+            }
+            Io::Packet { rx, mut tx } => {
+                rx.close(cache);
+                let _ = tx.flush(cache);
             }
             Io::Tap(tap) => tap.close(cache),
             Io::Sink { mut sink, .. } => sink.flush(cache),

@@ -389,8 +389,8 @@ impl Worker {
                     let _ = reply.send(self.take_flows(&watch));
                 }
                 Command::Stats(reply) => {
-                    let stats = |device: &Device| (device.attachment, device.stats());
-                    let _ = reply.send(self.devices.iter().flatten().map(stats).collect());
+                    let stats = |device: &mut Device| (device.attachment, device.stats());
+                    let _ = reply.send(self.devices.iter_mut().flatten().map(stats).collect());
                 }
                 Command::Stop => return true,
             }

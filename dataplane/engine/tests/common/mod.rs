@@ -18,7 +18,7 @@ use culvert_model::edit::Changes;
 use culvert_model::{
     Attach, Edit, EgressRoute, Gateway, Host, HostParts, IfName, IngressAction, IngressRule,
     MacAddr, Mapping, Miss, ModePreference, Mtu, Port, PortId, PortState, RouteAction, RouteScope,
-    Underlay, UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
+    Underlay, UnderlayRx, UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
 };
 
 use self::frames::Frame;
@@ -45,6 +45,7 @@ pub(crate) fn parts() -> HostParts {
             addresses: OURS.map(ip).to_vec(),
             mtu: None,
             mode: ModePreference::Auto,
+            rx: UnderlayRx::Xdp,
             tx: UnderlayTx::Auto,
             peers: Vec::new(),
         },
