@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use culvert_tests::tools::{ping, tcp_transfer};
+use culvert_tests::tools::{ping, ping_df, tcp_transfer};
 use culvert_tests::topology::{Topology, WIRE};
 use culvert_tests::{Combo, Family, Netns, Offloads, Peer, TopologySpec, checks, wait_until};
 
@@ -38,6 +38,23 @@ fn unwanted_datagrams(ns: &Netns) -> u64 {
     values.split_whitespace().nth(at).unwrap().parse().unwrap()
 }
 
+/// Lets the wire take the longest of outer headers around a tenant's packet, and waits until the dataplanes know.
+fn make_room(topology: &Topology) {
+    let mtu = topology.spec.combo.tenant_mtu;
+    for host in &topology.hosts {
+        host.ns.run(&format!("ip link set {WIRE} mtu {}", mtu + 100));
+    }
+    topology.wait_connected(0, 1);
+    for (from, to) in [(0, 1), (1, 0)] {
+        let noticed = wait_until(Duration::from_secs(10), || {
+            let tenant = &topology.tenants[from].ns;
+            tenant.run("ip route flush cache");
+            ping_df(tenant, topology.address(to), 1, mtu - 28).all_answered()
+        });
+        assert!(noticed, "packets of the tenants' MTU do not pass");
+    }
+}
+
 #[test]
 fn packet_sockets_carry_all_that_rings_do() {
     for (format, underlay, wire, queues) in [
@@ -55,7 +72,7 @@ fn packet_sockets_carry_all_that_rings_do() {
         };
         spec.wire_queues = queues;
         let topology = spec.build();
-        topology.wait_connected(0, 1);
+        make_room(&topology);
         assert_eq!(mode(&topology, 0), "packet", "{format}");
         checks::exercise(&topology, 0, 1);
         for host in &topology.hosts {
