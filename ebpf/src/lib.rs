@@ -26,4 +26,4 @@ pub use counter::Counter;
 pub use meta::{FrameMeta, Gso, GsoKind, skb_gso};
 pub use object::LoadError;
 pub use programs::{LoadOptions, ProgramKind, Programs};
-pub use tables::{Carrier, TableError};
+pub use tables::{Carried, Carrier, HeaderTest, TableError};

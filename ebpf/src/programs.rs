@@ -21,7 +21,7 @@ use crate::{
     guard::Guard,
     object::{self, LoadError},
     privilege::chain,
-    tables::{self, Carrier, TableError},
+    tables::{self, Carried, TableError},
 };
 
 const TENANT: &str = "tenant";
@@ -183,12 +183,13 @@ impl Programs {
         tables::set_vteps(&mut self.object, addresses)
     }
 
-    /// Makes `carriers` what tunnel packets to our addresses are carried by.
+    /// Makes `formats` those whose packets to our addresses are taken. A packet that none of them identifies is left to
+    /// the host.
     ///
     /// # Errors
-    /// [`TableError::Kernel`] above 64 of them.
-    pub fn set_carriers(&mut self, carriers: &[Carrier]) -> Result<(), TableError> {
-        tables::set_carriers(&mut self.object, carriers)
+    /// [`TableError::Kernel`] above 64 carriers.
+    pub fn set_carriers(&mut self, formats: &[Carried]) -> Result<(), TableError> {
+        tables::set_carriers(&mut self.object, formats)
     }
 
     /// All counters, summed over the CPUs; each only ever grows while this value lives.

@@ -65,13 +65,13 @@ fn hash<'a, K: Pod, V: Pod>(
     HashMap::try_from(map).map_err(kernel(table))
 }
 
-/// Makes the keys of `table` exactly `wanted`; new keys come before old ones go.
-fn replace_keys<K: Pod + Ord>(
+/// Makes the entries of `table` exactly `wanted`; new keys come before old ones go.
+fn replace<K: Pod + Ord, V: Pod>(
     object: &mut Ebpf,
     table: &'static str,
-    wanted: &BTreeMap<K, u32>,
+    wanted: &BTreeMap<K, V>,
 ) -> Result<(), TableError> {
-    let mut map = hash::<K, u32>(object, table)?;
+    let mut map = hash::<K, V>(object, table)?;
     let present: BTreeSet<K> = map.keys().collect::<Result<_, _>>().map_err(kernel(table))?;
     for (key, value) in wanted {
         map.insert(key, value, 0).map_err(kernel(table))?;
@@ -91,11 +91,11 @@ pub(crate) fn set_vteps(object: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), T
             IpAddr::V6(address) => drop(v6.insert(address.octets(), 0)),
         }
     }
-    replace_keys(object, "vtep4", &v4)?;
-    replace_keys(object, "vtep6", &v6)
+    replace(object, "vtep4", &v4)?;
+    replace(object, "vtep6", &v6)
 }
 
-/// What carries tunnel packets of a format.
+/// What carries tunnel packets.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Carrier {
     /// UDP to this port.
@@ -119,9 +119,80 @@ impl Carrier {
     }
 }
 
-pub(crate) fn set_carriers(object: &mut Ebpf, carriers: &[Carrier]) -> Result<(), TableError> {
-    let wanted = carriers.iter().map(|carrier| (carrier.key(), 0)).collect();
-    replace_keys::<[u8; 4]>(object, "carriers", &wanted)
+/// Bits of a byte that have a value in each packet of a format.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct HeaderTest {
+    /// The byte, from the start of the tunnel header.
+    pub offset: u8,
+    /// The bits of that byte that are looked at.
+    pub mask: u8,
+    /// Their value; 0 elsewhere.
+    pub value: u8,
+}
+
+/// A format: what carries it, and how its packets are told from others there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// What carries it.
+    pub carrier: Carrier,
+    /// All of these hold. None at all: whatever comes is of the format.
+    pub tests: Vec<HeaderTest>,
+}
+
+impl From<Carrier> for Carried {
+    /// Whatever the carrier brings.
+    fn from(carrier: Carrier) -> Carried {
+        Carried { carrier, tests: Vec::new() }
+    }
+}
+
+/// `MAX_FORMATS` and `HEAD` of the program.
+const FORMATS_MAX: usize = 4;
+const HEAD_LEN: usize = 16;
+
+/// `struct signature` of the program: masks, and the values under them.
+type Signature = [[u8; HEAD_LEN]; 2];
+
+/// `struct signatures` of the program: how many, and these.
+type Signatures = [u64; 1 + FORMATS_MAX * 2 * HEAD_LEN / 8];
+
+/// What tells a format; none where that is behind what the program looks at, or nothing at all.
+fn signature(format: &Carried) -> Option<Signature> {
+    let mut signature = [[0; HEAD_LEN]; 2];
+    let [masks, values] = &mut signature;
+    for test in &format.tests {
+        *masks.get_mut(usize::from(test.offset))? |= test.mask;
+        *values.get_mut(usize::from(test.offset))? |= test.value & test.mask;
+    }
+    (!format.tests.is_empty()).then_some(signature)
+}
+
+/// What tells the formats of one carrier. Where the program cannot look at so much, or one of them is all that comes,
+/// everything is taken, and whoever reads the packets tells what is of none.
+fn signatures(formats: &[&Carried]) -> Signatures {
+    let mut words = [0; _];
+    let told: Option<Vec<_>> = formats.iter().map(|format| signature(format)).collect();
+    let Some(told) = told.filter(|told| told.len() <= FORMATS_MAX) else { return words };
+    let [count, places @ ..] = &mut words;
+    *count = told.len() as u64;
+    let (bytes, _) = told.as_flattened().as_flattened().as_chunks::<8>();
+    for (place, bytes) in places.iter_mut().zip(bytes) {
+        *place = u64::from_ne_bytes(*bytes);
+    }
+    words
+}
+
+pub(crate) fn set_carriers(object: &mut Ebpf, formats: &[Carried]) -> Result<(), TableError> {
+    let mut by_carrier: BTreeMap<Carrier, Vec<&Carried>> = BTreeMap::new();
+    for format in formats {
+        let there = by_carrier.entry(format.carrier).or_default();
+        if !there.contains(&format) {
+            there.push(format);
+        }
+    }
+    let wanted: BTreeMap<[u8; 4], Signatures> =
+        by_carrier.iter().map(|(carrier, formats)| (carrier.key(), signatures(formats))).collect();
+    replace(object, "carriers", &wanted)
 }
 
 /// Gives a device its slots: `first`, and how many.

@@ -19,7 +19,7 @@ fn with_programs(test: impl FnOnce(&mut Programs) + Send) {
     Netns::new().run(|| {
         let mut programs = load();
         programs.set_vteps(&[VTEP4.into(), VTEP6.into()]).unwrap();
-        programs.set_carriers(&[Carrier::Udp(VXLAN)]).unwrap();
+        programs.set_carriers(&[Carrier::Udp(VXLAN).into()]).unwrap();
         test(&mut programs);
     });
 }

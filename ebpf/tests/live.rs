@@ -107,7 +107,7 @@ fn a_host_stays_reachable_on_its_underlay_interface() {
         programs
             .set_vteps(&["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()])
             .unwrap();
-        programs.set_carriers(&[Carrier::Udp(4789)]).unwrap();
+        programs.set_carriers(&[Carrier::Udp(4789).into()]).unwrap();
         near.run(|| programs.attach(ProgramKind::Underlay, ifindex, mode, 0..1).unwrap());
         assert_eq!(shown_mode(&near, "n0"), Some(mode));
         far.command(PING4);
@@ -284,7 +284,7 @@ fn a_change_of_mode_or_kind_leaks_nothing() {
     let pins = Pins::new("change");
     let mut programs = pins.load();
     programs.set_vteps(&["192.0.2.1".parse().unwrap()]).unwrap();
-    programs.set_carriers(&[Carrier::Udp(4000)]).unwrap();
+    programs.set_carriers(&[Carrier::Udp(4000).into()]).unwrap();
     near.run(|| {
         programs.attach(ProgramKind::Tenant, ifindex, XdpMode::Generic, 0..1).unwrap();
     });
@@ -328,7 +328,7 @@ fn packet_sockets_and_xdp_take_turns_and_leak_nothing() {
     let pins = Pins::new("turns");
     let mut programs = pins.load();
     programs.set_vteps(&["192.0.2.1".parse().unwrap()]).unwrap();
-    programs.set_carriers(&[Carrier::Udp(4000)]).unwrap();
+    programs.set_carriers(&[Carrier::Udp(4000).into()]).unwrap();
     near.run(|| {
         programs.attach(ProgramKind::Underlay, ifindex, Hook::Packet, 0..1).unwrap();
         let error =
@@ -351,7 +351,7 @@ fn packet_sockets_and_xdp_take_turns_and_leak_nothing() {
                 programs = pins.load();
                 assert_eq!(programs.pinned_links(), [ifindex]);
                 programs.set_vteps(&["192.0.2.1".parse().unwrap()]).unwrap();
-                programs.set_carriers(&[Carrier::Udp(4000)]).unwrap();
+                programs.set_carriers(&[Carrier::Udp(4000).into()]).unwrap();
                 programs.attach(ProgramKind::Underlay, ifindex, hook, 0..1).unwrap();
                 assert_eq!(shown_mode(&near, "n0").is_some(), hook != Hook::Packet);
             }

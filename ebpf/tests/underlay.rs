@@ -2,7 +2,9 @@
 
 mod support;
 
-use culvert_ebpf::{Carrier, Counter, FrameMeta, ProgramKind, Programs, XdpMode};
+use culvert_ebpf::{
+    Carried, Carrier, Counter, FrameMeta, HeaderTest, ProgramKind, Programs, XdpMode,
+};
 use support::{
     XDP_DROP, XDP_PASS,
     frames::{
@@ -55,10 +57,10 @@ fn with_programs(test: impl FnOnce(&mut Programs) + Send) {
         programs.set_vteps(&[VTEP4.into(), VTEP6.into()]).unwrap();
         programs
             .set_carriers(&[
-                Carrier::Udp(VXLAN),
-                Carrier::Udp(GENEVE),
-                Carrier::Tcp(STT),
-                Carrier::Ip(OWN),
+                Carrier::Udp(VXLAN).into(),
+                Carrier::Udp(GENEVE).into(),
+                Carrier::Tcp(STT).into(),
+                Carrier::Ip(OWN).into(),
             ])
             .unwrap();
         test(&mut programs);
@@ -386,7 +388,7 @@ fn an_unknown_device_drops_ours_and_passes_the_rest() {
     Netns::new().run(|| {
         let mut programs = load();
         programs.set_vteps(&[VTEP4.into()]).unwrap();
-        programs.set_carriers(&[Carrier::Udp(VXLAN)]).unwrap();
+        programs.set_carriers(&[Carrier::Udp(VXLAN).into()]).unwrap();
         let unknown = Fate::Dropped(Counter::UnderlayUnknownDevice);
         check(&mut programs, "ours", &v4().frame(&tunnel()), None, unknown);
         check(&mut programs, "DNS", &v4().frame(&udp(53, &[])), None, Fate::Host);
@@ -403,10 +405,65 @@ fn a_withdrawn_vtep_or_port_is_the_hosts_again() {
         check(programs, "kept address", &over6, None, Fate::Ours);
         let to_other = V4 { dst: OTHER4, ..v4() }.frame(&tunnel());
         check(programs, "new address", &to_other, None, Fate::Ours);
-        programs.set_carriers(&[Carrier::Udp(GENEVE)]).unwrap();
+        programs.set_carriers(&[Carrier::Udp(GENEVE).into()]).unwrap();
         check(programs, "old port", &over6, None, Fate::Host);
         let geneve = ipv6_frame(PEER6, VTEP6, UDP, &udp(GENEVE, &[0; 16]));
         check(programs, "kept port", &geneve, None, Fate::Ours);
+    });
+}
+
+/// One byte of a tunnel header.
+fn byte(offset: u8, mask: u8, value: u8) -> HeaderTest {
+    HeaderTest { offset, mask, value }
+}
+
+#[test]
+fn what_no_format_identifies_is_the_hosts() {
+    with_programs(|programs| {
+        let vxlan = Carried { carrier: Carrier::Udp(VXLAN), tests: vec![byte(0, 0x08, 0x08)] };
+        let own = |tests| Carried { carrier: Carrier::Ip(OWN), tests };
+        let two = [own(vec![byte(0, 0xf0, 0x40)]), own(vec![byte(0, 0xff, 0xac), byte(3, 1, 0)])];
+        let all = [&[vxlan.clone(), vxlan.clone(), Carrier::Tcp(STT).into()], &two[..]].concat();
+        programs.set_carriers(&all).unwrap();
+        let over_ip = |header: &[u8]| V4 { proto: OWN, ..v4() }.frame(&[header, &[0; 40]].concat());
+        let over_udp = |header: &[u8]| v4().frame(&udp(VXLAN, &[header, &[0; 30]].concat()));
+        let optioned = V4 { options: vec![1; 8], ..v4() };
+        for (name, frame, fate) in [
+            ("VXLAN", v4().frame(&tunnel()), Fate::Ours),
+            ("VXLAN over IPv6", ipv6_frame(PEER6, VTEP6, UDP, &tunnel()), Fate::Ours),
+            ("its port without its bit", over_udp(&[0xf7; 8]), Fate::Host),
+            ("its bit", over_udp(&[0x08]), Fate::Ours),
+            ("its bit, and less than any frame", v4().frame(&udp(VXLAN, &[8; 15])), Fate::Host),
+            ("its port and nothing else", v4().frame(&udp(VXLAN, &[])), Fate::Host),
+            (
+                "the same over IPv6",
+                ipv6_frame(PEER6, VTEP6, UDP, &udp(VXLAN, &[0; 30])),
+                Fate::Host,
+            ),
+            ("not even behind options", optioned.frame(&udp(VXLAN, &[0; 30])), Fate::Host),
+            ("the first of two", over_ip(&[0x4f, 0, 0, 0xff]), Fate::Ours),
+            ("the second", over_ip(&[0xac, 0, 0, 0xfe]), Fate::Ours),
+            ("half of the second", over_ip(&[0xac, 0, 0, 0xff]), Fate::Host),
+            ("neither", over_ip(&[0x5f, 0, 0, 0]), Fate::Host),
+            ("less than any frame", V4 { proto: OWN, ..v4() }.frame(&[0x4c; 15]), Fate::Host),
+            ("what has no header", V4 { proto: TCP, ..v4() }.frame(&tcp(STT)), Fate::Ours),
+        ] {
+            check(programs, name, &frame, None, fate);
+        }
+        // More than the program looks at: it takes all.
+        let many = (0..5).map(|n| own(vec![byte(0, 0xff, n)])).collect::<Vec<_>>();
+        programs.set_carriers(&many).unwrap();
+        check(programs, "one of five", &over_ip(&[9; 4]), None, Fate::Ours);
+        programs.set_carriers(&[own(vec![byte(16, 0xff, 7)])]).unwrap();
+        check(programs, "by the seventeenth byte", &over_ip(&[9; 4]), None, Fate::Ours);
+        programs.set_carriers(&[own((0..16).map(|n| byte(n, 0xff, n)).collect())]).unwrap();
+        let all: [u8; 16] = std::array::from_fn(|n| n as u8);
+        check(programs, "all sixteen bytes", &over_ip(&all), None, Fate::Ours);
+        for at in 0..16 {
+            let mut damaged = all;
+            damaged[at] ^= 0x10;
+            check(programs, "one bit is wrong", &over_ip(&damaged), None, Fate::Host);
+        }
     });
 }
 

@@ -18,7 +18,24 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
-/* What carries tunnel packets of a format. */
+/*
+ * How the packets of a format are told from others: bits that have a value in
+ * the first HEAD bytes of tunnel header and inner frame, which all have.
+ */
+#define HEAD 16
+#define MAX_FORMATS 4
+struct signature {
+	__u64 mask[HEAD / 8];
+	__u64 value[HEAD / 8];
+};
+
+/* The formats of a carrier. None: whatever it carries is a tunnel packet. */
+struct signatures {
+	__u64 formats;
+	struct signature format[MAX_FORMATS];
+};
+
+/* What carries tunnel packets. */
 struct carrier {
 	__be16 port; /* 0 where the protocol has none */
 	__u8 protocol;
@@ -43,7 +60,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
 	__type(key, struct carrier);
-	__type(value, __u32);
+	__type(value, struct signatures);
 } carriers SEC(".maps");
 
 /*
@@ -52,12 +69,16 @@ struct {
  */
 #define WINDOW 192
 
-/* Where the linear part of a frame ends before its headers do, they are copied. */
+/*
+ * Where the linear part of a frame ends before its headers do, they are copied.
+ * What is behind the window is never looked at, but the verifier knows the size
+ * of a map's value, not where the copy ends.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u8[WINDOW]);
+	__type(value, __u8[WINDOW + 64]);
 } windows SEC(".maps");
 
 struct vlan_header {
@@ -103,25 +124,44 @@ static __always_inline int is_vtep6(const struct in6_addr *addr)
 	return bpf_map_lookup_elem(&vtep6, &key) != 0;
 }
 
-static __always_inline int is_carrier(__u8 protocol, __be16 port)
+/* The formats that the L4 header at `l4`, of which four bytes are there, may carry; 0: none. */
+static __always_inline struct signatures *carried(__u8 protocol, void *l4)
 {
-	struct carrier key = { .port = port, .protocol = protocol };
-
-	return bpf_map_lookup_elem(&carriers, &key) != 0;
-}
-
-/* Whether the L4 header at `l4`, of which four bytes are there, is one of a tunnel packet. */
-static __always_inline int carries(__u8 protocol, void *l4)
-{
+	struct carrier key = { .protocol = protocol };
 	__be16 *ports = l4;
 
 	if (protocol == IPPROTO_UDP || protocol == IPPROTO_TCP)
-		return is_carrier(protocol, ports[1]);
-	return is_carrier(protocol, 0);
+		key.port = ports[1];
+	return bpf_map_lookup_elem(&carriers, &key);
 }
 
 /*
- * What carries a tunnel packet to a VTEP, at offset `off`. `unfit` is the
+ * Whether the tunnel header at `header` is of one of the formats. One that is
+ * of none is somebody else's packet that came to our port.
+ */
+static __always_inline int identified(struct signatures *formats, void *header, __u8 *end)
+{
+	__u64 head[HEAD / 8];
+
+	if (!formats->formats)
+		return 1;
+	if (header + HEAD > (void *)end)
+		return 0;
+	__builtin_memcpy(head, header, sizeof(head));
+#pragma unroll
+	for (__u32 i = 0; i < MAX_FORMATS; i++) {
+		struct signature *format = &formats->format[i];
+		__u64 wrong = (head[0] & format->mask[0]) ^ format->value[0];
+
+		wrong |= (head[1] & format->mask[1]) ^ format->value[1];
+		if (i < formats->formats && !wrong)
+			return 1;
+	}
+	return 0;
+}
+
+/*
+ * What may carry a tunnel packet to a VTEP, at offset `off`. `unfit` is the
  * counter of what makes it unfit for the overlay, or UNDERLAY_REDIRECTED.
  * Without the first four bytes nobody can say whose it is; the host discards
  * such a packet anyway.
@@ -129,9 +169,13 @@ static __always_inline int carries(__u8 protocol, void *l4)
 static __always_inline int classify_l4(__u8 *start, __u8 *end, __u32 off, __u8 protocol, int unfit)
 {
 	void *l4 = start + off;
+	struct signatures *formats;
 	__u32 len = 0;
 
-	if (l4 + 4 > (void *)end || !carries(protocol, l4))
+	if (l4 + 4 > (void *)end)
+		return UNDERLAY_PASSED;
+	formats = carried(protocol, l4);
+	if (!formats)
 		return UNDERLAY_PASSED;
 	if (protocol == IPPROTO_UDP)
 		len = sizeof(struct udphdr);
@@ -139,6 +183,8 @@ static __always_inline int classify_l4(__u8 *start, __u8 *end, __u32 off, __u8 p
 		len = sizeof(struct tcphdr);
 	if (l4 + len > (void *)end)
 		return UNDERLAY_TRUNCATED;
+	if (!identified(formats, l4 + len, end))
+		return UNDERLAY_PASSED;
 	return unfit;
 }
 
@@ -155,7 +201,7 @@ static __always_inline int classify_icmp4(__u8 *start, __u8 *end, __u32 off)
 		return UNDERLAY_PASSED;
 	if (quoted->version != 4 || quoted->ihl != 5 || quoted->frag_off & IPV4_OFFSET)
 		return UNDERLAY_PASSED;
-	if (!is_vtep4(quoted->saddr) || !carries(quoted->protocol, l4))
+	if (!is_vtep4(quoted->saddr) || !carried(quoted->protocol, l4))
 		return UNDERLAY_PASSED;
 	return UNDERLAY_ICMP_ERROR;
 }
@@ -173,7 +219,7 @@ static __always_inline int classify_icmp6(__u8 *start, __u8 *end, __u32 off)
 		return UNDERLAY_PASSED;
 	if (quoted->version != 6)
 		return UNDERLAY_PASSED;
-	if (!is_vtep6(&quoted->saddr) || !carries(quoted->nexthdr, l4))
+	if (!is_vtep6(&quoted->saddr) || !carried(quoted->nexthdr, l4))
 		return UNDERLAY_PASSED;
 	return UNDERLAY_ICMP_ERROR;
 }

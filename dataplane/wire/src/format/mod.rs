@@ -113,6 +113,22 @@ pub struct Identifier {
     pub value: u32,
 }
 
+impl Identifier {
+    /// The same byte by byte: where from the start of the header, which bits, and their value.
+    pub fn bytes(&self) -> impl Iterator<Item = (u8, u8, u8)> + use<> {
+        let (range, value) = (self.bits.range(), u64::from(self.value));
+        let (first, last) = (range.start / 8, range.end.div_ceil(8));
+        // From the first bit of the first byte to the last of the last: at most 40 bits.
+        let behind = last * 8 - range.end;
+        let mask = ((1u64 << self.bits.width) - 1) << behind;
+        let value = value << behind & mask;
+        (first..last).filter_map(move |byte| {
+            let shift = (last - 1 - byte) * 8;
+            Some((u8::try_from(byte).ok()?, (mask >> shift) as u8, (value >> shift) as u8))
+        })
+    }
+}
+
 /// Where the inner frame starts.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum InnerOffset {
@@ -373,6 +389,33 @@ mod tests {
             assert!(VXLAN.flow.source_port(entropy) >= 49_152);
         }
         assert_eq!(VXLAN.flow.source_port(0x4001), 49_153);
+    }
+
+    #[test]
+    fn an_identifier_is_the_same_byte_by_byte() {
+        let all = |bit, width, value| {
+            let id = Identifier { bits: Bits { bit, width }, value };
+            id.bytes().collect::<Vec<_>>()
+        };
+        assert_eq!(all(4, 1, 1), [(0, 0x08, 0x08)]);
+        assert_eq!(all(16, 16, 0x6558), [(2, 0xff, 0x65), (3, 0xff, 0x58)]);
+        assert_eq!(all(6, 4, 0b1101), [(0, 0x03, 0x03), (1, 0xc0, 0x40)]);
+        assert_eq!(
+            all(12, 32, 0xdead_beef),
+            [(1, 0x0f, 0x0d), (2, 0xff, 0xea), (3, 0xff, 0xdb), (4, 0xff, 0xee), (5, 0xf0, 0xf0)]
+        );
+        // Whatever the header, both ways agree.
+        let mut message = [0u8; 8];
+        for seed in 0..20_000u32 {
+            let hash = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            message.copy_from_slice(&(hash ^ hash >> 29).to_be_bytes());
+            let bits = Bits { bit: (seed % 31) as u16, width: (seed % 7 + 1) as u8 };
+            let id = Identifier { bits, value: seed >> 5 & bits.max() };
+            let by_bytes = id
+                .bytes()
+                .all(|(at, mask, value)| message.get(usize::from(at)).unwrap() & mask == value);
+            assert_eq!(by_bytes, bits.read(&message) == Some(id.value), "{id:?} {message:02x?}");
+        }
     }
 
     #[test]
