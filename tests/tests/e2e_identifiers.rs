@@ -38,7 +38,12 @@ fn what_no_format_identifies_reaches_the_hosts_own_programs_untouched() {
         assert!(listener.recv_from(&mut [0; 100]).is_err(), "{rx}: the host got VXLAN");
         let drops = topology.stats(1).drops_since(&before);
         assert_eq!(drops.values().sum::<u64>(), 1, "{rx}: {drops:?}");
-        tcp_transfer(&topology.tenants[0].ns, &topology.tenants[1].ns, topology.address(1), 1 << 20)
-            .unwrap();
+        tcp_transfer(
+            &topology.tenants[0].ns,
+            &topology.tenants[1].ns,
+            topology.address(1),
+            1 << 20,
+        )
+        .unwrap();
     }
 }

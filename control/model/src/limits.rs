@@ -5,6 +5,8 @@
 pub const UNDERLAY_INTERFACES_MAX: usize = 8;
 /// Our own VTEP addresses.
 pub const UNDERLAY_ADDRESSES_MAX: usize = 16;
+/// Longest that a segment may wait to be merged, in microseconds.
+pub const MERGE_HOLD_MAX_US: u16 = 1_000;
 /// Virtual networks.
 pub const VNETS_MAX: usize = 65_536;
 /// Gateway addresses of one vnet.

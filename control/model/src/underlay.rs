@@ -20,6 +20,9 @@ pub struct Underlay {
     pub rx: UnderlayRx,
     /// How frames leave.
     pub tx: UnderlayTx,
+    /// How long a segment may wait for the next of its flow before it is delivered, in microseconds, at most
+    /// [`MERGE_HOLD_MAX_US`](crate::limits::MERGE_HOLD_MAX_US). 0: no longer than for what arrived with it.
+    pub merge_hold_us: u16,
     /// VTEPs that are spoken to in a format of their own; each once.
     pub peers: Vec<Peer>,
 }

@@ -333,6 +333,11 @@ impl<'a> Check<'a> {
             self.known_format(place("peer.format"), &peer.format);
         }
         self.underlay_mtu(underlay);
+        if underlay.merge_hold_us > limits::MERGE_HOLD_MAX_US {
+            let (value, max) = (underlay.merge_hold_us.into(), limits::MERGE_HOLD_MAX_US.into());
+            let fault = Fault::BadNumber { value, min: 0, max };
+            self.fault(Place::section(Section::Underlay, "merge_hold_us"), fault);
+        }
         if (underlay.rx, underlay.tx) == (UnderlayRx::Packet, UnderlayTx::Xdp) {
             let legal = "auto or packet where rx is packet: there are no rings".to_owned();
             let fault = Fault::BadWord { value: underlay.tx.name().to_owned(), legal };

@@ -289,11 +289,15 @@ impl<T> Coalescer<T> {
 
     /// Sends everything held through `sink`, oldest flows first.
     pub fn flush_all(&mut self, sink: &mut impl FnMut(Merged<'_, T>)) {
+        self.flush_if(|_| true, sink);
+    }
+
+    /// Sends the flows through `sink` of which a held frame is such a one, oldest flows first. Others stay.
+    pub fn flush_if(&mut self, wanted: impl Fn(&T) -> bool, sink: &mut impl FnMut(Merged<'_, T>)) {
         while self.in_use > 0 {
-            let oldest = (0..self.flows.len())
-                .filter(|i| self.flows.get(*i).is_some_and(|f| !f.held.is_empty()))
-                .min_by_key(|i| self.flows.get(*i).map_or(0, |f| f.stamp));
-            let Some(i) = oldest else { return };
+            let is_wanted = |flow: &Flow<T>| flow.held.iter().any(|held| wanted(&held.token));
+            let those = self.flows.iter().enumerate().filter(|(_, flow)| is_wanted(flow));
+            let Some((i, _)) = those.min_by_key(|(_, flow)| flow.stamp) else { return };
             self.flush_slot(i, sink);
         }
     }

@@ -58,6 +58,9 @@ struct UnderlayFields {
     /// How frames leave: auto, xdp or packet.
     #[arg(long)]
     tx: Option<UnderlayTx>,
+    /// How long a segment may wait for the next of its flow, in microseconds: 0 to 1000.
+    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u16).range(..=1000))]
+    merge_hold_us: Option<u16>,
     /// A VTEP that is spoken to in a format of its own, as 198.51.100.7=geneve; those given replace all
     /// that there were.
     #[arg(long = "peer", value_name = "IP=FORMAT", value_parser = peer)]
@@ -118,6 +121,7 @@ impl UnderlayFields {
                 mode: ModePreference::default(),
                 rx: UnderlayRx::default(),
                 tx: UnderlayTx::default(),
+                merge_hold_us: 0,
                 peers: Vec::new(),
             },
         };
@@ -126,6 +130,7 @@ impl UnderlayFields {
         underlay.mtu = self.mtu.map_or(underlay.mtu, Setting::into_option);
         underlay.mode = self.mode.unwrap_or(underlay.mode);
         underlay.rx = self.rx.unwrap_or(underlay.rx);
+        underlay.merge_hold_us = self.merge_hold_us.unwrap_or(underlay.merge_hold_us);
         underlay.tx = self.tx.unwrap_or(underlay.tx);
         if self.no_peers || !self.peers.is_empty() {
             underlay.peers = self.peers;

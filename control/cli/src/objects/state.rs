@@ -194,6 +194,7 @@ pub(crate) struct Underlay {
     pub(crate) mode: &'static str,
     pub(crate) rx: &'static str,
     pub(crate) tx: &'static str,
+    pub(crate) merge_hold_us: u16,
     /// VTEPs that are spoken to in a format of their own.
     pub(crate) peers: Vec<Peer>,
 }
@@ -207,6 +208,7 @@ impl From<&culvert_model::Underlay> for Underlay {
             mode: underlay.mode.name(),
             rx: underlay.rx.name(),
             tx: underlay.tx.name(),
+            merge_hold_us: underlay.merge_hold_us,
             peers: underlay.peers.iter().map(Peer::from).collect(),
         }
     }

@@ -192,6 +192,7 @@ mod tests {
             mode: ModePreference::Auto,
             rx: UnderlayRx::Xdp,
             tx: UnderlayTx::Auto,
+            merge_hold_us: 0,
             peers: Vec::new(),
         };
         let four = underlay(&["192.0.2.1"], None);

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 
 use super::text::{GatewayIp, Text};
-use crate::Vni;
 use crate::api::{self, egress_route, port};
 use crate::fault::{Fault, ModelError, Place, Section};
 use crate::format::{self, Format};
@@ -16,6 +15,7 @@ use crate::rules::{
 use crate::underlay::{ModePreference, Peer, Underlay, UnderlayRx, UnderlayTx};
 use crate::validate::Draft;
 use crate::vnet::{Gateway, Miss, Vnet};
+use crate::{Vni, limits};
 
 impl TryFrom<api::State> for Host {
     type Error = Vec<ModelError>;
@@ -139,6 +139,7 @@ impl Read {
                 api::UnderlayTx::Packet => UnderlayTx::Packet,
             })
         });
+        let merge_hold_us = self.keep(place("merge_hold_us"), to_hold(message.merge_hold_us));
         let peers: Vec<_> = message
             .peers
             .iter()
@@ -156,6 +157,7 @@ impl Read {
             mode: mode?,
             rx: rx?,
             tx: tx?,
+            merge_hold_us: merge_hold_us?,
             peers: peers.into_iter().collect::<Option<_>>()?,
         })
     }
@@ -369,4 +371,10 @@ impl Read {
 
 fn to_vni(value: u32) -> Result<Vni, Fault> {
     Vni::new(value).map_err(|_| Fault::BadVni { value: value.into() })
+}
+
+fn to_hold(value: u32) -> Result<u16, Fault> {
+    let max = limits::MERGE_HOLD_MAX_US;
+    let fault = Fault::BadNumber { value: value.into(), min: 0, max: max.into() };
+    u16::try_from(value).ok().filter(|value| *value <= max).ok_or(fault)
 }

@@ -57,6 +57,7 @@ impl From<&Underlay> for api::Underlay {
             mode: api::Mode::from(underlay.mode).into(),
             rx: rx.into(),
             tx: tx.into(),
+            merge_hold_us: underlay.merge_hold_us.into(),
             peers: underlay.peers.iter().map(Into::into).collect(),
         }
     }

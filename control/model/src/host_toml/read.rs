@@ -11,7 +11,7 @@ use super::{TomlError, TomlErrors, TomlFault};
 use crate::api::{self, egress_route, port};
 use crate::fault::{Fault, ModelError, Place, Section};
 use crate::host::Host;
-use crate::limits::HOST_TOML_BYTES_MAX;
+use crate::limits::{HOST_TOML_BYTES_MAX, MERGE_HOLD_MAX_US};
 use crate::port::PortState;
 use crate::rules::IngressAction;
 use crate::underlay::{ModePreference, UnderlayRx, UnderlayTx};
@@ -19,6 +19,7 @@ use crate::vnet::Miss;
 
 const VNI: &str = "a number, 1 to 16777215";
 const MTU: &str = "a number, 576 to 65535";
+const HOLD: &str = "a number, 0 to 1000";
 const ROUTE_TO: &str = "{ vnet = \"id\" }, \"local\", \"trap\" or \"drop\"";
 const ATTACH: &str = "{ xdp = \"interface\" } or { tap = \"interface\" }";
 const GATEWAY: &str = "a list of { ip = \"10.0.0.1/24\", mac = \"02:00:00:00:00:01\" }";
@@ -165,6 +166,7 @@ fn underlay_fields(mut fields: Fields<'_, '_, '_>) -> api::Underlay {
             UnderlayTx::Packet => api::UnderlayTx::Packet,
         }
         .into(),
+        merge_hold_us: fields.number("merge_hold_us", HOLD, hold_fault).unwrap_or_default(),
         peers: fields.tables("peer", PEER, peer),
     };
     fields.finish();
@@ -184,6 +186,10 @@ fn peer(fields: Fields<'_, '_, '_>) -> api::Peer {
 /// Only the description knows which fields there are, and how they belong together.
 fn format(mut fields: Fields<'_, '_, '_>) -> api::Format {
     api::Format { id: fields.text("id", "a string"), description: fields.into_text() }
+}
+
+fn hold_fault(value: i64) -> Fault {
+    Fault::BadNumber { value, min: 0, max: MERGE_HOLD_MAX_US.into() }
 }
 
 fn mtu(fields: &mut Fields<'_, '_, '_>) -> Option<u32> {

@@ -69,6 +69,9 @@ fn underlay(f: &mut impl Write, underlay: &Underlay) -> fmt::Result {
     word(f, "mode", &underlay.mode)?;
     word(f, "rx", &underlay.rx)?;
     word(f, "tx", &underlay.tx)?;
+    if underlay.merge_hold_us > 0 {
+        field(f, "merge_hold_us", underlay.merge_hold_us)?;
+    }
     if underlay.peers.is_empty() {
         return Ok(());
     }

@@ -78,6 +78,7 @@ fn underlay() -> impl Strategy<Value = Underlay> {
         mode: ModePreference::Auto,
         rx: UnderlayRx::Xdp,
         tx: UnderlayTx::Auto,
+        merge_hold_us: 0,
         peers: peers
             .into_iter()
             .enumerate()

@@ -46,14 +46,14 @@ fn underlay() -> impl Strategy<Value = Underlay> {
     let names = proptest::sample::subsequence(vec!["eth0", "e\"1", "e\\2", "enp1s0f0np0"], 1..=4);
     let all = UnderlayRx::ALL.iter().flat_map(|rx| UnderlayTx::ALL.iter().map(|tx| (*rx, *tx)));
     let ways: Vec<_> = all.filter(|way| *way != (UnderlayRx::Packet, UnderlayTx::Xdp)).collect();
-    (names, any::<bool>(), mtu(), mode(), select(ways)).prop_map(
-        |(names, v4_first, mtu, mode, (rx, tx))| {
+    (names, any::<bool>(), mtu(), mode(), select(ways), 0..=1000_u16).prop_map(
+        |(names, v4_first, mtu, mode, (rx, tx), merge_hold_us)| {
             let mut addresses = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
             if !v4_first {
                 addresses.reverse();
             }
             let interfaces = names.into_iter().map(|name| IfName::new(name).unwrap()).collect();
-            Underlay { interfaces, addresses, mtu, mode, rx, tx, peers: Vec::new() }
+            Underlay { interfaces, addresses, mtu, mode, rx, tx, merge_hold_us, peers: Vec::new() }
         },
     )
 }

@@ -98,6 +98,7 @@ pub fn build(inputs: &Inputs<'_>) -> Tables {
         tables.ingress_epoch = tables.generation;
     }
     if inputs.changes.underlay {
+        tables.merge_hold_us = inputs.host.underlay().merge_hold_us;
         tables.ingress_epoch = tables.generation;
     }
     vteps::update(&mut tables, inputs);

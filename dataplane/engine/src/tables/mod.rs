@@ -68,6 +68,8 @@ pub struct Tables {
     /// Ingress rules for identifiers that no network here has.
     pub(crate) strangers: Arc<FxHashMap<u32, Vec<IngressEntry>>>,
     pub(crate) fresh: Freshness,
+    /// How long a segment may wait for the next of its flow, in microseconds.
+    pub merge_hold_us: u16,
     /// Tunnel formats: the built-in ones, and those of the state.
     pub(crate) formats: Formats,
     /// ACL groups, of which ports share what they refer to.

@@ -1,6 +1,7 @@
 //! To a tenant: merge what belongs together, queue the rest as it is.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use culvert_port::{Buf, HoldId, Place, VnetHdr};
 use culvert_wire::coalesce::{CoalesceConfig, Coalescer, MAX_HEADERS_LEN, Merged, OuterKey};
@@ -45,6 +46,8 @@ pub enum Piece {
 pub struct Token {
     port: PortIndex,
     piece: Piece,
+    /// When it waits no longer, in microseconds of the worker's clock.
+    due_us: u64,
     /// Follows it, where it is traced.
     mark: Option<Arc<Mark>>,
 }
@@ -53,13 +56,15 @@ pub struct Token {
 pub struct Merging {
     coalescer: Option<Box<Coalescer<Token>>>,
     frames: usize,
+    begun: Instant,
 }
 
 impl Default for Merging {
     fn default() -> Self {
         let config =
             CoalesceConfig { flows: MAX_FLOWS, max_segs: MAX_MERGED, max_len: 0xffff, udp: false };
-        Merging { coalescer: Some(Box::new(Coalescer::new(config))), frames: 0 }
+        let coalescer = Some(Box::new(Coalescer::new(config)));
+        Merging { coalescer, frames: 0, begun: Instant::now() }
     }
 }
 
@@ -68,6 +73,15 @@ impl Merging {
     pub fn held_frames(&self) -> usize {
         self.frames
     }
+
+    /// Whether any does.
+    pub fn waits(&self) -> bool {
+        self.frames > 0
+    }
+}
+
+fn outer_key(port: PortIndex, (vni, rest): (u64, u64)) -> OuterKey {
+    OuterKey { flow: vni << 16 | u64::from(port), merge: rest }
 }
 
 impl Worker {
@@ -210,15 +224,20 @@ impl Worker {
     pub(super) fn merge(
         &mut self,
         port: PortIndex,
-        (vni, rest): (u64, u64),
+        key: (u64, u64),
         piece: Piece,
         head: &[u8],
         pkt: &Packet,
         udp: bool,
     ) {
-        let outer = OuterKey { flow: vni << 16 | u64::from(port), merge: rest };
+        let outer = outer_key(port, key);
         let mark = self.sight.mark();
-        let token = Token { port, piece, mark };
+        let due_us = match (&piece, self.tables.merge_hold_us) {
+            (Piece::Own { .. }, hold @ 1..) => self.merging_clock() + u64::from(hold),
+            // What refers to a packet of the device does not outlive the device's next flush.
+            _ => 0,
+        };
+        let token = Token { port, piece, due_us, mark };
         let Some(mut coalescer) = self.merging.coalescer.take() else {
             return self.forget(token);
         };
@@ -240,11 +259,53 @@ impl Worker {
         }
     }
 
+    fn merging_clock(&self) -> u64 {
+        self.polling.now().saturating_duration_since(self.merging.begun).as_micros() as u64
+    }
+
     /// Delivers everything that waits to be merged.
     pub(super) fn flush_merging(&mut self) {
+        self.flush_merging_if(|_| true);
+    }
+
+    /// Delivers what has waited for its time: everything, where nothing is held beyond its batch.
+    pub(super) fn flush_due(&mut self) {
+        if self.merging.waits() {
+            let now = self.merging_clock();
+            self.flush_merging_if(|token| token.due_us <= now);
+        }
+    }
+
+    /// Delivers the flows that refer to packets of a device, before it is flushed.
+    pub(super) fn flush_held(&mut self) {
+        self.flush_merging_if(|token| matches!(token.piece, Piece::Held { .. }));
+    }
+
+    /// Delivers all flows of a port.
+    pub(super) fn flush_merging_of(&mut self, port: PortIndex) {
+        self.flush_merging_if(|token| token.port == port);
+    }
+
+    fn flush_merging_if(&mut self, wanted: impl Fn(&Token) -> bool) {
         let Some(mut coalescer) = self.merging.coalescer.take() else { return };
         if coalescer.held_flows() > 0 {
-            coalescer.flush_all(&mut |merged| self.deliver_merged(merged));
+            coalescer.flush_if(wanted, &mut |merged| self.deliver_merged(merged));
+        }
+        self.merging.coalescer = Some(coalescer);
+    }
+
+    /// Delivers what waits of a packet's flow, so that the packet can follow. No other flow is disturbed.
+    pub(super) fn flush_flow(
+        &mut self,
+        port: PortIndex,
+        key: (u64, u64),
+        head: &[u8],
+        pkt: &Packet,
+    ) {
+        let Some(mut coalescer) = self.merging.coalescer.take() else { return };
+        if coalescer.held_flows() > 0 {
+            let outer = outer_key(port, key);
+            coalescer.flush_flow(head, pkt, outer, &mut |merged| self.deliver_merged(merged));
         }
         self.merging.coalescer = Some(coalescer);
     }
@@ -266,7 +327,7 @@ impl Worker {
         let Merged { headers, mut tokens, .. } = merged;
         let Some(held) = tokens.next() else { return };
         self.merging.frames -= held.token.piece.frames();
-        let Token { port, piece, mark } = held.token;
+        let Token { port, piece, mark, .. } = held.token;
         self.resume_trace(mark);
         self.sight.trace.saw(|| Step::new(Stage::Merge, "pass").because("no other came"));
         match piece {

@@ -189,8 +189,8 @@ impl Worker {
                     Err(reason) => self.drop_tenant(port, buf, reason),
                 }
             }
-            Verdict::Deliver(_) if inner.is_tcp() => {
-                self.flush_merging();
+            Verdict::Deliver(port) if inner.is_tcp() => {
+                self.flush_flow(port, outer.key(), buf.head().data(), inner);
                 self.dispatch(link, buf, inner, flow, off);
             }
             _ => self.dispatch(link, buf, inner, flow, off),
@@ -245,8 +245,8 @@ impl Worker {
             if headers + u32::from(size) > mtu {
                 return self.drop_underlay(link, buf, DropReason::ExceedsPortMtu);
             }
+            self.flush_flow(port, outer.key(), buf.head().data(), &inner);
         }
-        self.flush_merging();
         self.dispatch(link, buf, &inner, flow, off);
     }
 

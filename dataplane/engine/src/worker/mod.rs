@@ -190,7 +190,7 @@ impl Worker {
     fn round(&mut self) -> usize {
         let mut work = 0;
         self.load_tables();
-        if self.admission.measures() {
+        if self.admission.measures() || self.tables.merge_hold_us > 0 {
             self.polling.read_clock();
         }
         self.load_watches();
@@ -263,9 +263,9 @@ impl Worker {
         }
     }
 
-    /// Delivers what waits to be merged and flushes every device that has something queued.
+    /// Delivers what has waited for its time to be merged, and flushes every device that has something queued.
     fn finish_batch(&mut self) {
-        self.flush_merging();
+        self.flush_due();
         while let Some(slot) = self.dirty.pop() {
             self.flush_slot(slot);
         }

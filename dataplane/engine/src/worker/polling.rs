@@ -217,7 +217,8 @@ impl Worker {
         if look {
             self.retry_unfinished();
         }
-        if self.polling.may_spin(idle) {
+        // What is held beyond its batch is due within a millisecond.
+        if self.polling.may_spin(idle) || self.merging.waits() {
             self.polling.spin();
             return;
         }

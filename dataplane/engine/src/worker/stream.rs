@@ -227,8 +227,8 @@ impl Worker {
             if headers + u32::from(mss) > mtu {
                 return self.drop_underlay(link, buf, DropReason::ExceedsPortMtu);
             }
+            self.flush_flow(port, outer.key(), buf.head().data(), &inner);
         }
-        self.flush_merging();
         self.dispatch(link, buf, &inner, flow, off);
     }
 

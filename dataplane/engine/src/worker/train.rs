@@ -81,7 +81,8 @@ impl Worker {
             }
         };
         let Some(buf) = self.not_elsewhere(link, buf, off, verdict) else { return };
-        self.flush_merging();
+        // Pieces refer to the packet that the port's device is about to hold, and join none of packets of their own.
+        self.flush_merging_of(port);
         let len = buf.len();
         let Some((slot, id)) = self.hold_for(port, count, buf) else { return };
         let mut at = start;
@@ -93,7 +94,7 @@ impl Worker {
                 self.lose_piece(link, slot, id, shown, reason);
             }
         }
-        self.flush_merging();
+        self.flush_held();
         // At once, while the payload that was summed is still in the cache.
         self.flush_slot(slot);
     }
@@ -157,7 +158,7 @@ impl Worker {
         if let Some(mark) = mark {
             ecn::set(copy.head_mut().data_mut(), &mut inner, mark);
         }
-        self.flush_merging();
+        self.flush_flow(port, key, copy.head().data(), &inner);
         let off = Offload { known: true, ..Offload::default() };
         self.dispatch(link, copy, &inner, flow, off);
         Ok(())

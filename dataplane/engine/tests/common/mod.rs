@@ -47,6 +47,7 @@ pub(crate) fn parts() -> HostParts {
             mode: ModePreference::Auto,
             rx: UnderlayRx::Xdp,
             tx: UnderlayTx::Auto,
+            merge_hold_us: 0,
             peers: Vec::new(),
         },
         vnets: Vec::new(),

@@ -388,6 +388,32 @@ fn more_flows_than_slots_evict_the_least_recent() {
 }
 
 #[test]
+fn only_the_flows_asked_for_are_flushed_and_the_others_go_on() {
+    let mut bench = Bench::new(CoalesceConfig::default());
+    let segment = |port: u16, step: u32| Forge {
+        src_port: port,
+        seq: step * 1000,
+        id: step as u16,
+        ..Forge::tcp(false, noise(1000, 1))
+    };
+    for at in 0..3 {
+        bench.offer(&segment(at, 0).frame(), OUTER);
+    }
+    let (held, out) = (&bench.frames, &mut bench.out);
+    let mut sink = |merged: Merged<'_, usize>| out.push(collect(held, merged));
+    bench.coalescer.flush_if(|token| *token == 7, &mut sink);
+    assert_eq!(bench.coalescer.held_flows(), 3);
+    let mut sink = |merged: Merged<'_, usize>| bench.out.push(collect(&bench.frames, merged));
+    bench.coalescer.flush_if(|token| *token == 1, &mut sink);
+    assert_eq!(bench.coalescer.held_flows(), 2);
+    for at in 0..3 {
+        bench.offer(&segment(at, 1).frame(), OUTER);
+    }
+    // The second of the flow that was flushed begins anew; the others were two segments and are still held.
+    assert_eq!(members(&bench.finish()), [vec![1], vec![0, 3], vec![4], vec![2, 5]]);
+}
+
+#[test]
 fn udp_merges_only_where_asked_and_only_with_a_checksum() {
     let mut forge = Forge::udp(false, noise(500, 1));
     let mut frames = vec![];
