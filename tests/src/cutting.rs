@@ -141,6 +141,30 @@ pub fn compare(topology: &Topology, keep_push: bool) -> usize {
     compared
 }
 
+/// What arrives at the far end of the wire of one superframe that tenant 0 sends.
+///
+/// # Panics
+/// If nothing arrives.
+#[track_caller]
+pub fn arrives(topology: &Topology, header: VirtioHeader, frame: &[u8]) -> Vec<Vec<u8>> {
+    let tenant = OffloadSocket::open(&topology.tenants[0].ns, TENANT_DEVICE)
+        .unwrap_or_else(|e| panic!("the tenant's device: {e}"));
+    let wire =
+        RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap_or_else(|e| panic!("{WIRE}: {e}"));
+    wire.keep(16 << 20).unwrap_or_else(|e| panic!("a receive buffer: {e}"));
+    let end = craft::between(&topology.tenants[0], &topology.tenants[1], false, 9, END);
+    let mut frames = Vec::new();
+    let arrived = wait_until(LIMIT, || {
+        let sent =
+            tenant.send(header, frame).and_then(|()| tenant.send(VirtioHeader::default(), &end));
+        sent.unwrap_or_else(|e| panic!("the tenant cannot send: {e}"));
+        frames = collect(&wire, Duration::from_millis(100)).unwrap_or_default();
+        !frames.is_empty()
+    });
+    assert!(arrived, "nothing arrives at the far end of the wire");
+    frames
+}
+
 /// What comes with a tunnel's port until [`END`] does, and shortly after; none if that does not come in time.
 fn collect(wire: &RawSocket, limit: Duration) -> Option<Vec<Vec<u8>>> {
     let tunnelled = |frame: &[u8]| {

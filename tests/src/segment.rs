@@ -1,6 +1,6 @@
 //! TCP segments made by hand, every field of them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::tools::VirtioHeader;
 use crate::topology::Tenant;
@@ -69,14 +69,20 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Data from one tenant to another: ACK, DF, TTL 64, a timestamp option.
+    /// Data from one tenant to another, as [`Segment::plain`].
     pub fn between(from: &Tenant, to: &Tenant, ipv6: bool, seq: u32, payload: Vec<u8>) -> Self {
         let addresses: [IpAddr; 2] =
             if ipv6 { [from.v6.into(), to.v6.into()] } else { [from.v4.into(), to.v4.into()] };
+        let macs = [from.mac_bytes(), to.mac_bytes()];
+        Self { macs, addresses, seq, ..Self::plain(payload) }
+    }
+
+    /// Data from nobody to nobody over IPv4: ACK, DF, TTL 64, a timestamp option.
+    pub fn plain(payload: Vec<u8>) -> Self {
         Self {
-            macs: [from.mac_bytes(), to.mac_bytes()],
+            macs: [[0; 6]; 2],
             vlan: None,
-            addresses,
+            addresses: [Ipv4Addr::UNSPECIFIED.into(); 2],
             tos: 0,
             ttl: 64,
             id: 100,
@@ -85,7 +91,7 @@ impl Segment {
             extension: 0,
             label: 0x12345,
             ports: [40_000, 5001],
-            seq,
+            seq: 0,
             ack: 77,
             reserved: 0,
             flags: flags::ACK,
