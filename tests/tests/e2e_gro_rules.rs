@@ -413,3 +413,72 @@ fn what_the_kernel_would_merge_is_merged_behind_geneve() {
 fn what_the_kernel_would_merge_is_merged_behind_stt() {
     rules_hold("format = \"stt\"");
 }
+
+/// Two networks whose tenants have the same addresses and send parts of what could be one stream, in turn.
+fn twins_stay_apart(format: &'static str) {
+    let mut spec = TopologySpec::twins(Combo::SIMPLE);
+    spec.vnet_toml = format;
+    let mut topology = spec.build();
+    for host in &topology.hosts {
+        host.ns.run(&format!("ip link set {WIRE} mtu 1600"));
+    }
+    topology.wait_connected(0, 1);
+    topology.wait_connected(2, 3);
+    let open = |at: usize| OffloadSocket::open(&topology.tenants[at].ns, TENANT_DEVICE).unwrap();
+    let [blue, green, to_blue, to_green] = [0, 2, 1, 3].map(open);
+    // Each network has half of a stream that it could merge, or every second segment of one that both could.
+    for (ipv6, halves) in [(false, true), (true, true), (false, false), (true, false)] {
+        let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+        let base = Segment::between(a, b, ipv6, 5000, Vec::new());
+        let fill = |n: u8| vec![n; 1000];
+        let mut all = run(&base, &[1000; 12]);
+        (0..).zip(&mut all).for_each(|(n, segment)| segment.payload = fill(n));
+        if !halves {
+            all.sort_by_key(|segment| (segment.seq - base.seq) / 1000 % 2);
+        }
+        let frames: Vec<_> = all.iter().map(Segment::frame).collect();
+        let merged = if halves { vec![6000] } else { vec![1000; 6] };
+        let merged = [merged.clone(), merged];
+        let mut last = [Vec::new(), Vec::new()];
+        // What comes in two batches is tried again.
+        for _ in 0..5 {
+            let before = link::received(&topology.hosts[1].ns, WIRE);
+            let signal = |topology: &mut Topology, signal| {
+                topology.culvert[1].as_mut().unwrap().process().signal(signal);
+            };
+            signal(&mut topology, libc::SIGSTOP);
+            for n in 0..6 {
+                blue.send(VirtioHeader::default(), &frames[n]).unwrap();
+                green.send(VirtioHeader::default(), &frames[n + 6]).unwrap();
+            }
+            wait_until(Duration::from_secs(2), || {
+                link::received(&topology.hosts[1].ns, WIRE) >= before + 12
+            });
+            signal(&mut topology, libc::SIGCONT);
+            let port = base.ports[0];
+            let of = |frames: &[Vec<u8>]| Case {
+                rule: "twins",
+                frames: frames.to_vec(),
+                merged: BTreeMap::from([(port, vec![6000])]),
+            };
+            last =
+                [(&to_blue, of(&frames[..6])), (&to_green, of(&frames[6..]))].map(|(to, case)| {
+                    let seen = seen(to, &case).expect("a frame was lost");
+                    let got = payload(seen.iter().map(|(.., frame)| &frame[..]));
+                    assert!(got == payload(sent(&case)), "{format}: bytes of the other network");
+                    sizes(&seen).remove(&port).unwrap_or_default()
+                });
+            if last == merged {
+                break;
+            }
+        }
+        assert_eq!(last, merged, "{format}, IPv6 {ipv6}, halves {halves}");
+    }
+}
+
+#[test]
+fn equal_flows_of_two_networks_never_merge() {
+    for format in ["", "format = \"geneve\"", "format = \"stt\""] {
+        twins_stay_apart(format);
+    }
+}
