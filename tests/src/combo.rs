@@ -109,56 +109,62 @@ impl Combo {
         }
     }
 
-    fn all_digits(vlan: bool) -> Vec<[usize; 7]> {
-        let radix = Self::radix(vlan);
-        let total = radix.iter().product();
-        (0..total)
-            .map(|mut number: usize| {
-                radix.map(|radix| {
-                    let digit = number % radix;
-                    number /= radix;
-                    digit
-                })
-            })
-            .collect()
-    }
-
     /// Every combination, those with a tagged underlay only if `vlan`; all are legal.
     pub fn all(vlan: bool) -> Vec<Self> {
-        Self::all_digits(vlan).into_iter().map(Self::choose).collect()
+        all_digits(Self::radix(vlan)).into_iter().map(Self::choose).collect()
     }
 
-    /// A small list in which every choice of values for any `strength` dimensions occurs together at least once.
-    ///
-    /// The greedy algorithm takes, again and again, the combination that covers most of what is missing, the first one
-    /// of equals; so the list never changes between runs. Tagged underlays occur only if `vlan`.
+    /// A small list in which every choice of values for any `strength` dimensions occurs together at least once, see
+    /// [`cover`]. Tagged underlays occur only if `vlan`.
     pub fn cover(strength: u32, vlan: bool) -> Vec<Self> {
-        let all = Self::all_digits(vlan);
-        let sets: Vec<u32> = (0..1u32 << 7).filter(|set| set.count_ones() == strength).collect();
-        let tuple = |digits: &[usize; 7], set: u32| -> (u32, [usize; 7]) {
-            let mut kept = *digits;
-            for (at, digit) in kept.iter_mut().enumerate() {
-                if set & (1 << at) == 0 {
-                    *digit = usize::MAX;
-                }
-            }
-            (set, kept)
-        };
-        let mut missing: std::collections::HashSet<(u32, [usize; 7])> =
-            all.iter().flat_map(|d| sets.iter().map(move |&s| tuple(d, s))).collect();
-        let mut cover = Vec::new();
-        while !missing.is_empty() {
-            let gain =
-                |d: &[usize; 7]| sets.iter().filter(|&&s| missing.contains(&tuple(d, s))).count();
-            // max_by_key takes the last of equals, so go backwards to take the first.
-            let Some(best) = all.iter().rev().max_by_key(|d| gain(d)) else { break };
-            for &set in &sets {
-                missing.remove(&tuple(best, set));
-            }
-            cover.push(Self::choose(*best));
-        }
-        cover
+        cover(Self::radix(vlan), strength).into_iter().map(Self::choose).collect()
     }
+}
+
+fn all_digits<const N: usize>(radix: [usize; N]) -> Vec<[usize; N]> {
+    let total = radix.iter().product();
+    (0..total)
+        .map(|mut number: usize| {
+            radix.map(|radix| {
+                let digit = number % radix;
+                number /= radix;
+                digit
+            })
+        })
+        .collect()
+}
+
+/// A small list of choices of one value for each of some dimensions, in which every choice of values for any `strength` of
+/// them occurs together at least once. `radix` is the number of values of each, at most 31 dimensions.
+///
+/// The greedy algorithm takes, again and again, the combination that covers most of what is missing, the first one
+/// of equals; so the list never changes between runs.
+pub fn cover<const N: usize>(radix: [usize; N], strength: u32) -> Vec<[usize; N]> {
+    let all = all_digits(radix);
+    let sets: Vec<u32> = (0..1u32 << N).filter(|set| set.count_ones() == strength).collect();
+    let tuple = |digits: &[usize; N], set: u32| -> (u32, [usize; N]) {
+        let mut kept = *digits;
+        for (at, digit) in kept.iter_mut().enumerate() {
+            if set & (1 << at) == 0 {
+                *digit = usize::MAX;
+            }
+        }
+        (set, kept)
+    };
+    let mut missing: std::collections::HashSet<(u32, [usize; N])> =
+        all.iter().flat_map(|d| sets.iter().map(move |&s| tuple(d, s))).collect();
+    let mut cover = Vec::new();
+    while !missing.is_empty() {
+        let gain =
+            |d: &[usize; N]| sets.iter().filter(|&&s| missing.contains(&tuple(d, s))).count();
+        // max_by_key takes the last of equals, so go backwards to take the first.
+        let Some(best) = all.iter().rev().max_by_key(|d| gain(d)) else { break };
+        for &set in &sets {
+            missing.remove(&tuple(best, set));
+        }
+        cover.push(*best);
+    }
+    cover
 }
 
 impl fmt::Display for Combo {

@@ -1,4 +1,4 @@
-//! The kernel's VXLAN device with a bridge per vnet, as peer and as yardstick.
+//! The kernel's VXLAN device with a bridge per vnet, as peer and as yardstick; and its Geneve device as peer.
 
 use std::net::IpAddr;
 
@@ -39,6 +39,32 @@ pub fn attach(topology: &Topology, host: usize, udp_csum: bool) {
         } else {
             ns.run(&format!("bridge fdb replace {} dev vx{at} dst {}", tenant.mac, other.vtep));
             ns.run(&format!("bridge fdb replace {} dev vx{at} master static", tenant.mac));
+        }
+    }
+}
+
+/// Connects the tenants of `host` by the kernel's Geneve device and a bridge.
+///
+/// # Panics
+/// If this kernel has no Geneve or bridge.
+pub fn attach_geneve(topology: &Topology, host: usize) {
+    let [mine, other] = [&topology.hosts[host], &topology.hosts[1 - host]];
+    let ns = &mine.ns;
+    let csum = if mine.vtep.is_ipv4() { "udpcsum" } else { "udp6zerocsumrx" };
+    let vnet = &topology.spec.vnets[0];
+    ns.run(&format!(
+        "ip link add gn0 type geneve id {} remote {} dstport 6081 {csum}",
+        vnet.vni, other.vtep
+    ));
+    ns.run("ip link add br0 type bridge mcast_snooping 0");
+    ns.run(&format!("ip link set gn0 master br0 mtu {}", topology.spec.combo.tenant_mtu));
+    ns.run("ip link set gn0 up");
+    ns.run("ip link set br0 up");
+    for tenant in &topology.tenants {
+        if tenant.spec.host == host {
+            ns.run(&format!("ip link set {} master br0", tenant.port));
+        } else {
+            ns.run(&format!("bridge fdb replace {} dev gn0 master static", tenant.mac));
         }
     }
 }

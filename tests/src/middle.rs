@@ -10,6 +10,9 @@ use crate::link;
 use crate::netns::Netns;
 use crate::tools::RawSocket;
 
+/// Bytes of frames that wait for a thread that gets no processor: what TCP sends before it waits for an answer.
+const WAITING: i32 = 16 << 20;
+
 /// Only frames longer than this are damaged: handshakes and ARP pass, payload is hit.
 const SMALLEST_VICTIM: usize = 200;
 
@@ -46,7 +49,9 @@ impl Middle {
         }
         let threads = [("left", "right"), ("right", "left")].map(|(from, to)| {
             let open = |device| {
-                RawSocket::open(&ns, device).unwrap_or_else(|e| panic!("middle: {device}: {e}"))
+                let socket = RawSocket::open(&ns, device);
+                let socket = socket.and_then(|socket| socket.keep(WAITING).map(|()| socket));
+                socket.unwrap_or_else(|e| panic!("middle: {device}: {e}"))
             };
             let (from, to, shared) = (open(from), open(to), Arc::clone(&shared));
             std::thread::spawn(move || copy(&from, &to, &shared))

@@ -30,6 +30,8 @@ pub enum Peer {
         /// Whether the kernel writes outer UDP checksums over IPv4; over IPv6 it always does.
         udp_csum: bool,
     },
+    /// The kernel's Geneve device and a bridge, for one vnet.
+    KernelGeneve,
     /// Nothing: the tenants' devices end at the host. For peers that something else sets up, and hand-made packets.
     Bare,
 }
@@ -257,6 +259,7 @@ impl Topology {
             match topology.spec.peers[host] {
                 Peer::Culvert => topology.start_culvert(host),
                 Peer::Kernel { udp_csum } => kernel::attach(&topology, host, udp_csum),
+                Peer::KernelGeneve => kernel::attach_geneve(&topology, host),
                 Peer::Bare => {}
             }
         }
@@ -311,7 +314,8 @@ impl Topology {
 
     /// Gives tenants beside a kernel host fixed neighbours, since Culvert answers for mappings but floods nothing.
     fn settle_tenants(&self) {
-        let kernel = |host: usize| matches!(self.spec.peers[host], Peer::Kernel { .. });
+        let kernel =
+            |host: usize| matches!(self.spec.peers[host], Peer::Kernel { .. } | Peer::KernelGeneve);
         for (at, tenant) in self.tenants.iter().enumerate() {
             if !kernel(tenant.spec.host) {
                 continue;

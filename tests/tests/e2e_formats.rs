@@ -138,6 +138,11 @@ fn captured(format: &str, underlay: Family) -> (Topology, PathBuf) {
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
     tcp_transfer(&a.ns, &b.ns, topology.address(1), 500_000).unwrap();
     let pcap = capture.finish();
+    for host in 0..2 {
+        for reason in ["stream_timed_out", "stream_evicted", "stream_contradiction"] {
+            assert_eq!(drops(&topology, host, reason), 0, "{format}: {reason} on host {host}");
+        }
+    }
     (topology, pcap)
 }
 

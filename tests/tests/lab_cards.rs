@@ -5,7 +5,7 @@ use culvert_tests::lab::{self, Guest, Kernel, LabError};
 use culvert_tests::skip::skip;
 use culvert_tests::tools::{Datagrams, ping_df, tcp_transfer, udp_exchange};
 use culvert_tests::topology::WIRE;
-use culvert_tests::{Combo, TopologySpec, link};
+use culvert_tests::{Combo, TopologySpec, cutting, link};
 
 #[test]
 fn a_card_with_sr_iov_shows_its_virtual_functions() {
@@ -78,4 +78,28 @@ fn a_card_whose_driver_has_no_zero_copy_is_used_by_its_native_xdp() {
         assert_eq!(words.get(1), Some(&"native"), "{underlay}");
         assert!(underlay.contains("not zero-copy: "), "{underlay}");
     }
+}
+
+/// The emulated card cuts TCP itself, and leaves PSH on none of the segments.
+#[test]
+fn a_card_cuts_stt_as_we_do() {
+    let guest = Guest::new(Kernel::Longterm).modules(&["igb"]).joined_cards("igb");
+    if !lab::enter(&guest, "a_card_cuts_stt_as_we_do") {
+        return;
+    }
+    let mut spec = cutting::spec(TopologySpec::pair(Combo::SIMPLE), "stt");
+    spec.cards = Some(["eth0", "eth1"]);
+    let topology = spec.build();
+    for host in &topology.hosts {
+        host.ns.run(&format!("ip link set {WIRE} mtu 1600"));
+        // What the card, and not its driver, is to do; and what arrives is to be seen as it came.
+        link::set_features(&host.ns, WIRE, &["gro", "rx-gro-hw", "lro"], false);
+    }
+    let features = topology.hosts[0].ns.run(&format!("ethtool -k {WIRE}"));
+    for feature in ["tx-tcp-segmentation: on", "tx-tcp6-segmentation: on"] {
+        assert!(features.contains(feature), "{features}");
+    }
+    let compared = cutting::compare(&topology, false);
+    assert!(compared > 300, "{compared} frames");
+    eprintln!("{compared} frames are equal");
 }

@@ -327,7 +327,7 @@ impl<T> Coalescer<T> {
     fn is_mergeable(&self, udp: bool, kind: GsoKind, head: &[u8], pkt: &Packet) -> bool {
         let plain_ip = match pkt.ip {
             IpKind::V4 => usize::from(pkt.l4 - pkt.l3) == ipv4::HEADER_LEN,
-            _ => pkt.extensions == Extensions::None,
+            _ => pkt.extensions != Extensions::Special,
         };
         let l4_ok = match kind {
             GsoKind::UdpL4 => {
@@ -335,10 +335,12 @@ impl<T> Coalescer<T> {
                 udp && get16(head, l4 + 4).map(usize::from) == Some(pkt.l4_len())
                     && get16(head, l4 + 6) != Some(0)
             }
-            _ => pkt.tcp_flags & (flags::SYN | flags::RST | flags::URG) == 0,
+            // With accurate ECN (RFC 9768) CWR is a bit of a counter, which no superframe keeps.
+            _ => pkt.tcp_flags & (flags::SYN | flags::RST | flags::URG | flags::CWR) == 0,
         };
         plain_ip
             && l4_ok
+            && pkt.len == pkt.frame_len
             && pkt.payload_len() > 0
             && pkt.l3_len() <= self.config.max_len
             && pkt.headers_len() <= MAX_HEADERS_LEN.min(head.len())
@@ -359,7 +361,10 @@ impl<T> Coalescer<T> {
             return false;
         }
         let [v4, v6, tcp, udp] = &self.masks;
-        let ip_mask = if pkt.ip == IpKind::V4 { v4 } else { v6 };
+        let (ip_mask, ip_fixed) = match pkt.ip {
+            IpKind::V4 => (v4, ipv4::HEADER_LEN),
+            _ => (v6, ipv6::HEADER_LEN),
+        };
         let (l4_mask, fixed) = match flow.kind {
             GsoKind::UdpL4 => (udp, 8),
             _ => (tcp, tcp::HEADER_LEN),
@@ -377,7 +382,8 @@ impl<T> Coalescer<T> {
             a == b
         };
         exact(0, l3)
-            && same(l3, l4, ip_mask)
+            && same(l3, l3 + ip_fixed, ip_mask)
+            && exact(l3 + ip_fixed, l4)
             && same(l4, l4 + fixed, l4_mask)
             && exact(l4 + fixed, pkt.headers_len())
             && flow.fields_continue(ip_fields(pkt.ether_type), l3, head)

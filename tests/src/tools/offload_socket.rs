@@ -34,6 +34,8 @@ impl VirtioHeader {
     pub const TCP_V4: u8 = 1;
     /// TCP segmentation over IPv6.
     pub const TCP_V6: u8 = 4;
+    /// With one of the two: CWR is set, and stays on the first segment only.
+    pub const ECN: u8 = 0x80;
 
     fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];

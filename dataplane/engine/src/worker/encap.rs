@@ -142,8 +142,7 @@ impl Worker {
     }
 
     fn next_ip_id(&mut self) -> u16 {
-        self.entropy = self.entropy.wrapping_add(1);
-        self.entropy
+        take_ip_ids(&mut self.entropy, 1)
     }
 
     fn hand_over_encap(
@@ -285,12 +284,11 @@ impl Worker {
             let packets = train.len() as u64;
             first = train.end;
             let payload = layout.payload_len(plan, train.clone());
-            self.entropy = self.entropy.wrapping_add(train.len() as u16);
             let whole = OuterFrame::new(
                 payload - layout.tunnel_len,
                 pkt.flow_hash as u16,
                 pkt.tos,
-                self.entropy,
+                take_ip_ids(&mut self.entropy, train.len()),
                 OuterChecksum::Partial,
             );
             tunnel.template.emit(outer, &whole);
@@ -433,6 +431,13 @@ impl Worker {
         }
         self.cache.free_buf(buf);
     }
+}
+
+/// The first of so many identifications in a row, for packets that are cut out of one.
+pub(super) fn take_ip_ids(last: &mut u16, packets: usize) -> u16 {
+    let first = last.wrapping_add(1);
+    *last = last.wrapping_add(packets as u16);
+    first
 }
 
 /// Marks that the caller still owns the superframe.

@@ -17,7 +17,7 @@ use culvert_wire::reassemble::{
 use culvert_wire::segment::{GsoKind, Segmenter};
 
 use super::device::{Losses, Role};
-use super::encap::{INNER_MAX, OUTER_MAX, build, name_of_way, shifted};
+use super::encap::{INNER_MAX, OUTER_MAX, build, name_of_way, shifted, take_ip_ids};
 use super::ingress::{Outer, port_of, strip};
 use super::offload::{Csum, Gso, Offload};
 use super::tunnel::Tunnel;
@@ -328,12 +328,13 @@ impl Worker {
         if let Some(field) = inner.get_mut(at..at + 2) {
             field.copy_from_slice(&pkt.pseudo_header(head, l4_len).fold().to_be_bytes());
         }
-        self.entropy = self.entropy.wrapping_add(64);
+        let stream_len = outer_len - tunnel.template.tunnel_offset() + inner_len + payload;
+        let segments = stream_len.div_ceil(usize::from(tunnel.segment_max).max(1));
         let frame = OuterFrame {
             inner_len: inner_len + payload,
             entropy: pkt.flow_hash as u16,
             inner_tos: pkt.tos,
-            ip_id: self.entropy,
+            ip_id: take_ip_ids(&mut self.entropy, segments),
             number: self.next_stream_number(),
             csum: OuterChecksum::Partial,
             facts: Facts {

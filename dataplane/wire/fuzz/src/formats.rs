@@ -9,10 +9,10 @@ use culvert_wire::reassemble::{ReassembleConfig, Reassembler, StreamKey, StreamP
 use culvert_wire::{MacAddr, Vni, eth};
 
 /// Bytes as a row of small numbers; zeros where they end.
-struct Numbers<'a>(&'a [u8]);
+pub(crate) struct Numbers<'a>(pub(crate) &'a [u8]);
 
 impl Numbers<'_> {
-    fn next(&mut self) -> u8 {
+    pub(crate) fn next(&mut self) -> u8 {
         match self.0.split_first() {
             Some((first, rest)) => {
                 self.0 = rest;

@@ -14,6 +14,7 @@ use culvert_wire::{
 };
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+mod flows;
 mod formats;
 mod shards;
 
@@ -30,6 +31,11 @@ pub fn tunnel_headers(data: &[u8]) {
 /// Streams of segments, with time.
 pub fn reassembler(data: &[u8]) {
     formats::reassembler(data);
+}
+
+/// A coalescer under flows that go on and stumble, batch after batch.
+pub fn coalescer_flows(data: &[u8]) {
+    flows::coalescer(data);
 }
 
 /// A receiver of the shard format under frames, losses, damage, lies and time.
@@ -49,6 +55,7 @@ pub const ALL: &[Target] = &[
     ("segmenter", segmenter),
     ("fragmenter", fragmenter),
     ("coalescer", coalescer),
+    ("coalescer_flows", coalescer_flows),
     ("replies", replies),
     ("filters", filters),
     ("configuration", configuration),

@@ -111,6 +111,7 @@ proptest! {
     #[test]
     fn what_was_cut_merges_to_the_same_bytes(mut forge in any_forge(60_000), mss in 536..=8960u16) {
         forge.zero_checksum = false;
+        forge.flags &= !flags::CWR;
         prop_assume!(forge.payload.len() > usize::from(mss));
         let frame = forge.frame();
         let out = merge(&cut(&frame, mss, 4000));
@@ -261,12 +262,21 @@ fn an_identification_that_stood_still_may_not_start_to_move() {
 }
 
 #[test]
-fn cwr_stays_on_the_first_segment() {
+fn a_segment_with_cwr_stays_alone() {
     let first = Forge { flags: flags::ACK | flags::CWR, ..Forge::tcp(false, noise(3000, 1)) };
     let segments = cut(&first.frame(), 1000, 4000);
     let out = merge(&segments);
-    assert_eq!(members(&out), [[0, 1, 2]]);
-    assert_eq!(out[0].frame, first.frame());
+    assert_eq!(members(&out), [vec![0], vec![1, 2]]);
+    assert_eq!(out[0].frame, segments[0]);
+}
+
+#[test]
+fn bytes_behind_the_packet_keep_a_frame_apart() {
+    for v6 in [false, true] {
+        let mut frames = pair(v6, |_| {});
+        frames[1].extend([0; 4]);
+        assert_eq!(members(&merge(&frames)), [[0], [1]]);
+    }
 }
 
 #[test]

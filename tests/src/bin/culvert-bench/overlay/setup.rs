@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
+use culvert_tests::topology::WIRE;
 use culvert_tests::{Combo, Offloads, Peer, Process, Topology, TopologySpec};
 
 use super::ovs::Ovs;
@@ -24,12 +25,34 @@ pub(crate) enum Setup {
     Culvert,
     /// Culvert, native XDP at tenants and underlay.
     CulvertNative,
-    /// Culvert as it comes; the wire has no offloads, so frames are of wire size.
+    /// Culvert as it comes; the wire has no offloads, so the kernel cuts to wire size what the packet socket gets.
     CulvertCut,
+    /// The same, cut by Culvert itself into `AF_XDP` frames.
+    CulvertCutXdp,
+    /// As `culvert`, in Geneve.
+    GeneveUncut,
+    /// As `culvert-cut`, in Geneve.
+    GeneveCut,
+    /// As `culvert-cut-xdp`, in Geneve.
+    GeneveCutXdp,
+    /// As `culvert`, in STT.
+    SttUncut,
+    /// As `culvert-cut`, in STT.
+    SttCut,
+    /// As `culvert-cut-xdp`, in STT.
+    SttCutXdp,
+}
+
+/// Who cuts superframes to wire size.
+#[derive(Clone, Copy)]
+enum Cutter {
+    Nobody,
+    Kernel,
+    Culvert,
 }
 
 impl Setup {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::KernelUncut,
         Self::KernelCut,
         Self::Ovs,
@@ -38,6 +61,13 @@ impl Setup {
         Self::Culvert,
         Self::CulvertNative,
         Self::CulvertCut,
+        Self::CulvertCutXdp,
+        Self::GeneveUncut,
+        Self::GeneveCut,
+        Self::GeneveCutXdp,
+        Self::SttUncut,
+        Self::SttCut,
+        Self::SttCutXdp,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -50,6 +80,13 @@ impl Setup {
             Self::Culvert => "culvert",
             Self::CulvertNative => "culvert-native",
             Self::CulvertCut => "culvert-cut",
+            Self::CulvertCutXdp => "culvert-cut-xdp",
+            Self::GeneveUncut => "geneve-uncut",
+            Self::GeneveCut => "geneve-cut",
+            Self::GeneveCutXdp => "geneve-cut-xdp",
+            Self::SttUncut => "stt-uncut",
+            Self::SttCut => "stt-cut",
+            Self::SttCutXdp => "stt-cut-xdp",
         }
     }
 
@@ -60,9 +97,16 @@ impl Setup {
             Self::Ovs => "Open vSwitch VXLAN on AF_XDP (native)",
             Self::RawGeneric => "Raw AF_XDP, generic, no encapsulation",
             Self::RawNative => "Raw AF_XDP, native, no encapsulation",
-            Self::Culvert => "Culvert, automatic modes",
-            Self::CulvertNative => "Culvert, native",
-            Self::CulvertCut => "Culvert, wire-sized frames",
+            Self::Culvert => "Culvert `vxlan`, automatic modes, *uncut (veth)*",
+            Self::CulvertNative => "Culvert `vxlan`, native",
+            Self::CulvertCut => "Culvert `vxlan`, *wire-sized by software GSO*",
+            Self::CulvertCutXdp => "Culvert `vxlan`, *wire-sized by AF_XDP*",
+            Self::GeneveUncut => "Culvert `geneve`, *uncut (veth)*",
+            Self::GeneveCut => "Culvert `geneve`, *wire-sized by software GSO*",
+            Self::GeneveCutXdp => "Culvert `geneve`, *wire-sized by AF_XDP*",
+            Self::SttUncut => "Culvert `stt`, *uncut (veth)*",
+            Self::SttCut => "Culvert `stt`, *wire-sized by software GSO*",
+            Self::SttCutXdp => "Culvert `stt`, *wire-sized by AF_XDP*",
         }
     }
 
@@ -99,7 +143,14 @@ impl Setup {
                 spec.mode = ["native", "native"];
                 Running::alone(spec.build())
             }
-            Self::CulvertCut => Running::alone(TopologySpec::pair(cut).build()),
+            Self::CulvertCut => in_format("", Cutter::Kernel),
+            Self::CulvertCutXdp => in_format("", Cutter::Culvert),
+            Self::GeneveUncut => in_format(GENEVE, Cutter::Nobody),
+            Self::GeneveCut => in_format(GENEVE, Cutter::Kernel),
+            Self::GeneveCutXdp => in_format(GENEVE, Cutter::Culvert),
+            Self::SttUncut => in_format(STT, Cutter::Nobody),
+            Self::SttCut => in_format(STT, Cutter::Kernel),
+            Self::SttCutXdp => in_format(STT, Cutter::Culvert),
         };
         for forwarder in &mut running.forwarders {
             forwarder.wait_for_log("forwarding between", Duration::from_secs(10));
@@ -107,6 +158,27 @@ impl Setup {
         running.topology.wait_connected(0, 1);
         running
     }
+}
+
+const GENEVE: &str = "format = \"geneve\"";
+const STT: &str = "format = \"stt\"";
+
+/// Culvert on both hosts, by the lines of its vnet.
+fn in_format(vnet_toml: &'static str, cutter: Cutter) -> Running {
+    let wire = if matches!(cutter, Cutter::Nobody) { Offloads::On } else { Offloads::Off };
+    let mut spec = TopologySpec::pair(Combo { wire, ..Combo::SIMPLE });
+    spec.vnet_toml = vnet_toml;
+    if matches!(cutter, Cutter::Culvert) {
+        spec.underlay_toml = "tx = \"xdp\"";
+    }
+    let topology = spec.build();
+    if vnet_toml == STT {
+        // Its header is longer in front of a packet of its own.
+        for host in &topology.hosts {
+            host.ns.run(&format!("ip link set {WIRE} mtu 1572"));
+        }
+    }
+    Running::alone(topology)
 }
 
 fn forwarder(topology: &Topology, host: usize, mode: &str) -> Process {

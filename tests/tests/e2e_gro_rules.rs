@@ -1,0 +1,484 @@
+//! What the kernel would merge is merged, and nothing else: the rules of GRO one by one.
+//!
+//! The same frames go through this machine's own GRO, on a veth pair, and from tenant to tenant. Each case also states what
+//! is to come of it, so that both are held to the rule and not only to each other.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use culvert_tests::segment::{Segment, flags, timestamps};
+use culvert_tests::tools::{OffloadSocket, VirtioHeader};
+use culvert_tests::topology::{TENANT_DEVICE, WIRE};
+use culvert_tests::{Combo, Netns, Topology, TopologySpec, link, wait_until};
+
+/// Frames of some flows, and what is to be delivered of each flow.
+struct Case {
+    rule: &'static str,
+    frames: Vec<Vec<u8>>,
+    /// Payload bytes of what is delivered, by source port.
+    merged: BTreeMap<u16, Vec<usize>>,
+}
+
+/// Rules in which we differ from the kernel, and why.
+const UNLIKE_KERNEL: [(&str, &str); 2] = [
+    ("the urgent pointer differs", "GRO does not look at it where URG is clear; it would be lost"),
+    (
+        "no DF, identifications stand still",
+        "Linux merges since 6.18; fragments of such packets could be taken for each other's",
+    ),
+];
+
+/// What a receiver sees: the virtio header's words on cutting, and the frame.
+type Seen = (u8, u16, Vec<u8>);
+
+/// Three segments of 1,000 bytes, of which `edit` changes the second.
+fn second(base: &Segment, edit: impl FnOnce(&mut Segment)) -> Vec<Segment> {
+    let list = run(base, &[1000, 1000, 1000]);
+    let [first, mut second, third] = <[Segment; 3]>::try_from(list).unwrap();
+    edit(&mut second);
+    vec![first, second, third]
+}
+
+/// Three segments of 1,000 bytes, all changed by `edit`, which gets the number of each.
+fn each(base: &Segment, edit: impl Fn(u16, &mut Segment)) -> Vec<Segment> {
+    let mut list = run(base, &[1000, 1000, 1000]);
+    (0..).zip(&mut list).for_each(|(n, segment)| edit(n, segment));
+    list
+}
+
+/// Segments of these sizes in a row.
+fn run(base: &Segment, sizes: &[usize]) -> Vec<Segment> {
+    let payload = |n: usize, len: usize| (0..len).map(|i| (i + n * 31) as u8).collect::<Vec<_>>();
+    let mut list: Vec<Segment> = Vec::new();
+    for (n, &len) in sizes.iter().enumerate() {
+        let next = match list.last() {
+            Some(last) => last.next(payload(n, len)),
+            None => Segment { payload: payload(n, len), ..base.clone() },
+        };
+        list.push(next);
+    }
+    list
+}
+
+fn cases(topology: &Topology, ipv6: bool) -> Vec<Case> {
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let base = &Segment::between(a, b, ipv6, 5000, Vec::new());
+    let mut cases = Vec::new();
+    let mut port = base.ports[0];
+    let mut add = |rule, segments: Vec<Segment>, merged: &[usize]| {
+        // Every case is a flow of its own, so that none depends on what another left.
+        port += 1;
+        let frames = segments
+            .into_iter()
+            .map(|segment| Segment { ports: [port, segment.ports[1]], ..segment }.frame());
+        let merged = BTreeMap::from([(port, merged.to_vec())]);
+        cases.push(Case { rule, frames: frames.collect(), merged });
+    };
+    let apart = [1000, 1000, 1000];
+    let data = |segment: &mut Segment, bits: u8| segment.flags = flags::ACK | bits;
+
+    add("contiguous data is merged", run(base, &[1000; 3]), &[3000]);
+    add("a byte each", run(base, &[1; 5]), &[5]);
+    add("a shorter segment ends a superframe", run(base, &[1000, 1000, 400, 1000]), &[2400, 1000]);
+    add("a longer one begins another", run(base, &[1000, 1001, 1001]), &[1000, 2002]);
+    add("no superframe is longer than IP can state", run(base, &[1400; 48]), &[46 * 1400, 2800]);
+    add(
+        "sequence numbers wrap",
+        each(&Segment { seq: u32::MAX - 900, ..base.clone() }, |_, _| ()),
+        &[3000],
+    );
+    add("nothing over a gap", second(base, |s| s.seq += 1), &apart);
+    add(
+        "nothing that was there",
+        run(base, &[1000; 2]).into_iter().flat_map(|s| [s.clone(), s]).collect(),
+        &[1000, 2000, 1000],
+    );
+    add("nothing out of order", run(base, &[1000; 3]).into_iter().rev().collect(), &apart);
+    let ack = |list: Vec<Segment>| {
+        let [first, second, third] = <[Segment; 3]>::try_from(list).unwrap();
+        let ack = Segment { payload: Vec::new(), ..second.clone() };
+        vec![first, ack, second, third]
+    };
+    add("an acknowledgement alone is not merged", ack(run(base, &[1000; 3])), &[1000, 0, 2000]);
+
+    add("PSH ends a superframe", second(base, |s| data(s, flags::PSH)), &[2000, 1000]);
+    add("FIN ends a superframe", second(base, |s| data(s, flags::FIN)), &[2000, 1000]);
+    let mut first = run(base, &[1000; 3]);
+    data(&mut first[0], flags::PSH);
+    add("PSH on the first begins none", first, &[1000, 2000]);
+    add("SYN is not merged", second(base, |s| data(s, flags::SYN)), &apart);
+    add("RST is not merged", second(base, |s| data(s, flags::RST)), &apart);
+    add("URG is not merged", second(base, |s| data(s, flags::URG)), &apart);
+    add("ECE differs", second(base, |s| data(s, flags::ECE)), &apart);
+    add("ECE on all", each(base, |_, s| data(s, flags::ECE)), &[3000]);
+    add("CWR differs", second(base, |s| data(s, flags::CWR)), &apart);
+    let mut first = run(base, &[1000; 3]);
+    data(&mut first[0], flags::CWR);
+    add("CWR on the first", first, &[1000, 2000]);
+    add("CWR on all", each(base, |_, s| data(s, flags::CWR)), &apart);
+    add("a reserved bit differs", second(base, |s| s.reserved = 1), &apart);
+    add("the acknowledgement differs", second(base, |s| s.ack += 1), &apart);
+    add("the window differs", second(base, |s| s.window += 1), &apart);
+    add("the urgent pointer differs", second(base, |s| s.urgent = 5), &apart);
+
+    add("timestamps differ", second(base, |s| s.options = timestamps(1001, 2000)), &apart);
+    add("echoed timestamps differ", second(base, |s| s.options = timestamps(1000, 2001)), &apart);
+    add("one has no options", second(base, |s| s.options.clear()), &apart);
+    add("none has options", each(base, |_, s| s.options.clear()), &[3000]);
+    add("40 bytes of equal options", each(base, |_, s| s.options = vec![1; 40]), &[3000]);
+
+    add("DSCP differs", second(base, |s| s.tos = 0x20), &apart);
+    add("DSCP on all", each(base, |_, s| s.tos = 0x20), &[3000]);
+    add("ECN differs: CE", second(base, |s| s.tos = 3), &apart);
+    add("ECN differs: ECT(0) and ECT(1)", each(base, |n, s| s.tos = 2 - (n & 1) as u8), &apart);
+    add("CE on all", each(base, |_, s| s.tos = 3), &[3000]);
+    add("TTL differs", second(base, |s| s.ttl = 63), &apart);
+    let bad = |segments: Vec<Segment>, n: usize, at: usize| {
+        let mut frames: Vec<_> = segments.iter().map(Segment::frame).collect();
+        frames[n][at] ^= 0x40;
+        frames
+    };
+    let l4 = if ipv6 { 54 } else { 34 };
+    for (rule, at) in [("a bad checksum", l4 + 16), ("damaged payload", l4 + 100)] {
+        cases.push(Case {
+            rule,
+            frames: bad(run(base, &[1000; 3]), 1, at),
+            merged: BTreeMap::from([(base.ports[0], apart.to_vec())]),
+        });
+    }
+    let mut padded: Vec<_> = run(base, &[1000; 3]).iter().map(Segment::frame).collect();
+    padded[1].extend([0; 4]);
+    cases.push(Case {
+        rule: "a packet with bytes behind it",
+        frames: padded,
+        merged: BTreeMap::from([(base.ports[0], apart.to_vec())]),
+    });
+    let other = Segment { ports: [39_999, 5001], seq: 1, ..base.clone() };
+    let [one, two] = [run(base, &[1000; 4]), run(&other, &[700, 700, 700, 600])];
+    cases.push(Case {
+        rule: "flows are merged side by side, and one's end is not another's",
+        frames: one.iter().zip(&two).flat_map(|(a, b)| [a.frame(), b.frame()]).collect(),
+        merged: BTreeMap::from([(base.ports[0], vec![4000]), (39_999, vec![2700])]),
+    });
+    cases.extend(if ipv6 { of_ipv6(base) } else { of_ipv4(base) });
+    cases
+}
+
+fn of_ipv4(base: &Segment) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut port = base.ports[0] + 100;
+    let mut add = |rule, segments: Vec<Segment>, merged: &[usize]| {
+        port += 1;
+        let frames = segments
+            .into_iter()
+            .map(|segment| Segment { ports: [port, segment.ports[1]], ..segment }.frame());
+        let merged = BTreeMap::from([(port, merged.to_vec())]);
+        cases.push(Case { rule, frames: frames.collect(), merged });
+    };
+    let apart = [1000, 1000, 1000];
+    add("DF, identifications stand still", each(base, |_, s| s.id = 7), &[3000]);
+    add("DF, identifications jump", each(base, |n, s| s.id = n * 2), &apart);
+    add("DF, they stand still, then go on", each(base, |n, s| s.id = 7 + n / 2), &[2000, 1000]);
+    add("DF, they go on, then stand still", each(base, |n, s| s.id = 7 + n.min(1)), &[2000, 1000]);
+    add("identifications wrap", each(base, |n, s| s.id = n.wrapping_sub(1)), &[3000]);
+    add("no DF, identifications go on", each(base, |_, s| s.fragment = 0), &[3000]);
+    add(
+        "no DF, identifications stand still",
+        each(base, |_, s| (s.fragment, s.id) = (0, 7)),
+        &apart,
+    );
+    add("DF differs", second(base, |s| s.fragment = 0), &apart);
+    add("fragments", each(base, |_, s| s.fragment = 0x2000), &apart);
+    add("an IP option", each(base, |_, s| s.between = vec![1; 4]), &apart);
+    cases
+}
+
+fn of_ipv6(base: &Segment) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut port = base.ports[0] + 200;
+    let mut add = |rule, segments: Vec<Segment>, merged: &[usize]| {
+        port += 1;
+        let frames = segments
+            .into_iter()
+            .map(|segment| Segment { ports: [port, segment.ports[1]], ..segment }.frame());
+        let merged = BTreeMap::from([(port, merged.to_vec())]);
+        cases.push(Case { rule, frames: frames.collect(), merged });
+    };
+    let apart = [1000, 1000, 1000];
+    add("the flow label differs", second(base, |s| s.label += 1), &apart);
+    // Destination options: the next header is TCP, no more units, four bytes of padding.
+    let options = |s: &mut Segment| (s.extension, s.between) = (60, vec![6, 0, 1, 4, 0, 0, 0, 0]);
+    add("destination options on all", each(base, |_, s| options(s)), &[3000]);
+    add("destination options on one", second(base, options), &apart);
+    cases
+}
+
+/// A veth pair whose far end merges.
+struct Oracle {
+    send: OffloadSocket,
+    receive: OffloadSocket,
+    _ends: [Netns; 2],
+}
+
+impl Oracle {
+    fn new(topology: &Topology) -> Self {
+        let ends = [Netns::new("gro0"), Netns::new("gro1")];
+        link::veth(&ends[0], TENANT_DEVICE, &ends[1], TENANT_DEVICE, 1500);
+        for (ns, tenant) in ends.iter().zip(&topology.tenants) {
+            ns.run(&format!("ip link set {TENANT_DEVICE} address {} up", tenant.mac));
+        }
+        // A veth whose sender cuts nothing is not asked to merge.
+        link::set_features(&ends[0], TENANT_DEVICE, &["tso"], false);
+        link::set_features(&ends[1], TENANT_DEVICE, &["gro"], true);
+        // What was merged waits this long for more, instead of leaving with the first look at the device. Only a name
+        // space that `ip` enters shows its devices below /sys.
+        let mut command = std::process::Command::new("ip");
+        let path = format!("/sys/class/net/{TENANT_DEVICE}/gro_flush_timeout");
+        command.args(["netns", "exec", ends[1].name(), "sh", "-c"]);
+        command.arg(format!("echo 20000000 >{path}"));
+        culvert_tests::process::run_command(&mut command).unwrap();
+        let open = |ns| OffloadSocket::open(ns, TENANT_DEVICE).unwrap();
+        Self { send: open(&ends[0]), receive: open(&ends[1]), _ends: ends }
+    }
+
+    /// What the kernel makes of frames. It gives up what waits when its clock ticks, so the best of some attempts counts.
+    fn merge(&self, case: &Case) -> Vec<Seen> {
+        let attempt = |_| {
+            for frame in &case.frames {
+                self.send.send(VirtioHeader::default(), frame).unwrap();
+            }
+            seen(&self.receive, case)
+        };
+        let best = (0..8).filter_map(attempt).min_by_key(Vec::len);
+        best.unwrap_or_else(|| panic!("{}: the kernel lost frames", case.rule))
+    }
+}
+
+/// Bytes from the IP header to the end of the packet, and of these the ones in front of the payload.
+fn lengths(frame: &[u8]) -> (usize, usize) {
+    let word = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+    let (len, l4) = match frame[14] >> 4 {
+        4 => (word(16), usize::from(frame[14] & 0xf) * 4),
+        _ => (word(18) + 40, if frame[20] == 6 { 40 } else { 48 }),
+    };
+    (len, l4 + usize::from(frame[14 + l4 + 12] >> 4) * 4)
+}
+
+fn payload_len(frame: &[u8]) -> usize {
+    let (len, headers) = lengths(frame);
+    len - headers
+}
+
+fn source_port(frame: &[u8]) -> u16 {
+    let l4 = match frame[14] >> 4 {
+        4 => 14 + usize::from(frame[14] & 0xf) * 4,
+        _ => 14 + if frame[20] == 6 { 40 } else { 48 },
+    };
+    u16::from_be_bytes([frame[l4], frame[l4 + 1]])
+}
+
+/// What arrives of a case, flow by flow; none if not all of it does.
+fn seen(socket: &OffloadSocket, case: &Case) -> Option<Vec<Seen>> {
+    let weight = |frame: &[u8]| payload_len(frame).max(1);
+    let macs = &case.frames[0][..12];
+    let ours =
+        |frame: &[u8]| frame.starts_with(macs) && case.merged.contains_key(&source_port(frame));
+    let mut left: usize = case.frames.iter().map(|frame| weight(frame)).sum();
+    let mut seen: Vec<Seen> = Vec::new();
+    while left > 0 {
+        let got = socket.receive_matching(Duration::from_secs(1), ours).unwrap()?;
+        left = left.saturating_sub(weight(&got.frame));
+        seen.push((got.header.gso_type, got.header.gso_size, got.frame));
+    }
+    seen.sort_by_key(|(.., frame)| source_port(frame));
+    Some(seen)
+}
+
+/// What Culvert makes of frames that wait for it when it wakes. They may come to its worker in two batches, so one
+/// attempt of some has to do what is asked.
+fn merge(topology: &mut Topology, ends: &[OffloadSocket; 2], case: &Case) -> Vec<Seen> {
+    let mut last = None;
+    for _ in 0..5 {
+        let before = link::received(&topology.hosts[1].ns, WIRE);
+        let far = |topology: &mut Topology, signal| {
+            topology.culvert[1].as_mut().unwrap().process().signal(signal);
+        };
+        far(topology, libc::SIGSTOP);
+        for frame in &case.frames {
+            ends[0].send(VirtioHeader::default(), frame).unwrap();
+        }
+        let wanted = before + case.frames.len() as u64;
+        wait_until(Duration::from_secs(2), || {
+            link::received(&topology.hosts[1].ns, WIRE) >= wanted
+        });
+        far(topology, libc::SIGCONT);
+        last = seen(&ends[1], case).or(last);
+        if last.as_ref().is_some_and(|seen| sizes(seen) == case.merged) {
+            break;
+        }
+    }
+    last.unwrap_or_else(|| panic!("{}: Culvert lost frames, five times", case.rule))
+}
+
+/// The frames of a case, flow by flow.
+fn sent(case: &Case) -> impl Iterator<Item = &[u8]> {
+    let mut frames: Vec<&[u8]> = case.frames.iter().map(Vec::as_slice).collect();
+    frames.sort_by_key(|frame| source_port(frame));
+    frames.into_iter()
+}
+
+/// What frames carry.
+fn payload<'a>(frames: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    frames
+        .flat_map(|frame| {
+            let (len, headers) = lengths(frame);
+            &frame[14 + headers..14 + len]
+        })
+        .copied()
+        .collect()
+}
+
+/// Payload bytes by flow.
+fn sizes(seen: &[Seen]) -> BTreeMap<u16, Vec<usize>> {
+    let mut sizes = BTreeMap::<_, Vec<_>>::new();
+    for (.., frame) in seen {
+        sizes.entry(source_port(frame)).or_default().push(payload_len(frame));
+    }
+    sizes
+}
+
+fn rules_hold(format: &'static str) {
+    let mut spec = TopologySpec::pair(Combo::SIMPLE);
+    spec.vnet_toml = format;
+    // What is crafted here is of no connection that the tenants know.
+    let mut topology = spec.build();
+    for host in &topology.hosts {
+        host.ns.run(&format!("ip link set {WIRE} mtu 1600"));
+    }
+    topology.wait_connected(0, 1);
+    let open = |at: usize| OffloadSocket::open(&topology.tenants[at].ns, TENANT_DEVICE).unwrap();
+    let ends = [open(0), open(1)];
+    let oracle = Oracle::new(&topology);
+    let mut faults = Vec::new();
+    for ipv6 in [false, true] {
+        let family = if ipv6 { "IPv6" } else { "IPv4" };
+        for case in cases(&topology, ipv6) {
+            let rule = case.rule;
+            let ours = merge(&mut topology, &ends, &case);
+            if payload(ours.iter().map(|(.., frame)| &frame[..])) != payload(sent(&case)) {
+                faults.push(format!("{family}, {rule}: not in the order in which it was sent"));
+            }
+            if sizes(&ours) != case.merged {
+                faults.push(format!("{family}, {rule}: {:?}, not {:?}", sizes(&ours), case.merged));
+            }
+            if UNLIKE_KERNEL.iter().any(|(unlike, _)| *unlike == rule) {
+                continue;
+            }
+            let mut kernel = oracle.merge(&case);
+            if sizes(&kernel) != case.merged {
+                faults.push(format!("{family}, {rule}: the kernel: {:?}", sizes(&kernel)));
+            }
+            // The kernel lets a frame with a bad checksum overtake what waits of its flow. We do not.
+            let mut ours = ours;
+            kernel.sort();
+            ours.sort();
+            for (n, (theirs, ours)) in kernel.iter().zip(&ours).enumerate() {
+                let at = theirs.2.iter().zip(&ours.2).position(|(a, b)| a != b);
+                if theirs != ours {
+                    let words = [(theirs.0, theirs.1), (ours.0, ours.1)];
+                    faults.push(format!("{family}, {rule}: {n}: {words:?}, byte {at:?}"));
+                }
+            }
+        }
+    }
+    assert!(
+        faults.is_empty(),
+        "{}:\n{}",
+        if format.is_empty() { "vxlan" } else { format },
+        faults.join("\n")
+    );
+}
+
+#[test]
+fn what_the_kernel_would_merge_is_merged_behind_vxlan() {
+    rules_hold("");
+}
+
+#[test]
+fn what_the_kernel_would_merge_is_merged_behind_geneve() {
+    rules_hold("format = \"geneve\"");
+}
+
+#[test]
+fn what_the_kernel_would_merge_is_merged_behind_stt() {
+    rules_hold("format = \"stt\"");
+}
+
+/// Two networks whose tenants have the same addresses and send parts of what could be one stream, in turn.
+fn twins_stay_apart(format: &'static str) {
+    let mut spec = TopologySpec::twins(Combo::SIMPLE);
+    spec.vnet_toml = format;
+    let mut topology = spec.build();
+    for host in &topology.hosts {
+        host.ns.run(&format!("ip link set {WIRE} mtu 1600"));
+    }
+    topology.wait_connected(0, 1);
+    topology.wait_connected(2, 3);
+    let open = |at: usize| OffloadSocket::open(&topology.tenants[at].ns, TENANT_DEVICE).unwrap();
+    let [blue, green, to_blue, to_green] = [0, 2, 1, 3].map(open);
+    // Each network has half of a stream that it could merge, or every second segment of one that both could.
+    for (ipv6, halves) in [(false, true), (true, true), (false, false), (true, false)] {
+        let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+        let base = Segment::between(a, b, ipv6, 5000, Vec::new());
+        let fill = |n: u8| vec![n; 1000];
+        let mut all = run(&base, &[1000; 12]);
+        (0..).zip(&mut all).for_each(|(n, segment)| segment.payload = fill(n));
+        if !halves {
+            all.sort_by_key(|segment| (segment.seq - base.seq) / 1000 % 2);
+        }
+        let frames: Vec<_> = all.iter().map(Segment::frame).collect();
+        let merged = if halves { vec![6000] } else { vec![1000; 6] };
+        let merged = [merged.clone(), merged];
+        let mut last = [Vec::new(), Vec::new()];
+        // What comes in two batches is tried again.
+        for _ in 0..5 {
+            let before = link::received(&topology.hosts[1].ns, WIRE);
+            let signal = |topology: &mut Topology, signal| {
+                topology.culvert[1].as_mut().unwrap().process().signal(signal);
+            };
+            signal(&mut topology, libc::SIGSTOP);
+            for n in 0..6 {
+                blue.send(VirtioHeader::default(), &frames[n]).unwrap();
+                green.send(VirtioHeader::default(), &frames[n + 6]).unwrap();
+            }
+            wait_until(Duration::from_secs(2), || {
+                link::received(&topology.hosts[1].ns, WIRE) >= before + 12
+            });
+            signal(&mut topology, libc::SIGCONT);
+            let port = base.ports[0];
+            let of = |frames: &[Vec<u8>]| Case {
+                rule: "twins",
+                frames: frames.to_vec(),
+                merged: BTreeMap::from([(port, vec![6000])]),
+            };
+            last =
+                [(&to_blue, of(&frames[..6])), (&to_green, of(&frames[6..]))].map(|(to, case)| {
+                    let seen = seen(to, &case).expect("a frame was lost");
+                    let got = payload(seen.iter().map(|(.., frame)| &frame[..]));
+                    assert!(got == payload(sent(&case)), "{format}: bytes of the other network");
+                    sizes(&seen).remove(&port).unwrap_or_default()
+                });
+            if last == merged {
+                break;
+            }
+        }
+        assert_eq!(last, merged, "{format}, IPv6 {ipv6}, halves {halves}");
+    }
+}
+
+#[test]
+fn equal_flows_of_two_networks_never_merge() {
+    for format in ["", "format = \"geneve\"", "format = \"stt\""] {
+        twins_stay_apart(format);
+    }
+}
