@@ -59,7 +59,7 @@ fn an_invalid_file_exits_2_and_names_every_fault() {
     let lines: Vec<_> = ran.err.lines().collect();
     assert_eq!(
         lines[0],
-        format!("{file}:14:7: vnet[0] \"blue\": vni 0: not a VNI; legal is 1 to 16777215")
+        format!("{file}:16:7: vnet[0] \"blue\": vni 0: not a VNI; legal is 1 to 16777215")
     );
     assert!(
         lines[1].contains("port[1] \"a2\": attach eth0: already used by underlay: interfaces[0]")
@@ -202,7 +202,10 @@ fn the_wanted_state_is_shown_in_parts() {
         ("routes", "port a1    10.0.0.128/25  drop"),
         ("mappings", "blue  10.0.0.2  02:00:00:00:01:02  192.0.2.2  1400"),
         ("ingress", "100  192.0.2.2/32       100  decap-validate"),
-        ("underlay", "wanted: addresses 192.0.2.1, 2001:db8::1; mtu 1500; mode auto; tx auto"),
+        (
+            "underlay",
+            "wanted: addresses 192.0.2.1, 2001:db8::1; mtu 1500; mode auto; rx xdp; tx auto",
+        ),
         ("underlay", "not zero-copy: not supported by the driver"),
         ("info", "culvert-dataplane 0.1.0, instance f00d, generation 1"),
         ("info", "no /sys/kernel/btf/vmlinux"),

@@ -332,6 +332,14 @@ pub enum Fault {
         /// What is wrong with it.
         message: String,
     },
+    /// Describe one of them otherwise, or take another port for it.
+    #[error("{message}")]
+    FormatClash {
+        /// The other format.
+        with: FormatId,
+        /// Why their packets cannot be told from each other.
+        message: String,
+    },
     /// Describe the format, or name one that is there.
     #[error("{id:?}: no such format; legal is vxlan, geneve, stt or the id of a format{}", asked(nearest.as_ref()))]
     UnknownFormat {

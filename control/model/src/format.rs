@@ -26,11 +26,19 @@ pub struct Format {
 }
 
 impl Format {
-    /// What keeps packets of this format from being told from those of others: built-in formats and these.
-    pub fn clashes<'a>(&self, others: impl Iterator<Item = &'a Format>) -> Vec<FormatFault> {
+    /// What keeps packets of this format from being told from those of others, built-in formats and these; with the
+    /// name of the other.
+    pub fn clashes<'a>(
+        &self,
+        others: impl Iterator<Item = &'a Format>,
+    ) -> Vec<(String, FormatFault)> {
         let others = others.map(|other| &other.descriptor);
         let all = builtin::BUILT_IN.into_iter().chain(others);
-        all.filter_map(|other| check_set(&[&self.descriptor, other]).err()).flatten().collect()
+        all.filter_map(|other| Some((other, check_set(&[&self.descriptor, other]).err()?)))
+            .flat_map(|(other, faults)| {
+                faults.into_iter().map(|fault| (other.name.to_string(), fault))
+            })
+            .collect()
     }
 }
 

@@ -370,8 +370,13 @@ impl<'a> Check<'a> {
         let place = Place::object(Section::Format, index, "identifier").named(format.id.as_str());
         let before = present(&self.draft.formats).take_while(|(other, _)| *other < index);
         let faults = format.clashes(before.map(|(_, other)| other));
-        for fault in faults {
-            self.fault(place.clone(), Fault::BadFormat { message: fault.to_string() });
+        for (with, fault) in faults {
+            let message = fault.to_string();
+            let fault = match with.parse() {
+                Ok(with) => Fault::FormatClash { with, message },
+                Err(_) => Fault::BadFormat { message },
+            };
+            self.fault(place.clone(), fault);
         }
     }
 

@@ -78,9 +78,10 @@ fn underlay(output: Output, host: Option<&Host>, devices: Vec<Device>) -> Result
         return print_value(output, &Underlay { wanted, devices });
     }
     if let Some(wanted) = &wanted {
-        let objects::Underlay { addresses, mtu, mode, tx, .. } = wanted;
+        let objects::Underlay { addresses, mtu, mode, rx, tx, .. } = wanted;
         let (addresses, mtu) = (joined(addresses), or_dash(*mtu));
-        print(&format!("wanted: addresses {addresses}; mtu {mtu}; mode {mode}; tx {tx}\n"))?;
+        let ways = format!("mode {mode}; rx {rx}; tx {tx}");
+        print(&format!("wanted: addresses {addresses}; mtu {mtu}; {ways}\n"))?;
     }
     rows(output, &devices)
 }

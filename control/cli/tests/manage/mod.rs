@@ -16,7 +16,7 @@ fn started() -> Running {
         daemon.ok(&["host", "add", "--interface", "eth0", "--address", "192.0.2.1,2001:db8::1"]);
     assert_eq!(
         out,
-        "+ underlay: interfaces eth0; addresses 192.0.2.1, 2001:db8::1; mode auto; tx auto\n\
+        "+ underlay: interfaces eth0; addresses 192.0.2.1, 2001:db8::1; mode auto; rx xdp; tx auto; merge_hold_us 0\n\
          1 added, 0 changed, 0 deleted: revision 1\n"
     );
     daemon.ok(&["vnet", "add", "blue", "--vni", "100"]);

@@ -203,7 +203,7 @@ impl Check<'_> {
     fn format(&mut self, touched: &Touched, format: &Format) {
         let others = self.after.formats.iter().filter(|other| other.id != format.id);
         let faults = format.clashes(others);
-        for fault in faults {
+        for (_, fault) in faults {
             self.fault(touched, "identifier", None, fault.to_string());
         }
     }

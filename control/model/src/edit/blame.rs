@@ -58,6 +58,8 @@ impl<'a> Blame<'a> {
             Fault::UnknownPort { id, .. } => of(ObjectKey::Port(id.clone())),
             Fault::UnknownAcl { id, .. } => of(ObjectKey::Acl(id.clone())),
             Fault::UnknownFormat { id, .. } => of(ObjectKey::Format(id.clone())),
+            Fault::VniTooLarge { format, .. } => of(ObjectKey::Format(format.clone())),
+            Fault::FormatClash { with, .. } => of(ObjectKey::Format(with.clone())),
             Fault::NoSubnet { .. } => {
                 let port = parts.ports.get(place.index?)?;
                 of(ObjectKey::Vnet(port.vnet.clone()))
