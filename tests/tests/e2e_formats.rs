@@ -1,7 +1,10 @@
 //! Formats other than VXLAN between two hosts: built-in ones, and two that only a configuration knows.
 
-use culvert_tests::tools::{Capture, ping_df, tcp_transfer, tshark_complaints, tshark_fields};
-use culvert_tests::topology::{Topology, WIRE, with_vnet_lines};
+use culvert_tests::segment::Segment;
+use culvert_tests::tools::{
+    Capture, OffloadSocket, ping_df, tcp_transfer, tshark_complaints, tshark_fields,
+};
+use culvert_tests::topology::{TENANT_DEVICE, Topology, WIRE, with_vnet_lines};
 use culvert_tests::{Combo, Family, Offloads, TopologySpec, checks, wait_until};
 use std::path::PathBuf;
 use std::process::Command;
@@ -209,4 +212,34 @@ fn a_format_that_the_other_side_does_not_speak_is_counted_and_named() {
     });
     assert!(counted, "{:?}", topology.stats(1).value());
     assert!(ping().is_err(), "a packet in another format was delivered");
+}
+
+/// What `culvert trace` with these arguments writes while `action` runs.
+fn traced(topology: &Topology, host: usize, args: &[&str], action: impl FnOnce()) -> String {
+    let args = [&["trace", "-n", "200"], args].concat();
+    let ns = &topology.hosts[host].ns;
+    let mut trace = topology.dataplane(host).spawn_cli(ns, &topology.scratch, &args);
+    trace.wait_for_log("waiting", Duration::from_secs(5));
+    action();
+    std::thread::sleep(Duration::from_millis(500));
+    trace.signal(libc::SIGINT);
+    trace.wait(Duration::from_secs(5));
+    trace.log()
+}
+
+#[test]
+fn a_trace_tells_how_superframes_are_cut_and_merged() {
+    for format in ["vxlan", "geneve", "stt"] {
+        let topology = topology(format, Combo { wire: Offloads::Off, ..Combo::SIMPLE }, false);
+        topology
+            .reconfigure(0, |toml| toml.replacen("[underlay]\n", "[underlay]\ntx = \"xdp\"\n", 1));
+        let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+        let tenant = OffloadSocket::open(&a.ns, TENANT_DEVICE).unwrap();
+        let (header, frame) = Segment::between(a, b, false, 1000, vec![7; 20_000]).superframe(1448);
+        let send = || tenant.send(header, &frame).unwrap();
+        let out = traced(&topology, 0, &["-p", &a.port, "tcp", "port", "5001"], send);
+        eprintln!("{out}");
+        let incoming = traced(&topology, 1, &["--underlay"], send);
+        eprintln!("{incoming}");
+    }
 }

@@ -5,7 +5,7 @@ use crate::forge::{Forge, noise, parse};
 use crate::replies::{advertise, answer, arp_request, frag_needed, solicitation, too_big};
 use crate::segments::cut;
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterFrame};
-use culvert_wire::format::{VXLAN, decap};
+use culvert_wire::format::{Facts, FormatDescriptor, GENEVE, STT, VXLAN, decap};
 use culvert_wire::fragment::Fragmenter;
 use culvert_wire::{MacAddr, Vni, eth, reply};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,15 @@ pub(crate) fn vector(name: &str) -> Vec<u8> {
 }
 
 fn template(v6: bool, vlan: Option<u16>) -> EncapTemplate {
+    template_of(&VXLAN, v6, vlan, false)
+}
+
+fn template_of(
+    format: &FormatDescriptor,
+    v6: bool,
+    vlan: Option<u16>,
+    mss_option: bool,
+) -> EncapTemplate {
     let address = |v4: &str, v6_text: &str| if v6 { v6_text } else { v4 }.parse().unwrap();
     EncapTemplate::new(&EncapSpec {
         src_mac: MacAddr([2, 0, 0, 0, 1, 1]),
@@ -31,8 +40,8 @@ fn template(v6: bool, vlan: Option<u16>) -> EncapTemplate {
         src: address("192.0.2.1", "2001:db8::1"),
         dst: address("192.0.2.2", "2001:db8::2"),
         ttl: 64,
-        format: &VXLAN,
-        mss_option: false,
+        format,
+        mss_option,
         vni: Vni::new(0x00ab_cdef).unwrap(),
         df: true,
         dscp: DscpMode::Inherit,
@@ -61,6 +70,33 @@ fn our_encapsulation_equals_the_vectors_byte_for_byte() {
         template.emit(&mut out, &OuterFrame::new(inner.len(), 0x1234, 0, 7, csum));
         out.extend(inner);
         assert_eq!(out, want, "{name}");
+    }
+}
+
+/// The inner frame is that of the vectors of VXLAN.
+#[test]
+fn geneve_and_stt_equal_the_vectors_byte_for_byte() {
+    let around = vector("vxlan_v4_inner_v4_tcp");
+    let inner = &around[parse(&around).headers_len() + 8..];
+    let sum = culvert_wire::encap::inner_sum_from_headers(inner, &parse(inner));
+    let csum = culvert_wire::encap::OuterChecksum::Full { inner: sum };
+    for (name, format, v6, mss) in [
+        ("geneve_v4", &GENEVE, false, 0),
+        ("geneve_v6_mss_1448", &GENEVE, true, 1448),
+        ("stt_v4", &STT, false, 0),
+        ("stt_v6", &STT, true, 0),
+    ] {
+        let want = vector(name);
+        let template = template_of(format, v6, None, mss > 0);
+        let facts =
+            Facts { mss, ipv4: true, tcp: true, checksum_verified: true, ..Facts::default() };
+        let plain = OuterFrame::new(inner.len(), 0x1234, parse(inner).tos, 7, csum);
+        let mut out = vec![0; template.len()];
+        template.emit(&mut out, &OuterFrame { number: 0x0102_0304, facts, ..plain });
+        out.extend(inner);
+        assert_eq!(out, want, "{name}");
+        let found = decap(format, &want[parse(&want).headers_len()..]).unwrap();
+        assert_eq!((found.vni.get(), found.facts.mss), (0x00ab_cdef, mss), "{name}");
     }
 }
 
