@@ -136,6 +136,25 @@ pub(super) fn show(output: Output, packet: api::TracedPacket) -> Result<(), CliE
     }
 }
 
+/// Where two lines repeat in turn, as for each segment of a superframe, they are there once, with how often.
+fn folded(lines: Vec<(String, u32)>) -> Vec<(String, u32)> {
+    let mut folded: Vec<(String, u32)> = Vec::new();
+    let mut left = &lines[..];
+    while let [first, rest @ ..] = left {
+        if let ([.., a, b], [second, ..]) = (&mut folded[..], rest)
+            && (&a.0, &b.0) == (&first.0, &second.0)
+        {
+            a.1 += first.1;
+            b.1 += second.1;
+            left = &rest[1..];
+            continue;
+        }
+        folded.push(first.clone());
+        left = rest;
+    }
+    folded
+}
+
 fn text(traced: &Traced) -> String {
     let mut text = String::new();
     let from = traced.port.as_ref().unwrap_or(&traced.device);
@@ -150,14 +169,16 @@ fn text(traced: &Traced) -> String {
     let width = |of: &dyn Fn(&Step) -> usize| traced.steps.iter().map(of).max().unwrap_or(0);
     let stages = width(&|step| step.stage.len());
     let outcomes = width(&|step| outcome(step).len());
-    for step in &traced.steps {
+    let line = |step: &Step| {
         let said: Vec<_> = [&step.rule, &step.detail].into_iter().flatten().cloned().collect();
-        let times = if step.times > 1 { format!(" ({} times)", step.times) } else { String::new() };
         let worker = if several { format!("  [worker {}]", step.worker) } else { String::new() };
         let (said, outcome) = (said.join("; "), outcome(step));
-        let line =
-            format!("  {:<stages$}  {outcome:<outcomes$}  {said}{times}{worker}", step.stage);
-        let _ = writeln!(text, "{}", line.trim_end());
+        let line = format!("  {:<stages$}  {outcome:<outcomes$}  {said}{worker}", step.stage);
+        (line.trim_end().to_owned(), step.times)
+    };
+    for (line, times) in folded(traced.steps.iter().map(line).collect()) {
+        let times = if times > 1 { format!(" ({times} times)") } else { String::new() };
+        let _ = writeln!(text, "{line}{times}");
     }
     let end = match (&traced.drop_reason, traced.result) {
         (Some(reason), _) => format!("dropped: {reason} (`culvert explain-drop {reason}`)"),

@@ -261,7 +261,8 @@ impl Worker {
         let whole = self.devices[slot].as_ref().is_some_and(|device| device.sends_trains);
         self.sight.trace.saw(|| {
             let outcome = if whole { "trains" } else { "frames" };
-            let each = format!("{} streams, MSS {mss}", plan.count());
+            let streams = if plan.count() == 1 { "stream" } else { "streams" };
+            let each = format!("{} {streams}, MSS {mss}", plan.count());
             Step::new(Stage::Segmentation, outcome).because(each)
         });
         self.sight.trace.saw(|| {
