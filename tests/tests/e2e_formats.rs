@@ -245,7 +245,7 @@ fn a_trace_tells_how_superframes_are_cut_and_merged() {
                 vec!["1560 bytes from 0 of 20084", "1364 bytes from 18720 of 20084", "20066 bytes"],
             ),
             _ => (
-                vec!["14 segments of up to 1448 bytes", "ring (14 times)"],
+                vec!["14 segments of up to 1448 bytes", "ring (13 times)"],
                 vec!["segments in one"],
             ),
         };

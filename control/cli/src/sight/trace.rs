@@ -191,3 +191,20 @@ fn text(traced: &Traced) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_lines_that_repeat_in_turn_are_there_once() {
+        let lines = |all: &str| all.chars().map(|c| (c.to_string(), 1)).collect::<Vec<_>>();
+        let show = |folded: Vec<(String, u32)>| {
+            folded.iter().map(|(line, times)| format!("{line}{times}")).collect::<String>()
+        };
+        assert_eq!(show(folded(lines("xababab"))), "x1a3b3");
+        assert_eq!(show(folded(lines("ababcbz"))), "a2b2c1b1z1");
+        assert_eq!(show(folded(lines("aba"))), "a1b1a1");
+        assert_eq!(show(folded(lines(""))), "");
+    }
+}
