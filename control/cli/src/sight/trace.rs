@@ -137,9 +137,8 @@ pub(super) fn show(output: Output, packet: api::TracedPacket) -> Result<(), CliE
 }
 
 /// Where two lines repeat in turn, as for each segment of a superframe, they are there once, with how often.
-fn folded(lines: Vec<(String, u32)>) -> Vec<(String, u32)> {
+fn folded(mut left: &[(String, u32)]) -> Vec<(String, u32)> {
     let mut folded: Vec<(String, u32)> = Vec::new();
-    let mut left = &lines[..];
     while let [first, rest @ ..] = left {
         if let ([.., a, b], [second, ..]) = (&mut folded[..], rest)
             && (&a.0, &b.0) == (&first.0, &second.0)
@@ -176,7 +175,7 @@ fn text(traced: &Traced) -> String {
         let line = format!("  {:<stages$}  {outcome:<outcomes$}  {said}{worker}", step.stage);
         (line.trim_end().to_owned(), step.times)
     };
-    for (line, times) in folded(traced.steps.iter().map(line).collect()) {
+    for (line, times) in folded(&traced.steps.iter().map(line).collect::<Vec<_>>()) {
         let times = if times > 1 { format!(" ({times} times)") } else { String::new() };
         let _ = writeln!(text, "{line}{times}");
     }
@@ -202,9 +201,9 @@ mod tests {
         let show = |folded: Vec<(String, u32)>| {
             folded.iter().map(|(line, times)| format!("{line}{times}")).collect::<String>()
         };
-        assert_eq!(show(folded(lines("xababab"))), "x1a3b3");
-        assert_eq!(show(folded(lines("ababcbz"))), "a2b2c1b1z1");
-        assert_eq!(show(folded(lines("aba"))), "a1b1a1");
-        assert_eq!(show(folded(lines(""))), "");
+        assert_eq!(show(folded(&lines("xababab"))), "x1a3b3");
+        assert_eq!(show(folded(&lines("ababcbz"))), "a2b2c1b1z1");
+        assert_eq!(show(folded(&lines("aba"))), "a1b1a1");
+        assert_eq!(show(folded(&lines(""))), "");
     }
 }
