@@ -203,6 +203,9 @@ pub(crate) struct Export {
     /// does not concern it.
     #[arg(long)]
     pub(crate) carried: bool,
+    /// Write keys, too, which are left out else: `apply` takes a file with keys only as it is.
+    #[arg(long)]
+    pub(crate) show_keys: bool,
 }
 
 #[derive(Debug, clap::Args)]

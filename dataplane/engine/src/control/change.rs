@@ -579,8 +579,9 @@ fn other_formats(changes: &Changes<'_>) -> bool {
 pub(super) fn carriers_of(host: &Host) -> Vec<Carried> {
     let formats = Formats::with(host.formats().iter().map(|format| format.descriptor.clone()));
     let of_vnets = host.vnets().iter().map(|vnet| &vnet.format);
-    let used: BTreeSet<_> =
-        of_vnets.chain(host.underlay().peers.iter().map(|peer| &peer.format)).collect();
+    let used: BTreeSet<_> = of_vnets
+        .chain(host.underlay().peers.iter().filter_map(|peer| peer.format.as_ref()))
+        .collect();
     let mut carriers: Vec<_> = used
         .into_iter()
         .filter_map(|id| formats.by_name(id.as_str()))

@@ -1,0 +1,1 @@
+//! Frames of shards through a worker, without the kernel.
