@@ -41,6 +41,7 @@ fn vnet_toml(format: &str) -> &'static str {
         "vxlan" => "format = \"vxlan\"",
         "geneve" => "format = \"geneve\"",
         "stt" => "format = \"stt\"",
+        "shard" => "format = \"shard\"",
         "acme" => "format = \"acme\"",
         "bare" => "format = \"bare\"",
         other => panic!("{other}"),
@@ -117,6 +118,11 @@ fn geneve_carries_everything() {
 #[test]
 fn stt_carries_everything() {
     exercise("stt");
+}
+
+#[test]
+fn shard_carries_everything() {
+    exercise("shard");
 }
 
 #[test]
