@@ -1,7 +1,7 @@
 //! Formats other than VXLAN between two hosts: built-in ones, and two that only a configuration knows.
 
 use culvert_tests::tools::{Capture, ping_df, tcp_transfer, tshark_complaints, tshark_fields};
-use culvert_tests::topology::{Topology, WIRE, with_vnet_lines};
+use culvert_tests::topology::{Topology, with_vnet_lines};
 use culvert_tests::{Combo, Family, Offloads, TopologySpec, checks, wait_until};
 use std::path::PathBuf;
 use std::process::Command;
@@ -55,15 +55,7 @@ fn topology(format: &str, combo: Combo, middle: bool) -> Topology {
     spec.extra_toml = [format!("{OVER_UDP}{OVER_IP}"), format!("{OVER_UDP}{OVER_IP}")];
     spec.middle = middle;
     let topology = spec.build();
-    let mtu = combo.tenant_mtu + 100;
-    if let Some(middle) = &topology.middle {
-        for end in ["left", "right"] {
-            middle.ns().run(&format!("ip link set {end} mtu {mtu}"));
-        }
-    }
-    for host in &topology.hosts {
-        host.ns.run(&format!("ip link set {WIRE} mtu {mtu}"));
-    }
+    topology.widen_wire(100);
     topology.wait_connected(0, 1);
     // The dataplanes hear of it in their own time; a tenant that was told a smaller path remembers it.
     let full = combo.tenant_mtu - if combo.tenant == Family::V4 { 28 } else { 48 };

@@ -231,6 +231,8 @@ pub(crate) enum What {
     Acls,
     /// The physical network, as wanted and as it is.
     Underlay,
+    /// Frames of the shard format by VTEP: whole, rebuilt of their shares, or lost.
+    Shards,
     /// The dataplane itself, and what the kernel can do.
     Info,
     /// The whole state, as a host.toml.

@@ -8,6 +8,22 @@ use culvert_wire::shard::{Coding, Key, Keyring};
 use super::values::{Setting, coding, key_of, peer_key};
 use crate::error::CliError;
 
+/// An argument that nothing prints.
+#[derive(Clone)]
+struct Secret(String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Secret(text)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ShardFields {
     /// How many shares the shard format sends with a frame, as 4/8: any 4 of 8 give its information;
@@ -31,8 +47,9 @@ pub(super) struct ShardFields {
     shard_peer_memory: Option<u32>,
     /// A key of the shard format between a VTEP and this host: its number, 0 to 7, and 32 hexadecimal
     /// digits, or @ and a file that has them. The first key of a VTEP is sent with at once.
-    #[arg(long = "key", value_name = "IP=ID:KEY", value_parser = peer_key)]
-    keys: Vec<(IpAddr, u8, Key)>,
+    // Read later: what is wrong with an argument is said with all of the argument.
+    #[arg(long = "key", value_name = "IP=ID:KEY")]
+    keys: Vec<Secret>,
     /// Send to a VTEP with this one of its keys, which the other end has to have already.
     #[arg(long = "send-key", value_name = "IP=ID", value_parser = key_of)]
     send_keys: Vec<(IpAddr, u8)>,
@@ -50,7 +67,10 @@ impl ShardFields {
         settings.peer_frames = self.shard_peer_frames.unwrap_or(settings.peer_frames);
         settings.kib = self.shard_memory.unwrap_or(settings.kib);
         settings.peer_kib = self.shard_peer_memory.unwrap_or(settings.peer_kib);
-        for (vtep, id, key) in self.keys {
+        for Secret(text) in &self.keys {
+            let read = peer_key(text);
+            let (vtep, id, key) =
+                read.map_err(|fault| CliError::Usage(format!("--key: {fault}")))?;
             let peer = peer_of(&mut underlay.peers, vtep);
             let send = peer.keys.sending().map_or(id, |(send, _)| send);
             let others = copied(&peer.keys, |other| other != id);

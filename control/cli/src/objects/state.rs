@@ -236,7 +236,8 @@ pub(crate) struct Underlay {
     pub(crate) merge_hold_us: u16,
     /// VTEPs that are spoken to in a format of their own, or with keys.
     pub(crate) peers: Vec<Peer>,
-    pub(crate) shard: ShardSettings,
+    /// Absent: all defaults.
+    pub(crate) shard: Option<ShardSettings>,
 }
 
 impl From<&culvert_model::Underlay> for Underlay {
@@ -250,7 +251,7 @@ impl From<&culvert_model::Underlay> for Underlay {
             tx: underlay.tx.name(),
             merge_hold_us: underlay.merge_hold_us,
             peers: underlay.peers.iter().map(|peer| Peer::new(peer, redacted)).collect(),
-            shard: underlay.shard.into(),
+            shard: (underlay.shard != Default::default()).then(|| underlay.shard.into()),
         }
     }
 }
