@@ -1,11 +1,13 @@
 //! The shard format between two hosts: keys, losses, settings, and what is counted.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use culvert_tests::stats::Stats;
-use culvert_tests::tools::{ping_df, tcp_transfer};
+use culvert_tests::tools::{Capture, ping_df, tcp_transfer};
 use culvert_tests::topology::{Topology, with_vnet_lines};
-use culvert_tests::{Combo, Family, Offloads, TopologySpec, checks, wait_until};
+use culvert_tests::{Combo, Family, Offloads, Process, TopologySpec, checks, wait_until};
 use serde_json::Value;
 
 /// Bytes around an inner Ethernet frame that is sent as it is, with a MAC.
@@ -187,4 +189,101 @@ fn two_formats_are_spoken_at_once() {
         assert_eq!(drops(&topology, host, "format_mismatch"), 0);
         assert_eq!(drops(&topology, host, "shard_bad"), 0);
     }
+}
+
+/// The values of fields in each packet that a display filter accepts, by the dissector that ships with Culvert.
+fn dissected(pcap: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/wireshark/culvert-shard.lua");
+    let mut command = Command::new("tshark");
+    command.arg("-X").arg(format!("lua_script:{script}")).arg("-r").arg(pcap);
+    command.args(["-n", "-T", "fields", "-Y", filter]);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = command.output().unwrap();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !complaints.contains("Lua"), "{complaints}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn the_dissector_for_wireshark_reads_what_crosses_the_wire() {
+    for (underlay, keys) in [(Family::V4, None), (Family::V6, Some(1))] {
+        let combo = Combo { underlay, wire: Offloads::Off, ..Combo::SIMPLE };
+        let topology = hosts(combo, true);
+        if let Some(key) = keys {
+            set_peer(&topology, 0, &format!("{KEYS}{key}"));
+            set_peer(&topology, 1, &format!("{KEYS}{key}"));
+            settle(&topology);
+        }
+        let middle = topology.middle.as_ref().unwrap();
+        let capture = Capture::start(middle.ns(), &topology.scratch, "left", "");
+        let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+        tcp_transfer(&a.ns, &b.ns, topology.address(1), 500_000).unwrap();
+        let pcap = capture.finish();
+        let segments = dissected(&pcap, "culvert_shard", &["culvert_shard.segments"]);
+        assert!(segments.len() > 300, "{} segments", segments.len());
+        let wrong = "culvert_shard.illegal || culvert_shard.bad_checksum \
+                     || culvert_shard.bad_block || _ws.malformed || _ws.lua.error";
+        let wrong = dissected(&pcap, wrong, &["frame.number", "_ws.expert.message"]);
+        assert!(wrong.is_empty(), "{wrong:?}");
+        let fields = ["vni", "crc_good", "kind", "keyed", "mss"];
+        let fields = fields.map(|field| format!("culvert_shard.block.{field}"));
+        let fields: Vec<_> = fields.iter().map(String::as_str).collect();
+        let blocks = dissected(&pcap, "culvert_shard.block.vni", &fields);
+        assert!(blocks.iter().all(|block| block[0] == "100" && block[1] == "1"), "{blocks:?}");
+        let keyed = if keys.is_some() { "1" } else { "0" };
+        assert!(blocks.iter().all(|block| block[3] == keyed), "{blocks:?}");
+        let cut = blocks.iter().filter(|block| block[2] == "1" && block[4] == "1448").count();
+        assert!(cut > 5, "{cut} superframes: {blocks:?}");
+        // The inner frames that are not cut are shown as such.
+        let inner = dissected(&pcap, "culvert_shard && tcp.flags.syn == 1", &["ip.dst"]);
+        assert!(!inner.is_empty());
+    }
+}
+
+/// The steps of one stage, each with its outcome, rule and detail.
+fn steps<'a>(packets: &'a [Value], stage: &str) -> Vec<&'a Value> {
+    let steps = packets.iter().filter_map(|packet| packet["steps"].as_array()).flatten();
+    steps.filter(|step| step["stage"] == stage).collect()
+}
+
+fn traced(process: &Process) -> Vec<Value> {
+    let log = process.log();
+    let lines = log.lines().filter(|line| line.starts_with('{'));
+    lines.map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+#[test]
+fn a_trace_shows_cut_placement_shares_and_rebuild() {
+    let topology = hosts(Combo { wire: Offloads::Off, ..Combo::SIMPLE }, false);
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let start = |host: usize, args: &[&str]| {
+        let ns = &topology.hosts[host].ns;
+        let args = [&["-o", "json", "trace", "-n", "40"], args].concat();
+        let mut process = topology.dataplane(host).spawn_cli(ns, &topology.scratch, &args);
+        process.wait_for_log("waiting", Duration::from_secs(20));
+        process
+    };
+    let mut sender = start(0, &["tcp", "and", "greater", "5000"]);
+    let mut receiver = start(1, &["tcp", "dst", "port", "7472", "and", "greater", "1000"]);
+    tcp_transfer(&a.ns, &b.ns, topology.address(1), 8 << 20).unwrap();
+    for process in [&mut sender, &mut receiver] {
+        let status = process.wait(Duration::from_secs(20));
+        assert!(status.is_some_and(|status| status.success()), "{}", process.log());
+    }
+    let (sent, received) = (traced(&sender), traced(&receiver));
+    let says = |steps: &[&Value], words: &[&str]| {
+        let detail = |step: &Value| step["detail"].as_str().unwrap_or_default().to_owned();
+        steps.iter().any(|step| words.iter().all(|word| detail(step).contains(word)))
+    };
+    let (cut, put) = (steps(&sent, "segmentation"), steps(&sent, "encapsulation"));
+    assert!(says(&cut, &["bytes in", "segments of"]), "{cut:#?}");
+    assert!(says(&put, &["frame 0x", "any 4 of 8 shares of", "on segments"]), "{put:#?}");
+    let (segments, runs) = (steps(&received, "outer"), steps(&received, "rebuild"));
+    assert!(says(&segments, &["segment", "share ", "any 4 of 8 rebuild"]), "{segments:#?}");
+    assert!(says(&segments, &["no share"]), "{segments:#?}");
+    assert!(says(&runs, &["of frame 0x", "vni 100"]), "{runs:#?}");
+    assert!(!steps(&received, "delivery").is_empty());
 }

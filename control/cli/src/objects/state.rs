@@ -2,7 +2,7 @@
 
 use culvert_model::shard::{self, Redacted, key_text};
 use culvert_model::{Host, RouteScope};
-use culvert_wire::shard::Key;
+use culvert_wire::shard::{Coding, Key};
 use serde::Serialize;
 
 use super::policy::{Acl, Dhcp, Meter, acls};
@@ -220,7 +220,7 @@ impl From<culvert_model::ShardSettings> for ShardSettings {
     fn from(settings: culvert_model::ShardSettings) -> ShardSettings {
         let culvert_model::ShardSettings { coding, hold_ms, frames, peer_frames, kib, peer_kib } =
             settings;
-        let (k, n) = (coding.map(|coding| coding.k()), coding.map(|coding| coding.n()));
+        let (k, n) = (coding.map(Coding::k), coding.map(Coding::n));
         ShardSettings { k, n, hold_ms, frames, peer_frames, kib, peer_kib }
     }
 }

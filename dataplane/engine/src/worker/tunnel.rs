@@ -108,8 +108,17 @@ impl Tunnel {
     }
 
     /// The same way, whose packets routers of an IPv4 underlay may fragment. Segments of streams never are.
-    pub fn without_df(&self) -> Tunnel {
-        Tunnel { template: self.template.without_df(), ..self.clone() }
+    /// `mtu` is that of the device.
+    pub fn without_df(&self, mtu: u32) -> Tunnel {
+        let template = self.template.without_df();
+        let headers = (template.tunnel_offset() - template.l3_offset()) as u32;
+        let segment = u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+        let shards = self.shards.as_ref().map(|path| Arc::new(path.without_df(segment)));
+        let frame_max = match &shards {
+            Some(path) => path.max_frame() as u32,
+            None => mtu.saturating_sub(template.overhead_l3() as u32),
+        };
+        Tunnel { template, shards, frame_max, ..self.clone() }
     }
 
     /// Bytes of the largest inner IP packet behind an L2 header of `l2_len` bytes.

@@ -162,6 +162,14 @@ impl Path {
         self.dst
     }
 
+    /// The same way, whose packets routers of an IPv4 underlay may fragment; `max_segment` as in
+    /// [`PathConfig`].
+    #[must_use]
+    pub fn without_df(&self, max_segment: u16) -> Self {
+        let config = PathConfig { max_segment, ..self.config.clone() };
+        Self { template: self.template.without_df(), config, ..self.clone() }
+    }
+
     /// Bytes of the longest frame that is no superframe.
     #[must_use]
     pub const fn max_frame(&self) -> usize {

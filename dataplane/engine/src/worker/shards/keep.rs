@@ -22,7 +22,7 @@ pub(super) fn keep(
         let here = ranges.get(first..).unwrap_or_default();
         let here = here.iter().take_while(|range| range.start < end);
         let here = here.map(|range| range.start.max(start) - start..range.end.min(end) - start);
-        let kept = compact(&mut frame, here);
+        let kept = compact(&mut frame, &here);
         start = end;
         match out {
             _ if !kept => cache.free(frame),
@@ -33,7 +33,7 @@ pub(super) fn keep(
 }
 
 /// Leaves only those ranges in the frame. False if that is nothing.
-fn compact(frame: &mut Frame, ranges: impl Iterator<Item = Range<usize>> + Clone) -> bool {
+fn compact<R: Iterator<Item = Range<usize>> + Clone>(frame: &mut Frame, ranges: &R) -> bool {
     let longest = ranges.clone().enumerate().max_by_key(|(_, range)| range.len());
     let Some((at, stays)) = longest.filter(|(_, range)| !range.is_empty()) else { return false };
     let data = frame.data_mut();
