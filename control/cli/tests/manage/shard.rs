@@ -8,7 +8,7 @@ const NEW: &str = "f0e0d0c0b0a090807060504030201000";
 #[test]
 fn a_key_is_added_sent_with_and_taken_away_and_shown_only_where_asked_for() {
     let daemon = started();
-    let file = daemon.directory.join("key");
+    let file = daemon.directory.path().join("key");
     std::fs::write(&file, format!("{NEW}\n")).unwrap();
     let vtep = "192.0.2.9";
     let from_file = format!("{vtep}=2:@{}", file.to_str().unwrap());

@@ -7,8 +7,8 @@ use culvert_model::{
     AclAction, AclGroup, AclGroupId, AclRule, Attach, Dhcp, DhcpRoute, Direction, DomainName,
     EgressRoute, Format, Gateway, Host, HostParts, IfName, IngressAction, IngressRule, IpNet,
     MacAddr, Mapping, Meter, Miss, ModePreference, Mtu, Peer, Port, PortId, PortRange, PortRanges,
-    PortState, Protocol, RouteAction, RouteScope, ShardSettings, TokenBucket, Underlay, UnderlayRx, UnderlayTx,
-    Vnet, VnetId, Vni, VtepMatch,
+    PortState, Protocol, RouteAction, RouteScope, ShardSettings, TokenBucket, Underlay, UnderlayRx,
+    UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
