@@ -261,17 +261,19 @@ fn a_trace_shows_cut_placement_shares_and_rebuild() {
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
     let start = |host: usize, args: &[&str]| {
         let ns = &topology.hosts[host].ns;
-        let args = [&["-o", "json", "trace", "-n", "40"], args].concat();
+        let args = [&["-o", "json", "trace"], args].concat();
         let mut process = topology.dataplane(host).spawn_cli(ns, &topology.scratch, &args);
         process.wait_for_log("waiting", Duration::from_secs(20));
         process
     };
-    let mut sender = start(0, &["tcp", "and", "greater", "5000"]);
-    let mut receiver = start(1, &["tcp", "dst", "port", "7472", "and", "greater", "1000"]);
+    let large = ["-n", "40", "-p", &a.port, "tcp", "and", "greater", "5000"];
+    let mut sender = start(0, &large);
+    // A filter would be about inner frames, and a segment has none.
+    let mut receiver = start(1, &["-n", "200", "-u"]);
     tcp_transfer(&a.ns, &b.ns, topology.address(1), 8 << 20).unwrap();
-    for process in [&mut sender, &mut receiver] {
+    for (who, process) in [("sender", &mut sender), ("receiver", &mut receiver)] {
         let status = process.wait(Duration::from_secs(20));
-        assert!(status.is_some_and(|status| status.success()), "{}", process.log());
+        assert!(status.is_some_and(|status| status.success()), "{who}: {}", process.log());
     }
     let (sent, received) = (traced(&sender), traced(&receiver));
     let says = |steps: &[&Value], words: &[&str]| {
