@@ -6,6 +6,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["culvert/v1/dataplane.proto", "culvert/v1/control.proto", "culvert/v1/gateway.proto"],
         ["proto"],
     )?;
-    tonic_prost_build::configure().emit_rerun_if_changed(false).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .emit_rerun_if_changed(false)
+        // Keys are printed by nothing.
+        .skip_debug(["culvert.v1.ShardKey"])
+        .compile_fds(descriptors)?;
     Ok(())
 }

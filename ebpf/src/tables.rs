@@ -35,7 +35,7 @@ pub enum TableError {
         /// The kernel's answer.
         reason: String,
     },
-    /// Give packet sockets only, and the process the capability to attach programs (CAP_BPF).
+    /// Give packet sockets only, and the process the capability to attach programs (`CAP_BPF`).
     #[error("the filter of a packet socket is refused: {reason}")]
     Filter {
         /// The kernel's answer.

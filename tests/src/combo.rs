@@ -76,12 +76,9 @@ impl Combo {
         wire: Offloads::On,
     };
 
-    /// Bytes from the outer IP header to the end of the inner Ethernet header with VXLAN: 50, or 70 over IPv6.
+    /// Bytes from the outer IP header to the end of the inner Ethernet header: with VXLAN 50, or 70 over IPv6.
     pub fn encapsulation_len(&self) -> u32 {
-        match self.underlay {
-            Family::V4 => 20 + 8 + 8 + 14,
-            Family::V6 => 40 + 8 + 8 + 14,
-        }
+        crate::format::encapsulation_len(crate::format::of_run(), self.underlay)
     }
 
     /// MTU of the wire between the hosts, in bytes: just enough for a tenant frame of full size.

@@ -20,6 +20,7 @@ pub mod craft;
 pub mod crowd;
 pub mod culvert;
 pub mod cutting;
+pub mod format;
 pub mod kernel;
 pub mod lab;
 pub mod link;

@@ -351,10 +351,11 @@ impl Topology {
             mine.vtep,
             self.spec.underlay_toml,
         );
+        let format = self.format_line();
         for vnet in &self.spec.vnets {
             let _ = write!(
                 out,
-                "\n[[vnet]]\nid = \"{}\"\nvni = {}\nflood = {}\n{}\n",
+                "\n[[vnet]]\nid = \"{}\"\nvni = {}\nflood = {}\n{format}{}\n",
                 vnet.name, vnet.vni, vnet.flood, self.spec.vnet_toml
             );
         }
@@ -390,6 +391,29 @@ impl Topology {
         out.push('\n');
         out.push_str(&self.spec.extra_toml[host]);
         out
+    }
+
+    /// The line for vnets where the run is about another format than VXLAN, and the test about none.
+    fn format_line(&self) -> String {
+        let format = crate::format::of_run();
+        let free = self.spec.peers.iter().all(|peer| *peer == Peer::Culvert);
+        if format == "vxlan" || !free || self.spec.vnet_toml.contains("format") {
+            return String::new();
+        }
+        format!("format = \"{format}\"\n")
+    }
+
+    /// Gives the wire room for this many bytes of outer headers.
+    pub fn widen_wire(&self, room: u32) {
+        let mtu = self.spec.combo.tenant_mtu + room;
+        if let Some(middle) = &self.middle {
+            for end in ["left", "right"] {
+                middle.ns().run(&format!("ip link set {end} mtu {mtu}"));
+            }
+        }
+        for host in &self.hosts {
+            host.ns.run(&format!("ip link set {WIRE} mtu {mtu}"));
+        }
     }
 
     /// Applies the configuration of a host as `edit` changes it.

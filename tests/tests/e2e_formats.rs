@@ -44,6 +44,7 @@ fn vnet_toml(format: &str) -> &'static str {
         "vxlan" => "format = \"vxlan\"",
         "geneve" => "format = \"geneve\"",
         "stt" => "format = \"stt\"",
+        "shard" => "format = \"shard\"",
         "acme" => "format = \"acme\"",
         "bare" => "format = \"bare\"",
         other => panic!("{other}"),
@@ -57,15 +58,7 @@ fn topology(format: &str, combo: Combo, middle: bool) -> Topology {
     spec.extra_toml = [format!("{OVER_UDP}{OVER_IP}"), format!("{OVER_UDP}{OVER_IP}")];
     spec.middle = middle;
     let topology = spec.build();
-    let mtu = combo.tenant_mtu + 100;
-    if let Some(middle) = &topology.middle {
-        for end in ["left", "right"] {
-            middle.ns().run(&format!("ip link set {end} mtu {mtu}"));
-        }
-    }
-    for host in &topology.hosts {
-        host.ns.run(&format!("ip link set {WIRE} mtu {mtu}"));
-    }
+    topology.widen_wire(100);
     topology.wait_connected(0, 1);
     // The dataplanes hear of it in their own time; a tenant that was told a smaller path remembers it.
     let full = combo.tenant_mtu - if combo.tenant == Family::V4 { 28 } else { 48 };
@@ -120,6 +113,11 @@ fn geneve_carries_everything() {
 #[test]
 fn stt_carries_everything() {
     exercise("stt");
+}
+
+#[test]
+fn shard_carries_everything() {
+    exercise("shard");
 }
 
 #[test]

@@ -63,11 +63,14 @@ fn packet_sockets_carry_all_that_rings_do() {
         ("geneve", Family::V6, Offloads::On, 1),
         ("stt", Family::V4, Offloads::Off, 2),
         ("stt", Family::V6, Offloads::On, 1),
+        ("shard", Family::V4, Offloads::Off, 2),
+        ("shard", Family::V6, Offloads::On, 1),
     ] {
         let mut spec = pair(Combo { underlay, wire, ..Combo::SIMPLE });
         spec.vnet_toml = match format {
             "vxlan" => "",
             "geneve" => "format = \"geneve\"",
+            "shard" => "format = \"shard\"",
             _ => "format = \"stt\"",
         };
         spec.wire_queues = queues;

@@ -55,6 +55,7 @@ fn the_package_holds_what_its_users_look_for_and_its_programs_run() {
         ("usr/share/doc/culvert/copyright", "Apache License"),
         ("usr/share/doc/culvert/kubernetes-and-cni.md", "culvert-cni"),
         ("usr/share/doc/culvert/grafana/culvert.json", "culvert_dataplane_up"),
+        ("usr/share/culvert/wireshark/culvert-shard.lua", "culvert_shard"),
     ] {
         let text = fs::read(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
         assert!(String::from_utf8_lossy(&text).contains(word), "{file} lacks {word}");

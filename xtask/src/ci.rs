@@ -17,7 +17,10 @@ pub(crate) fn ci() -> Result {
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     fuzz::fuzz_in_ci(FUZZ_SECS)?;
     // Installs what is missing, builds, runs all tests, and lists at the end what was skipped.
-    run(command("scripts/test").args(["--profile", "ci"]))
+    run(command("scripts/test").args(["--profile", "ci"]))?;
+    let mut shards = e2e_command(false);
+    shards.env("CULVERT_E2E_FORMAT", "shard").args(["--profile", "ci", "-E"]);
+    run(shards.arg(format!("({SHARDS_IN_CI}) - ({OF_VXLAN})")))
 }
 
 /// Shell scripts have no compiler; shellcheck is theirs.
@@ -42,14 +45,45 @@ fn scripts() -> Result {
     ]))
 }
 
-/// The end-to-end tests alone.
-pub(crate) fn e2e(full: bool, filter: Option<&str>) -> Result {
+/// Tests that are about the bytes of VXLAN, or name formats themselves: as they are in every run.
+const OF_VXLAN: &str = "binary(e2e_formats) | binary(e2e_shards) | binary(e2e_kernel_vxlan) \
+    | binary(e2e_ipv6_minimum) | binary(harness) | binary(package) | binary(/lab_/) \
+    | test(what_crosses_the_wire_is_vxlan) | test(truncated_inside_a_sound_outer_packet) \
+    | test(a_forged_icmp_error_changes_nothing) | test(a_known_vtep_cannot_speak)";
+
+/// What CI runs in the shard format, too.
+const SHARDS_IN_CI: &str = "binary(e2e_basic) | binary(e2e_offloads) | binary(e2e_acl) \
+    | binary(e2e_isolation) | test(first_eighth_of_the_combinations)";
+
+/// The end-to-end tests alone: in VXLAN, or those that do not depend on it in another format; all of them in full.
+pub(crate) fn e2e(full: bool, format: Option<&str>, filter: Option<&str>) -> Result {
     run(cargo().args(["build", "--workspace"]))?;
+    let mut nextest = e2e_command(full);
+    match format {
+        Some(format) => nextest
+            .env("CULVERT_E2E_FORMAT", format)
+            .arg("-E")
+            .arg(format!("not ({OF_VXLAN}){}", named(filter))),
+        None => nextest.args(filter),
+    };
+    run(&mut nextest)?;
+    if full && format.is_none() {
+        let mut shards = e2e_command(full);
+        shards.env("CULVERT_E2E_FORMAT", "shard");
+        return run(shards.arg("-E").arg(format!("not ({OF_VXLAN}){}", named(filter))));
+    }
+    Ok(())
+}
+
+fn named(filter: Option<&str>) -> String {
+    filter.map_or_else(String::new, |filter| format!(" & test({filter})"))
+}
+
+fn e2e_command(full: bool) -> std::process::Command {
     let mut nextest = cargo();
     nextest.args(["nextest", "run", "--package", "culvert-tests", "--test", "*"]);
     if full {
         nextest.env("CULVERT_E2E", "full");
     }
-    nextest.args(filter);
-    run(&mut nextest)
+    nextest
 }

@@ -26,9 +26,12 @@ enum Verb {
     Ci,
     /// The end-to-end tests alone, as root.
     E2e {
-        /// All combinations of families, sizes and offloads instead of a cover.
+        /// All combinations of families, sizes and offloads instead of a cover, and then again in the shard format.
         #[arg(long)]
         full: bool,
+        /// Those that do not depend on VXLAN, in this format instead: geneve, stt or shard.
+        #[arg(long)]
+        format: Option<String>,
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
@@ -112,7 +115,7 @@ struct Scale {
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Ci => ci::ci(),
-        Verb::E2e { full, filter } => ci::e2e(full, filter.as_deref()),
+        Verb::E2e { full, format, filter } => ci::e2e(full, format.as_deref(), filter.as_deref()),
         Verb::Bench { what: Bench::Overlay(options) } => bench::overlay(&options),
         Verb::Bench { what: Bench::Engine } => bench::engine(),
         Verb::Bench { what: Bench::Scale(options) } => bench::scale(&options),

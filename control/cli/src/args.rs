@@ -203,6 +203,9 @@ pub(crate) struct Export {
     /// does not concern it.
     #[arg(long)]
     pub(crate) carried: bool,
+    /// Write keys, too, which are left out else: `apply` takes a file with keys only as it is.
+    #[arg(long)]
+    pub(crate) show_keys: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -228,6 +231,8 @@ pub(crate) enum What {
     Acls,
     /// The physical network, as wanted and as it is.
     Underlay,
+    /// Frames of the shard format by VTEP: whole, rebuilt of their shares, or lost.
+    Shards,
     /// The dataplane itself, and what the kernel can do.
     Info,
     /// The whole state, as a host.toml.

@@ -17,8 +17,10 @@ pub(crate) async fn run(args: &Args, export: &Export) -> Result<(), CliError> {
         return Err(CliError::Other(text.to_owned()));
     };
     let host = read_host(state)?;
-    match args.output {
-        Output::Table => print(host_toml::to_toml(&host).trim_end()),
-        output => print_value(output, &WholeState::from(&host)),
+    match (args.output, export.show_keys) {
+        (Output::Table, false) => print(host_toml::to_toml(&host).trim_end()),
+        (Output::Table, true) => print(host_toml::to_toml_with_keys(&host).trim_end()),
+        (output, false) => print_value(output, &WholeState::from(&host)),
+        (output, true) => print_value(output, &WholeState::with_keys(&host)),
     }
 }

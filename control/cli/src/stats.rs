@@ -7,6 +7,7 @@ use crate::args::{Args, Output, Stats as StatsArgs};
 use crate::client::Client;
 use crate::error::CliError;
 use crate::output::{print, print_value, table};
+use crate::show::shards::Shards;
 
 #[derive(Serialize)]
 struct Stats {
@@ -17,6 +18,8 @@ struct Stats {
     workers: Vec<Worker>,
     kernel: Vec<Kernel>,
     arena: Option<Arena>,
+    /// Frames of the shard format, by VTEP.
+    shards: Vec<Shards>,
 }
 
 /// rx came from the tenant, tx went to it.
@@ -109,6 +112,7 @@ impl From<api::Stats> for Stats {
             underlay_trapped: stats.underlay_trapped,
             workers: stats.workers.into_iter().map(worker).collect(),
             kernel: stats.kernel.into_iter().map(kernel).collect(),
+            shards: stats.shards.into_iter().map(Shards::from).collect(),
             arena: stats.arena.map(|api::Arena { chunks, free, held }| Arena {
                 chunks,
                 free,

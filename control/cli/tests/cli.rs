@@ -59,7 +59,7 @@ fn an_invalid_file_exits_2_and_names_every_fault() {
     let lines: Vec<_> = ran.err.lines().collect();
     assert_eq!(
         lines[0],
-        format!("{file}:16:7: vnet[0] \"blue\": vni 0: not a VNI; legal is 1 to 16777215")
+        format!("{file}:24:7: vnet[0] \"blue\": vni 0: not a VNI; legal is 1 to 16777215")
     );
     assert!(
         lines[1].contains("port[1] \"a2\": attach eth0: already used by underlay: interfaces[0]")
@@ -207,6 +207,10 @@ fn the_wanted_state_is_shown_in_parts() {
             "wanted: addresses 192.0.2.1, 2001:db8::1; mtu 1500; mode auto; rx xdp; tx auto",
         ),
         ("underlay", "not zero-copy: not supported by the driver"),
+        (
+            "shards",
+            "192.0.2.2     9       400      7        2        4  1: 3, 2: 1                  1        5",
+        ),
         ("info", "culvert-dataplane 0.1.0, instance f00d, generation 1"),
         ("info", "no /sys/kernel/btf/vmlinux"),
     ] {
@@ -231,6 +235,11 @@ fn json_has_stable_names() {
     assert_eq!(
         show("ingress"),
         json!([{ "vni": 100, "vtep": "192.0.2.2/32", "priority": 100, "action": "decap-validate" }])
+    );
+    assert_eq!(
+        show("shards"),
+        json!([{ "vtep": "192.0.2.2", "sent": 9, "sent_segments": 400, "whole": 7, "rebuilt": 2,
+            "expired": [3, 1, 0, 0, 0, 0, 0, 0], "bad_blocks": 1, "evicted": 5 }])
     );
     assert_eq!(show("vnets")[0]["gateways"][0]["ip"], "10.0.0.254/24");
     assert_eq!(show("vnets")[0]["dhcp"]["lease_s"], 3600);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,8 @@ impl StateDir {
     /// # Errors
     /// Where it cannot be made.
     pub fn open(path: &Path) -> Result<StateDir, JoinError> {
-        let made = fs::DirBuilder::new().recursive(true).create(path);
+        // It holds keys: of the pairs of VTEPs, and those to other stores.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|error| memory(path, &error))?;
         Ok(StateDir(path.to_owned()))
     }

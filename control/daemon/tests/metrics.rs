@@ -82,6 +82,16 @@ fn dataplane() -> Dataplane {
             arena: Some(api::Arena { chunks: 100, free: 60, held: 40 }),
             drops: vec![drop("unknown_vni", 7)],
             underlay_trapped: 2,
+            shards: vec![api::ShardStats {
+                vtep: "192.0.2.2".into(),
+                sent: 9,
+                sent_segments: 400,
+                whole: 7,
+                rebuilt: 2,
+                expired: vec![3, 1, 0, 0, 0, 0, 0, 0],
+                bad_blocks: 1,
+                evicted: 5,
+            }],
         },
         ports: vec![api::PortStatus {
             id: "a1".into(),
@@ -149,6 +159,10 @@ fn every_metric_has_help_type_and_values_of_its_own() {
         "culvert_path_up{vtep=\"192.0.2.2\"} 1",
         "culvert_path_mtu_bytes{vtep=\"192.0.2.2\"} 1400",
         "culvert_arena_frames{state=\"held\"} 40",
+        "culvert_shard_segments_sent_total{vtep=\"192.0.2.2\"} 400",
+        "culvert_shard_frames_received_total{vtep=\"192.0.2.2\",result=\"rebuilt\"} 2",
+        "culvert_shard_frames_received_total{vtep=\"192.0.2.2\",result=\"bad_block\"} 1",
+        "culvert_shard_frames_expired_total{vtep=\"192.0.2.2\",missing=\"1\"} 3",
     ] {
         assert!(series.contains(&line), "{line} is not in:\n{text}");
     }

@@ -20,6 +20,12 @@ pub use generated::*;
 /// common clients take 16 KiB.
 const REFUSAL_BYTES_MAX: usize = 8 << 10;
 
+impl std::fmt::Debug for ShardKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ShardKey({}, ..)", self.id)
+    }
+}
+
 impl Fault {
     /// A fault at a place of the state.
     pub fn new(place: &Place, message: impl Display) -> Fault {

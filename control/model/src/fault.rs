@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use culvert_wire::eth::MacAddr;
+use culvert_wire::shard::{CodingError, KeyError};
 use culvert_wire::vni::Vni;
 use ipnet::IpNet;
 
@@ -149,7 +150,7 @@ pub(crate) fn write_place(
 
 /// Whether a field that has fields of its own is a list of tables; else it is one table.
 pub(crate) fn is_list_of_tables(field: &str) -> bool {
-    !matches!(field, "dhcp" | "meter")
+    !matches!(field, "dhcp" | "meter" | "shard")
 }
 
 /// A fault and its place.
@@ -326,6 +327,38 @@ pub enum Fault {
         /// As given.
         via: IpAddr,
     },
+    /// Choose how many shares rebuild a frame, and how many are sent.
+    #[error(transparent)]
+    BadCoding(#[from] CodingError),
+    /// Give both: how many shares rebuild a frame, and how many are sent.
+    #[error(
+        "k without n, or n without k; legal are both, or none for a choice by the frame's length"
+    )]
+    HalfCoding,
+    /// Correct the keys of the pair of VTEPs.
+    #[error(transparent)]
+    BadKey(#[from] KeyError),
+    /// Write the key as 32 hexadecimal digits.
+    #[error("not a key; legal is 32 hexadecimal digits, as `openssl rand -hex 16` makes them")]
+    BadKeyText,
+    /// Put the key itself in its place: it was left out where the text was made.
+    #[error("a key that was left out; `culvert export --show-keys` writes keys")]
+    RedactedKey,
+    /// Give each key a number of its own.
+    #[error("key number {id} twice; legal is each once")]
+    KeyTwice {
+        /// As given.
+        id: u32,
+    },
+    /// Say which of the keys is sent with.
+    #[error("more than one key and none to send with; legal is send_key = the number of one")]
+    NoSendKey,
+    /// Give the key, or leave out which is sent with.
+    #[error("send_key = {id} without keys")]
+    SendKeyWithoutKeys {
+        /// As given.
+        id: u32,
+    },
     /// Correct the format's description, of which this is one fault.
     #[error("{message}")]
     BadFormat {
@@ -341,7 +374,7 @@ pub enum Fault {
         message: String,
     },
     /// Describe the format, or name one that is there.
-    #[error("{id:?}: no such format; legal is vxlan, geneve, stt or the id of a format{}", asked(nearest.as_ref()))]
+    #[error("{id:?}: no such format; legal is vxlan, geneve, stt, shard or the id of a format{}", asked(nearest.as_ref()))]
     UnknownFormat {
         /// As given.
         id: FormatId,

@@ -572,7 +572,8 @@ mod tests {
 
     #[test]
     fn every_built_in_format_can_be_described() {
-        for built_in in builtin::BUILT_IN {
+        // The shard format is code.
+        for built_in in builtin::BUILT_IN.into_iter().filter(|format| !format.is_shards()) {
             let id = FormatId::new(&format!("my-{}", built_in.name)).unwrap();
             let descriptor = FormatDescriptor { name: id.to_string().into(), ..built_in.clone() };
             let format = Format { id, descriptor };

@@ -41,6 +41,7 @@ pub mod object;
 pub mod objects;
 pub mod port;
 pub mod rules;
+pub mod shard;
 pub mod size;
 pub mod underlay;
 mod validate;
@@ -65,6 +66,7 @@ pub use rules::{
     EgressRoute, IngressAction, IngressKey, IngressRule, Mapping, MappingKey, RouteAction,
     RouteKey, RouteScope, VtepMatch,
 };
+pub use shard::ShardSettings;
 pub use size::Size;
 pub use underlay::{ModePreference, Peer, Underlay, UnderlayRx, UnderlayTx};
 pub use vnet::{Gateway, Miss, Vnet};

@@ -31,7 +31,7 @@ pub const ACL_GROUPS_PER_PORT_MAX: usize = 8;
 pub const ACL_PORT_RANGES_MAX: usize = 16;
 /// Tunnel formats, beside the built-in ones: each packet from the underlay is held against those of its port.
 pub const FORMATS_MAX: usize = 24;
-/// VTEPs that are spoken to in a format of their own.
+/// VTEPs that are spoken to in a format of their own, or with keys.
 pub const UNDERLAY_PEERS_MAX: usize = 4_096;
 /// DNS servers, and NTP servers, of one vnet: all of them fit one DHCP packet of the least size.
 pub const DHCP_SERVERS_MAX: usize = 8;

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
+use culvert_wire::shard::Keyring;
+
 use crate::ids::{FormatId, IfName, Mtu, words};
+use crate::shard::ShardSettings;
 
 /// The devices that tunnelled frames use, and our addresses on them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,17 +26,21 @@ pub struct Underlay {
     /// How long a segment may wait for the next of its flow before it is delivered, in microseconds, at most
     /// [`MERGE_HOLD_MAX_US`](crate::limits::MERGE_HOLD_MAX_US). 0: no longer than for what arrived with it.
     pub merge_hold_us: u16,
-    /// VTEPs that are spoken to in a format of their own; each once.
+    /// VTEPs that are spoken to in a format of their own, or with keys; each once.
     pub peers: Vec<Peer>,
+    /// What the shard format sends and holds.
+    pub shard: ShardSettings,
 }
 
-/// A VTEP that is spoken to in this format, in every vnet, and that has to speak it to us.
+/// A VTEP that is not as all others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its address.
     pub vtep: IpAddr,
-    /// The format.
-    pub format: FormatId,
+    /// The format in which it is spoken to in every vnet, and has to speak to us; `None`: that of the vnet.
+    pub format: Option<FormatId>,
+    /// The keys of the shard format between it and us.
+    pub keys: Keyring,
 }
 
 /// How an `AF_XDP` socket is to be attached to a device.

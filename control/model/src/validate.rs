@@ -330,7 +330,9 @@ impl<'a> Check<'a> {
             self.unicast_ip(&place("peer.vtep"), peer.vtep);
             self.reachable(&place("peer.vtep"), peer.vtep);
             once(&mut self.errors, &mut seen, peer.vtep, &peer.vtep, place("peer.vtep"));
-            self.known_format(place("peer.format"), &peer.format);
+            if let Some(format) = &peer.format {
+                self.known_format(place("peer.format"), format);
+            }
         }
         self.underlay_mtu(underlay);
         if underlay.merge_hold_us > limits::MERGE_HOLD_MAX_US {

@@ -1,6 +1,6 @@
 //! What the file says, and what is said about a file.
 
-use culvert_model::host_toml::{read, to_toml};
+use culvert_model::host_toml::{read, to_toml_with_keys};
 use culvert_model::{
     AclGroupId, Attach, Host, IngressAction, Miss, ModePreference, Protocol, RouteAction, VtepMatch,
 };
@@ -37,6 +37,9 @@ fn the_example_reads_as_it_says() {
     let host: Host = read(EXAMPLE).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(host.underlay().interfaces[0].as_str(), "eth0");
     assert_eq!(host.underlay().mode, ModePreference::Auto);
+    let coding = host.underlay().shard.coding.unwrap();
+    assert_eq!((coding.k(), coding.n()), (3, 9));
+    assert_eq!(host.underlay().peers[0].keys.sending().unwrap().0, 1);
     assert_eq!(host.vnet("blue").unwrap().gateways.len(), 2);
     assert_eq!(host.vnet("green").unwrap().miss, Miss::Drop);
     assert!(matches!(host.port("a2").unwrap().attach, Attach::Tap { .. }));
@@ -68,7 +71,7 @@ fn the_example_reads_as_it_says() {
 #[test]
 fn what_is_written_reads_as_the_same_host() {
     let host = read(EXAMPLE).unwrap();
-    assert_eq!(read(&to_toml(&host)).unwrap(), host);
+    assert_eq!(read(&to_toml_with_keys(&host)).unwrap(), host);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod support;
 
-use culvert_model::host_toml::{read, to_toml};
+use culvert_model::host_toml::{read, to_toml_with_keys};
 use culvert_model::{Host, api};
 use proptest::prelude::*;
 
@@ -19,7 +19,7 @@ proptest! {
 
     #[test]
     fn a_host_survives_its_file(host in host()) {
-        let text = to_toml(&host);
+        let text = to_toml_with_keys(&host);
         prop_assert_eq!(read(&text).unwrap_or_else(|errors| panic!("{errors}\n{text}")), host);
     }
 

@@ -527,7 +527,11 @@ fn formats_are_there_legal_and_told_apart() {
 
 #[test]
 fn peers_have_known_formats_and_reachable_addresses() {
-    let peer = |vtep: &str, format: &str| api::Peer { vtep: vtep.into(), format: format.into() };
+    let peer = |vtep: &str, format: &str| api::Peer {
+        vtep: vtep.into(),
+        format: format.into(),
+        ..Default::default()
+    };
     let unknown = fault("underlay: peer[1].format", |s| {
         underlay(s).peers = vec![peer("192.0.2.7", "acme"), peer("192.0.2.8", "genev")];
     });

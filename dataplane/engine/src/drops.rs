@@ -5,6 +5,9 @@
 use culvert_wire::error::ParseError;
 use culvert_wire::format::DecapError;
 use culvert_wire::reassemble::ReassembleError;
+use culvert_wire::shard::encode::EncodeError;
+use culvert_wire::shard::receive::{SegmentFault, ShardError};
+use culvert_wire::shard::{BlockFault, HeaderFault, PlanError};
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
@@ -116,6 +119,50 @@ drop_reasons! {
     StreamEvicted = "stream_evicted",
     /// From the underlay: a frame of which a segment did not come in time.
     StreamTimedOut = "stream_timed_out",
+    /// A superframe that does not fit into two streams of shards.
+    ShardTooLong = "shard_too_long",
+    /// A superframe on a path whose packets are too small for shards.
+    ShardSmallSegments = "shard_small_segments",
+    /// A superframe without payload, for a network of shards.
+    ShardEmpty = "shard_empty",
+    /// A superframe of more inner segments than shards carry.
+    ShardInnerSegments = "shard_inner_segments",
+    /// A frame that is no superframe, and longer than a packet of the path.
+    ShardTooBig = "shard_too_big",
+    /// A superframe whose headers are longer than shards carry.
+    ShardHeadersTooLong = "shard_headers_too_long",
+    /// From the underlay: to the port of shards, and no segment of a frame: a fragment, or TCP itself.
+    ShardForeign = "shard_foreign",
+    /// From the underlay: a segment whose header ends early.
+    ShardTruncated = "shard_truncated",
+    /// From the underlay: a segment of another version of the format.
+    ShardBadVersion = "shard_bad_version",
+    /// From the underlay: a segment whose header contradicts itself.
+    ShardBadShape = "shard_bad_shape",
+    /// From the underlay: a packet that begins or ends where no segment does.
+    ShardBadBounds = "shard_bad_bounds",
+    /// From the underlay: a segment whose outer checksum is wrong.
+    ShardBadOuterChecksum = "shard_bad_outer_checksum",
+    /// From the underlay: a segment that is there already.
+    ShardDuplicate = "shard_duplicate",
+    /// From the underlay: of a frame whose shares give no block with a right CRC.
+    ShardBadCrc = "shard_bad_crc",
+    /// From the underlay: of a frame without MAC, from a VTEP with which there are keys.
+    ShardNotKeyed = "shard_not_keyed",
+    /// From the underlay: of a frame with a MAC, from a VTEP with which there are no keys.
+    ShardKeyed = "shard_keyed",
+    /// From the underlay: of a frame with the MAC of a key that is not here.
+    ShardUnknownKey = "shard_unknown_key",
+    /// From the underlay: of a frame with a wrong MAC.
+    ShardBadMac = "shard_bad_mac",
+    /// From the underlay: of a frame whose block contradicts itself.
+    ShardBadBlock = "shard_bad_block",
+    /// From the underlay: a segment that met congestion, of a frame that cannot carry the mark.
+    ShardCongestion = "shard_congestion",
+    /// From the underlay: of a frame that waited for shares and was given up for others.
+    ShardEvicted = "shard_evicted",
+    /// From the underlay: of a frame of which too few shares came in time.
+    ShardTimedOut = "shard_timed_out",
     /// From the underlay: no virtual network here has the VNI.
     UnknownVni = "unknown_vni",
     /// From the underlay: no ingress rule accepts the VTEP for the VNI.
@@ -168,6 +215,50 @@ impl From<ReassembleError> for DropReason {
     }
 }
 
+impl From<EncodeError> for DropReason {
+    fn from(error: EncodeError) -> Self {
+        match error {
+            EncodeError::Segment(_) => DropReason::NotSegmentable,
+            EncodeError::Plan(PlanError::TooLong { .. }) => DropReason::ShardTooLong,
+            EncodeError::Plan(PlanError::SmallSegments { .. }) => DropReason::ShardSmallSegments,
+            EncodeError::Empty => DropReason::ShardEmpty,
+            EncodeError::InnerSegments(_) => DropReason::ShardInnerSegments,
+            EncodeError::TooBig { .. } => DropReason::ShardTooBig,
+            EncodeError::Headers(_) => DropReason::ShardHeadersTooLong,
+        }
+    }
+}
+
+impl From<SegmentFault> for DropReason {
+    fn from(fault: SegmentFault) -> Self {
+        match fault {
+            SegmentFault::Foreign => DropReason::ShardForeign,
+            SegmentFault::Header(HeaderFault::Truncated) => DropReason::ShardTruncated,
+            SegmentFault::Header(HeaderFault::Version(_)) => DropReason::ShardBadVersion,
+            SegmentFault::Header(HeaderFault::Shape(_)) => DropReason::ShardBadShape,
+            SegmentFault::Bounds => DropReason::ShardBadBounds,
+            SegmentFault::Checksum => DropReason::ShardBadOuterChecksum,
+        }
+    }
+}
+
+impl From<ShardError> for DropReason {
+    fn from(error: ShardError) -> Self {
+        match error {
+            ShardError::Duplicate => DropReason::ShardDuplicate,
+            ShardError::Block(BlockFault::Crc) => DropReason::ShardBadCrc,
+            ShardError::Block(BlockFault::NotKeyed) => DropReason::ShardNotKeyed,
+            ShardError::Block(BlockFault::Keyed) => DropReason::ShardKeyed,
+            ShardError::Block(BlockFault::UnknownKey(_)) => DropReason::ShardUnknownKey,
+            ShardError::Block(BlockFault::Mac) => DropReason::ShardBadMac,
+            ShardError::Block(BlockFault::Fields) => DropReason::ShardBadBlock,
+            ShardError::Congestion => DropReason::ShardCongestion,
+            ShardError::Evicted => DropReason::ShardEvicted,
+            ShardError::TimedOut => DropReason::ShardTimedOut,
+        }
+    }
+}
+
 impl From<ParseError> for DropReason {
     fn from(error: ParseError) -> Self {
         match error {
@@ -192,6 +283,32 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), DropReason::ALL.len());
+    }
+
+    #[test]
+    fn shards_are_lost_by_the_names_that_their_format_gives() {
+        for error in ShardError::ALL {
+            assert_eq!(DropReason::from(error).name(), error.name());
+        }
+        for fault in [
+            SegmentFault::Foreign,
+            SegmentFault::Header(HeaderFault::Truncated),
+            SegmentFault::Header(HeaderFault::Version(2)),
+            SegmentFault::Bounds,
+            SegmentFault::Checksum,
+        ] {
+            assert_eq!(DropReason::from(fault).name(), fault.name());
+        }
+        for error in [
+            EncodeError::Plan(PlanError::TooLong { max: 1 }),
+            EncodeError::Plan(PlanError::SmallSegments { max_segment: 1 }),
+            EncodeError::Empty,
+            EncodeError::InnerSegments(1),
+            EncodeError::TooBig { max: 1 },
+            EncodeError::Headers(1),
+        ] {
+            assert_eq!(DropReason::from(error).name(), error.name());
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::sight::trace::Mark;
 use crate::tables::{LinkIndex, PortIndex, Tables};
 use crate::worker::device::{AttachmentId, Device, DeviceStats, Facts};
 use crate::worker::offload::Offload;
+use crate::worker::shards::ShardCounts;
 use crate::worker::tunnel::Tunnel;
 
 /// A packet on its way to the worker that owns its next port.
@@ -84,6 +85,8 @@ pub enum Command {
     Flows(Arc<FlowWatch>, oneshot::Sender<FlowTable>),
     /// Report the devices' counters.
     Stats(oneshot::Sender<Vec<(AttachmentId, DeviceStats)>>),
+    /// Report what became of frames of the shard format, by VTEP.
+    Shards(oneshot::Sender<Vec<(IpAddr, ShardCounts)>>),
     /// End.
     Stop,
 }

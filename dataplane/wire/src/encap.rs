@@ -294,7 +294,7 @@ impl EncapTemplate {
             ip_sum,
             outer,
             flow: format.flow,
-            stream: format.stream().copied(),
+            stream: format.numbers().copied(),
             fields: List::of(format.fields.iter().copied()),
             facts: List::of(facts.into_iter()),
         })

@@ -126,7 +126,7 @@ impl Reader<'_> {
 
 impl Packet {
     /// The descriptor of nothing, for slots that have none yet.
-    pub(crate) const EMPTY: Self = Self {
+    pub const EMPTY: Self = Self {
         frame_len: 0,
         len: 0,
         flow_hash: 0,

@@ -130,7 +130,7 @@ fn quoted_transport(
 /// The VNI, `Some(None)` where the quotation ends before it, `None` for what is not of the format.
 fn quoted_vni(format: &FormatDescriptor, quoted: &[u8]) -> Option<Option<Vni>> {
     // Only the first segment of a stream has a tunnel header, and nothing tells which it is.
-    if format.stream().is_some() {
+    if format.numbers().is_some() {
         return Some(None);
     }
     let Some(header) = quoted.get(format.outer.header_len()..) else { return Some(None) };

@@ -15,7 +15,7 @@ use crate::error::CliError;
 use crate::objects::Format as Row;
 use crate::output::{print, print_value};
 
-/// What one can do with tunnel formats. vxlan, geneve and stt are there without being added.
+/// What one can do with tunnel formats. vxlan, geneve, stt and shard are there without being added.
 #[derive(Debug, Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "one is made, by the command line")]
 pub(crate) enum FormatVerb {

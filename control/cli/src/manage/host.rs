@@ -9,6 +9,7 @@ use culvert_model::{
 };
 use serde::Serialize;
 
+use super::shard::ShardFields;
 use super::values::{List, Setting, ips, mtu, peer};
 use super::{How, committed, edit, needed};
 use crate::args::{Args, Output};
@@ -68,6 +69,8 @@ struct UnderlayFields {
     /// Takes all peers' formats away.
     #[arg(long, conflicts_with = "peers")]
     no_peers: bool,
+    #[command(flatten)]
+    shard: ShardFields,
 }
 
 #[derive(Debug, clap::Args)]
@@ -123,6 +126,7 @@ impl UnderlayFields {
                 tx: UnderlayTx::default(),
                 merge_hold_us: 0,
                 peers: Vec::new(),
+                shard: culvert_model::ShardSettings::default(),
             },
         };
         underlay.interfaces = self.interfaces.map_or(underlay.interfaces, |list| list.0);
@@ -133,9 +137,24 @@ impl UnderlayFields {
         underlay.merge_hold_us = self.merge_hold_us.unwrap_or(underlay.merge_hold_us);
         underlay.tx = self.tx.unwrap_or(underlay.tx);
         if self.no_peers || !self.peers.is_empty() {
-            underlay.peers = self.peers;
+            set_formats(&mut underlay.peers, self.peers);
         }
+        self.shard.onto(&mut underlay)?;
         Ok(underlay)
+    }
+}
+
+/// Gives peers these formats, and all others none. Keys stay.
+fn set_formats(peers: &mut Vec<Peer>, formats: Vec<Peer>) {
+    let old = std::mem::replace(peers, formats);
+    for mut peer in old.into_iter().filter(|peer| peer.keys.is_keyed()) {
+        match peers.iter_mut().find(|new| new.vtep == peer.vtep) {
+            Some(new) => new.keys = peer.keys,
+            None => {
+                peer.format = None;
+                peers.push(peer);
+            }
+        }
     }
 }
 

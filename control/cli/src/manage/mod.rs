@@ -11,6 +11,7 @@ pub(crate) mod host;
 pub(crate) mod port;
 pub(crate) mod queue;
 pub(crate) mod rules;
+mod shard;
 pub(crate) mod values;
 pub(crate) mod vnet;
 

@@ -4,10 +4,12 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use culvert_model::meter::Scaled;
+use culvert_model::shard::read_key;
 use culvert_model::{
     AclRule, DhcpRoute, Fault, Gateway, IpNet, MacAddr, Mtu, Peer, PortRanges, RouteAction,
     TokenBucket, VnetId, Vni,
 };
+use culvert_wire::shard::{Coding, Key};
 
 /// A value for an optional field, or `none`, which clears it.
 #[derive(Clone, Debug)]
@@ -60,7 +62,50 @@ pub(crate) fn mac(text: &str) -> Result<MacAddr, Fault> {
 pub(crate) fn peer(text: &str) -> Result<Peer, Fault> {
     let legal = || Fault::BadWord { value: text.to_owned(), legal: "IP=FORMAT".to_owned() };
     let (vtep, format) = text.split_once('=').ok_or_else(legal)?;
-    Ok(Peer { vtep: ip(vtep)?, format: format.parse()? })
+    Ok(Peer { vtep: ip(vtep)?, format: Some(format.parse()?), keys: Default::default() })
+}
+
+/// `IP=ID:KEY`, the key as 32 hexadecimal digits, or the name of a file that has them behind `@`.
+pub(crate) fn peer_key(text: &str) -> Result<(IpAddr, u8, Key), Fault> {
+    // What was given may be a key: no fault repeats it.
+    let legal = || Fault::BadWord {
+        value: "...".to_owned(),
+        legal: "IP=ID:KEY, as 198.51.100.7=1:@/etc/culvert/key, ID 0 to 7".to_owned(),
+    };
+    let (vtep, rest) = text.split_once('=').ok_or_else(legal)?;
+    let (id, secret) = rest.split_once(':').ok_or_else(legal)?;
+    let id = id.parse().ok().filter(|id| *id < 8).ok_or_else(legal)?;
+    let key = match secret.strip_prefix('@') {
+        None => read_key(secret)?,
+        Some(file) => read_key(&std::fs::read_to_string(file).map_err(|error| {
+            Fault::BadWord { value: format!("@{file}: {error}"), legal: "a file with a key".into() }
+        })?)?,
+    };
+    Ok((ip(vtep)?, id, key))
+}
+
+/// `IP=ID`: a key of a VTEP.
+pub(crate) fn key_of(text: &str) -> Result<(IpAddr, u8), Fault> {
+    let legal = || Fault::BadWord {
+        value: text.to_owned(),
+        legal: "IP=ID, as 198.51.100.7=1, ID 0 to 7".to_owned(),
+    };
+    let (vtep, id) = text.split_once('=').ok_or_else(legal)?;
+    Ok((ip(vtep)?, id.parse().ok().filter(|id| *id < 8).ok_or_else(legal)?))
+}
+
+/// `K/N`, or `auto`: by the number of a frame's segments.
+pub(crate) fn coding(text: &str) -> Result<Setting<Coding>, Fault> {
+    if text == "auto" {
+        return Ok(Setting::Clear);
+    }
+    let legal = || Fault::BadWord {
+        value: text.to_owned(),
+        legal: "auto, or K/N as 4/8: any K of N shares rebuild a frame's information".to_owned(),
+    };
+    let (k, n) = text.split_once('/').ok_or_else(legal)?;
+    let (k, n) = (k.parse().map_err(|_| legal())?, n.parse().map_err(|_| legal())?);
+    Ok(Setting::To(Coding::new(k, n)?))
 }
 
 pub(crate) fn ip(text: &str) -> Result<IpAddr, Fault> {

@@ -18,7 +18,7 @@ pub(crate) struct VnetFields {
     /// Its identifier on the wire, 1 to 16777215.
     #[arg(long, value_parser = vni)]
     vni: Option<Vni>,
-    /// Its tunnel format: vxlan, geneve, stt, or the id of a format.
+    /// Its tunnel format: vxlan, geneve, stt, shard, or the id of a format.
     #[arg(long)]
     format: Option<FormatId>,
     /// Whether broadcast and multicast are copied to every port and VTEP.

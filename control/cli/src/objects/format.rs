@@ -32,6 +32,7 @@ impl From<&culvert_model::Format> for Format {
             travel: match descriptor.travel {
                 Travel::Every => "every",
                 Travel::First(_) => "first",
+                Travel::Shares(_) => "shares",
             },
             description: to_toml(format),
         }

@@ -1,6 +1,8 @@
 //! The wanted state, as rows and as JSON.
 
+use culvert_model::shard::{self, Redacted, key_text};
 use culvert_model::{Host, RouteScope};
+use culvert_wire::shard::{Coding, Key};
 use serde::Serialize;
 
 use super::policy::{Acl, Dhcp, Meter, acls};
@@ -177,12 +179,49 @@ impl Row for IngressRule {
 #[derive(Serialize)]
 pub(crate) struct Peer {
     pub(crate) vtep: String,
-    pub(crate) format: String,
+    /// Absent: that of the vnet.
+    pub(crate) format: Option<String>,
+    pub(crate) keys: Vec<PeerKey>,
+    pub(crate) send_key: Option<u8>,
 }
 
-impl From<&culvert_model::Peer> for Peer {
-    fn from(peer: &culvert_model::Peer) -> Peer {
-        Peer { vtep: peer.vtep.to_string(), format: peer.format.to_string() }
+/// A key of the shard format, left out unless it was asked for.
+#[derive(Serialize)]
+pub(crate) struct PeerKey {
+    pub(crate) id: u8,
+    pub(crate) key: String,
+}
+
+impl Peer {
+    fn new(peer: &culvert_model::Peer, key: impl Fn(&Key) -> String) -> Peer {
+        Peer {
+            vtep: peer.vtep.to_string(),
+            format: peer.format.as_ref().map(ToString::to_string),
+            keys: shard::keys(&peer.keys).map(|(id, k)| PeerKey { id, key: key(k) }).collect(),
+            send_key: peer.keys.sending().map(|(id, _)| id),
+        }
+    }
+}
+
+/// What the shard format sends and holds.
+#[derive(Serialize)]
+pub(crate) struct ShardSettings {
+    /// Absent: by the number of a frame's segments.
+    pub(crate) k: Option<u8>,
+    pub(crate) n: Option<u8>,
+    pub(crate) hold_ms: u16,
+    pub(crate) frames: u16,
+    pub(crate) peer_frames: u16,
+    pub(crate) kib: u32,
+    pub(crate) peer_kib: u32,
+}
+
+impl From<culvert_model::ShardSettings> for ShardSettings {
+    fn from(settings: culvert_model::ShardSettings) -> ShardSettings {
+        let culvert_model::ShardSettings { coding, hold_ms, frames, peer_frames, kib, peer_kib } =
+            settings;
+        let (k, n) = (coding.map(Coding::k), coding.map(Coding::n));
+        ShardSettings { k, n, hold_ms, frames, peer_frames, kib, peer_kib }
     }
 }
 
@@ -195,8 +234,10 @@ pub(crate) struct Underlay {
     pub(crate) rx: &'static str,
     pub(crate) tx: &'static str,
     pub(crate) merge_hold_us: u16,
-    /// VTEPs that are spoken to in a format of their own.
+    /// VTEPs that are spoken to in a format of their own, or with keys.
     pub(crate) peers: Vec<Peer>,
+    /// Absent: all defaults.
+    pub(crate) shard: Option<ShardSettings>,
 }
 
 impl From<&culvert_model::Underlay> for Underlay {
@@ -209,9 +250,14 @@ impl From<&culvert_model::Underlay> for Underlay {
             rx: underlay.rx.name(),
             tx: underlay.tx.name(),
             merge_hold_us: underlay.merge_hold_us,
-            peers: underlay.peers.iter().map(Peer::from).collect(),
+            peers: underlay.peers.iter().map(|peer| Peer::new(peer, redacted)).collect(),
+            shard: (underlay.shard != Default::default()).then(|| underlay.shard.into()),
         }
     }
+}
+
+fn redacted(key: &Key) -> String {
+    Redacted(key).to_string()
 }
 
 impl Row for Underlay {
@@ -287,6 +333,16 @@ impl Row for Port {
         let Port { id, vnet, attach, device, mac, ips, acl, state, .. } = self;
         let texts = [id, vnet, *attach, device, mac].map(str::to_owned);
         [texts.as_slice(), &[joined(ips), joined(acl), (*state).to_owned()]].concat()
+    }
+}
+
+impl WholeState {
+    /// With the keys, for who asked for them.
+    pub(crate) fn with_keys(host: &Host) -> WholeState {
+        let mut state = WholeState::from(host);
+        let peers = host.underlay().peers.iter();
+        state.underlay.peers = peers.map(|peer| Peer::new(peer, key_text)).collect();
+        state
     }
 }
 

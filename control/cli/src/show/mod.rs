@@ -1,11 +1,13 @@
 //! `culvert show`.
 
 mod actual;
+pub(crate) mod shards;
 
 use culvert_model::{Host, api, host_toml};
 use serde::Serialize;
 
 use self::actual::{Device, Feature, Info, PortStatus, Worker};
+use self::shards::Shards;
 use crate::args::{Args, Output, Show, What};
 use crate::client::Client;
 use crate::error::CliError;
@@ -19,6 +21,11 @@ pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
             let answer = client.calls.list_ports(api::ListPortsRequest {}).await;
             let ports = client.answer(answer)?.ports.into_iter().map(PortStatus::from);
             rows(args.output, &ports.collect::<Vec<_>>())
+        }
+        What::Shards => {
+            let answer = client.calls.get_stats(api::GetStatsRequest {}).await;
+            let shards = client.answer(answer)?.shards.into_iter().map(Shards::from);
+            rows(args.output, &shards.collect::<Vec<_>>())
         }
         What::Info => info(args.output, info_of(&mut client).await?.into()),
         What::Underlay => {

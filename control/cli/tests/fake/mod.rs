@@ -228,6 +228,16 @@ impl Dataplane for Fake {
             arena: Some(api::Arena { chunks: 4096, free: 4000, held: 96 }),
             drops: vec![drop("unknown_vni", 7)],
             underlay_trapped: 2,
+            shards: vec![api::ShardStats {
+                vtep: "192.0.2.2".into(),
+                sent: 9,
+                sent_segments: 400,
+                whole: 7,
+                rebuilt: 2,
+                expired: vec![3, 1, 0, 0, 0, 0, 0, 0],
+                bad_blocks: 1,
+                evicted: 5,
+            }],
         }))
     }
 

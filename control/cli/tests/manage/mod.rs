@@ -2,6 +2,7 @@
 
 mod fake;
 mod format;
+mod shard;
 
 use culvert_model::api;
 use serde_json::json;

@@ -40,7 +40,7 @@ fn a_run_directory_holds_the_sockets() {
     assert!(err.starts_with(&absent), "{err}");
     std::os::unix::fs::symlink(dir.join("socket"), dir.join("dataplane.sock")).unwrap();
     let (code, err) =
-        run(Command::new(env!("CARGO_BIN_EXE_culvert")).arg("stats").env("CULVERT_RUN_DIR", &dir));
+        run(Command::new(env!("CARGO_BIN_EXE_culvert")).arg("stats").env("CULVERT_RUN_DIR", dir));
     assert_eq!((code, err.as_str()), (Some(0), ""));
 }
 

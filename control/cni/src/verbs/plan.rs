@@ -194,6 +194,7 @@ mod tests {
             tx: UnderlayTx::Auto,
             merge_hold_us: 0,
             peers: Vec::new(),
+            shard: Default::default(),
         };
         let four = underlay(&["192.0.2.1"], None);
         assert_eq!(mtu(None, &four, 1500, &[]).unwrap().get(), 1450);

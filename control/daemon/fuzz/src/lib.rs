@@ -118,7 +118,7 @@ fn whole(host: &Host) {
     let again = Host::new(host.clone().into_parts());
     assert_eq!(again.as_ref(), Ok(host));
     assert_eq!(Host::try_from(api::State::from(host)).as_ref(), Ok(host));
-    let text = host_toml::to_toml(host);
+    let text = host_toml::to_toml_with_keys(host);
     match host_toml::read(&text) {
         Ok(again) => assert_eq!(&again, host, "{text}"),
         Err(errors) => panic!("{errors:?}\n{text}"),

@@ -164,7 +164,9 @@ impl Check<'_> {
             self.fault(touched, "addresses", Some(element), message);
         }
         for (element, peer) in underlay.peers.iter().enumerate() {
-            self.known_format(touched, ("peer.format", Some(element)), &peer.format);
+            if let Some(format) = &peer.format {
+                self.known_format(touched, ("peer.format", Some(element)), format);
+            }
         }
     }
 
@@ -213,7 +215,7 @@ impl Check<'_> {
         let mut users: Vec<String> = vnets.map(|vnet| format!("vnet {}", vnet.id)).collect();
         for (host, state) in &self.after.hosts {
             let peers = state.underlay.iter().flat_map(|underlay| &underlay.peers);
-            let peers = peers.filter(|peer| peer.format == *id);
+            let peers = peers.filter(|peer| peer.format.as_ref() == Some(id));
             users.extend(peers.map(|peer| format!("peer {} of host {host}", peer.vtep)));
         }
         if let Some(message) = still_used(&users) {

@@ -19,6 +19,7 @@ pub fn render(control: &api::ControlInfo, dataplane: Option<&Dataplane>) -> Stri
         of_traffic(stats, &mut text);
         of_losses(stats, &mut text);
         of_workers(stats, &mut text);
+        of_shards(&stats.shards, &mut text);
     }
     text.finish()
 }
@@ -220,5 +221,41 @@ fn of_workers(stats: &api::Stats, text: &mut Text) {
         text.metric(name, Kind::Gauge, "Frames of packet memory.");
         text.value(name, &[("state", "free")], arena.free);
         text.value(name, &[("state", "held")], arena.held);
+    }
+}
+
+fn of_shards(shards: &[api::ShardStats], text: &mut Text) {
+    let name = "culvert_shard_frames_sent_total";
+    text.metric(name, Kind::Counter, "Frames of the shard format sent to the VTEP.");
+    for peer in shards {
+        text.value(name, &[("vtep", &peer.vtep)], peer.sent);
+    }
+    let name = "culvert_shard_segments_sent_total";
+    text.metric(name, Kind::Counter, "Segments of them.");
+    for peer in shards {
+        text.value(name, &[("vtep", &peer.vtep)], peer.sent_segments);
+    }
+    let name = "culvert_shard_frames_received_total";
+    let help = "Frames of the shard format from the VTEP: every segment of them (whole), enough shares \
+                (rebuilt), a wrong block (bad_block), or given up for want of room (evicted).";
+    text.metric(name, Kind::Counter, help);
+    for peer in shards {
+        for (result, count) in [
+            ("whole", peer.whole),
+            ("rebuilt", peer.rebuilt),
+            ("bad_block", peer.bad_blocks),
+            ("evicted", peer.evicted),
+        ] {
+            text.value(name, &[("vtep", &peer.vtep), ("result", result)], count);
+        }
+    }
+    let name = "culvert_shard_frames_expired_total";
+    let help = "Frames of the shard format lost for want of shares, by how many were missing.";
+    text.metric(name, Kind::Counter, help);
+    for peer in shards {
+        for (missing, count) in (1..).zip(&peer.expired).filter(|(_, count)| **count > 0) {
+            let missing = i32::to_string(&missing);
+            text.value(name, &[("vtep", &peer.vtep), ("missing", &missing)], *count);
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::mem::replace;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -110,6 +111,8 @@ fn create(path: &Path) -> Result<(), StoreError> {
         _ => {}
     }
     let database = builder().create(&new).map_err(|error| of_database(path, error))?;
+    // The state may have keys.
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed)?;
     initialise(path, &database)?;
     drop(database);
     fs::rename(&new, path).map_err(failed)?;

@@ -7,6 +7,7 @@ mod edit;
 mod object;
 mod policy;
 mod read;
+mod shard;
 mod text;
 mod write;
 

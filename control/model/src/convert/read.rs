@@ -146,10 +146,15 @@ impl Read {
             .enumerate()
             .map(|(n, peer)| {
                 let vtep = self.text(place("peer.vtep").at(n), &peer.vtep);
-                let format = self.text(place("peer.format").at(n), &peer.format);
-                Some(Peer { vtep: vtep?, format: format? })
+                let format = match peer.format.as_str() {
+                    "" => Some(None),
+                    format => self.text(place("peer.format").at(n), format).map(Some),
+                };
+                let keys = self.keys(&|field| place(field).at(n), peer);
+                Some(Peer { vtep: vtep?, format: format?, keys: keys? })
             })
             .collect();
+        let shard = self.shard(&place, message.shard.as_ref());
         Some(Underlay {
             interfaces: interfaces?,
             addresses: addresses?,
@@ -159,6 +164,7 @@ impl Read {
             tx: tx?,
             merge_hold_us: merge_hold_us?,
             peers: peers.into_iter().collect::<Option<_>>()?,
+            shard: shard?,
         })
     }
 

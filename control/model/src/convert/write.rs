@@ -6,6 +6,7 @@ use crate::host::Host;
 use crate::ids::Mtu;
 use crate::port::{Attach, Port, PortState};
 use crate::rules::{EgressRoute, IngressAction, IngressRule, Mapping, RouteAction, RouteScope};
+use crate::shard::{ShardSettings, key_text, keys};
 use crate::underlay::{ModePreference, Peer, Underlay, UnderlayRx, UnderlayTx};
 use crate::vnet::{Gateway, Miss, Vnet};
 
@@ -59,13 +60,36 @@ impl From<&Underlay> for api::Underlay {
             tx: tx.into(),
             merge_hold_us: underlay.merge_hold_us.into(),
             peers: underlay.peers.iter().map(Into::into).collect(),
+            shard: Some(underlay.shard.into()).filter(|_| underlay.shard != Default::default()),
         }
     }
 }
 
 impl From<&Peer> for api::Peer {
     fn from(peer: &Peer) -> api::Peer {
-        api::Peer { vtep: peer.vtep.to_string(), format: peer.format.to_string() }
+        let key = |(id, key)| api::ShardKey { id: u32::from(id), secret: key_text(key) };
+        api::Peer {
+            vtep: peer.vtep.to_string(),
+            format: peer.format.as_ref().map(ToString::to_string).unwrap_or_default(),
+            keys: keys(&peer.keys).map(key).collect(),
+            send_key: peer.keys.sending().map(|(id, _)| id.into()),
+        }
+    }
+}
+
+impl From<ShardSettings> for api::ShardSettings {
+    fn from(settings: ShardSettings) -> api::ShardSettings {
+        let default = ShardSettings::default();
+        let unless = |value: u32, default: u32| Some(value).filter(|_| value != default);
+        api::ShardSettings {
+            k: settings.coding.map(|coding| coding.k().into()),
+            n: settings.coding.map(|coding| coding.n().into()),
+            hold_ms: unless(settings.hold_ms.into(), default.hold_ms.into()),
+            frames: unless(settings.frames.into(), default.frames.into()),
+            peer_frames: unless(settings.peer_frames.into(), default.peer_frames.into()),
+            kib: unless(settings.kib, default.kib),
+            peer_kib: unless(settings.peer_kib, default.peer_kib),
+        }
     }
 }
 

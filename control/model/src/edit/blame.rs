@@ -73,7 +73,8 @@ impl<'a> Blame<'a> {
             }
             Fault::VtepIsOurs { .. } | Fault::NoUnderlayFamily { .. } => of(ObjectKey::Underlay),
             Fault::UnderlayMtuTooSmall { family: 6, .. } => self.edits.iter().position(brings_ipv6),
-            Fault::TooMany { .. } => {
+            // A format that nobody touched can only be in the way of one that somebody put.
+            Fault::TooMany { .. } | Fault::BadFormat { .. } => {
                 self.edits.iter().rposition(|edit| edit.key().section() == place.section)
             }
             _ => None,

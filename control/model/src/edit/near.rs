@@ -65,7 +65,7 @@ pub(super) fn parts(old: &Host, new: &Host, edits: &[Edit]) -> HostParts {
 /// Whether the underlay's peers have this format.
 fn touches_peers(host: &Host, edit: &Edit) -> bool {
     let ObjectKey::Format(id) = edit.key() else { return false };
-    host.underlay.peers.iter().any(|peer| peer.format == id)
+    host.underlay.peers.iter().any(|peer| peer.format.as_ref() == Some(&id))
 }
 
 impl Near {
@@ -176,7 +176,7 @@ impl Near {
             self.vnets.extend(host.vnets_with_vni(key.vni).map(Keyed::key));
         }
         // The underlay is part of every neighbourhood.
-        self.formats.extend(host.underlay.peers.iter().map(|peer| peer.format.clone()));
+        self.formats.extend(host.underlay.peers.iter().filter_map(|peer| peer.format.clone()));
         for port in self.ports.iter().filter_map(|id| host.ports.get(id)) {
             self.vnets.insert(port.vnet.clone());
             self.acls.extend(port.acl.iter().cloned());

@@ -40,7 +40,7 @@ use std::fmt;
 
 pub use locate::{Position, locate};
 pub use read::read;
-pub use write::to_toml;
+pub use write::{to_toml, to_toml_with_keys};
 
 use crate::fault::ModelError;
 use crate::nearest::hint;

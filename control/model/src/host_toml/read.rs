@@ -14,6 +14,7 @@ use crate::host::Host;
 use crate::limits::{HOST_TOML_BYTES_MAX, MERGE_HOLD_MAX_US};
 use crate::port::PortState;
 use crate::rules::IngressAction;
+use crate::shard::ShardSettings;
 use crate::underlay::{ModePreference, UnderlayRx, UnderlayTx};
 use crate::vnet::Miss;
 
@@ -24,6 +25,17 @@ const ROUTE_TO: &str = "{ vnet = \"id\" }, \"local\", \"trap\" or \"drop\"";
 const ATTACH: &str = "{ xdp = \"interface\" } or { tap = \"interface\" }";
 const GATEWAY: &str = "a list of { ip = \"10.0.0.1/24\", mac = \"02:00:00:00:00:01\" }";
 const PEER: &str = "a list of { vtep = \"198.51.100.7\", format = \"geneve\" }";
+const KEYS: &str = "{ 1 = \"32 hexadecimal digits\" }";
+const SHARD: &str = "{ k = 4, n = 8, hold_ms = 50 }";
+const SHARD_FIELDS: &[(&str, &str)] = &[
+    ("k", "shard.k"),
+    ("n", "shard.n"),
+    ("hold_ms", "shard.hold_ms"),
+    ("frames", "shard.frames"),
+    ("peer_frames", "shard.peer_frames"),
+    ("kib", "shard.kib"),
+    ("peer_kib", "shard.peer_kib"),
+];
 const SECTIONS: [Section; 8] = [
     Section::Underlay,
     Section::Vnet,
@@ -168,19 +180,76 @@ fn underlay_fields(mut fields: Fields<'_, '_, '_>) -> api::Underlay {
         .into(),
         merge_hold_us: fields.number("merge_hold_us", HOLD, hold_fault).unwrap_or_default(),
         peers: fields.tables("peer", PEER, peer),
+        shard: shard(&mut fields),
     };
     fields.finish();
     underlay
 }
 
 fn peer(fields: Fields<'_, '_, '_>) -> api::Peer {
-    let mut fields = fields.within(&[("vtep", "peer.vtep"), ("format", "peer.format")]);
+    let mut fields = fields.within(&[
+        ("vtep", "peer.vtep"),
+        ("format", "peer.format"),
+        ("keys", "peer.keys"),
+        ("send_key", "peer.send_key"),
+    ]);
     let peer = api::Peer {
         vtep: fields.text("vtep", "a string"),
         format: fields.text("format", "a string"),
+        keys: keys(&mut fields),
+        send_key: fields.number("send_key", "the number of a key", key_number),
     };
     fields.finish();
     peer
+}
+
+fn key_number(value: i64) -> Fault {
+    Fault::BadNumber { value, min: 0, max: 7 }
+}
+
+fn keys(fields: &mut Fields<'_, '_, '_>) -> Vec<api::ShardKey> {
+    let Some(value) = fields.value("keys") else { return Vec::new() };
+    let place = fields.place("keys");
+    let Some(table) = value.get_ref().as_table() else {
+        let fault = Fault::WrongType { found: value.get_ref().type_str(), legal: KEYS };
+        fields.fault(value.span().start, place, fault);
+        return Vec::new();
+    };
+    let mut keys = Vec::with_capacity(table.len());
+    for (name, value) in table {
+        let id = name.get_ref().parse::<u32>().map_err(|_| Fault::BadWord {
+            value: name.get_ref().to_string(),
+            legal: "the number of a key, 0 to 7".to_owned(),
+        });
+        let secret = value.get_ref().as_str().ok_or(Fault::BadKeyText);
+        match (id, secret) {
+            (Ok(id), Ok(secret)) => keys.push(api::ShardKey { id, secret: secret.to_owned() }),
+            (Err(fault), _) => fields.fault(name.span().start, place.clone(), fault),
+            (_, Err(fault)) => fields.fault(value.span().start, place.clone(), fault),
+        }
+    }
+    keys
+}
+
+fn shard(fields: &mut Fields<'_, '_, '_>) -> Option<api::ShardSettings> {
+    let value = fields.value("shard")?;
+    let place = fields.place("shard");
+    let mut inner = Fields::of(value, place, SHARD, fields.found)?.within(SHARD_FIELDS);
+    let mut number = |field, (min, max): (u32, u32)| {
+        let (min, max) = (min.into(), max.into());
+        inner.number(field, "a number", |value| Fault::BadNumber { value, min, max })
+    };
+    let settings = api::ShardSettings {
+        k: number("k", (1, 8)),
+        n: number("n", (1, 16)),
+        hold_ms: number("hold_ms", ShardSettings::HOLD_MS),
+        frames: number("frames", ShardSettings::FRAMES),
+        peer_frames: number("peer_frames", ShardSettings::PEER_FRAMES),
+        kib: number("kib", ShardSettings::KIB),
+        peer_kib: number("peer_kib", ShardSettings::PEER_KIB),
+    };
+    inner.finish();
+    Some(settings)
 }
 
 /// Only the description knows which fields there are, and how they belong together.

@@ -3,24 +3,39 @@
 use std::fmt::{self, Display, Write};
 
 use super::write_policy::{acl, dhcp, port_policy};
+use crate::api;
 use crate::format::{self, Format};
 use crate::host::Host;
 use crate::port::Port;
 use crate::rules::{EgressRoute, IngressRule, Mapping, RouteAction, RouteScope};
+use crate::shard::{self, Redacted, ShardSettings, key_text};
 use crate::underlay::{Peer, Underlay};
 use crate::vnet::{Gateway, Vnet};
 
 /// The text of a `host.toml` that reads as this host. Fields at their default are left out.
+///
+/// Keys are left out: what stands in their place says so to who reads the text.
 pub fn to_toml(host: &Host) -> String {
-    File(host).to_string()
+    File(host, Keys::Redacted).to_string()
 }
 
-struct File<'a>(&'a Host);
+/// As [`to_toml`], with keys: a text that has to be kept as they are.
+pub fn to_toml_with_keys(host: &Host) -> String {
+    File(host, Keys::Shown).to_string()
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Keys {
+    Redacted,
+    Shown,
+}
+
+struct File<'a>(&'a Host, Keys);
 
 impl Display for File<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = self.0;
-        underlay(f, host.underlay())?;
+        underlay(f, host.underlay(), self.1)?;
         host.vnets().iter().try_for_each(|item| vnet(f, item))?;
         host.ports().iter().try_for_each(|item| port(f, item))?;
         host.routes().iter().try_for_each(|item| route(f, item))?;
@@ -61,7 +76,7 @@ fn option<T: Display>(f: &mut impl Write, name: &str, value: Option<T>) -> fmt::
     value.map_or(Ok(()), |value| field(f, name, value))
 }
 
-fn underlay(f: &mut impl Write, underlay: &Underlay) -> fmt::Result {
+fn underlay(f: &mut impl Write, underlay: &Underlay, keys: Keys) -> fmt::Result {
     writeln!(f, "[underlay]")?;
     list(f, "interfaces", &underlay.interfaces)?;
     list(f, "addresses", &underlay.addresses)?;
@@ -72,14 +87,45 @@ fn underlay(f: &mut impl Write, underlay: &Underlay) -> fmt::Result {
     if underlay.merge_hold_us > 0 {
         field(f, "merge_hold_us", underlay.merge_hold_us)?;
     }
+    let settings = shard(&underlay.shard);
+    if !settings.is_empty() {
+        field(f, "shard", format_args!("{{ {settings} }}"))?;
+    }
     if underlay.peers.is_empty() {
         return Ok(());
     }
-    let peer = |peer: &Peer| {
-        format!("{{ vtep = {}, format = {} }}", quote(peer.vtep), quote(&peer.format))
-    };
-    let peers: Vec<_> = underlay.peers.iter().map(peer).collect();
+    let peers: Vec<_> = underlay.peers.iter().map(|item| peer(item, keys)).collect();
     field(f, "peer", format_args!("[{}]", peers.join(", ")))
+}
+
+fn peer(peer: &Peer, keys: Keys) -> String {
+    let mut parts = vec![format!("vtep = {}", quote(peer.vtep))];
+    parts.extend(peer.format.as_ref().map(|format| format!("format = {}", quote(format))));
+    if let Some((send, _)) = peer.keys.sending() {
+        let key = |(id, key)| match keys {
+            Keys::Shown => format!("{id} = {}", quote(key_text(key))),
+            Keys::Redacted => format!("{id} = {}", quote(Redacted(key))),
+        };
+        let keys: Vec<_> = shard::keys(&peer.keys).map(key).collect();
+        parts.push(format!("keys = {{ {} }}, send_key = {send}", keys.join(", ")));
+    }
+    format!("{{ {} }}", parts.join(", "))
+}
+
+fn shard(settings: &ShardSettings) -> String {
+    let api::ShardSettings { k, n, hold_ms, frames, peer_frames, kib, peer_kib } =
+        (*settings).into();
+    let fields = [
+        ("k", k),
+        ("n", n),
+        ("hold_ms", hold_ms),
+        ("frames", frames),
+        ("peer_frames", peer_frames),
+        ("kib", kib),
+        ("peer_kib", peer_kib),
+    ];
+    let given = fields.iter().filter_map(|(name, value)| Some(format!("{name} = {}", (*value)?)));
+    given.collect::<Vec<_>>().join(", ")
 }
 
 fn format(f: &mut impl Write, format: &Format) -> fmt::Result {

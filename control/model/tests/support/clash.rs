@@ -84,9 +84,11 @@ fn underlay() -> impl Strategy<Value = Underlay> {
             .enumerate()
             .map(|(n, format)| Peer {
                 vtep: [198, 51, 100, 1 + n as u8].into(),
-                format: format.parse().unwrap(),
+                format: Some(format.parse().unwrap()),
+                keys: Default::default(),
             })
             .collect(),
+        shard: Default::default(),
     })
 }
 

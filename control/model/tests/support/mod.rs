@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use culvert_model::shard::{Coding, Key, Keyring};
 use culvert_model::{
     AclAction, AclGroup, AclGroupId, AclRule, Attach, Dhcp, DhcpRoute, Direction, DomainName,
     EgressRoute, Format, Gateway, Host, HostParts, IfName, IngressAction, IngressRule, IpNet,
     MacAddr, Mapping, Meter, Miss, ModePreference, Mtu, Peer, Port, PortId, PortRange, PortRanges,
-    PortState, Protocol, RouteAction, RouteScope, TokenBucket, Underlay, UnderlayRx, UnderlayTx,
-    Vnet, VnetId, Vni, VtepMatch,
+    PortState, Protocol, RouteAction, RouteScope, ShardSettings, TokenBucket, Underlay, UnderlayRx,
+    UnderlayTx, Vnet, VnetId, Vni, VtepMatch,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -46,16 +47,36 @@ fn underlay() -> impl Strategy<Value = Underlay> {
     let names = proptest::sample::subsequence(vec!["eth0", "e\"1", "e\\2", "enp1s0f0np0"], 1..=4);
     let all = UnderlayRx::ALL.iter().flat_map(|rx| UnderlayTx::ALL.iter().map(|tx| (*rx, *tx)));
     let ways: Vec<_> = all.filter(|way| *way != (UnderlayRx::Packet, UnderlayTx::Xdp)).collect();
-    (names, any::<bool>(), mtu(), mode(), select(ways), 0..=1000_u16).prop_map(
-        |(names, v4_first, mtu, mode, (rx, tx), merge_hold_us)| {
+    (names, any::<bool>(), mtu(), mode(), select(ways), 0..=1000_u16, shard()).prop_map(
+        |(names, v4_first, mtu, mode, (rx, tx), merge_hold_us, shard)| {
             let mut addresses = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
             if !v4_first {
                 addresses.reverse();
             }
             let interfaces = names.into_iter().map(|name| IfName::new(name).unwrap()).collect();
-            Underlay { interfaces, addresses, mtu, mode, rx, tx, merge_hold_us, peers: Vec::new() }
+            let peers = Vec::new();
+            Underlay { interfaces, addresses, mtu, mode, rx, tx, merge_hold_us, peers, shard }
         },
     )
+}
+
+fn shard() -> impl Strategy<Value = ShardSettings> {
+    let coding = proptest::option::of((1..=8_u8, 0..=8_u8));
+    (coding, 1..=10_000_u16, 2..=4096_u16, 256..=1_048_576_u32).prop_map(
+        |(coding, hold_ms, frames, kib)| ShardSettings {
+            coding: coding.map(|(k, more)| Coding::new(k, k + more).unwrap()),
+            hold_ms,
+            frames,
+            kib,
+            ..ShardSettings::default()
+        },
+    )
+}
+
+fn keyring(n: u32) -> Keyring {
+    let ids = 0..n as u8 % 9;
+    let keys = ids.clone().map(|id| (id, Key::new(&[n as u8 ^ id; 16]).unwrap()));
+    if ids.is_empty() { Keyring::default() } else { Keyring::new(keys, ids.end - 1).unwrap() }
 }
 
 fn domain() -> impl Strategy<Value = Option<DomainName>> {
@@ -294,7 +315,11 @@ pub(crate) fn host() -> impl Strategy<Value = Host> {
             for (vnet, format) in vnets.iter_mut().zip(own.clone()) {
                 vnet.format = format;
             }
-            let peer = |(n, format)| Peer { vtep: ip(0x00f0_0000 + n, false), format };
+            let peer = |(n, format)| Peer {
+                vtep: ip(0x00f0_0000 + n, false),
+                format: Some(format).filter(|_| n % 3 != 2),
+                keys: keyring(n),
+            };
             underlay.peers = (0..8_u32).zip(own).map(peer).collect();
             let parts =
                 HostParts { underlay, vnets, ports, routes, mappings, ingress, acls, formats };

@@ -18,7 +18,7 @@ use culvert_model::{
 };
 use culvert_port::IDLE_FRAMES_MIN;
 use culvert_port::device::Device as NetDevice;
-use culvert_wire::format::{FormatDescriptor, Formats, Outer, Travel, VXLAN};
+use culvert_wire::format::{FormatDescriptor, Formats, Identifier, Outer, Travel, VXLAN};
 
 use super::attach::{self, Opened, Wanted};
 use super::devices::{Attached, Fault};
@@ -579,8 +579,9 @@ fn other_formats(changes: &Changes<'_>) -> bool {
 pub(super) fn carriers_of(host: &Host) -> Vec<Carried> {
     let formats = Formats::with(host.formats().iter().map(|format| format.descriptor.clone()));
     let of_vnets = host.vnets().iter().map(|vnet| &vnet.format);
-    let used: BTreeSet<_> =
-        of_vnets.chain(host.underlay().peers.iter().map(|peer| &peer.format)).collect();
+    let used: BTreeSet<_> = of_vnets
+        .chain(host.underlay().peers.iter().filter_map(|peer| peer.format.as_ref()))
+        .collect();
     let mut carriers: Vec<_> = used
         .into_iter()
         .filter_map(|id| formats.by_name(id.as_str()))
@@ -595,7 +596,7 @@ pub(super) fn carriers_of(host: &Host) -> Vec<Carried> {
 fn carried(format: &FormatDescriptor) -> Carried {
     // A segment without header identifies nothing.
     let told = matches!(format.travel, Travel::Every);
-    let tests = format.identifiers.iter().filter(|_| told).flat_map(|id| id.bytes());
+    let tests = format.identifiers.iter().filter(|_| told).flat_map(Identifier::bytes);
     let tests = tests.map(|(offset, mask, value)| HeaderTest { offset, mask, value });
     Carried { carrier: carrier(format.outer), tests: tests.collect() }
 }

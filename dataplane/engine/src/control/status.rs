@@ -1,6 +1,7 @@
 //! What the API shows: information, ports, counters.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use culvert_model::{Host, api};
 use culvert_port::device::OperState;
@@ -15,6 +16,7 @@ use crate::counters::PortCounters;
 use crate::drops::DropReason;
 use crate::shared::{Command, Shared};
 use crate::worker::device::{AttachmentId, DeviceStats, Role};
+use crate::worker::shards::ShardCounts;
 
 impl Controller {
     /// Who answers, and what its kernel and devices can do.
@@ -158,7 +160,32 @@ impl Controller {
             arena: Some(arena_stats(self.opener.arena, shared)),
             drops: drops(|reason| self.links_sum(&|c| c.dropped(reason))),
             underlay_trapped: self.links_sum(&|c| c.traps.get()),
+            shards: self.shard_stats().await,
         }
+    }
+
+    /// Frames of the shard format, of all workers, by VTEP.
+    async fn shard_stats(&self) -> Vec<api::ShardStats> {
+        let mut sums: BTreeMap<IpAddr, ShardCounts> = BTreeMap::new();
+        for inbox in &self.shared.inboxes {
+            let (reply, answer) = oneshot::channel();
+            if inbox.command(Command::Shards(reply)) {
+                for (vtep, counts) in answer.await.unwrap_or_default() {
+                    sums.entry(vtep).or_default().add(&counts);
+                }
+            }
+        }
+        let stats = |(vtep, counts): (IpAddr, ShardCounts)| api::ShardStats {
+            vtep: vtep.to_string(),
+            sent: counts.sent,
+            sent_segments: counts.sent_segments,
+            whole: counts.whole,
+            rebuilt: counts.rebuilt,
+            expired: counts.expired.to_vec(),
+            bad_blocks: counts.bad_blocks,
+            evicted: counts.evicted,
+        };
+        sums.into_iter().map(stats).collect()
     }
 
     /// The sum of a counter over all underlay devices and workers.

@@ -74,6 +74,8 @@ stages! {
     Encapsulation = "encapsulation",
     /// Outer headers taken off.
     Decapsulation = "decapsulation",
+    /// Shares of a frame, and what of it is delivered once there are enough.
+    Rebuild = "rebuild",
     /// Joined with other segments of its flow.
     Merge = "merge",
     /// Passed to the worker that owns the next device.

@@ -4,6 +4,7 @@ use culvert_model::PortId;
 use culvert_wire::bpf::{Bytes, Program};
 use culvert_wire::format::Formats;
 use culvert_wire::packet::Packet;
+use culvert_wire::shard::ShardHeader;
 
 use super::pieces::Pieces;
 use crate::tables::Tables;
@@ -57,10 +58,18 @@ impl Select {
     }
 }
 
-/// Where the inner frame of a tunnel packet starts.
+/// Where the inner frame of a tunnel packet starts. A segment of a frame that was cut has none.
 pub fn inner_offset(formats: &Formats, head: &[u8], frame_len: usize) -> Option<usize> {
     let outer = Packet::parse(head, frame_len).ok()?;
     let message = head.get(usize::from(outer.payload)..)?;
+    let mut carried = formats.carried_by(outer.proto, outer.dst_port(head));
+    if carried.any(|(_, format)| format.is_shards()) {
+        let header = head.get(usize::from(outer.l4)..usize::from(outer.payload))?;
+        let shape = ShardHeader::read(header).ok()?.shape;
+        // The block is in front of it.
+        return (shape.segments() == 1)
+            .then(|| usize::from(outer.payload) + usize::from(shape.block_len()));
+    }
     let found = formats.decap(outer.proto, outer.dst_port(head), message)?;
     Some(usize::from(outer.payload) + found.ok()?.1.header_len)
 }

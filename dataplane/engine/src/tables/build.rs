@@ -12,7 +12,8 @@ use culvert_model::{EgressRoute, FormatId, Host, Port, RouteAction, VnetId};
 use culvert_wire::format::{FormatIndex, Formats};
 
 use super::{
-    Indices, PortIndex, Reach, Route, Routes, Slots, Tables, VnetIndex, ports, vnets, vteps,
+    Indices, PortIndex, Reach, Route, Routes, Slots, Tables, VnetIndex, ports, shard_keys, vnets,
+    vteps,
 };
 
 /// What a port's device and worker add to its description.
@@ -101,7 +102,8 @@ pub fn build(inputs: &Inputs<'_>) -> Tables {
         tables.merge_hold_us = inputs.host.underlay().merge_hold_us;
         tables.ingress_epoch = tables.generation;
     }
-    vteps::update(&mut tables, inputs);
+    let other_shards = shard_keys::update(&mut tables, inputs);
+    vteps::update(&mut tables, inputs, other_shards);
     let rules_changed = vnets::update(&mut tables, inputs);
     ports::update(&mut tables, inputs, rules_changed);
     tables

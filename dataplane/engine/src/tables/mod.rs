@@ -14,6 +14,7 @@ mod fresh;
 mod indices;
 mod names;
 mod ports;
+pub mod shard_keys;
 mod shards;
 mod vnets;
 mod vteps;
@@ -32,6 +33,7 @@ use prefix_trie::PrefixMap;
 use rustc_hash::FxHashMap;
 
 use self::fresh::Freshness;
+use self::shard_keys::ShardRules;
 
 pub use acl::PortAcl;
 pub use build::{Inputs, PortFacts, Scope, build};
@@ -74,6 +76,8 @@ pub struct Tables {
     pub(crate) formats: Formats,
     /// ACL groups, of which ports share what they refer to.
     pub(crate) acls: Arc<acl::Groups>,
+    /// Settings and keys of the shard format.
+    pub(crate) shard: Arc<ShardRules>,
 }
 
 impl Tables {
@@ -137,6 +141,18 @@ impl Tables {
     #[inline]
     pub fn holds(&self, stamp: &Stamp) -> bool {
         self.fresh.holds(stamp)
+    }
+
+    /// Settings and keys of the shard format.
+    #[inline]
+    pub fn shard(&self) -> &ShardRules {
+        &self.shard
+    }
+
+    /// Whether anything can be taken from a VTEP: a mapping names it, or an ingress rule.
+    #[inline]
+    pub fn knows(&self, vtep: &IpAddr) -> bool {
+        self.vtep_of(vtep).is_some() || self.shard.is_admitted(*vtep)
     }
 
     /// The remote VTEP that has this address.

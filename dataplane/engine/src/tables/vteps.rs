@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::build::{Inputs, format_index, place};
 use super::{Tables, VtepEntry, VtepIndex, fresh};
 
-pub(super) fn update(tables: &mut Tables, inputs: &Inputs<'_>) {
+/// `anew`: entries that say the same are made anew, too, and with them the ways that flows have cached.
+pub(super) fn update(tables: &mut Tables, inputs: &Inputs<'_>, anew: bool) {
+    let anew = anew || !inputs.changes.formats.is_empty();
     let named: BTreeSet<IpAddr> = inputs
         .changes
         .mappings
@@ -27,31 +29,32 @@ pub(super) fn update(tables: &mut Tables, inputs: &Inputs<'_>) {
     }
     for ip in &moved {
         if let Some(index) = inputs.vteps.get(ip) {
-            place_vtep(tables, inputs, *ip, index);
+            place_vtep(tables, inputs, *ip, index, anew);
         }
     }
     let generation = tables.generation;
     tables.fresh.touch(moved.into_iter().map(fresh::ip_bucket), generation);
     // Where formats changed, those that they are spoken to in may be others.
-    if inputs.scope.vteps || !inputs.changes.formats.is_empty() {
+    if inputs.scope.vteps || anew {
         for (ip, index) in inputs.vteps.iter() {
-            place_vtep(tables, inputs, *ip, index);
+            place_vtep(tables, inputs, *ip, index, anew);
         }
     }
 }
 
 /// Keeps the entry that is there where it says the same, and with it the ways that flows have cached.
-fn place_vtep(tables: &mut Tables, inputs: &Inputs<'_>, ip: IpAddr, index: VtepIndex) {
+fn place_vtep(tables: &mut Tables, inputs: &Inputs<'_>, ip: IpAddr, index: VtepIndex, anew: bool) {
     let (source, reach) = (inputs.reach)(ip);
     let peers = &inputs.host.underlay().peers;
     let peer = peers.iter().find(|peer| peer.vtep == ip);
-    let format = peer.map(|peer| format_index(tables, &peer.format));
+    let format = peer.and_then(|peer| peer.format.as_ref());
+    let format = format.map(|format| format_index(tables, format));
     if let Some(old) = tables.vtep(index)
         && old.ip == ip
         && old.source == source
         && old.reach == reach
         && old.format == format
-        && inputs.changes.formats.is_empty()
+        && !anew
     {
         return;
     }

@@ -28,7 +28,7 @@ use crate::sight::pieces::Pieces;
 use crate::tables::{PortIndex, Tables};
 
 /// Room in front of a frame that we fill: outer headers, and what a driver may want.
-const OUTER_ROOM: usize = 192;
+pub(super) const OUTER_ROOM: usize = 192;
 
 /// Bytes of outer headers at most, tunnel header included.
 pub(super) const OUTER_MAX: usize = culvert_wire::encap::MAX_LEN;
@@ -94,6 +94,9 @@ impl Worker {
         (inner, position): (Sum, Position),
         tunnel: &Tunnel,
     ) {
+        if let Some(path) = &tunnel.shards {
+            return self.send_shard_frame(port, slot, buf, pkt, inner, (tunnel, path));
+        }
         let len = buf.len();
         let ip_id = self.next_ip_id();
         let number = if tunnel.template.is_stream() { self.next_stream_number() } else { 0 };
@@ -190,13 +193,21 @@ impl Worker {
             let headers = u32::from(pkt.payload.saturating_sub(pkt.l3));
             let far = tunnel.ip_max.saturating_sub(headers).min(u16::MAX.into()) as u16;
             let mss = if tunnel.ip_max == 0 { size } else { size.min(far) };
-            return self.send_streams(port, slot, buf, pkt, (kind, mss), tunnel);
+            return match &tunnel.shards {
+                Some(path) => {
+                    self.send_shards(port, slot, buf, pkt, (kind, mss), (tunnel, path));
+                }
+                None => self.send_streams(port, slot, buf, pkt, (kind, mss), tunnel),
+            };
         }
         let mtu = tunnel.ip_mtu(pkt.l3);
         let room = mtu.saturating_sub(u32::from(pkt.payload.saturating_sub(pkt.l3)));
         let fits = u32::from(size) <= room;
         // TCP may be cut finer than it asked for; a datagram's size is its meaning.
         let mss = if fits || kind == GsoKind::UdpL4 { size } else { room as u16 };
+        if let (Some(path), true) = (&tunnel.shards, fits) {
+            return self.send_shards(port, slot, buf, pkt, (kind, mss), (tunnel, path));
+        }
         let plan = match Segmenter::new(buf.head().data(), pkt, kind, mss) {
             Ok(plan) if plan.headers_len() <= INNER_MAX => plan,
             _ => return self.drop_tenant(port, buf, DropReason::NotSegmentable),
@@ -499,7 +510,7 @@ pub(super) fn shifted(range: Range<usize>, by: u16) -> Range<usize> {
 }
 
 /// Builds one segment of a superframe in frames of its own. Returns it with the sum of its bytes.
-fn build_segment(
+pub(super) fn build_segment(
     cache: &mut FrameCache,
     buf: &Buf,
     plan: &Segmenter,

@@ -110,6 +110,7 @@ impl Worker {
             Ok(Outside::Part(format, stream, part)) => {
                 return self.join_stream(link, buf, &pkt, off, (format, stream, part));
             }
+            Ok(Outside::Shards) => return self.take_segment(link, buf, &pkt, off),
             Err(reason) => return self.drop_underlay(link, buf, reason),
         };
         let gso = match off.gso {
@@ -453,6 +454,8 @@ enum Outside {
     Frame(Outer),
     /// A segment of a frame that is put together first.
     Part(FormatIndex, Stream, StreamPart),
+    /// A segment of the shard format.
+    Shards,
 }
 
 fn parse_outer(tables: &Tables, head: &[u8], pkt: Packet) -> Result<Outside, DropReason> {
@@ -462,6 +465,9 @@ fn parse_outer(tables: &Tables, head: &[u8], pkt: Packet) -> Result<Outside, Dro
     let (formats, port) = (tables.formats(), pkt.dst_port(head));
     let mut stream = None;
     for (index, format) in formats.carried_by(pkt.proto, port) {
+        if format.is_shards() {
+            return Ok(Outside::Shards);
+        }
         if let Some(found) = format.stream() {
             let part = StreamPart::read(found, head, &pkt).ok_or(DropReason::BadTunnelHeader)?;
             if !part.is_whole() {

@@ -16,6 +16,7 @@
 //! | [`tunnel`], [`encap`] | to a remote VTEP: cut, encapsulate, queue |
 //! | [`ingress`] | from the underlay: verify, decapsulate, source check |
 //! | `stream` | formats whose header rides on the first segment only |
+//! | [`shards`] | the shard format |
 //! | `train` | from the underlay, several tunnel packets in one |
 //! | [`deliver`] | to a tenant: coalesce, queue |
 //! | [`icmp`], [`too_big`] | errors to tenants; what is above the MTU of its way |
@@ -39,6 +40,7 @@ pub mod key;
 pub mod offload;
 pub mod pmtu_report;
 pub mod polling;
+pub mod shards;
 mod sight;
 mod stream;
 #[cfg(test)]
@@ -62,6 +64,7 @@ use self::ingress::IngressFlow;
 use self::key::{EgressKey, IngressKey};
 use self::offload::Offload;
 use self::polling::Polling;
+use self::shards::Shards;
 use self::sight::View;
 use self::stream::Streams;
 use crate::counters::{PortCounters, WorkerCounters};
@@ -108,6 +111,7 @@ pub struct Worker {
     ingress_flows: FlowCache<IngressKey, IngressFlow>,
     merging: Merging,
     streams: Streams,
+    shards: Shards,
     admission: Admission,
     configuring: Configuring,
     traps: RateLimit,
@@ -151,6 +155,7 @@ impl Worker {
             ingress_flows: FlowCache::new(if config.alone { 1 } else { FLOW_ENTRIES }),
             merging: Merging::default(),
             streams: Streams::new(),
+            shards: Shards::new(),
             admission: Admission::new(),
             configuring: Configuring::new(),
             traps: RateLimit::new(TRAPS_PER_SECOND),
@@ -178,6 +183,7 @@ impl Worker {
             self.rest(work);
         }
         self.clear_streams();
+        self.clear_shards();
         let devices = (0..self.devices.len()).filter_map(|slot| self.take_out(slot)).collect();
         device::close_all(self.cache.arena(), devices);
     }
@@ -196,6 +202,9 @@ impl Worker {
         self.load_watches();
         if self.streams.waits() {
             self.expire_streams();
+        }
+        if self.shards.waits() {
+            self.expire_shards();
         }
         for at in 0..self.polling.active_len() {
             let Some(slot) = self.polling.active(at) else { break };
@@ -265,6 +274,7 @@ impl Worker {
 
     /// Delivers what has waited for its time to be merged, and flushes every device that has something queued.
     fn finish_batch(&mut self) {
+        self.flush_shards();
         self.flush_due();
         while let Some(slot) = self.dirty.pop() {
             self.flush_slot(slot);
@@ -392,6 +402,7 @@ impl Worker {
                     let stats = |device: &mut Device| (device.attachment, device.stats());
                     let _ = reply.send(self.devices.iter_mut().flatten().map(stats).collect());
                 }
+                Command::Shards(reply) => drop(reply.send(self.shards.counts())),
                 Command::Stop => return true,
             }
         }

@@ -224,7 +224,7 @@ impl Worker {
         }
         let timeout = match self.finish_unfinished() {
             true => UNFINISHED_SLEEP_MS,
-            false if self.streams.waits() => super::stream::SLEEP_MS,
+            false if self.streams.waits() || self.shards.waits() => super::stream::SLEEP_MS,
             false => SLEEP_MS,
         };
         self.publish_held();
@@ -265,7 +265,8 @@ impl Worker {
                 self.polling.note_held(slot, device.outstanding());
             }
         }
-        let held = self.polling.held_sum + self.merging.held_frames() + self.streams.held_frames();
+        let waiting = self.streams.held_frames() + self.shards.held_frames();
+        let held = self.polling.held_sum + self.merging.held_frames() + waiting;
         self.counters.set_frames(held, self.cache.len());
         self.sweep_connections();
         self.advertise_routers();

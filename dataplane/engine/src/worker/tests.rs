@@ -169,6 +169,7 @@ fn each_datagram_of_a_superframe_that_finds_no_frame_is_counted() {
     };
     let template = EncapTemplate::new(&spec).unwrap();
     let tunnel = Tunnel {
+        shards: None,
         template,
         format: FormatIndex::VXLAN,
         segment_max: 600,

@@ -78,8 +78,8 @@ impl Worker {
             return None;
         }
         let device = self.devices.get(self.link_slot(tunnel.link)?)?.as_ref()?;
-        let room = device.mtu.checked_sub(tunnel.template.overhead_l3() as u32)?;
-        (frame_len <= room).then(|| Tunnel { frame_max: room, ..tunnel.without_df() })
+        let way = tunnel.without_df(device.mtu);
+        (frame_len <= way.frame_max).then_some(way)
     }
 }
 

@@ -1,7 +1,10 @@
 //! The way to a remote VTEP, ready to be put in front of packets.
 
+use std::sync::Arc;
+
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate};
 use culvert_wire::format::FormatIndex;
+use culvert_wire::shard::encode::{Path, PathConfig};
 
 use crate::drops::DropReason;
 use crate::tables::{LinkIndex, Reach, Tables, VnetEntry, VtepEntry, VtepIndex};
@@ -32,6 +35,8 @@ pub struct Tunnel {
     pub segment_max: u16,
     /// Bytes of the largest inner IP packet that the far port takes; 0 where nothing says.
     pub ip_max: u32,
+    /// How frames become shards, where that is the format.
+    pub shards: Option<Arc<Path>>,
 }
 
 impl Tunnel {
@@ -68,13 +73,31 @@ impl Tunnel {
             df: true,
             dscp: DscpMode::Inherit,
         };
-        let template = EncapTemplate::new(&spec).map_err(|_| DropReason::NextHopUnreachable)?;
+        let unreachable = |_| DropReason::NextHopUnreachable;
+        let template = EncapTemplate::new(&spec).map_err(unreachable)?;
         let overhead = template.overhead_l3() as u32;
         let headers = template.tunnel_offset() - template.l3_offset();
         debug_assert!(overhead > if template.is_v6() { IPV6_LEN } else { IPV4_LEN });
+        let segment_max = hop.mtu.saturating_sub(headers as u32) as u16;
+        let shards = if spec.format.is_shards() {
+            let rules = tables.shard();
+            let config = PathConfig {
+                max_segment: segment_max,
+                policy: rules.settings.policy(),
+                keys: rules.keys_of(&vtep.ip).clone(),
+            };
+            Some(Arc::new(Path::new(&spec, config).map_err(unreachable)?))
+        } else {
+            None
+        };
+        let frame_max = match &shards {
+            Some(path) => path.max_frame() as u32,
+            None => hop.mtu.saturating_sub(overhead),
+        };
         Ok(Tunnel {
-            frame_max: hop.mtu.saturating_sub(overhead),
-            segment_max: hop.mtu.saturating_sub(headers as u32) as u16,
+            frame_max,
+            segment_max,
+            shards,
             template,
             format,
             link: hop.link,
@@ -84,9 +107,18 @@ impl Tunnel {
         })
     }
 
-    /// The same way, whose packets routers of an IPv4 underlay may fragment.
-    pub fn without_df(&self) -> Tunnel {
-        Tunnel { template: self.template.without_df(), ..self.clone() }
+    /// The same way, whose packets routers of an IPv4 underlay may fragment. Segments of streams never are.
+    /// `mtu` is that of the device.
+    pub fn without_df(&self, mtu: u32) -> Tunnel {
+        let template = self.template.without_df();
+        let headers = (template.tunnel_offset() - template.l3_offset()) as u32;
+        let segment = u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+        let shards = self.shards.as_ref().map(|path| Arc::new(path.without_df(segment)));
+        let frame_max = match &shards {
+            Some(path) => path.max_frame() as u32,
+            None => mtu.saturating_sub(template.overhead_l3() as u32),
+        };
+        Tunnel { template, shards, frame_max, ..self.clone() }
     }
 
     /// Bytes of the largest inner IP packet behind an L2 header of `l2_len` bytes.

@@ -49,6 +49,7 @@ pub(crate) fn parts() -> HostParts {
             tx: UnderlayTx::Auto,
             merge_hold_us: 0,
             peers: Vec::new(),
+            shard: Default::default(),
         },
         vnets: Vec::new(),
         ports: Vec::new(),

@@ -107,8 +107,28 @@ pub static STT: FormatDescriptor = FormatDescriptor {
     options: None,
 };
 
+/// The shard format: what its outer headers are made by. All else of it is [`crate::shard`].
+pub static SHARD: FormatDescriptor = FormatDescriptor {
+    name: Cow::Borrowed("shard"),
+    outer: Outer::Tcp { port: crate::shard::PORT },
+    template: Cow::Borrowed(&[]),
+    identifiers: Cow::Borrowed(&[]),
+    vni: Bits::new(0, 0, 24),
+    flow: DYNAMIC_PORTS,
+    inner_offset: InnerOffset::Fixed(0),
+    inner: Inner::Ethernet,
+    fields: Cow::Borrowed(&[]),
+    travel: Travel::Shares(Stream {
+        length: Bits::new(4, 0, 16),
+        offset: Bits::new(6, 0, 16),
+        frame: Bits::new(8, 0, 32),
+    }),
+    facts: Cow::Borrowed(&[]),
+    options: None,
+};
+
 /// All of them.
-pub static BUILT_IN: [&FormatDescriptor; 3] = [&VXLAN, &GENEVE, &STT];
+pub static BUILT_IN: [&FormatDescriptor; 4] = [&VXLAN, &GENEVE, &STT, &SHARD];
 
 /// The built-in format of a name.
 #[must_use]

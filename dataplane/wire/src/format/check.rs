@@ -205,6 +205,11 @@ impl FormatDescriptor {
     pub fn check(&self) -> Result<(), Vec<FormatFault>> {
         let mut faults = Vec::new();
         self.check_frame(&mut faults);
+        if self.is_shards() {
+            // There is no tunnel header to be checked.
+            self.check_travel(&mut faults);
+            return if faults.is_empty() { Ok(()) } else { Err(faults) };
+        }
         self.check_lists(&mut faults);
         let parts = self.parts(&mut faults);
         overlaps(&parts, &mut faults);
@@ -230,7 +235,7 @@ impl FormatDescriptor {
             _ => {}
         }
         match self.template.len() {
-            0 => faults.push(FormatFault::EmptyHeader),
+            0 if !self.is_shards() => faults.push(FormatFault::EmptyHeader),
             len if len > MAX_HEADER_LEN => faults.push(FormatFault::HeaderTooLong { len }),
             _ => {}
         }
@@ -383,7 +388,7 @@ impl FormatDescriptor {
             Travel::Every if is_tcp => return faults.push(FormatFault::EveryOverTcp),
             Travel::Every => return,
             Travel::First(_) if !is_tcp => return faults.push(FormatFault::FirstWithoutTcp),
-            Travel::First(stream) => stream,
+            Travel::First(stream) | Travel::Shares(stream) => stream,
         };
         let mut bad = |what, bits: Bits, legal| {
             faults.push(FormatFault::BadStream { what, bits: bits.to_string(), legal });
@@ -565,7 +570,7 @@ pub fn check_set(formats: &[&FormatDescriptor]) -> Result<(), Vec<FormatFault>> 
 
 /// Whether some bit has to be 0 in the one and 1 in the other, in every segment.
 fn differ(one: &FormatDescriptor, other: &FormatDescriptor) -> bool {
-    if one.stream().is_some() || other.stream().is_some() {
+    if one.numbers().is_some() || other.numbers().is_some() {
         return false;
     }
     let (a, b) = (wanted(one), wanted(other));

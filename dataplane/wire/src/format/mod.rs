@@ -23,7 +23,7 @@ use std::borrow::Cow;
 use crate::proto;
 
 pub use bits::Bits;
-pub use builtin::{BUILT_IN, GENEVE, STT, VXLAN};
+pub use builtin::{BUILT_IN, GENEVE, SHARD, STT, VXLAN};
 pub use check::{FormatFault, check_set};
 pub use decap::{Decap, DecapError, decap};
 pub use fields::{Field, IPV4_FIELDS, IPV6_FIELDS, Rule, TCP_FIELDS, UDP_FIELDS, ip_fields};
@@ -190,6 +190,9 @@ pub enum Travel {
     /// On the first one. Header and inner frame are one stream, which is cut by the bytes, and the
     /// receiver needs all of it to have the frame back.
     First(Stream),
+    /// On some of them, in shares ([`crate::shard`]). There is no tunnel header: this format is code, and
+    /// a descriptor says only what carries it.
+    Shares(Stream),
 }
 
 /// Where the outer transport header says to which frame a segment belongs, and where in it.
@@ -374,8 +377,24 @@ impl FormatDescriptor {
     pub fn stream(&self) -> Option<&Stream> {
         match &self.travel {
             Travel::First(stream) => Some(stream),
+            Travel::Every | Travel::Shares(_) => None,
+        }
+    }
+
+    /// Where the outer transport header has the numbers of a frame, whatever its segments carry.
+    #[must_use]
+    pub fn numbers(&self) -> Option<&Stream> {
+        match &self.travel {
+            Travel::First(stream) | Travel::Shares(stream) => Some(stream),
             Travel::Every => None,
         }
+    }
+
+    /// Whether it is the format of [`crate::shard`].
+    #[inline]
+    #[must_use]
+    pub const fn is_shards(&self) -> bool {
+        matches!(self.travel, Travel::Shares(_))
     }
 }
 

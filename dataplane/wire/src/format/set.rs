@@ -78,7 +78,7 @@ impl Formats {
     }
 
     /// Reads the tunnel header of a packet of this IP protocol, to this port, as [`decap()`] does;
-    /// `None` if no format is carried so. What no format knows is refused as by the one that is.
+    /// `None` if no format with a tunnel header is carried so. What no format knows is refused as by the one that is.
     #[inline]
     #[must_use]
     pub fn decap(
@@ -89,6 +89,9 @@ impl Formats {
     ) -> Option<Result<(FormatIndex, Decap), DecapError>> {
         let mut refused = None;
         for (index, format) in self.carried_by(protocol, port) {
+            if format.is_shards() {
+                continue;
+            }
             match decap(format, message) {
                 Ok(found) => return Some(Ok((index, found))),
                 Err(error @ (DecapError::Unidentified | DecapError::Truncated)) => {
@@ -134,6 +137,6 @@ mod tests {
         assert_eq!(name(254, None, 1), None);
         assert_eq!(name(proto::UDP, Some(4789), 8), Some(Ok("vxlan")));
         assert_eq!(name(proto::UDP, Some(1), 8), None);
-        assert_eq!(formats.by_name("two").map(|(index, _)| index), Some(FormatIndex(4)));
+        assert_eq!(formats.by_name("two").map(|(index, _)| index), Some(FormatIndex(5)));
     }
 }

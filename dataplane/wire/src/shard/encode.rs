@@ -11,9 +11,7 @@ use std::ops::Range;
 use crate::bytes::put16;
 use crate::cut::Cut;
 use crate::encap::{EncapError, EncapSpec, EncapTemplate, MAX_LEN, OuterChecksum, OuterFrame};
-use crate::format::{
-    Bits, FlowId, FormatDescriptor, Inner, InnerOffset, Outer, Rule, Stream, Travel, ip_fields,
-};
+use crate::format::{Rule, SHARD, ip_fields};
 use crate::packet::{IpKind, Packet};
 use crate::reassemble::max_stream_len;
 use crate::segment::{GsoKind, SegmentError, Segmenter};
@@ -25,27 +23,6 @@ use crate::shard::placement::{Placement, PlanError, Shape};
 use crate::shard::receive::MAX_INNER_SEGMENTS;
 use crate::shard::seal::{Binding, Keyring};
 use crate::vni::Vni;
-
-/// What the outer headers are made by. Sequence and acknowledgement number are a stream's; all else of
-/// the format is not in a header.
-static HEADERS: FormatDescriptor = FormatDescriptor {
-    name: std::borrow::Cow::Borrowed("shard"),
-    outer: Outer::Tcp { port: crate::shard::PORT },
-    template: std::borrow::Cow::Borrowed(&[]),
-    identifiers: std::borrow::Cow::Borrowed(&[]),
-    vni: Bits::new(0, 0, 24),
-    flow: FlowId::SourcePort { base: 49_152, bits: 14 },
-    inner_offset: InnerOffset::Fixed(0),
-    inner: Inner::Ethernet,
-    fields: std::borrow::Cow::Borrowed(&[]),
-    travel: Travel::First(Stream {
-        length: Bits::new(4, 0, 16),
-        offset: Bits::new(6, 0, 16),
-        frame: Bits::new(8, 0, 32),
-    }),
-    facts: std::borrow::Cow::Borrowed(&[]),
-    options: None,
-};
 
 /// Why a frame is not sent. [`EncodeError::name`] is the drop reason.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -125,8 +102,8 @@ pub enum Content<'a> {
 /// What differs from frame to frame.
 #[derive(Copy, Clone, Debug)]
 pub struct Stamp {
-    /// The number of the frame: one more than that of the frame before to the same VTEP, from a
-    /// random start.
+    /// The number of the frame: one that no other frame to the VTEP has that may still be on its way.
+    /// Count from a random start.
     pub frame: u32,
     /// The flow's hash.
     pub entropy: u16,
@@ -174,9 +151,30 @@ impl Path {
     /// # Errors
     /// Any [`EncapError`].
     pub fn new(spec: &EncapSpec<'_>, config: PathConfig) -> Result<Self, EncapError> {
-        let spec = EncapSpec { format: &HEADERS, mss_option: false, ..spec.clone() };
+        let spec = EncapSpec { format: &SHARD, mss_option: false, ..spec.clone() };
         let template = EncapTemplate::new(&spec)?;
         Ok(Self { template, src: spec.src, dst: spec.dst, vni: spec.vni, config })
+    }
+
+    /// The VTEP that it leads to.
+    #[must_use]
+    pub const fn dst(&self) -> IpAddr {
+        self.dst
+    }
+
+    /// The same way, whose packets routers of an IPv4 underlay may fragment; `max_segment` as in
+    /// [`PathConfig`].
+    #[must_use]
+    pub fn without_df(&self, max_segment: u16) -> Self {
+        let config = PathConfig { max_segment, ..self.config.clone() };
+        Self { template: self.template.without_df(), config, ..self.clone() }
+    }
+
+    /// Bytes of the longest frame that is no superframe.
+    #[must_use]
+    pub const fn max_frame(&self) -> usize {
+        let block = block_len(0, self.config.keys.is_keyed());
+        (self.config.max_segment as usize).saturating_sub(block)
     }
 
     /// Bytes of the longest stream over this underlay.

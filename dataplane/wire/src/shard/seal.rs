@@ -49,6 +49,19 @@ impl Key {
     pub fn new(bytes: &[u8]) -> Result<Self, KeyError> {
         bytes.try_into().map(Self).map_err(|_| KeyError::Length(bytes.len()))
     }
+
+    /// Its bytes, for who hands the configuration on. They belong into no output that was not asked for.
+    #[must_use]
+    pub const fn secret(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// 24 bits by which people see whether two keys are the same one. They say no more of the key than
+    /// that: they are part of a keyed hash of a constant, which is no block.
+    #[must_use]
+    pub fn fingerprint(&self) -> u32 {
+        (SipHasher24::new_with_key(&self.0).hash(b"fingerprint") >> 40) as u32
+    }
 }
 
 /// The keys of one pair of VTEPs. A new key is added at both ends, then sent with, then the old one

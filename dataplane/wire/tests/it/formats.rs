@@ -270,7 +270,10 @@ fn payload(frame: &[u8]) -> &[u8] {
 }
 
 fn any_format() -> impl Strategy<Value = FormatDescriptor> {
-    let all: Vec<_> = formats().iter().map(|(_, format)| format.clone()).collect();
+    // Frames of shards have tests of their own.
+    let described = formats();
+    let described = described.iter().filter(|(_, format)| !format.is_shards());
+    let all: Vec<_> = described.map(|(_, format)| format.clone()).collect();
     prop::sample::select(all)
 }
 

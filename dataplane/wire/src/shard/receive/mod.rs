@@ -139,6 +139,21 @@ pub struct ReceiveStats {
     pub bytes: u64,
 }
 
+/// How one frame ended.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Every segment came.
+    Whole,
+    /// k shares came, but not every segment.
+    Rebuilt,
+    /// Fewer shares came, by so many that were missing, from 1 to k.
+    Expired(u8),
+    /// Its shares gave no block that is right.
+    BadBlock,
+    /// It was given up to make room, before k shares had come.
+    Evicted,
+}
+
 #[derive(Copy, Clone, Debug, Default)]
 struct Delivery {
     runs: u64,
@@ -199,6 +214,10 @@ pub trait Sink<T> {
     fn spent(&mut self, token: T);
     /// It, or what is left of it, is not delivered.
     fn lost(&mut self, error: ShardError, token: T);
+    /// A frame of a peer ended. Those that [`Receiver`] forgets without a token come here, too.
+    fn ended(&mut self, peer: IpAddr, end: End) {
+        let _ = (peer, end);
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::ecn;
 use crate::packet::{Frag, Packet};
 use crate::segment::Pieces;
 use crate::shard::header::{HeaderFault, ShardHeader};
-use crate::shard::placement::Shape;
+use crate::shard::placement::{Placement, Shape};
 use crate::shard::seal::Binding;
 
 /// What the outer checksum of a packet may be.
@@ -19,6 +19,8 @@ pub enum OuterSum {
     /// Complete, or the pseudo-header's sum only: on a virtual underlay, where packets cross uncut,
     /// and where the kernel merged segments that it had verified.
     CompleteOrPartial,
+    /// The kernel found it right.
+    Vouched,
 }
 
 /// Why a packet is no segment of a frame. [`SegmentFault::name`] is the drop reason.
@@ -108,9 +110,12 @@ impl Segment {
         let range = header.shape.segments_of(start..start + pkt.payload_len());
         let range = range.ok_or(SegmentFault::Bounds)?;
         let pseudo = pkt.pseudo_header(head, pkt.l4_len() as u32);
-        let partial =
-            sum == OuterSum::CompleteOrPartial && get16(transport, 16) == Some(pseudo.fold());
-        if !partial {
+        let stands = match sum {
+            OuterSum::Complete => false,
+            OuterSum::CompleteOrPartial => get16(transport, 16) == Some(pseudo.fold()),
+            OuterSum::Vouched => true,
+        };
+        if !stands {
             let rest = payload.sum(0..pkt.payload_len()).ok_or(SegmentFault::Checksum)?;
             if pseudo.add(transport).add_sum(rest).finish() != 0 {
                 return Err(SegmentFault::Checksum);
@@ -142,6 +147,12 @@ impl Segment {
     #[must_use]
     pub fn segments(&self) -> Range<usize> {
         self.range.clone()
+    }
+
+    /// The numbers of the shares that it carries.
+    pub fn shares(&self) -> impl Iterator<Item = usize> + use<> {
+        let placement = Placement::new(self.binding.frame, self.binding.shape);
+        self.range.clone().filter_map(move |i| placement.share_of(i))
     }
 
     pub(super) fn key(&self) -> FrameKey {

@@ -5,7 +5,7 @@ use crate::shard::block::BlockFault;
 use crate::shard::receive::frame::{Frame, Taken};
 use crate::shard::receive::peers::{Measure, Peers};
 use crate::shard::receive::segment::{FrameKey, Segment};
-use crate::shard::receive::{ReceiveConfig, ReceiveStats, ShardError, Sink};
+use crate::shard::receive::{End, ReceiveConfig, ReceiveStats, ShardError, Sink};
 use crate::shard::seal::Keyring;
 
 /// Frames whose numbers are remembered after they were complete, so that a late repetition is known.
@@ -186,8 +186,12 @@ impl<T> Receiver<T> {
             if let Some(peer) = self.peers.get_mut(peer) {
                 peer.proven = true;
             }
-        } else if let Some(count) = self.stats.expired.first_mut() {
-            *count += 1;
+            sink.ended(segment.src(), End::Whole);
+        } else {
+            if let Some(count) = self.stats.expired.first_mut() {
+                *count += 1;
+            }
+            sink.ended(segment.src(), End::BadBlock);
         }
         let verdict = frame.verdict(ShardError::Block(BlockFault::Crc));
         frame.give_up(verdict, sink);
@@ -313,10 +317,18 @@ impl<T> Receiver<T> {
         let verdict = frame.verdict(error);
         frame.give_up(verdict, sink);
         let missing = frame.missing();
-        match (frame.is_complete(), frame.is_open(), error) {
-            (true, ..) => self.stats.whole += 1,
-            (_, true, _) => self.stats.rebuilt += 1,
-            (.., ShardError::Evicted) => self.stats.evicted += 1,
+        let end = match (frame.is_complete(), frame.is_open(), error) {
+            (true, ..) => End::Whole,
+            (_, true, _) => End::Rebuilt,
+            _ if matches!(verdict, ShardError::Block(_)) => End::BadBlock,
+            (.., ShardError::Evicted) => End::Evicted,
+            _ => End::Expired(missing as u8),
+        };
+        sink.ended(frame.key.binding.src, end);
+        match end {
+            End::Whole => self.stats.whole += 1,
+            End::Rebuilt => self.stats.rebuilt += 1,
+            _ if error == ShardError::Evicted => self.stats.evicted += 1,
             _ => {
                 if let Some(count) = self.stats.expired.get_mut(missing.saturating_sub(1)) {
                     *count += 1;

@@ -1,0 +1,291 @@
+//! The shard format between two hosts: keys, losses, settings, and what is counted.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use culvert_tests::stats::Stats;
+use culvert_tests::tools::{Capture, ping_df, tcp_transfer};
+use culvert_tests::topology::{Topology, with_vnet_lines};
+use culvert_tests::{Combo, Family, Offloads, Process, TopologySpec, checks, wait_until};
+use serde_json::Value;
+
+/// Bytes around an inner Ethernet frame that is sent as it is, with a MAC.
+const ROOM: u32 = 120;
+
+const KEYS: &str = "keys = { 1 = \"000102030405060708090a0b0c0d0e0f\", \
+                    2 = \"101112131415161718191a1b1c1d1e1f\" }, send_key = ";
+
+/// Two hosts whose vnet is in the format, with more lines in their underlays.
+fn hosts(combo: Combo, middle: bool) -> Topology {
+    let mut spec = TopologySpec::pair(combo);
+    spec.vnet_toml = "format = \"shard\"";
+    spec.middle = middle;
+    let topology = spec.build();
+    topology.widen_wire(ROOM);
+    topology.wait_connected(0, 1);
+    settle(&topology);
+    topology
+}
+
+/// The dataplanes hear of another MTU in their own time; a tenant that was told a smaller path remembers it.
+fn settle(topology: &Topology) {
+    let combo = topology.spec.combo;
+    let full = combo.tenant_mtu - if combo.tenant == Family::V4 { 28 } else { 48 };
+    for (from, to) in [(0, 1), (1, 0)] {
+        let noticed = wait_until(Duration::from_secs(10), || {
+            let tenant = &topology.tenants[from].ns;
+            tenant.run("ip route flush cache");
+            tenant.run("ip -6 route flush cache");
+            ping_df(tenant, topology.address(to), 1, full).all_answered()
+        });
+        assert!(noticed, "{combo}: packets of the tenants' MTU do not pass");
+    }
+}
+
+/// Gives a host an underlay with these lines for the other.
+fn set_peer(topology: &Topology, host: usize, peer: &str) {
+    let vtep = topology.hosts[1 - host].vtep;
+    topology.reconfigure(host, |toml| {
+        let line = format!("[underlay]\npeer = [{{ vtep = \"{vtep}\", {peer} }}]\n");
+        toml.replacen("[underlay]\n", &line, 1)
+    });
+}
+
+/// The line of `culvert show shards` for the other host; null before there is one.
+fn shards(topology: &Topology, host: usize) -> Value {
+    let vtep = topology.hosts[1 - host].vtep.to_string();
+    let ns = &topology.hosts[host].ns;
+    let shown = topology.dataplane(host).cli(ns, &["show", "shards", "-o", "json"]);
+    let lines: Value = serde_json::from_str(&shown.unwrap()).unwrap();
+    let lines = lines.as_array().unwrap();
+    lines.iter().find(|line| line["vtep"] == vtep).cloned().unwrap_or(Value::Null)
+}
+
+fn count(shards: &Value, name: &str) -> u64 {
+    shards[name].as_u64().unwrap_or(0)
+}
+
+fn drops(topology: &Topology, host: usize, reason: &str) -> u64 {
+    topology.stats(host).dropped(reason)
+}
+
+#[test]
+fn jumbo_tenants_talk() {
+    for (underlay, wire) in [(Family::V4, Offloads::On), (Family::V6, Offloads::Off)] {
+        let combo = Combo { underlay, wire, tenant_mtu: 9000, ..Combo::SIMPLE };
+        let topology = hosts(combo, false);
+        checks::exercise(&topology, 0, 1);
+        let sent = shards(&topology, 0);
+        assert!(count(&sent, "sent_segments") > count(&sent, "sent"), "{sent}");
+        let received = shards(&topology, 1);
+        assert_eq!(count(&received, "bad_blocks"), 0, "{received}");
+        assert_eq!(count(&received, "evicted"), 0, "{received}");
+    }
+}
+
+#[test]
+fn a_superframe_above_the_limit_of_a_stream_becomes_two() {
+    let mut spec = TopologySpec::pair(Combo::SIMPLE);
+    spec.vnet_toml = "format = \"shard\"";
+    // Sixteen shares, each the whole block: a superframe of 64 KB has no room for them.
+    spec.underlay_toml = "shard = { k = 1, n = 16 }\n";
+    let topology = spec.build();
+    topology.widen_wire(ROOM);
+    topology.wait_connected(0, 1);
+    settle(&topology);
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let before = topology.stats(0);
+    let superframes = |stats: &Stats| stats.port(&a.port)["rx_packets"].as_u64().unwrap();
+    let sent = count(&shards(&topology, 0), "sent");
+    tcp_transfer(&a.ns, &b.ns, topology.address(1), 16 << 20).unwrap();
+    let came = superframes(&topology.stats(0)) - superframes(&before);
+    let sent = count(&shards(&topology, 0), "sent") - sent;
+    assert!(sent > came + came / 10, "{came} packets of the tenant made {sent} frames");
+    assert_eq!(drops(&topology, 0, "shard_"), 0);
+}
+
+#[test]
+fn keys_are_used_rotated_and_a_wrong_one_is_counted() {
+    let combo = Combo { underlay: Family::V6, ..Combo::SIMPLE };
+    let topology = hosts(combo, false);
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let ping = || {
+        let dst = topology.address(1);
+        a.ns.try_run(&format!("ping -c 1 -W 1 {dst}"))
+    };
+    // One end has keys, the other none: nothing passes, and both count why.
+    set_peer(&topology, 0, &format!("{KEYS}1"));
+    let counted = wait_until(Duration::from_secs(10), || {
+        let _ = ping();
+        drops(&topology, 1, "shard_keyed") > 0
+    });
+    assert!(counted, "{:?}", topology.stats(1).value());
+    assert!(ping().is_err(), "a frame with a MAC was taken without a key");
+    set_peer(&topology, 1, &format!("{KEYS}1"));
+    checks::exercise(&topology, 0, 1);
+    // The new key is known at both ends: either may send with it first.
+    set_peer(&topology, 1, &format!("{KEYS}2"));
+    tcp_transfer(&a.ns, &b.ns, topology.address(1), 1 << 20).unwrap();
+    set_peer(&topology, 0, &format!("{KEYS}2"));
+    tcp_transfer(&a.ns, &b.ns, topology.address(1), 1 << 20).unwrap();
+    let before = shards(&topology, 1);
+    set_peer(&topology, 0, "keys = { 2 = \"ff1112131415161718191a1b1c1d1e1f\" }");
+    let counted = wait_until(Duration::from_secs(10), || {
+        let _ = ping();
+        drops(&topology, 1, "shard_bad_mac") > 0
+    });
+    assert!(counted, "{:?}", topology.stats(1).value());
+    assert!(ping().is_err(), "a frame with a wrong MAC was delivered");
+    let after = shards(&topology, 1);
+    assert!(count(&after, "bad_blocks") > count(&before, "bad_blocks"), "{before} {after}");
+    set_peer(&topology, 0, "keys = { 5 = \"101112131415161718191a1b1c1d1e1f\" }");
+    let counted = wait_until(Duration::from_secs(10), || {
+        let _ = ping();
+        drops(&topology, 1, "shard_unknown_key") > 0
+    });
+    assert!(counted, "{:?}", topology.stats(1).value());
+}
+
+#[test]
+fn what_arrives_is_delivered_though_segments_are_lost() {
+    let topology = hosts(Combo { wire: Offloads::Off, ..Combo::SIMPLE }, true);
+    let middle = topology.middle.as_ref().unwrap();
+    middle.damage_every(40);
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let dst = topology.address(1);
+    tcp_transfer(&a.ns, &b.ns, dst, 4 << 20).unwrap();
+    middle.damage_every(0);
+    assert!(middle.damaged() > 20, "{} frames damaged", middle.damaged());
+    assert!(drops(&topology, 1, "shard_bad_outer_checksum") > 10);
+    let over = wait_until(Duration::from_secs(2), || count(&shards(&topology, 1), "rebuilt") > 0);
+    let received = shards(&topology, 1);
+    assert!(over, "no frame was rebuilt: {received}");
+    assert_eq!(count(&received, "bad_blocks"), 0, "{received}");
+    tcp_transfer(&a.ns, &b.ns, dst, 1 << 20).unwrap();
+    let text = topology.dataplane(1).cli(&topology.hosts[1].ns, &["show", "shards"]).unwrap();
+    assert!(text.contains("REBUILT") && text.contains(&topology.hosts[0].vtep.to_string()));
+}
+
+#[test]
+fn two_formats_are_spoken_at_once() {
+    let mut spec = TopologySpec::twins(Combo::SIMPLE);
+    spec.underlay_toml = "shard = { k = 2, n = 6, hold_ms = 20 }\n";
+    let topology = spec.build();
+    topology.widen_wire(ROOM);
+    for host in 0..2 {
+        topology.reconfigure(host, |toml| with_vnet_lines(&toml, "blue", "format = \"shard\""));
+    }
+    topology.wait_connected(0, 1);
+    settle(&topology);
+    checks::exercise(&topology, 0, 1);
+    let before = count(&shards(&topology, 1), "whole");
+    assert!(before > 0);
+    topology.wait_connected(2, 3);
+    checks::exercise(&topology, 2, 3);
+    let after = count(&shards(&topology, 1), "whole");
+    assert!(after < before + 50, "the vnet of the other format used shards: {before}, {after}");
+    for host in 0..2 {
+        assert_eq!(drops(&topology, host, "format_mismatch"), 0);
+        assert_eq!(drops(&topology, host, "shard_bad"), 0);
+    }
+}
+
+/// The values of fields in each packet that a display filter accepts, by the dissector that ships with Culvert.
+fn dissected(pcap: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/wireshark/culvert-shard.lua");
+    let mut command = Command::new("tshark");
+    command.arg("-X").arg(format!("lua_script:{script}")).arg("-r").arg(pcap);
+    command.args(["-n", "-T", "fields", "-Y", filter]);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = command.output().unwrap();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !complaints.contains("Lua"), "{complaints}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn the_dissector_for_wireshark_reads_what_crosses_the_wire() {
+    for (underlay, keys) in [(Family::V4, None), (Family::V6, Some(1))] {
+        let combo = Combo { underlay, wire: Offloads::Off, ..Combo::SIMPLE };
+        let topology = hosts(combo, true);
+        if let Some(key) = keys {
+            set_peer(&topology, 0, &format!("{KEYS}{key}"));
+            set_peer(&topology, 1, &format!("{KEYS}{key}"));
+            settle(&topology);
+        }
+        let middle = topology.middle.as_ref().unwrap();
+        let capture = Capture::start(middle.ns(), &topology.scratch, "left", "");
+        let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+        tcp_transfer(&a.ns, &b.ns, topology.address(1), 500_000).unwrap();
+        let pcap = capture.finish();
+        let segments = dissected(&pcap, "culvert_shard", &["culvert_shard.segments"]);
+        assert!(segments.len() > 300, "{} segments", segments.len());
+        let wrong = "culvert_shard.illegal || culvert_shard.bad_checksum \
+                     || culvert_shard.bad_block || _ws.malformed || _ws.lua.error";
+        let wrong = dissected(&pcap, wrong, &["frame.number", "_ws.expert.message"]);
+        assert!(wrong.is_empty(), "{wrong:?}");
+        let fields = ["vni", "crc_good", "kind", "keyed", "mss"];
+        let fields = fields.map(|field| format!("culvert_shard.block.{field}"));
+        let fields: Vec<_> = fields.iter().map(String::as_str).collect();
+        let blocks = dissected(&pcap, "culvert_shard.block.vni", &fields);
+        assert!(blocks.iter().all(|block| block[0] == "100" && block[1] == "1"), "{blocks:?}");
+        let keyed = if keys.is_some() { "1" } else { "0" };
+        assert!(blocks.iter().all(|block| block[3] == keyed), "{blocks:?}");
+        let cut = blocks.iter().filter(|block| block[2] == "1" && block[4] == "1448").count();
+        assert!(cut > 5, "{cut} superframes: {blocks:?}");
+        // The inner frames that are not cut are shown as such.
+        let inner = dissected(&pcap, "culvert_shard && tcp.flags.syn == 1", &["ip.dst"]);
+        assert!(!inner.is_empty());
+    }
+}
+
+/// The steps of one stage, each with its outcome, rule and detail.
+fn steps<'a>(packets: &'a [Value], stage: &str) -> Vec<&'a Value> {
+    let steps = packets.iter().filter_map(|packet| packet["steps"].as_array()).flatten();
+    steps.filter(|step| step["stage"] == stage).collect()
+}
+
+fn traced(process: &Process) -> Vec<Value> {
+    let log = process.log();
+    let lines = log.lines().filter(|line| line.starts_with('{'));
+    lines.map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+#[test]
+fn a_trace_shows_cut_placement_shares_and_rebuild() {
+    let topology = hosts(Combo { wire: Offloads::Off, ..Combo::SIMPLE }, false);
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let start = |host: usize, args: &[&str]| {
+        let ns = &topology.hosts[host].ns;
+        let args = [&["-o", "json", "trace"], args].concat();
+        let mut process = topology.dataplane(host).spawn_cli(ns, &topology.scratch, &args);
+        process.wait_for_log("waiting", Duration::from_secs(20));
+        process
+    };
+    let large = ["-n", "40", "-p", &a.port, "tcp", "and", "greater", "5000"];
+    let mut sender = start(0, &large);
+    // A filter would be about inner frames, and a segment has none.
+    let mut receiver = start(1, &["-n", "200", "-u"]);
+    tcp_transfer(&a.ns, &b.ns, topology.address(1), 8 << 20).unwrap();
+    for (who, process) in [("sender", &mut sender), ("receiver", &mut receiver)] {
+        let status = process.wait(Duration::from_secs(20));
+        assert!(status.is_some_and(|status| status.success()), "{who}: {}", process.log());
+    }
+    let (sent, received) = (traced(&sender), traced(&receiver));
+    let says = |steps: &[&Value], words: &[&str]| {
+        let detail = |step: &Value| step["detail"].as_str().unwrap_or_default().to_owned();
+        steps.iter().any(|step| words.iter().all(|word| detail(step).contains(word)))
+    };
+    let (cut, put) = (steps(&sent, "segmentation"), steps(&sent, "encapsulation"));
+    assert!(says(&cut, &["bytes in", "segments of"]), "{cut:#?}");
+    assert!(says(&put, &["frame 0x", "any 4 of 8 shares of", "on segments"]), "{put:#?}");
+    let (segments, runs) = (steps(&received, "outer"), steps(&received, "rebuild"));
+    assert!(says(&segments, &["segment", "share ", "any 4 of 8 rebuild"]), "{segments:#?}");
+    assert!(says(&segments, &["no share"]), "{segments:#?}");
+    assert!(says(&runs, &["of frame 0x", "vni 100"]), "{runs:#?}");
+    assert!(!steps(&received, "delivery").is_empty());
+}
