@@ -7,7 +7,8 @@ use culvert_tests::tools::{RawSocket, tcp_transfer};
 use culvert_tests::topology::{TENANT_DEVICE, Topology};
 use culvert_tests::{Combo, TopologySpec};
 
-const SEGMENTS: usize = 40;
+// An idle socket has room for 64 frames.
+const SEGMENTS: usize = 20;
 const LEN: usize = 500;
 
 fn topology(hold: &'static str) -> Topology {
@@ -43,7 +44,10 @@ fn trickle(topology: &Topology) -> [Vec<usize>; 2] {
     let mut bytes = [0, 0];
     while bytes != [SEGMENTS * LEN; 2] {
         let frame = receiver.receive_matching(Duration::from_secs(5), is_ours).unwrap();
-        let frame = frame.unwrap_or_else(|| panic!("{bytes:?} bytes of {seen:?}"));
+        let frame = frame.unwrap_or_else(|| {
+            let drops = [0, 1].map(|host| topology.stats(host).drops());
+            panic!("{bytes:?} bytes of {seen:?}; drops: {drops:?}")
+        });
         let flow = usize::from(frame[34..36] == 5000_u16.to_be_bytes());
         seen[flow].push(frame.len());
         bytes[flow] += frame.len() - headers;
