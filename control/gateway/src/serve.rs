@@ -176,6 +176,7 @@ async fn open_cache(settings: &Settings) -> Result<Cache, ServeError> {
         upload_rate: settings.upload_rate,
         fetch_rate: settings.fetch_rate,
         fetch_timeout: settings.fetch_timeout,
+        upload_interval: settings.upload_interval,
         ..Config::default()
     };
     let path = &settings.cache;

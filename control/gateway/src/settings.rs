@@ -66,6 +66,11 @@ pub struct Options {
     #[arg(long, value_name = "SIZE")]
     pub upload_rate: Option<Size>,
 
+    /// Seconds between two uploads of what was written: 5 if not given. What a lost cache takes with it is
+    /// about so old.
+    #[arg(long, value_name = "SECONDS")]
+    pub upload_interval: Option<u32>,
+
     /// Bytes per second that may come from the store. Any number if not given.
     #[arg(long, value_name = "SIZE")]
     pub fetch_rate: Option<Size>,
@@ -121,6 +126,8 @@ pub struct Settings {
     pub upload_rate: u64,
     /// Bytes per second from the store; 0: any number.
     pub fetch_rate: u64,
+    /// Time between two uploads.
+    pub upload_interval: Duration,
     /// How long a read may wait for the store.
     pub fetch_timeout: Duration,
     /// Validate before serving.
@@ -191,6 +198,9 @@ impl Settings {
             take_over: options.take_over || file.take_over,
             upload_rate: bytes(options.upload_rate.or(file.upload_rate), 0),
             fetch_rate: bytes(options.fetch_rate.or(file.fetch_rate), 0),
+            upload_interval: Duration::from_secs(
+                options.upload_interval.or(file.upload_interval).map_or(5, u64::from).max(1),
+            ),
             fetch_timeout: Duration::from_secs(
                 options.fetch_timeout.or(file.fetch_timeout).map_or(30, u64::from),
             ),
