@@ -8,7 +8,7 @@ use std::time::Duration;
 use culvert_model::api::volume_gateway_server::VolumeGatewayServer;
 use culvert_model::{DEFAULT_RUN_DIR, GATEWAY_SOCKET};
 use culvert_nbd::observe::Statistics;
-use culvert_nbd::{Limits, Listener, Server, Shutdown, Stream};
+use culvert_nbd::{Lanes, Limits, Listener, Server, Shutdown, Stream};
 use culvert_volume::disk::{DiskError, FileDisk};
 use culvert_volume::{Cache, Config, Error, VolumeName, VolumeOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -71,6 +71,9 @@ pub enum ServeError {
     /// Standard input and output are no client.
     #[error("--stdio: {0}")]
     Stdio(io::Error),
+    /// The system gives no threads. Raise the limits on tasks and open files.
+    #[error("cannot start the threads that serve clients: {0}")]
+    Threads(io::Error),
     /// Signals cannot be waited for.
     #[error("cannot wait for signals: {0}")]
     Signal(io::Error),
@@ -92,6 +95,7 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
     // First, so that nothing is made for clients that cannot come, and those that come early wait.
     let listeners = if settings.stdio { Vec::new() } else { listeners(settings)? };
+    let lanes = Arc::new(Lanes::for_this_machine().map_err(ServeError::Threads)?);
     let cache = Arc::new(open_cache(settings).await?);
     for wanted in &settings.volumes {
         provide(&cache, wanted, settings.take_over).await?;
@@ -113,8 +117,8 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     } else {
         for listener in listeners {
             info!(%listener, "listening");
-            let server = server.clone();
-            tokio::spawn(async move { server.serve(listener).await });
+            let (server, lanes) = (server.clone(), Arc::clone(&lanes));
+            tokio::spawn(async move { server.serve_on(listener, &lanes).await });
         }
         until_stopped(&cache, &mut signals, std::future::pending()).await
     };

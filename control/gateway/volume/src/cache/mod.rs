@@ -39,7 +39,7 @@ mod volume;
 mod watched;
 mod write;
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -219,7 +219,13 @@ pub(crate) struct Inner {
     fetch_pace: Pace,
     /// Permits to put an object.
     upload_places: tokio::sync::Semaphore,
+    /// Where what goes on behind a request runs: a request's own runtime may end with its connection.
+    runtime: tokio::runtime::Handle,
     failure: OnceLock<String>,
+    /// Whether somebody is writing records to the log.
+    appending: AtomicBool,
+    /// Whether a thread is syncing.
+    syncing: AtomicBool,
     append_wake: Notify,
     sync_wake: Notify,
     maintenance_wake: Notify,
