@@ -4,11 +4,19 @@
 //! |---|---|
 //! | `servers` | the three servers, started and stopped |
 //! | `fio` | the client, and what it says |
-//! | `speed` | what is cached, read and written |
+//! | `speed` | what is cached, read and written, also while much is uploaded |
+//! | `miss` | what is not cached, from the store in `store` |
+//! | `recovery` | a start after a crash, drawn by `plot` |
+//! | `client` | a client that looks at the clock |
 
+mod client;
 mod fio;
+mod miss;
+mod plot;
+mod recovery;
 mod servers;
 mod speed;
+mod store;
 
 use std::path::PathBuf;
 
@@ -25,10 +33,10 @@ pub(crate) struct Volume {
     /// How often each server has its turn.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only these parts: speed. May be repeated; all by default.
+    /// Only these parts: speed, uploading, miss, recovery. May be repeated; all by default.
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
-    /// Only cases whose name contains this.
+    /// Only cases whose name contains this; of recovery, the cache of so many GiB, without a plot.
     #[arg(long, value_name = "TEXT")]
     case: Option<String>,
     /// Folder for volumes and caches, on the file system to be measured; 8 GiB must be free.
@@ -50,6 +58,15 @@ pub(crate) fn volume(options: &Volume) -> Result {
     let wanted = |part: &str| options.only.is_empty() || options.only.iter().any(|p| p == part);
     if wanted("speed") {
         speed::speed(options, &scratch.0)?;
+    }
+    if wanted("uploading") {
+        speed::uploading(options, &scratch.0)?;
+    }
+    if wanted("miss") {
+        miss::miss(&scratch.0)?;
+    }
+    if wanted("recovery") {
+        recovery::recovery(options, &scratch.0)?;
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The servers that are compared: each in a folder of its own, killed with the value.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -36,6 +38,8 @@ pub(super) struct Server {
     child: Child,
     socket: PathBuf,
     export: &'static str,
+    /// Where the gateway's metrics are.
+    metrics: Option<SocketAddr>,
 }
 
 /// Where the gateway's program is.
@@ -51,15 +55,28 @@ impl Server {
         volume_bytes: u64,
         more: &[&str],
     ) -> Result<Server> {
+        Server::start_with(kind, folder, volume_bytes, more, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub(super) fn start_with(
+        kind: Kind,
+        folder: &Path,
+        volume_bytes: u64,
+        more: &[&str],
+        environment: &[(&str, String)],
+    ) -> Result<Server> {
         std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let socket = folder.join("socket");
         let _ = std::fs::remove_file(&socket);
         let at = |name: &str| folder.join(name).display().to_string();
+        let metrics = if kind == Kind::Gateway { Some(free_port()?) } else { None };
         let mut command = match kind {
             Kind::Gateway => {
                 let mut command = Command::new(gateway_program());
                 command.args(["serve", "--cache", &at("cache"), "--listen", &at("socket")]);
                 command.args(["--control", &at("control"), "--log", "warn"]);
+                command.args(metrics.iter().flat_map(|at| ["--metrics".to_owned(), at.to_string()]));
                 if !more.contains(&"--store") {
                     command.args(["--store", &at("store")]);
                 }
@@ -81,10 +98,11 @@ impl Server {
                 command
             }
         };
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let child = child.map_err(|e| format!("cannot start {}: {e}", kind.name()))?;
         let export = if kind == Kind::Gateway { "vol" } else { "" };
-        let mut server = Server { child, socket, export };
+        let mut server = Server { child, socket, export, metrics };
         let begun = Instant::now();
         while UnixStream::connect(&server.socket).is_err() {
             if let Ok(Some(status)) = server.child.try_wait() {
@@ -100,6 +118,49 @@ impl Server {
 
     pub(super) fn uri(&self) -> String {
         format!("nbd+unix:///{}?socket={}", self.export, self.socket.display())
+    }
+
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The sum of a metric of the gateway over all labels.
+    pub(super) fn metric(&self, name: &str) -> Result<f64> {
+        let address = self.metrics.ok_or("this server has no metrics")?;
+        let failed = |e: std::io::Error| format!("metrics: {e}");
+        let mut stream = TcpStream::connect(address).map_err(failed)?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").map_err(failed)?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map_err(failed)?;
+        let values = text.lines().filter_map(|line| {
+            let (left, value) = line.rsplit_once(' ')?;
+            let is_it = left.split('{').next() == Some(name);
+            is_it.then(|| value.parse::<f64>().ok()).flatten()
+        });
+        Ok(values.sum())
+    }
+
+    /// Waits until everything is in the store.
+    pub(super) fn wait_until_clean(&self) -> Result {
+        let begun = Instant::now();
+        while self.metric("culvert_volume_dirty_bytes")? > 0.0 {
+            if begun.elapsed() > STARTS_WITHIN {
+                return Err("the volume does not become clean".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Kills it.
+    pub(super) fn kill(mut self) -> Result {
+        self.child.kill().map_err(|e| e.to_string())?;
+        self.child.wait().map_err(|e| e.to_string())?;
+        Ok(())
     }
 
     /// Seconds of CPU time that it has used.
@@ -126,6 +187,12 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An address of this host that nobody listened on a moment ago.
+fn free_port() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| format!("127.0.0.1: {e}"))?;
+    listener.local_addr().map_err(|e| format!("127.0.0.1: {e}"))
 }
 
 /// The file that a server of files serves.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use super::Volume;
 use super::fio::{Job, Outcome, fio};
@@ -12,13 +13,14 @@ use crate::run::Result;
 const VOLUME: u64 = 1 << 30;
 
 /// What is measured.
-const JOBS: [Job; 7] = [
+const JOBS: [Job; 8] = [
     Job { name: "4 KiB random read, depth 1", rw: "randread", block: "4k", depth: 1, fsync: 0 },
     Job { name: "4 KiB random read, depth 32", rw: "randread", block: "4k", depth: 32, fsync: 0 },
     Job { name: "1 MiB read stream", rw: "read", block: "1m", depth: 4, fsync: 0 },
     Job { name: "4 KiB random write, depth 1", rw: "randwrite", block: "4k", depth: 1, fsync: 0 },
     Job { name: "4 KiB random write, depth 32", rw: "randwrite", block: "4k", depth: 32, fsync: 0 },
     Job { name: "1 MiB write stream", rw: "write", block: "1m", depth: 4, fsync: 0 },
+    Job { name: "1 MiB write stream, flush each 64", rw: "write", block: "1m", depth: 4, fsync: 64 },
     Job { name: "4 KiB write and flush", rw: "randwrite", block: "4k", depth: 1, fsync: 1 },
 ];
 
@@ -73,22 +75,61 @@ pub(super) fn speed(options: &Volume, folder: &Path) -> Result {
         let ratio = median(0).outcome.rate / median(1).outcome.rate;
         println!("| {} | {} | {ratio:.2} |", job.name, cells.join(" | "));
     }
+    println!();
     for (_, server) in servers {
         server.stop()?;
     }
     Ok(())
 }
 
+/// The gateway with a cache that is 80 % full, all of it dirty, while that is uploaded.
+pub(super) fn uploading(options: &Volume, folder: &Path) -> Result {
+    let folder = folder.join("uploading");
+    // Slots for 1.25 GiB beside the log.
+    let more = ["--cache-size", "2432M", "--upload-interval", "86400"];
+    let server = Server::start(Kind::Gateway, &folder, VOLUME, &more)?;
+    let fill = Job { name: "fill", rw: "write", block: "1m", depth: 4, fsync: 0 };
+    fio(&server.uri(), &fill, VOLUME, None)?;
+    server.stop()?;
+    println!("| what, cache 80 % full | at rest | while uploading | MiB/s uploaded meanwhile |");
+    println!("|---|---|---|---|");
+    let jobs = JOBS.into_iter().filter(|job| job.block == "4k" && job.fsync == 0);
+    let jobs: Vec<Job> = jobs.collect();
+    let mut busy = Vec::new();
+    let server = Server::start(Kind::Gateway, &folder, VOLUME, &["--upload-interval", "1", "--upload-rate", "64M"])?;
+    for job in &jobs {
+        let (before, begun) = (server.metric("culvert_store_uploaded_bytes_total")?, Instant::now());
+        let outcome = fio(&server.uri(), job, VOLUME, Some(options.secs))?;
+        let moved = server.metric("culvert_store_uploaded_bytes_total")? - before;
+        busy.push((outcome, moved / begun.elapsed().as_secs_f64() / f64::from(1 << 20)));
+    }
+    server.kill()?;
+    let server = Server::start(Kind::Gateway, &folder, VOLUME, &["--upload-interval", "1"])?;
+    server.wait_until_clean()?;
+    server.stop()?;
+    let server = Server::start(Kind::Gateway, &folder, VOLUME, &["--upload-interval", "86400"])?;
+    for (job, (busy, rate)) in jobs.iter().zip(busy) {
+        let rest = fio(&server.uri(), job, VOLUME, Some(options.secs))?;
+        let told = |o: &Outcome| format!("{:.1} k/s, p99 {:.0} µs", o.rate / 1e3, o.p99_us);
+        println!("| {} | {} | {} | {rate:.0} |", job.name, told(&rest), told(&busy));
+    }
+    println!();
+    server.stop()
+}
+
 /// A server whose volume was written once from end to end and is at rest.
 fn filled(kind: Kind, folder: &Path) -> Result<Server> {
     let folder = folder.join(kind.name().replace(' ', "-"));
-    let size = ["--cache-size", "3G", "--upload-interval", "86400"];
-    let server = Server::start(kind, &folder, VOLUME, &size)?;
+    let server = Server::start(kind, &folder, VOLUME, &["--cache-size", "3G", "--upload-interval", "1"])?;
     let fill = Job { name: "fill", rw: "write", block: "1m", depth: 4, fsync: 0 };
     fio(&server.uri(), &fill, VOLUME, None)?;
+    if kind == Kind::Gateway {
+        server.wait_until_clean()?;
+    }
     // A stop moves all from the gateway's log to its slots.
     server.stop()?;
-    let server = Server::start(kind, &folder, VOLUME, &size)?;
+    // Uploads are measured by themselves.
+    let server = Server::start(kind, &folder, VOLUME, &["--upload-interval", "86400"])?;
     let warm = Job { name: "warm", rw: "read", block: "1m", depth: 4, fsync: 0 };
     fio(&server.uri(), &warm, VOLUME, None)?;
     Ok(server)

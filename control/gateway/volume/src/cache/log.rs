@@ -10,7 +10,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::runmap::{LogRecord, Place};
+use super::runmap::{LogRecord, Place, Run};
 use super::state::{Frame, Key};
 use super::{Inner, Plant, planted};
 use crate::BLOCK_BYTES;
@@ -400,7 +400,7 @@ impl Inner {
             tokio::pin!(room);
             room.as_mut().enable();
             self.check_running()?;
-            let (fits, fill) = {
+            let (fits, fill, over_quota) = {
                 let mut state = self.state();
                 let over_quota = state.volumes.get(&volume).is_some_and(|v| {
                     v.page.dirty_quota > 0 && v.dirty_bytes() >= v.page.dirty_quota
@@ -418,7 +418,7 @@ impl Inner {
                 if fits && (paused || fill < self.config.slow_above) {
                     log.reserved += bytes;
                 }
-                (fits, fill)
+                (fits, fill, over_quota)
             };
             if fits && (paused || fill < self.config.slow_above) {
                 if fill > 0.25 {
@@ -429,7 +429,9 @@ impl Inner {
             // Records that wait to be written keep the room that they reserved.
             self.append_wake.notify_one();
             self.maintenance_wake.notify_one();
-            self.upload_wake.notify_waiters();
+            if over_quota {
+                self.upload_wake.notify_waiters();
+            }
             if fits {
                 let over = (fill - self.config.slow_above) / (1.0 - self.config.slow_above);
                 tokio::time::sleep(self.config.longest_pause.mul_f64(over.clamp(0.0, 1.0))).await;
@@ -441,26 +443,67 @@ impl Inner {
     }
 
     /// Reads blocks of a run, from memory or the log, and checks them.
-    pub(crate) async fn read_run(&self, run: &super::runmap::Run) -> Result<Bytes> {
+    pub(crate) async fn read_run(&self, run: &Run) -> Result<Bytes> {
         let bytes = usize::from(run.count) * BLOCK_BYTES as usize;
         let skip = usize::from(run.skip) * BLOCK_BYTES as usize;
         match run.record.place() {
             Place::Memory(data) => Ok(data.slice(skip..skip + bytes)),
             Place::Log { data, .. } => {
-                let at = self.layout.log_at + data % self.layout.log_len + skip as u64;
-                let data = match self.disk.read_now(at, bytes) {
-                    Some(data) => data,
-                    None => self.disk.read(at, bytes).await?,
-                };
-                for (i, block) in data.chunks(BLOCK_BYTES as usize).enumerate() {
-                    if crate::format::crc32c(block) != run.crc(run.first + i as u16) {
-                        let record = &run.record.record;
-                        let key = Key { volume: record.volume, chunk: record.chunk };
-                        return Err(self.lost(key, run.first + i as u16));
-                    }
-                }
+                let data = self.read_log(data + skip as u64, bytes).await?;
+                self.check_run(run, &data)?;
                 Ok(data)
             }
         }
+    }
+
+    /// Reads runs that lie in the log, and checks them. What is written together is read at once.
+    pub(crate) async fn read_runs(&self, runs: &[Run]) -> Result<Vec<Bytes>> {
+        let follows = |a: &Run, b: &Run| match (a.pos(), b.pos()) {
+            // What lies behind another record's data begins no lap of its own: frames do not cross the end.
+            (Some(a_pos), Some(b_pos)) => {
+                a_pos + u64::from(a.count) * BLOCK_BYTES == b_pos
+                    && !b_pos.is_multiple_of(self.layout.log_len)
+            }
+            _ => false,
+        };
+        let mut parts = Vec::new();
+        for group in runs.chunk_by(follows) {
+            let [first, _, ..] = group else {
+                for run in group {
+                    parts.push(self.read_run(run).await?);
+                }
+                continue;
+            };
+            let bytes = group.iter().map(|run| usize::from(run.count)).sum::<usize>();
+            let pos = first.pos().unwrap_or_default();
+            let data = self.read_log(pos, bytes * BLOCK_BYTES as usize).await?;
+            let mut from = 0;
+            for run in group {
+                let to = from + usize::from(run.count) * BLOCK_BYTES as usize;
+                self.check_run(run, &data[from..to])?;
+                from = to;
+            }
+            parts.push(data);
+        }
+        Ok(parts)
+    }
+
+    async fn read_log(&self, pos: u64, len: usize) -> Result<Bytes> {
+        let at = self.layout.log_at + pos % self.layout.log_len;
+        match self.disk.read_now(at, len) {
+            Some(data) => Ok(data),
+            None => Ok(self.disk.read(at, len).await?),
+        }
+    }
+
+    fn check_run(&self, run: &Run, data: &[u8]) -> Result<()> {
+        for (block, data) in (run.first..).zip(data.chunks(BLOCK_BYTES as usize)) {
+            if crate::format::crc32c(data) != run.crc(block) {
+                let record = &run.record.record;
+                let key = Key { volume: record.volume, chunk: record.chunk };
+                return Err(self.lost(key, block));
+            }
+        }
+        Ok(())
     }
 }

@@ -94,7 +94,7 @@ pub struct Config {
     /// Objects that are put at the same time. Reads are not counted, so that they keep their share of the
     /// way to the store while much is uploaded.
     pub uploads_at_once: usize,
-    /// Pause of the background validation after each chunk.
+    /// Shortest pause of the background validation after some chunks.
     pub validation_pause: Duration,
     /// Whether everything is validated before the cache opens.
     pub eager_validation: bool,

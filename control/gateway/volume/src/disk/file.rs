@@ -3,27 +3,30 @@
 use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::uio::pwritev;
-use rustix::buffer::spare_capacity;
 use rustix::io::ReadWriteFlags;
 
+use super::buffers::Buffers;
 use super::{Disk, DiskError, Io};
 
 /// Parts of one `pwritev` call. Linux allows 1,024.
 const MAX_PARTS: usize = 1024;
 
-/// Longest read and write that are tried without a thread of their own, in bytes. Longer ones keep the CPU
-/// for as long as it takes to wake a thread.
-const QUICK_BYTES: usize = 128 << 10;
+/// Longest write that is tried without a thread of its own, in bytes. A longer one keeps the CPU for as long
+/// as it takes to wake a thread.
+const QUICK_BYTES: u64 = 128 << 10;
+
+/// Longest read; it never waits.
+const QUICK_READ_BYTES: usize = 1 << 20;
 
 /// A quick write that took longer was none.
 const QUICK_WRITE: Duration = Duration::from_micros(500);
@@ -43,6 +46,7 @@ struct Inner {
     file: Flock<File>,
     path: PathBuf,
     len: u64,
+    buffers: Buffers,
     opened: Instant,
     /// Microseconds after `opened` until which writes are not quick.
     slow_until_us: AtomicU64,
@@ -115,6 +119,7 @@ impl FileDisk {
                 file,
                 path: path.to_owned(),
                 len,
+                buffers: Buffers::default(),
                 opened: Instant::now(),
                 slow_until_us: AtomicU64::new(0),
                 reads_wait: AtomicBool::new(false),
@@ -184,24 +189,11 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads exactly `len` bytes into memory that need not be zeroed first.
     fn read(&self, offset: u64, len: usize) -> Result<Bytes, DiskError> {
-        let failed = |reason: &dyn std::fmt::Display| self.failed("read", offset, len as u64, reason);
-        let mut data = Vec::with_capacity(len);
-        while data.len() < len {
-            let at = offset + data.len() as u64;
-            let read = match rustix::io::pread(&*self.file, spare_capacity(&mut data), at) {
-                Ok(read) => read,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(e) => return Err(failed(&e)),
-            };
-            if read == 0 {
-                return Err(failed(&"the file ends there"));
-            }
-        }
-        // The memory may have room for more.
-        data.truncate(len);
-        Ok(data.into())
+        let mut data = self.buffers.take(len);
+        let read = self.file.read_exact_at(data.bytes_mut(), offset);
+        read.map_err(|e| self.failed("read", offset, len as u64, &e))?;
+        Ok(data.freeze())
     }
 
     fn now_us(&self) -> u64 {
@@ -260,11 +252,11 @@ impl Disk for FileDisk {
 
     fn read_now(&self, offset: u64, len: usize) -> Option<Bytes> {
         let inner = &*self.inner;
-        if len > QUICK_BYTES || inner.reads_wait.load(Ordering::Relaxed) {
+        if len > QUICK_READ_BYTES || inner.reads_wait.load(Ordering::Relaxed) {
             return None;
         }
-        let mut data = BytesMut::zeroed(len);
-        let mut part = [IoSliceMut::new(&mut data)];
+        let mut data = inner.buffers.take(len);
+        let mut part = [IoSliceMut::new(data.bytes_mut())];
         match rustix::io::preadv2(&*inner.file, &mut part, offset, ReadWriteFlags::NOWAIT) {
             // Part of it is in memory: all is read again, which finds that part.
             Ok(read) => (read == len).then(|| data.freeze()),
@@ -279,7 +271,7 @@ impl Disk for FileDisk {
     fn is_quick(&self, len: u64) -> bool {
         let inner = &*self.inner;
         let slow_until_us = inner.slow_until_us.load(Ordering::Relaxed);
-        len <= QUICK_BYTES as u64 && (slow_until_us == 0 || slow_until_us < inner.now_us())
+        len <= QUICK_BYTES && (slow_until_us == 0 || slow_until_us < inner.now_us())
     }
 
     fn write_now(&self, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {

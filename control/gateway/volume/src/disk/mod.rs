@@ -2,6 +2,7 @@
 //!
 //! [`FileDisk`] is a file or a block device; [`sim::SimDisk`] is a disk that loses what was not synced.
 
+mod buffers;
 mod file;
 pub mod sim;
 
