@@ -9,12 +9,11 @@ fn refused(scratch: &Scratch, more: &[&str]) -> String {
 
 /// The same with `new` in place of the argument `old`.
 fn refused_with(scratch: &Scratch, old: &str, new: &str, more: &[&str]) -> String {
-    let arguments = scratch.arguments();
+    let arguments = scratch.arguments_with(more);
     let mut all: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if let Some(argument) = all.iter_mut().find(|argument| **argument == old) {
         *argument = new;
     }
-    all.extend(more);
     let output = output(GATEWAY, &all);
     assert!(!output.status.success(), "it served");
     String::from_utf8_lossy(&output.stderr).into_owned()
