@@ -25,8 +25,8 @@ const MAX_PARTS: usize = 1024;
 /// as it takes to wake a thread.
 const QUICK_BYTES: u64 = 128 << 10;
 
-/// Longest read; it never waits.
-const QUICK_READ_BYTES: usize = 1 << 20;
+/// Longest read. It never waits, but while a thread copies one that is longer another one can send the last.
+const QUICK_READ_BYTES: usize = 128 << 10;
 
 /// A quick write that took longer was none.
 const QUICK_WRITE: Duration = Duration::from_micros(500);
