@@ -19,7 +19,8 @@ impl Device {
     fn attach(scratch: &Scratch, uri: &str) -> Device {
         let file = scratch.path("volume");
         std::fs::write(&file, "").unwrap();
-        let fuse = Command::new("nbdfuse").arg(&file).arg(uri).stdin(Stdio::null()).spawn().unwrap();
+        let fuse =
+            Command::new("nbdfuse").arg(&file).arg(uri).stdin(Stdio::null()).spawn().unwrap();
         wait_for(|| std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0));
         let device = run("losetup", &["--find", "--show", file.to_str().unwrap()]);
         Device { fuse, file, device: device.trim().to_owned() }
@@ -211,21 +212,43 @@ fn several_fio_jobs_verify_what_they_wrote() {
     let gateway = Gateway::start(&scratch, &["--volume", "vol=192M"]);
     let uri = format!("--uri={}", gateway.uri("vol"));
     let common = [
-        "--ioengine=nbd", &uri, "--thread", "--rw=randrw", "--bsrange=512-64k", "--bs_unaligned=0",
-        "--iodepth=8", "--size=40m", "--offset_increment=48m", "--numjobs=4", "--verify=crc32c",
-        "--verify_fatal=1", "--fsync=64", "--name=jobs",
+        "--ioengine=nbd",
+        &uri,
+        "--thread",
+        "--rw=randrw",
+        "--bsrange=512-64k",
+        "--bs_unaligned=0",
+        "--iodepth=8",
+        "--size=40m",
+        "--offset_increment=48m",
+        "--numjobs=4",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--fsync=64",
+        "--name=jobs",
     ];
     run("fio", &common);
     // And once more only read, after a kill.
     gateway.kill();
     let gateway = Gateway::start(&scratch, &[]);
     let uri = format!("--uri={}", gateway.uri("vol"));
-    let write = ["--name=w", "--ioengine=nbd", &uri, "--thread", "--rw=randwrite", "--bs=4k", "--size=32m", "--verify=sha256", "--iodepth=16"];
+    let write = [
+        "--name=w",
+        "--ioengine=nbd",
+        &uri,
+        "--thread",
+        "--rw=randwrite",
+        "--bs=4k",
+        "--size=32m",
+        "--verify=sha256",
+        "--iodepth=16",
+    ];
     run("fio", &[&write[..], &["--do_verify=0"]].concat());
     gateway.kill();
     let gateway = Gateway::start(&scratch, &[]);
     let uri = format!("--uri={}", gateway.uri("vol"));
-    let write = write.map(|argument| if argument.starts_with("--uri") { uri.as_str() } else { argument });
+    let write =
+        write.map(|argument| if argument.starts_with("--uri") { uri.as_str() } else { argument });
     run("fio", &[&write[..], &["--verify_only"]].concat());
     gateway.stop();
 }
@@ -250,9 +273,28 @@ fn qemu_compares_converts_and_maps_a_volume() {
     run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &vol, qcow.to_str().unwrap()]);
     run("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", qcow.to_str().unwrap(), raw]);
     let io = [
-        "-c", "write -P 5 512 1024", "-c", "write -f -P 6 1M 64k", "-c", "write -z 2M 64k",
-        "-c", "discard 3M 1M", "-c", "flush", "-c", "read -P 5 512 1024", "-c", "read -P 6 1M 64k",
-        "-c", "read -P 0 2M 64k", "-c", "read -P 0 3M 1M", "-c", "write -P 9 4095 2", "-c", "read -P 9 4095 2",
+        "-c",
+        "write -P 5 512 1024",
+        "-c",
+        "write -f -P 6 1M 64k",
+        "-c",
+        "write -z 2M 64k",
+        "-c",
+        "discard 3M 1M",
+        "-c",
+        "flush",
+        "-c",
+        "read -P 5 512 1024",
+        "-c",
+        "read -P 6 1M 64k",
+        "-c",
+        "read -P 0 2M 64k",
+        "-c",
+        "read -P 0 3M 1M",
+        "-c",
+        "write -P 9 4095 2",
+        "-c",
+        "read -P 9 4095 2",
     ];
     let said = run("qemu-io", &[&["-f", "raw"][..], &io, &[&copy]].concat());
     assert!(!said.contains("verification failed") && !said.contains("rror"), "{said}");
@@ -263,7 +305,8 @@ fn qemu_compares_converts_and_maps_a_volume() {
 fn nbdsh_finds_every_option_and_error_of_a_volume() {
     let scratch = Scratch::new();
     let gateway = Gateway::start(&scratch, &["--volume", "vol=8M"]);
-    let script = include_str!("nbdsh.py").replace("SOCKET", scratch.path("nbd.sock").to_str().unwrap());
+    let script =
+        include_str!("nbdsh.py").replace("SOCKET", scratch.path("nbd.sock").to_str().unwrap());
     run("nbdsh", &["-c", &script]);
     gateway.stop();
 }

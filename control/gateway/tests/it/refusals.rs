@@ -207,7 +207,8 @@ fn a_read_only_file_system_is_named_and_nothing_is_made() {
     let small = SmallDisk::mount(&scratch, "size=200m");
     let cache = small.0.join("cache").display().to_string();
     let store = small.0.join("store").display().to_string();
-    let remount = |how: &str| run("mount", &["-o", &format!("remount,{how}"), small.0.to_str().unwrap()]);
+    let remount =
+        |how: &str| run("mount", &["-o", &format!("remount,{how}"), small.0.to_str().unwrap()]);
     remount("ro");
     let said = refused(&scratch, &["--cache", &cache]);
     assert!(said.contains("Read-only") && said.contains("cache"), "{said}");

@@ -16,7 +16,9 @@ use culvert_volume::format::directory::{DirectoryPage, ENTRIES, Entry, pages};
 use culvert_volume::format::slot_header::{SLOT_BYTES, SlotHeader};
 use culvert_volume::format::superblock::Layout;
 use culvert_volume::remote::FolderStore;
-use culvert_volume::{BlockSet, CHUNK_BLOCKS, CHUNK_BYTES, Cache, Config, VolumeName, VolumeOptions};
+use culvert_volume::{
+    BlockSet, CHUNK_BLOCKS, CHUNK_BYTES, Cache, Config, VolumeName, VolumeOptions,
+};
 
 /// Length of the log; the gateway's default.
 const LOG: u64 = 1 << 30;

@@ -12,7 +12,9 @@ pub(super) struct Client {
     cookie: u64,
 }
 
-fn words<T>(what: &str) -> impl FnOnce(std::io::Error) -> std::result::Result<T, String> + use<'_, T> {
+fn words<T>(
+    what: &str,
+) -> impl FnOnce(std::io::Error) -> std::result::Result<T, String> + use<'_, T> {
     move |e| Err(format!("{what}: {e}"))
 }
 

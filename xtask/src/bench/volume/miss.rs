@@ -47,7 +47,8 @@ pub(super) fn miss(folder: &Path) -> Result {
         client.read(leaf * LEAF)?;
     }
     store.shared.delay_us.store(DELAY_US, Ordering::Relaxed);
-    let (sent, gets) = (store.shared.sent.load(Ordering::Relaxed), store.shared.gets.load(Ordering::Relaxed));
+    let (sent, gets) =
+        (store.shared.sent.load(Ordering::Relaxed), store.shared.gets.load(Ordering::Relaxed));
     let frames = VOLUME / FRAME;
     let mut through = Vec::new();
     for read in 0..READS {
@@ -64,15 +65,21 @@ pub(super) fn miss(folder: &Path) -> Result {
 
     own.sort_by(f64::total_cmp);
     through.sort_by(f64::total_cmp);
-    let at = |times: &[f64], q: usize| times.get(times.len() * q / 100).copied().unwrap_or_default();
-    println!("| 4 KiB read that the cache lacks | store's range get | through the gateway | added | aim |");
+    let at =
+        |times: &[f64], q: usize| times.get(times.len() * q / 100).copied().unwrap_or_default();
+    println!(
+        "| 4 KiB read that the cache lacks | store's range get | through the gateway | added | aim |"
+    );
     println!("|---|---|---|---|---|");
     for (name, q) in [("median", 50), ("99 of 100", 99)] {
         let (own, through) = (at(&own, q), at(&through, q));
         let aim = if q == 50 { format!("at most {:.0} µs", AIMS.1) } else { String::new() };
         println!("| {name} | {own:.0} µs | {through:.0} µs | {:.0} µs | {aim} |", through - own);
     }
-    println!("| bytes from the store | | {sent:.0}, in {gets:.2} requests | | at most {:.0} |", AIMS.0);
+    println!(
+        "| bytes from the store | | {sent:.0}, in {gets:.2} requests | | at most {:.0} |",
+        AIMS.0
+    );
     println!();
     Ok(())
 }
@@ -89,7 +96,8 @@ fn own(store: &Store) -> Result<Vec<f64>> {
         let from = read % 128 * FRAME;
         let to = from + FRAME - 1;
         let begun = Instant::now();
-        let request = format!("GET /volumes/own HTTP/1.1\r\nHost: store\r\nRange: bytes={from}-{to}\r\n\r\n");
+        let request =
+            format!("GET /volumes/own HTTP/1.1\r\nHost: store\r\nRange: bytes={from}-{to}\r\n\r\n");
         stream.write_all(request.as_bytes()).map_err(failed)?;
         let mut line = String::new();
         while line != "\r\n" {

@@ -24,7 +24,10 @@ pub(super) fn plot(title: &str, across: &str, up: &str, lines: &[Line]) -> Strin
     let most = |values: &mut dyn Iterator<Item = f64>| values.fold(0.2, f64::max);
     let (x0, x1) = (least(&mut points().map(|p| p.0)), most(&mut points().map(|p| p.0)));
     let decade = |value: f64| 10_f64.powf(value.log10().floor());
-    let (y0, y1) = (decade(least(&mut points().map(|p| p.1))), decade(most(&mut points().map(|p| p.1))) * 10.0);
+    let (y0, y1) = (
+        decade(least(&mut points().map(|p| p.1))),
+        decade(most(&mut points().map(|p| p.1))) * 10.0,
+    );
     let share = |value: f64, from: f64, to: f64| (value / from).ln() / (to / from).ln().max(1e-9);
     let x = |value: f64| left + share(value, x0, x1) * (WIDTH - left - right);
     let y = |value: f64| HEIGHT - bottom - share(value, y0, y1) * (HEIGHT - top - bottom);
@@ -41,7 +44,11 @@ pub(super) fn plot(title: &str, across: &str, up: &str, lines: &[Line]) -> Strin
     while tick <= y1 * 1.001 {
         let (at, end) = (y(tick), WIDTH - right);
         add(format!("<path d=\"M{left} {at:.1}H{end}\" stroke=\"#dddddd\"/>"));
-        add(format!("<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{tick}</text>", left - 6.0, at + 4.0));
+        add(format!(
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{tick}</text>",
+            left - 6.0,
+            at + 4.0
+        ));
         tick *= 10.0;
     }
     let mut ticks: Vec<f64> = points().map(|p| p.0).collect();
@@ -53,15 +60,23 @@ pub(super) fn plot(title: &str, across: &str, up: &str, lines: &[Line]) -> Strin
         add(format!("<text x=\"{at:.1}\" y=\"{foot:.1}\" text-anchor=\"middle\">{tick}</text>"));
     }
     let middle = left + (WIDTH - left - right) / 2.0;
-    add(format!("<text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{across}</text>", HEIGHT - 12.0));
+    add(format!(
+        "<text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{across}</text>",
+        HEIGHT - 12.0
+    ));
     let half = HEIGHT / 2.0;
-    add(format!("<text x=\"16\" y=\"{half}\" text-anchor=\"middle\" transform=\"rotate(-90 16 {half})\">{up}</text>"));
+    add(format!(
+        "<text x=\"16\" y=\"{half}\" text-anchor=\"middle\" transform=\"rotate(-90 16 {half})\">{up}</text>"
+    ));
     for (number, line) in lines.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
         let dash = if line.is_dashed { " stroke-dasharray=\"5 4\"" } else { "" };
         let path: Vec<String> =
             line.points.iter().map(|(px, py)| format!("{:.1} {:.1}", x(*px), y(*py))).collect();
-        add(format!("<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>", path.join("L")));
+        add(format!(
+            "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>",
+            path.join("L")
+        ));
         let (from, at) = (WIDTH - right + 14.0, top + 16.0 + 20.0 * number as f64);
         add(format!("<path d=\"M{from} {at}h26\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>"));
         add(format!("<text x=\"{}\" y=\"{}\">{}</text>", from + 32.0, at + 4.0, line.name));

@@ -6,11 +6,11 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::Volume;
 use super::client::Client;
 use super::fio::{Job, fio};
 use super::plot::{Line, plot};
 use super::servers::{Kind, Server, gateway_program};
-use super::Volume;
 use crate::run::{Result, cargo, command, output, root, target_folder};
 
 /// Sizes of caches in GiB.
@@ -41,7 +41,9 @@ pub(super) fn recovery(options: &Volume, folder: &Path) -> Result {
     let mut build = cargo();
     build.args(["build", "--release", "--package", "culvert-volume", "--example", "full_cache"]);
     crate::run::run(&mut build)?;
-    println!("| cache | dirty | way | first read | first write | read until then | the same bytes in sequence | aim | last chunk validated | memory, serving and validated |");
+    println!(
+        "| cache | dirty | way | first read | first write | read until then | the same bytes in sequence | aim | last chunk validated | memory, serving and validated |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     let mut lines = Vec::new();
     let mut sequential = Vec::new();
@@ -63,8 +65,13 @@ pub(super) fn recovery(options: &Volume, folder: &Path) -> Result {
                 };
                 println!(
                     "| {gib} GiB | {dirty} % | {way} | {:.0} ms | {:.0} ms | {:.1} MiB, {:.0} reads | {own:.0} ms | {aim} | {:.1} s | {:.0}, {:.0} MiB |",
-                    start.first_read_ms, start.first_write_ms, mib(start.bytes), start.reads,
-                    start.validated_ms / 1e3, mib(start.memory), mib(start.memory_validated),
+                    start.first_read_ms,
+                    start.first_write_ms,
+                    mib(start.bytes),
+                    start.reads,
+                    start.validated_ms / 1e3,
+                    mib(start.memory),
+                    mib(start.memory_validated),
                 );
                 let line = if is_eager { &mut eager } else { &mut lazy };
                 line.push((gib as f64, start.first_read_ms));
@@ -75,13 +82,26 @@ pub(super) fn recovery(options: &Volume, folder: &Path) -> Result {
             let _ = std::fs::remove_dir_all(&folder);
         }
         lines.push(Line { name: format!("lazy, {dirty} % dirty"), points: lazy, is_dashed: false });
-        lines.push(Line { name: format!("eager, {dirty} % dirty"), points: eager, is_dashed: true });
+        lines.push(Line {
+            name: format!("eager, {dirty} % dirty"),
+            points: eager,
+            is_dashed: true,
+        });
     }
     println!();
-    lines.push(Line { name: "cold read of the lazy bytes".to_owned(), points: sequential, is_dashed: true });
+    lines.push(Line {
+        name: "cold read of the lazy bytes".to_owned(),
+        points: sequential,
+        is_dashed: true,
+    });
     if options.case.is_none() {
         let path = root().join("docs/performance/recovery.svg");
-        let drawn = plot("From the start of the process to the first read", "cache, GiB", "milliseconds", &lines);
+        let drawn = plot(
+            "From the start of the process to the first read",
+            "cache, GiB",
+            "milliseconds",
+            &lines,
+        );
         std::fs::write(&path, drawn).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())
@@ -145,7 +165,15 @@ fn start(folder: &Path, is_eager: bool, chunks: u64) -> Result<Start> {
     let validated_ms = ms();
     let memory_validated = resident(server.pid())?;
     server.kill()?;
-    Ok(Start { first_read_ms, first_write_ms, bytes, reads, validated_ms, memory, memory_validated })
+    Ok(Start {
+        first_read_ms,
+        first_write_ms,
+        bytes,
+        reads,
+        validated_ms,
+        memory,
+        memory_validated,
+    })
 }
 
 /// Milliseconds of a cold read of so many bytes of the cache in one go.
@@ -160,7 +188,8 @@ fn in_sequence(cache: &Path, bytes: u64) -> Result<f64> {
     let mut done = 0;
     while done < bytes {
         let len = buffer.len().min((bytes - done) as usize);
-        file.read_exact_at(&mut buffer[..len], log_at + done % (LOG - (1 << 20))).map_err(failed)?;
+        file.read_exact_at(&mut buffer[..len], log_at + done % (LOG - (1 << 20)))
+            .map_err(failed)?;
         done += len as u64;
     }
     Ok(begun.elapsed().as_secs_f64() * 1e3)

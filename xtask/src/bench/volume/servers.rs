@@ -76,7 +76,8 @@ impl Server {
                 let mut command = Command::new(gateway_program());
                 command.args(["serve", "--cache", &at("cache"), "--listen", &at("socket")]);
                 command.args(["--control", &at("control"), "--log", "warn"]);
-                command.args(metrics.iter().flat_map(|at| ["--metrics".to_owned(), at.to_string()]));
+                command
+                    .args(metrics.iter().flat_map(|at| ["--metrics".to_owned(), at.to_string()]));
                 if !more.contains(&"--store") {
                     command.args(["--store", &at("store")]);
                 }
@@ -169,7 +170,8 @@ impl Server {
         let stat = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
         // Fields 14 and 15, counted from behind the name, which may hold blanks.
         let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        let ticks: f64 = fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+        let ticks: f64 =
+            fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
         Ok(ticks / 100.0)
     }
 

@@ -20,7 +20,13 @@ const JOBS: [Job; 8] = [
     Job { name: "4 KiB random write, depth 1", rw: "randwrite", block: "4k", depth: 1, fsync: 0 },
     Job { name: "4 KiB random write, depth 32", rw: "randwrite", block: "4k", depth: 32, fsync: 0 },
     Job { name: "1 MiB write stream", rw: "write", block: "1m", depth: 4, fsync: 0 },
-    Job { name: "1 MiB write stream, flush each 64", rw: "write", block: "1m", depth: 4, fsync: 64 },
+    Job {
+        name: "1 MiB write stream, flush each 64",
+        rw: "write",
+        block: "1m",
+        depth: 4,
+        fsync: 64,
+    },
     Job { name: "4 KiB write and flush", rw: "randwrite", block: "4k", depth: 1, fsync: 1 },
 ];
 
@@ -67,11 +73,15 @@ pub(super) fn speed(options: &Volume, folder: &Path) -> Result {
             }
         }
     }
-    println!("| what | {} | times nbdkit |", servers.iter().map(|(k, _)| k.name()).collect::<Vec<_>>().join(" | "));
+    println!(
+        "| what | {} | times nbdkit |",
+        servers.iter().map(|(k, _)| k.name()).collect::<Vec<_>>().join(" | ")
+    );
     println!("|---|{}---|", "---|".repeat(servers.len()));
     for (number, job) in jobs.iter().enumerate() {
         let median = |which| median(&samples[&(number, which)]);
-        let cells: Vec<String> = (0..servers.len()).map(|which| cell(job, &median(which))).collect();
+        let cells: Vec<String> =
+            (0..servers.len()).map(|which| cell(job, &median(which))).collect();
         let ratio = median(0).outcome.rate / median(1).outcome.rate;
         println!("| {} | {} | {ratio:.2} |", job.name, cells.join(" | "));
     }
@@ -96,9 +106,15 @@ pub(super) fn uploading(options: &Volume, folder: &Path) -> Result {
     let jobs = JOBS.into_iter().filter(|job| job.block == "4k" && job.fsync == 0);
     let jobs: Vec<Job> = jobs.collect();
     let mut busy = Vec::new();
-    let server = Server::start(Kind::Gateway, &folder, VOLUME, &["--upload-interval", "1", "--upload-rate", "64M"])?;
+    let server = Server::start(
+        Kind::Gateway,
+        &folder,
+        VOLUME,
+        &["--upload-interval", "1", "--upload-rate", "64M"],
+    )?;
     for job in &jobs {
-        let (before, begun) = (server.metric("culvert_store_uploaded_bytes_total")?, Instant::now());
+        let (before, begun) =
+            (server.metric("culvert_store_uploaded_bytes_total")?, Instant::now());
         let outcome = fio(&server.uri(), job, VOLUME, Some(options.secs))?;
         let moved = server.metric("culvert_store_uploaded_bytes_total")? - before;
         busy.push((outcome, moved / begun.elapsed().as_secs_f64() / f64::from(1 << 20)));
@@ -120,7 +136,8 @@ pub(super) fn uploading(options: &Volume, folder: &Path) -> Result {
 /// A server whose volume was written once from end to end and is at rest.
 fn filled(kind: Kind, folder: &Path) -> Result<Server> {
     let folder = folder.join(kind.name().replace(' ', "-"));
-    let server = Server::start(kind, &folder, VOLUME, &["--cache-size", "3G", "--upload-interval", "1"])?;
+    let server =
+        Server::start(kind, &folder, VOLUME, &["--cache-size", "3G", "--upload-interval", "1"])?;
     let fill = Job { name: "fill", rw: "write", block: "1m", depth: 4, fsync: 0 };
     fio(&server.uri(), &fill, VOLUME, None)?;
     if kind == Kind::Gateway {

@@ -229,9 +229,7 @@ impl Disk for FileDisk {
     }
 
     fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
-        self.run(move |inner| {
-            inner.read(offset, len)
-        })
+        self.run(move |inner| inner.read(offset, len))
     }
 
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {

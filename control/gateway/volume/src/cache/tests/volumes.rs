@@ -329,7 +329,10 @@ fn an_aligned_write_reads_nothing_from_the_store_and_an_unaligned_one_its_edges(
         let volume = second.attach_volume(&name(), options, true).await.unwrap();
         let fetched = || second.status().counters.fetched_bytes;
         let before = fetched();
-        volume.write(5 * BLOCK_BYTES, vec![2; 3 * BLOCK_BYTES as usize].into(), true).await.unwrap();
+        volume
+            .write(5 * BLOCK_BYTES, vec![2; 3 * BLOCK_BYTES as usize].into(), true)
+            .await
+            .unwrap();
         volume.write_zeroes(100 * BLOCK_BYTES, BLOCK_BYTES, false).await.unwrap();
         volume.trim(200 * BLOCK_BYTES, BLOCK_BYTES, false).await.unwrap();
         assert_eq!(fetched(), before, "an aligned write read from the store");
