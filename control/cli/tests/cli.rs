@@ -59,7 +59,7 @@ fn an_invalid_file_exits_2_and_names_every_fault() {
     let lines: Vec<_> = ran.err.lines().collect();
     assert_eq!(
         lines[0],
-        format!("{file}:24:7: vnet[0] \"blue\": vni 0: not a VNI; legal is 1 to 16777215")
+        format!("{file}:23:7: vnet[0] \"blue\": vni 0: not a VNI; legal is 1 to 16777215")
     );
     assert!(
         lines[1].contains("port[1] \"a2\": attach eth0: already used by underlay: interfaces[0]")

@@ -224,7 +224,7 @@ fn a_file_is_applied_pruned_and_exported_again() {
     let pruned = daemon.ok(&["apply", "-f", file, "--prune"]);
     assert!(pruned.contains("- vnet other\n"), "{pruned}");
     assert_eq!(daemon.ok(&["apply", "-f", file]), "nothing to change at revision 4\n");
-    let exported = daemon.ok(&["export"]);
+    let exported = daemon.ok(&["export", "--show-keys"]);
     std::fs::write(file, &exported).unwrap();
     assert_eq!(daemon.ok(&["apply", "-f", file, "--prune"]), "nothing to change at revision 4\n");
     std::fs::write(file, exported.replace("vnet = \"green\"", "vnet = \"gren\"")).unwrap();
