@@ -213,6 +213,9 @@ pub(crate) struct Show {
     /// What to show.
     #[arg(value_enum, default_value_t = What::Ports)]
     pub(crate) what: What,
+    /// Of the whole state, keys too, which are left out else.
+    #[arg(long)]
+    pub(crate) show_keys: bool,
 }
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,12 +1,11 @@
 //! `culvert export`.
 
-use culvert_model::{api, host_toml};
+use culvert_model::api;
 
-use crate::args::{Args, Export, Output};
+use crate::args::{Args, Export};
 use crate::client::{Daemon, read_host};
 use crate::error::CliError;
-use crate::objects::WholeState;
-use crate::output::{print, print_value};
+use crate::show::whole;
 
 pub(crate) async fn run(args: &Args, export: &Export) -> Result<(), CliError> {
     let mut daemon = Daemon::connect(args).await?;
@@ -17,10 +16,5 @@ pub(crate) async fn run(args: &Args, export: &Export) -> Result<(), CliError> {
         return Err(CliError::Other(text.to_owned()));
     };
     let host = read_host(state)?;
-    match (args.output, export.show_keys) {
-        (Output::Table, false) => print(host_toml::to_toml(&host).trim_end()),
-        (Output::Table, true) => print(host_toml::to_toml_with_keys(&host).trim_end()),
-        (output, false) => print_value(output, &WholeState::from(&host)),
-        (output, true) => print_value(output, &WholeState::with_keys(&host)),
-    }
+    whole(args.output, &host, export.show_keys)
 }

@@ -32,11 +32,11 @@ fn applied() -> Running {
 #[test]
 fn what_is_applied_can_be_shown_again() {
     let dataplane = applied();
-    let host = dataplane.culvert(&["show", "host"]);
+    let host = dataplane.culvert(&["show", "host", "--show-keys"]);
     let file = dataplane.write("again.toml", &host.out);
     let again = dataplane.culvert(&["-o", "json", "apply", "-f", &file]);
     assert_eq!(again.json(), json!({ "generation": 2, "warnings": [] }));
-    assert_eq!(dataplane.culvert(&["show", "host"]).out, host.out);
+    assert_eq!(dataplane.culvert(&["show", "host", "--show-keys"]).out, host.out);
 }
 
 #[test]

@@ -33,10 +33,9 @@ pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
             let devices = info.underlay.into_iter().map(Device::from).collect();
             underlay(args.output, client.host().await?.as_ref(), devices)
         }
-        What::Host => match (args.output, client.host().await?) {
-            (_, None) => Err(CliError::Other("no state was applied yet".to_owned())),
-            (Output::Table, Some(host)) => print(host_toml::to_toml(&host).trim_end()),
-            (output, Some(host)) => print_value(output, &WholeState::from(&host)),
+        What::Host => match (client.host().await?, show.show_keys) {
+            (None, _) => Err(CliError::Other("no state was applied yet".to_owned())),
+            (Some(host), with_keys) => whole(args.output, &host, with_keys),
         },
         // Without a state, these lists are empty.
         What::Vnets => rows(args.output, &list(client.host().await?.as_ref(), objects::vnets)),
@@ -46,6 +45,16 @@ pub(crate) async fn run(args: &Args, show: &Show) -> Result<(), CliError> {
         }
         What::Ingress => rows(args.output, &list(client.host().await?.as_ref(), objects::ingress)),
         What::Acls => acls(args.output, client.host().await?.as_ref()),
+    }
+}
+
+/// The whole state.
+pub(crate) fn whole(output: Output, host: &Host, with_keys: bool) -> Result<(), CliError> {
+    match (output, with_keys) {
+        (Output::Table, false) => print(host_toml::to_toml(host).trim_end()),
+        (Output::Table, true) => print(host_toml::to_toml_with_keys(host).trim_end()),
+        (output, false) => print_value(output, &WholeState::from(host)),
+        (output, true) => print_value(output, &WholeState::with_keys(host)),
     }
 }
 
