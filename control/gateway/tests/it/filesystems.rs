@@ -227,6 +227,7 @@ fn several_fio_jobs_verify_what_they_wrote() {
         "--verify=crc32c",
         "--verify_fatal=1",
         "--fsync=64",
+        "--verify_state_save=0",
         "--name=jobs",
     ];
     run("fio", &common);
@@ -243,6 +244,7 @@ fn several_fio_jobs_verify_what_they_wrote() {
         "--bs=4k",
         "--size=32m",
         "--verify=sha256",
+        "--verify_state_save=0",
         "--iodepth=16",
     ];
     run("fio", &[&write[..], &["--do_verify=0"]].concat());
