@@ -505,7 +505,9 @@ fn hundreds_of_ports_come_change_their_names_and_go_while_traffic_goes_on() {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             apply(&topology, &many("p"));
             let active = |id: &str| port(&topology, id)["state"] == "active";
-            assert!(active("p0") && active(&format!("p{}", PORTS - 1)));
+            // The kernel tells in its own time that a new device is up.
+            let all_are = || active("p0") && active(&format!("p{}", PORTS - 1));
+            assert!(wait_until(Duration::from_secs(10), all_are));
             // The sockets stay where they are, so this takes no time to speak of.
             let start = std::time::Instant::now();
             apply(&topology, &many("q"));
