@@ -6,7 +6,7 @@ mod any_host;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use culvert_model::{Attach, Host, IfName, ModePreference, PortState, api, diff};
+use culvert_model::{Attach, Host, IfName, ModePreference, PortState, UnderlayRx, api, diff};
 use culvert_tests::{Culvert, Netns, Rpc, Scratch, link};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -91,7 +91,10 @@ impl Dataplane {
             let ports = host.ports().iter().filter(move |port| tap == is_tap(&port.attach));
             ports.map(|port| port.attach.ifname().to_string())
         };
-        let underlay = host.underlay().interfaces.iter().map(ToString::to_string);
+        // Where packet sockets receive there is no XDP.
+        let by_xdp = host.underlay().rx == UnderlayRx::Xdp;
+        let underlay =
+            host.underlay().interfaces.iter().filter(|_| by_xdp).map(ToString::to_string);
         prop_assert_eq!(taps, of(true).collect::<BTreeSet<_>>());
         prop_assert_eq!(xdp, of(false).chain(underlay).collect::<BTreeSet<_>>());
         Ok(host)
