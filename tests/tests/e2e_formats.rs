@@ -140,7 +140,8 @@ fn captured(format: &str, underlay: Family) -> (Topology, PathBuf) {
     tcp_transfer(&a.ns, &b.ns, topology.address(1), 500_000).unwrap();
     let pcap = capture.finish();
     for host in 0..2 {
-        for reason in ["stream_timed_out", "stream_evicted", "stream_contradiction"] {
+        // A segment that this wire or an idle socket had no room for takes its frame along, which TCP sends again.
+        for reason in ["stream_evicted", "stream_contradiction", "bad_tunnel_header"] {
             assert_eq!(drops(&topology, host, reason), 0, "{format}: {reason} on host {host}");
         }
     }
