@@ -131,6 +131,8 @@ fn sections_and_fields_of_the_state_are_in_their_manual_page() {
     let table: toml::Table = toml::from_str(&example).unwrap();
     let mut words = BTreeSet::new();
     fields(&toml::Value::Table(table), &mut words);
+    // Numbers of keys are no fields.
+    words.retain(|word| word.parse::<u32>().is_err());
     assert!(words.len() > 30, "{words:?}");
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let written: BTreeSet<_> = page.split(|c| !word(c)).collect();
