@@ -2,7 +2,6 @@
 
 mod commands;
 mod crashes;
-mod filesystems;
 mod lifecycle;
 mod owners;
 mod refusals;
