@@ -416,6 +416,27 @@ impl Topology {
         }
     }
 
+    /// Waits until tenants 0 and 1 can send each other packets of their full MTU: the dataplanes hear of another MTU of
+    /// the wire in their own time, and a tenant that was told a smaller path remembers it.
+    ///
+    /// # Panics
+    /// If they cannot within 10 seconds.
+    #[track_caller]
+    pub fn settle(&self) {
+        self.wait_connected(0, 1);
+        let combo = self.spec.combo;
+        let full = combo.tenant_mtu - if combo.tenant == Family::V4 { 28 } else { 48 };
+        for (from, to) in [(0, 1), (1, 0)] {
+            let passes = wait_until(Duration::from_secs(10), || {
+                let tenant = &self.tenants[from].ns;
+                tenant.run("ip route flush cache");
+                tenant.run("ip -6 route flush cache");
+                tools::ping_df(tenant, self.address(to), 1, full).all_answered()
+            });
+            assert!(passes, "{combo}: packets of the tenants' MTU do not pass");
+        }
+    }
+
     /// Applies the configuration of a host as `edit` changes it.
     ///
     /// # Panics

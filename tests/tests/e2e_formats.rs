@@ -59,18 +59,7 @@ fn topology(format: &str, combo: Combo, middle: bool) -> Topology {
     spec.middle = middle;
     let topology = spec.build();
     topology.widen_wire(100);
-    topology.wait_connected(0, 1);
-    // The dataplanes hear of it in their own time; a tenant that was told a smaller path remembers it.
-    let full = combo.tenant_mtu - if combo.tenant == Family::V4 { 28 } else { 48 };
-    for (from, to) in [(0, 1), (1, 0)] {
-        let noticed = wait_until(Duration::from_secs(10), || {
-            let tenant = &topology.tenants[from].ns;
-            tenant.run("ip route flush cache");
-            tenant.run("ip -6 route flush cache");
-            ping_df(tenant, topology.address(to), 1, full).all_answered()
-        });
-        assert!(noticed, "{format}: packets of the tenants' MTU do not pass");
-    }
+    topology.settle();
     topology
 }
 

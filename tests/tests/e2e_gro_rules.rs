@@ -60,20 +60,27 @@ fn run(base: &Segment, sizes: &[usize]) -> Vec<Segment> {
     list
 }
 
-fn cases(topology: &Topology, ipv6: bool) -> Vec<Case> {
-    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
-    let base = &Segment::between(a, b, ipv6, 5000, Vec::new());
-    let mut cases = Vec::new();
-    let mut port = base.ports[0];
-    let mut add = |rule, segments: Vec<Segment>, merged: &[usize]| {
-        // Every case is a flow of its own, so that none depends on what another left.
+/// Adds cases: a rule, segments, and what is to be delivered of them. Each is a flow of its own, by its source port, so
+/// that none depends on what another left.
+fn adding(
+    cases: &mut Vec<Case>,
+    mut port: u16,
+) -> impl FnMut(&'static str, Vec<Segment>, &[usize]) {
+    move |rule, segments, merged| {
         port += 1;
         let frames = segments
             .into_iter()
             .map(|segment| Segment { ports: [port, segment.ports[1]], ..segment }.frame());
         let merged = BTreeMap::from([(port, merged.to_vec())]);
         cases.push(Case { rule, frames: frames.collect(), merged });
-    };
+    }
+}
+
+fn cases(topology: &Topology, ipv6: bool) -> Vec<Case> {
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let base = &Segment::between(a, b, ipv6, 5000, Vec::new());
+    let mut cases = Vec::new();
+    let mut add = adding(&mut cases, base.ports[0]);
     let apart = [1000, 1000, 1000];
     let data = |segment: &mut Segment, bits: u8| segment.flags = flags::ACK | bits;
 
@@ -133,6 +140,7 @@ fn cases(topology: &Topology, ipv6: bool) -> Vec<Case> {
     add("ECN differs: ECT(0) and ECT(1)", each(base, |n, s| s.tos = 2 - (n & 1) as u8), &apart);
     add("CE on all", each(base, |_, s| s.tos = 3), &[3000]);
     add("TTL differs", second(base, |s| s.ttl = 63), &apart);
+    drop(add);
     let bad = |segments: Vec<Segment>, n: usize, at: usize| {
         let mut frames: Vec<_> = segments.iter().map(Segment::frame).collect();
         frames[n][at] ^= 0x40;
@@ -166,15 +174,7 @@ fn cases(topology: &Topology, ipv6: bool) -> Vec<Case> {
 
 fn of_ipv4(base: &Segment) -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut port = base.ports[0] + 100;
-    let mut add = |rule, segments: Vec<Segment>, merged: &[usize]| {
-        port += 1;
-        let frames = segments
-            .into_iter()
-            .map(|segment| Segment { ports: [port, segment.ports[1]], ..segment }.frame());
-        let merged = BTreeMap::from([(port, merged.to_vec())]);
-        cases.push(Case { rule, frames: frames.collect(), merged });
-    };
+    let mut add = adding(&mut cases, base.ports[0] + 100);
     let apart = [1000, 1000, 1000];
     add("DF, identifications stand still", each(base, |_, s| s.id = 7), &[3000]);
     add("DF, identifications jump", each(base, |n, s| s.id = n * 2), &apart);
@@ -190,26 +190,20 @@ fn of_ipv4(base: &Segment) -> Vec<Case> {
     add("DF differs", second(base, |s| s.fragment = 0), &apart);
     add("fragments", each(base, |_, s| s.fragment = 0x2000), &apart);
     add("an IP option", each(base, |_, s| s.between = vec![1; 4]), &apart);
+    drop(add);
     cases
 }
 
 fn of_ipv6(base: &Segment) -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut port = base.ports[0] + 200;
-    let mut add = |rule, segments: Vec<Segment>, merged: &[usize]| {
-        port += 1;
-        let frames = segments
-            .into_iter()
-            .map(|segment| Segment { ports: [port, segment.ports[1]], ..segment }.frame());
-        let merged = BTreeMap::from([(port, merged.to_vec())]);
-        cases.push(Case { rule, frames: frames.collect(), merged });
-    };
+    let mut add = adding(&mut cases, base.ports[0] + 200);
     let apart = [1000, 1000, 1000];
     add("the flow label differs", second(base, |s| s.label += 1), &apart);
     // Destination options: the next header is TCP, no more units, four bytes of padding.
     let options = |s: &mut Segment| (s.extension, s.between) = (60, vec![6, 0, 1, 4, 0, 0, 0, 0]);
     add("destination options on all", each(base, |_, s| options(s)), &[3000]);
     add("destination options on one", second(base, options), &apart);
+    drop(add);
     cases
 }
 

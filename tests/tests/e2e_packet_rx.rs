@@ -3,11 +3,14 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use culvert_tests::tools::{ping, ping_df, tcp_transfer};
+use culvert_tests::tools::{ping, tcp_transfer};
 use culvert_tests::topology::{Topology, WIRE};
 use culvert_tests::{Combo, Family, Netns, Offloads, Peer, TopologySpec, checks, wait_until};
 
 const PACKET: &str = "rx = \"packet\"";
+
+/// Bytes around a tenant's packet in any format.
+const ROOM: u32 = 120;
 
 fn pair(combo: Combo) -> TopologySpec {
     let mut spec = TopologySpec::pair(combo);
@@ -38,23 +41,6 @@ fn unwanted_datagrams(ns: &Netns) -> u64 {
     values.split_whitespace().nth(at).unwrap().parse().unwrap()
 }
 
-/// Lets the wire take the longest of outer headers around a tenant's packet, and waits until the dataplanes know.
-fn make_room(topology: &Topology) {
-    let mtu = topology.spec.combo.tenant_mtu;
-    for host in &topology.hosts {
-        host.ns.run(&format!("ip link set {WIRE} mtu {}", mtu + 100));
-    }
-    topology.wait_connected(0, 1);
-    for (from, to) in [(0, 1), (1, 0)] {
-        let noticed = wait_until(Duration::from_secs(10), || {
-            let tenant = &topology.tenants[from].ns;
-            tenant.run("ip route flush cache");
-            ping_df(tenant, topology.address(to), 1, mtu - 28).all_answered()
-        });
-        assert!(noticed, "packets of the tenants' MTU do not pass");
-    }
-}
-
 #[test]
 fn packet_sockets_carry_all_that_rings_do() {
     for (format, underlay, wire, queues) in [
@@ -75,7 +61,8 @@ fn packet_sockets_carry_all_that_rings_do() {
         };
         spec.wire_queues = queues;
         let topology = spec.build();
-        make_room(&topology);
+        topology.widen_wire(ROOM);
+        topology.settle();
         assert_eq!(mode(&topology, 0), "packet", "{format}");
         checks::exercise(&topology, 0, 1);
         for host in &topology.hosts {

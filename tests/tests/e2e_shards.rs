@@ -23,24 +23,8 @@ fn hosts(combo: Combo, middle: bool) -> Topology {
     spec.middle = middle;
     let topology = spec.build();
     topology.widen_wire(ROOM);
-    topology.wait_connected(0, 1);
-    settle(&topology);
+    topology.settle();
     topology
-}
-
-/// The dataplanes hear of another MTU in their own time; a tenant that was told a smaller path remembers it.
-fn settle(topology: &Topology) {
-    let combo = topology.spec.combo;
-    let full = combo.tenant_mtu - if combo.tenant == Family::V4 { 28 } else { 48 };
-    for (from, to) in [(0, 1), (1, 0)] {
-        let noticed = wait_until(Duration::from_secs(10), || {
-            let tenant = &topology.tenants[from].ns;
-            tenant.run("ip route flush cache");
-            tenant.run("ip -6 route flush cache");
-            ping_df(tenant, topology.address(to), 1, full).all_answered()
-        });
-        assert!(noticed, "{combo}: packets of the tenants' MTU do not pass");
-    }
 }
 
 /// Gives a host an underlay with these lines for the other.
@@ -92,8 +76,7 @@ fn a_superframe_above_the_limit_of_a_stream_becomes_two() {
     spec.underlay_toml = "shard = { k = 1, n = 16 }\n";
     let topology = spec.build();
     topology.widen_wire(ROOM);
-    topology.wait_connected(0, 1);
-    settle(&topology);
+    topology.settle();
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
     let before = topology.stats(0);
     let superframes = |stats: &Stats| stats.port(&a.port)["rx_packets"].as_u64().unwrap();
@@ -177,7 +160,7 @@ fn two_formats_are_spoken_at_once() {
         topology.reconfigure(host, |toml| with_vnet_lines(&toml, "blue", "format = \"shard\""));
     }
     topology.wait_connected(0, 1);
-    settle(&topology);
+    topology.settle();
     checks::exercise(&topology, 0, 1);
     let before = count(&shards(&topology, 1), "whole");
     assert!(before > 0);
@@ -215,7 +198,7 @@ fn the_dissector_for_wireshark_reads_what_crosses_the_wire() {
         if let Some(key) = keys {
             set_peer(&topology, 0, &format!("{KEYS}{key}"));
             set_peer(&topology, 1, &format!("{KEYS}{key}"));
-            settle(&topology);
+            topology.settle();
         }
         let middle = topology.middle.as_ref().unwrap();
         let capture = Capture::start(middle.ns(), &topology.scratch, "left", "");

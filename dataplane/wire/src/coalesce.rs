@@ -302,7 +302,7 @@ impl<T> Coalescer<T> {
         }
     }
 
-    /// Sends what is held of this frame's flow through `sink`.
+    /// Sends what is held of this frame's flow through `sink`; of a fragment, whatever may be of its flow.
     pub fn flush_flow(
         &mut self,
         head: &[u8],
@@ -310,7 +310,9 @@ impl<T> Coalescer<T> {
         outer: OuterKey,
         sink: &mut impl FnMut(Merged<'_, T>),
     ) {
-        if let Some(i) = self.find(head, pkt, outer) {
+        if pkt.frag != Frag::None {
+            self.flush_addresses(head, pkt, outer, sink);
+        } else if let Some(i) = self.find(head, pkt, outer) {
             self.flush_slot(i, sink);
         }
     }

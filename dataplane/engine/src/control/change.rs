@@ -11,16 +11,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use culvert_ebpf::{AttachError, Carried, Carrier, HeaderTest};
+use culvert_ebpf::AttachError;
 use culvert_model::edit::Changes;
 use culvert_model::{
     Attach, Edit, Host, IfName, Place, PortId, Section, UnderlayRx, UnderlayTx, Vnet, api,
 };
 use culvert_port::IDLE_FRAMES_MIN;
 use culvert_port::device::Device as NetDevice;
-use culvert_wire::format::{FormatDescriptor, Formats, Identifier, Outer, Travel, VXLAN};
 
 use super::attach::{self, Opened, Wanted};
+use super::carriers::carriers_of;
 use super::devices::{Attached, Fault};
 use super::modes::{BUSY_WAIT, Moved};
 use super::underlay::Following;
@@ -572,41 +572,6 @@ fn other_formats(changes: &Changes<'_>) -> bool {
     changes.underlay
         || !changes.formats.is_empty()
         || changes.vnets.iter().any(|(old, new)| of(*old) != of(*new))
-}
-
-/// What tells tunnel packets of the formats that a state uses; VXLAN where it has no network. Packets of
-/// a format that nothing here uses are the host's own.
-pub(super) fn carriers_of(host: &Host) -> Vec<Carried> {
-    let formats = Formats::with(host.formats().iter().map(|format| format.descriptor.clone()));
-    let of_vnets = host.vnets().iter().map(|vnet| &vnet.format);
-    let used: BTreeSet<_> = of_vnets
-        .chain(host.underlay().peers.iter().filter_map(|peer| peer.format.as_ref()))
-        .collect();
-    let mut carriers: Vec<_> = used
-        .into_iter()
-        .filter_map(|id| formats.by_name(id.as_str()))
-        .map(|(_, format)| carried(format))
-        .collect();
-    if carriers.is_empty() {
-        carriers.push(carried(&VXLAN));
-    }
-    carriers
-}
-
-fn carried(format: &FormatDescriptor) -> Carried {
-    // A segment without header identifies nothing.
-    let told = matches!(format.travel, Travel::Every);
-    let tests = format.identifiers.iter().filter(|_| told).flat_map(Identifier::bytes);
-    let tests = tests.map(|(offset, mask, value)| HeaderTest { offset, mask, value });
-    Carried { carrier: carrier(format.outer), tests: tests.collect() }
-}
-
-const fn carrier(outer: Outer) -> Carrier {
-    match outer {
-        Outer::Udp { port } => Carrier::Udp(port),
-        Outer::Tcp { port } => Carrier::Tcp(port),
-        Outer::Ip { protocol } => Carrier::Ip(protocol),
-    }
 }
 
 #[cfg(test)]

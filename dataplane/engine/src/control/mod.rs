@@ -5,6 +5,7 @@
 //! that nobody wants are closed. Between two states every packet sees one of them.
 
 pub mod attach;
+mod carriers;
 mod change;
 mod closer;
 mod devices;

@@ -151,8 +151,10 @@ impl Worker {
             let offset = if inner.is_tcp() { 16 } else { 6 };
             off.csum = Csum::Partial { start: inner.l4, offset };
         }
+        if let Verdict::Deliver(port) = flow.verdict {
+            self.flush_flow(port, outer.key(), buf.head().data(), &inner);
+        }
         let Some(kind) = head.gso else {
-            self.flush_merging();
             return self.dispatch(link, buf, &inner, flow, off);
         };
         if matches!(flow.verdict, Verdict::Flood(_)) {
@@ -165,7 +167,6 @@ impl Worker {
                 return self.drop_underlay(link, buf, DropReason::ExceedsPortMtu);
             }
         }
-        self.flush_merging();
         if !head.checksum {
             return self.deliver_datagrams(link, buf, &inner, (kind, head.mss), flow);
         }
