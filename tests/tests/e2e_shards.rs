@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use culvert_tests::stats::Stats;
-use culvert_tests::tools::{Capture, ping_df, tcp_transfer};
+use culvert_tests::tools::{Capture, tcp_transfer};
 use culvert_tests::topology::{Topology, with_vnet_lines};
 use culvert_tests::{Combo, Family, Offloads, Process, TopologySpec, checks, wait_until};
 use serde_json::Value;
