@@ -2,7 +2,7 @@
 
 use culvert_tests::segment::Segment;
 use culvert_tests::tools::{
-    Capture, OffloadSocket, ping_df, tcp_transfer, tshark_complaints, tshark_fields,
+    Capture, OffloadSocket, tcp_transfer, tshark_complaints, tshark_fields,
 };
 use culvert_tests::topology::{TENANT_DEVICE, Topology, with_vnet_lines};
 use culvert_tests::{Combo, Family, Offloads, TopologySpec, checks, wait_until};
