@@ -63,6 +63,8 @@ enum Bench {
     Engine,
     /// What many ports and mappings cost: to apply, to change, in memory, in packets; prints Markdown.
     Scale(Scale),
+    /// Segments copied into frames of their own beside payload sent from where it lies; prints Markdown.
+    Segments,
 }
 
 /// Options of `fuzz`.
@@ -119,6 +121,7 @@ fn main() -> ExitCode {
         Verb::Bench { what: Bench::Overlay(options) } => bench::overlay(&options),
         Verb::Bench { what: Bench::Engine } => bench::engine(),
         Verb::Bench { what: Bench::Scale(options) } => bench::scale(&options),
+        Verb::Bench { what: Bench::Segments } => bench::segments(),
         Verb::Lab { filter } => lab::lab(filter.as_deref()),
         Verb::Deb { dev } => deb::deb(dev),
         Verb::Fuzz(options) => fuzz::fuzz(&options),

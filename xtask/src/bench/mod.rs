@@ -34,3 +34,10 @@ pub(crate) fn scale(options: &Scale) -> Result {
     bench.args(["--mappings", &options.mappings.to_string()]);
     run(&mut bench)
 }
+
+/// Builds in release and measures how segments are best handed to the kernel.
+pub(crate) fn segments() -> Result {
+    run(cargo().args(["build", "--release", "-p", "culvert-tests", "--bin", "culvert-bench"]))?;
+    let program = target_folder().join("release/culvert-bench");
+    run(command(&program.display().to_string()).arg("segments"))
+}

@@ -1,7 +1,7 @@
 //! Load, receivers and yardsticks for measurements, and the comparison of overlays that uses them.
 //!
-//! Every command works in the network namespace it is started in and prints one JSON document, except `overlay` and
-//! `scale`, which make their own namespaces and print Markdown tables.
+//! Every command works in the network namespace it is started in and prints one JSON document, except `overlay`,
+//! `scale` and `segments`, which make their own namespaces and print Markdown tables.
 
 use clap::{Parser, Subcommand};
 
@@ -11,6 +11,7 @@ mod overlay;
 mod raw;
 mod rr;
 mod scale;
+mod segments;
 
 /// Measure packet paths.
 #[derive(Parser)]
@@ -34,6 +35,8 @@ enum Command {
     Overlay(overlay::Args),
     /// What a thousand ports and a hundred thousand mappings cost.
     Scale(scale::Args),
+    /// Hand over segments copied, or with their payload in place.
+    Segments(segments::Args),
 }
 
 /// What a command ends with, for `main` to print.
@@ -51,6 +54,7 @@ fn main() -> std::process::ExitCode {
         Command::Raw(args) => raw::main(&args),
         Command::Overlay(args) => overlay::main(&args),
         Command::Scale(args) => scale::main(&args),
+        Command::Segments(args) => segments::main(&args),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
