@@ -57,7 +57,7 @@ const SHARDS_IN_CI: &str = "binary(e2e_basic) | binary(e2e_offloads) | binary(e2
 
 /// The end-to-end tests alone: in VXLAN, or those that do not depend on it in another format; all of them in full.
 pub(crate) fn e2e(full: bool, format: Option<&str>, filter: Option<&str>) -> Result {
-    run(cargo().args(["build", "--workspace"]))?;
+    run(cargo().args(["build", "--workspace", "--bins", "--tests"]))?;
     let mut nextest = e2e_command(full);
     match format {
         Some(format) => nextest
