@@ -63,6 +63,8 @@ enum Bench {
     Engine,
     /// What many ports and mappings cost: to apply, to change, in memory, in packets; prints Markdown.
     Scale(Scale),
+    /// The storage gateway beside `nbdkit file` and `qemu-nbd`; prints Markdown.
+    Volume(bench::Volume),
 }
 
 /// Options of `fuzz`.
@@ -119,6 +121,7 @@ fn main() -> ExitCode {
         Verb::Bench { what: Bench::Overlay(options) } => bench::overlay(&options),
         Verb::Bench { what: Bench::Engine } => bench::engine(),
         Verb::Bench { what: Bench::Scale(options) } => bench::scale(&options),
+        Verb::Bench { what: Bench::Volume(options) } => bench::volume(&options),
         Verb::Lab { filter } => lab::lab(filter.as_deref()),
         Verb::Deb { dev } => deb::deb(dev),
         Verb::Fuzz(options) => fuzz::fuzz(&options),
