@@ -5,7 +5,8 @@
 //! space in the log is used again. A crash at any point leaves the record where recovery finds it.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::runmap::Run;
 use super::state::{Key, State};
@@ -33,8 +34,9 @@ impl Inner {
     /// many chunks were written.
     pub(crate) async fn destage(&self, everything: bool) -> Result<usize> {
         let (jobs, through) = {
+            let written = self.marks.get().written;
             let mut state = self.state();
-            let jobs = choose(&mut state, everything);
+            let jobs = choose(&mut state, everything, written);
             (jobs, state.log.next_seq.saturating_sub(1))
         };
         if jobs.is_empty() {
@@ -72,21 +74,21 @@ impl Inner {
     /// Writes one chunk's records into its slot. False if there is no slot to be had.
     async fn destage_chunk(&self, job: &Job) -> Result<bool> {
         let key = job.key;
-        let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
+        let Some(guard) = self.lock(key).await else {
             return Ok(false);
         };
-        let guard = io.write_owned().await;
         self.load_locked(key, &guard).await?;
         let Some(slot) = self.slot_for(key).await? else {
             return Ok(false);
         };
-        for run in &job.runs {
-            let at = self.block_at(slot, run.first);
-            if run.record.is_zero() {
-                self.disk.punch(at, u64::from(run.count) * BLOCK_BYTES).await?;
+        for group in job.runs.chunk_by(|a, b| a.end() == b.first && a.is_zero() == b.is_zero()) {
+            let Some(first) = group.first() else { continue };
+            let at = self.block_at(slot, first.first);
+            if first.is_zero() {
+                let blocks = group.iter().map(|run| u64::from(run.count)).sum::<u64>();
+                self.disk.punch(at, blocks * BLOCK_BYTES).await?;
             } else {
-                let data = self.read_run(run).await?;
-                self.disk.write(at, vec![data]).await?;
+                self.write_disk(at, self.read_runs(group).await?).await?;
             }
         }
         {
@@ -97,6 +99,17 @@ impl Inner {
         }
         self.write_header(slot).await?;
         Ok(true)
+    }
+
+    /// Writes in the background: here, if that is quick.
+    pub(crate) async fn write_disk(&self, at: u64, parts: Vec<Bytes>) -> Result<()> {
+        let len = parts.iter().map(|part| part.len() as u64).sum();
+        if self.disk.is_quick(len) {
+            self.disk.write_now(at, &parts)?;
+        } else {
+            self.disk.write(at, parts).await?;
+        }
+        Ok(())
     }
 
     /// The chunk's slot, or a free one that becomes its.
@@ -151,8 +164,8 @@ impl Inner {
     }
 }
 
-/// Chooses the chunks of the oldest records.
-fn choose(state: &mut State, everything: bool) -> Vec<Job> {
+/// Chooses the chunks of the oldest records, of those up to sequence `written`.
+fn choose(state: &mut State, everything: bool, written: u64) -> Vec<Job> {
     let mut keys = BTreeSet::new();
     let mut bytes = 0;
     let limit = if everything { u64::MAX } else { ROUND_BYTES };
@@ -188,8 +201,10 @@ fn choose(state: &mut State, everything: bool) -> Vec<Job> {
             runs.retain(|run| run.seq() <= cut.seq);
             runs.extend(chunk.frozen.iter().cloned());
         }
-        runs.retain(|run| matches!(run.record.place(), super::runmap::Place::Log { .. }));
-        // Records are written in order, so none that is missing here is below the highest one.
+        // By the mark, which moves once for a whole frame: places are set one by one meanwhile, and one that
+        // was passed over must not be below the highest one.
+        runs.retain(|run| run.seq() <= written);
+        runs.sort_by_key(|run| run.first);
         if let Some(seq) = runs.iter().map(Run::seq).max() {
             jobs.push(Job { key, runs, seq });
         }
