@@ -7,6 +7,7 @@ use std::time::Duration;
 use culvert_tests::stats::Stats;
 use culvert_tests::tools::{Capture, tcp_transfer};
 use culvert_tests::topology::{Topology, with_vnet_lines};
+use culvert_tests::weather::{Loss, Weather};
 use culvert_tests::{Combo, Family, Offloads, Process, TopologySpec, checks, wait_until};
 use serde_json::Value;
 
@@ -148,6 +149,62 @@ fn what_arrives_is_delivered_though_segments_are_lost() {
     tcp_transfer(&a.ns, &b.ns, dst, 1 << 20).unwrap();
     let text = topology.dataplane(1).cli(&topology.hosts[1].ns, &["show", "shards"]).unwrap();
     assert!(text.contains("REBUILT") && text.contains(&topology.hosts[0].vtep.to_string()));
+}
+
+#[test]
+fn a_frame_whose_shares_are_lost_is_rebuilt_of_the_block_that_it_asks_for() {
+    for (underlay, keys) in [(Family::V4, false), (Family::V6, true)] {
+        let mut spec = TopologySpec::pair(Combo { underlay, wire: Offloads::Off, ..Combo::SIMPLE });
+        spec.vnet_toml = "format = \"shard\"";
+        // All shares are needed: one in ten frames or so lacks one.
+        spec.underlay_toml = "shard = { k = 8, n = 8, hold_ms = 200, repair_ms = 200 }\n";
+        spec.middle = true;
+        let topology = spec.build();
+        topology.widen_wire(ROOM);
+        topology.settle();
+        if keys {
+            set_peer(&topology, 0, &format!("{KEYS}1"));
+            set_peer(&topology, 1, &format!("{KEYS}2"));
+            topology.settle();
+        }
+        let middle = topology.middle.as_ref().unwrap();
+        let capture = Capture::start(middle.ns(), &topology.scratch, "left", "");
+        let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+        let dst = topology.address(1);
+        middle.set_weather(Some(Weather::losing(Loss::Independent { rate: 0.02 })), 1);
+        for _ in 0..20 {
+            tcp_transfer(&a.ns, &b.ns, dst, 2 << 20).unwrap();
+            if count(&shards(&topology, 1), "repaired") > 3 {
+                break;
+            }
+        }
+        middle.set_weather(None, 0);
+        let pcap = capture.finish();
+        let (sender, receiver) = (shards(&topology, 0), shards(&topology, 1));
+        let (asked, repaired) = (count(&receiver, "asked"), count(&receiver, "repaired"));
+        let answered = count(&sender, "answered");
+        assert!(repaired > 3, "sender {sender}\nreceiver {receiver}");
+        assert!(asked >= answered && answered >= repaired, "{sender}\n{receiver}");
+        assert_eq!(drops(&topology, 1, "shard_bad"), 0);
+        assert_eq!(drops(&topology, 0, "shard_bad"), 0);
+        // No answer is longer than what it answers; the dissector knows both.
+        let fields = ["culvert_shard.message", "culvert_shard.frame", "frame.len"];
+        let messages = dissected(&pcap, "culvert_shard.message", &fields);
+        let of = |what: &str, frame: &str| {
+            let found = messages.iter().find(|m| m[0] == what && m[1] == frame);
+            found.map(|message| message[2].parse::<u32>().unwrap())
+        };
+        let answers: Vec<_> = messages.iter().filter(|message| message[0] == "answer").collect();
+        assert!(answers.len() > 3, "{messages:?}");
+        for answer in answers {
+            let asked = of("request", &answer[1]);
+            assert!(asked.is_some_and(|len| len >= answer[2].parse().unwrap()), "{answer:?} {asked:?}");
+        }
+        let wrong = "culvert_shard.message && (culvert_shard.illegal || culvert_shard.bad_checksum \
+                     || culvert_shard.bad_block || _ws.malformed || _ws.lua.error)";
+        let wrong = dissected(&pcap, wrong, &["frame.number", "_ws.expert.message"]);
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
 }
 
 #[test]

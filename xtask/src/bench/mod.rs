@@ -1,8 +1,10 @@
 //! Measurements.
 
 mod engine;
+mod loss;
 
 pub(crate) use self::engine::engine;
+pub(crate) use self::loss::loss;
 use crate::run::{Result, cargo, command, run, target_folder};
 use crate::{Overlay, Scale};
 

@@ -51,10 +51,10 @@ pub(crate) fn svg(axis: &str, panels: &[Panel]) -> String {
         let colour = COLOURS[at % COLOURS.len()];
         let _ = writeln!(
             out,
-            "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{0}\" y2=\"{0}\" stroke=\"{colour}\" \
+            "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{1}\" y2=\"{1}\" stroke=\"{colour}\" \
              stroke-width=\"2\"/><text x=\"{}\" y=\"{y}\">{name}</text>",
-            y - 4.0,
             LEFT + 30.0,
+            y - 4.0,
             LEFT + 38.0
         );
     }

@@ -306,15 +306,12 @@ fn shard(
             let encoded = path.encode(&content, &stamp, &mut scratch);
             let encoded = encoded.unwrap_or_else(|e| panic!("a frame of our own: {e}"));
             let shape = *encoded.placement().shape();
-            let known = predictions.iter().find(|(other, _)| *other == shape);
-            out.predicted += known.map_or_else(
-                || {
-                    let odds = super::predict::rebuilt(&shape, weather.loss);
-                    predictions.push((shape, odds));
-                    odds
-                },
-                |(_, odds)| *odds,
-            );
+            let known = predictions.iter().find(|(other, _)| *other == shape).map(|(_, odds)| *odds);
+            out.predicted += known.unwrap_or_else(|| {
+                let odds = super::predict::rebuilt(&shape, weather.loss);
+                predictions.push((shape, odds));
+                odds
+            });
             out.frames += 1;
             let Ok(plan) = encoded.segmenter() else { continue };
             for i in 0..plan.count() {
