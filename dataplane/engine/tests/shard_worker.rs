@@ -1,6 +1,7 @@
 //! A worker that carries shards, under random events: the bodies of the fuzz targets over their kept corpus and over
 //! random bytes.
 
+#[expect(unreachable_pub, reason = "the file is the fuzz crate's library as well")]
 #[path = "../fuzz/src/lib.rs"]
 mod bodies;
 

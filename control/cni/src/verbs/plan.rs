@@ -91,7 +91,7 @@ pub(super) fn overhead(
     let ipv6 = underlay.addresses.iter().any(IpAddr::is_ipv6);
     let keyed = underlay.peers.iter().any(|peer| peer.keys.is_keyed());
     let peers = underlay.peers.iter().filter_map(|peer| peer.format.as_ref());
-    let overheads = std::iter::once(&vnet.format).chain(peers).map(|id| {
+    let mut overheads = std::iter::once(&vnet.format).chain(peers).map(|id| {
         outer_overhead(id, formats, ipv6, keyed).ok_or_else(|| CniError::TryAgain {
             problem: format!("format {id} of vnet {} or of a peer is not there", vnet.id),
         })
@@ -215,7 +215,7 @@ mod tests {
         let four = underlay(&["192.0.2.1"], None);
         let mtu = |wish, underlay: &Underlay, least, addresses: &[Address]| {
             let overhead = overhead(underlay, &vnet(&[]), &[]).unwrap();
-            super::mtu(wish, underlay, (least, overhead), addresses)
+            mtu(wish, underlay, (least, overhead), addresses)
         };
         assert_eq!(mtu(None, &four, 1500, &[]).unwrap().get(), 1450);
         let small = underlay(&["192.0.2.1"], Some(1400));

@@ -20,7 +20,7 @@ use culvert_dataplane::worker::explain::KnownDevice;
 use culvert_dataplane::worker::offload::{Csum, Gso, Offload};
 use culvert_dataplane::worker::{Worker, WorkerConfig};
 use culvert_model::edit::Changes;
-use culvert_model::{Host, PortId, host_toml};
+use culvert_model::{Host, PortId, VnetId, host_toml};
 use culvert_port::{Arena, FrameCache};
 use culvert_wire::checksum::Sum;
 use culvert_wire::encap::{DscpMode, EncapSpec};
@@ -87,12 +87,14 @@ struct World {
     tables: Arc<Tables>,
     host: Option<Host>,
     ports: Indices<PortId>,
+    vnets: Indices<VnetId>,
+    vteps: Indices<IpAddr>,
 }
 
 impl World {
     fn new(how: u8) -> World {
-        let ports = Indices::new(8);
-        let mut world = World { tables: Arc::default(), host: None, ports };
+        let (ports, vnets, vteps) = (Indices::new(8), Indices::new(8), Indices::new(8));
+        let mut world = World { tables: Arc::default(), host: None, ports, vnets, vteps };
         world.become_state(how);
         world
     }
@@ -102,8 +104,9 @@ impl World {
         let vteps: BTreeSet<IpAddr> = host.vteps().collect();
         let ids = host.ports().iter().map(|port| &port.id);
         self.ports = self.ports.moved_to(ids).expect("room for ports");
-        let vnets = Indices::new(8).moved_to(host.vnets().iter().map(|vnet| &vnet.id));
-        let vteps = Indices::new(8).moved_to(&vteps);
+        let ids = host.vnets().iter().map(|vnet| &vnet.id);
+        self.vnets = self.vnets.moved_to(ids).expect("room for vnets");
+        self.vteps = self.vteps.moved_to(&vteps).expect("room for VTEPs");
         let hop = Hop { link: 0, vlan: None, src_mac: NEAR, dst_mac: FAR, mtu: 1500 };
         let next = tables::build(&Inputs {
             host: &host,
@@ -114,8 +117,8 @@ impl World {
                 let index = self.ports.get(&port.id)? as PortIndex;
                 Some(PortFacts { index, worker: 0, mtu: 1500 })
             },
-            vnets: &vnets.expect("room for vnets"),
-            vteps: &vteps.expect("room for VTEPs"),
+            vnets: &self.vnets,
+            vteps: &self.vteps,
             link_workers: &[vec![0]],
             reach: &|_| (OURS.into(), Reach::Hops(vec![hop])),
         });
@@ -149,7 +152,6 @@ impl Engine {
         });
         let (shared, mut commands) = Shared::new(1).expect("descriptors");
         shared.tables.store(Arc::clone(&world.tables));
-        // The second only looks for the worker's commands.
         let config = WorkerConfig { index: 0, busy_poll: false, spin: Duration::ZERO, alone: true };
         let cache = FrameCache::new(arena);
         let mut worker = Worker::new(config, Arc::clone(&shared), commands.remove(0), cache)

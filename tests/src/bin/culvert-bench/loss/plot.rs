@@ -51,11 +51,11 @@ pub(crate) fn svg(axis: &str, panels: &[Panel]) -> String {
         let colour = COLOURS[at % COLOURS.len()];
         let _ = writeln!(
             out,
-            "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{1}\" y2=\"{1}\" stroke=\"{colour}\" \
-             stroke-width=\"2\"/><text x=\"{}\" y=\"{y}\">{name}</text>",
-            LEFT + 30.0,
-            y - 4.0,
-            LEFT + 38.0
+            "<line x1=\"{LEFT}\" x2=\"{end}\" y1=\"{middle}\" y2=\"{middle}\" stroke=\"{colour}\" \
+             stroke-width=\"2\"/><text x=\"{text}\" y=\"{y}\">{name}</text>",
+            middle = y - 4.0,
+            end = LEFT + 30.0,
+            text = LEFT + 38.0
         );
     }
     out.push_str("</svg>\n");
