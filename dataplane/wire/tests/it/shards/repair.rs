@@ -152,9 +152,9 @@ proptest! {
         let mut packet = ask(v6, &keys, &key);
         let start = if v6 { 54 } else { 34 };
         let at = start + at % (packet.len() - start);
-        // Its length, flags and what no receiver reads are for other tests.
+        // Its port, length, flags are for other tests, and the checksum is made right again.
         let l4 = at - start;
-        prop_assume!(!(12..14).contains(&l4) && l4 != 2 && l4 != 3);
+        prop_assume!(![2, 3, 12, 13, 16, 17].contains(&l4));
         packet[at] ^= 1 << bit;
         if parse(&packet).headers_len() == start + 20 {
             fix_tcp(&mut packet);

@@ -6,9 +6,14 @@ use culvert_wire::shard::Shape;
 /// Of a normal distribution, within which 95 % are.
 const Z: f64 = 1.959_964;
 
-/// The probability that at least k shares of a frame arrive: by the binomial distribution where losses are independent,
-/// else by the same sum along the two states of the channel. In each stratum the carrier is any of its segments.
+/// The probability that at least k shares of a frame arrive.
 pub(crate) fn rebuilt(shape: &Shape, loss: Loss) -> f64 {
+    1.0 - too_few(shape, loss)
+}
+
+/// The probability that fewer than k shares of a frame arrive: by the binomial distribution where losses are independent,
+/// else by the same sum along the two states of the channel. In each stratum the carrier is any of its segments.
+pub(crate) fn too_few(shape: &Shape, loss: Loss) -> f64 {
     let (segments, n) = (shape.segments(), usize::from(shape.coding().n()));
     let after = loss.after();
     // By the fate of the last segment, by whether the stratum has had its carrier, by shares that arrived.
@@ -42,8 +47,8 @@ pub(crate) fn rebuilt(shape: &Shape, loss: Loss) -> f64 {
             had.fill(0.0);
         }
     }
-    let enough = usize::from(shape.coding().k())..=n;
-    odds.iter().flat_map(|by_had| &by_had[0][enough.clone()]).sum()
+    let few = ..usize::from(shape.coding().k());
+    odds.iter().flat_map(|by_had| &by_had[0][few]).sum()
 }
 
 /// The probability that all segments arrive.

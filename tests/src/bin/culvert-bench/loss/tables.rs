@@ -8,7 +8,7 @@ use culvert_wire::shard::{Coding, Policy, Shape};
 use super::frames::IPERF3;
 use super::placement::{Choice, kept};
 use super::plot::{Curve, Panel, svg};
-use super::predict::{interval, rebuilt};
+use super::predict::{interval, too_few};
 use super::simulate::{BLOCK, Format, MAX_SEGMENT, Outcome, Sizes, run};
 
 /// Of all losses.
@@ -206,7 +206,7 @@ impl Cells {
             for (mean, kept) in LENGTHS.iter().zip(&placed.by_length) {
                 let lost = |kept: u64| 100.0 * (placed.of - kept) as f64 / placed.of as f64;
                 let [strata, random, consecutive] = kept.map(lost);
-                let predicted = 100.0 * (1.0 - rebuilt(&placed.shape, loss(0.05, *mean)));
+                let predicted = 100.0 * too_few(&placed.shape, loss(0.05, *mean));
                 let segments = placed.shape.segments();
                 let _ = writeln!(
                     out,
@@ -303,7 +303,7 @@ fn tolerance(out: &mut String) {
             continue;
         };
         let bytes = usize::from(n) * shape.share_len();
-        let cells = losses.iter().map(|loss| format!("{:.1e}", 1.0 - rebuilt(&shape, *loss)));
+        let cells = losses.iter().map(|loss| format!("{:.1e}", too_few(&shape, *loss)));
         let cells: Vec<_> = cells.collect();
         let _ = writeln!(out, "| {k} of {n} | {bytes} | {} |", cells.join(" | "));
     }
