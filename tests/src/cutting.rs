@@ -213,8 +213,7 @@ fn is_whole(frames: &[Vec<u8>], segments: usize, datagrams: bool) -> bool {
     }
     // A train of datagrams is one frame of shards.
     let all = if datagrams && !frames.iter().any(|frame| is_shards(frame)) { segments } else { 1 };
-    streams.len() == all
-        && streams.values().all(|(length, bytes)| length == bytes)
+    streams.len() == all && streams.values().all(|(length, bytes)| length == bytes)
 }
 
 fn is_shards(frame: &[u8]) -> bool {

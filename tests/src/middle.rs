@@ -102,9 +102,8 @@ impl Middle {
     /// The frames of shards that the first host has sent since this was last asked, by their shapes; only those whose
     /// first segment it sent by itself.
     pub fn take_shapes(&self) -> Vec<(Shape, u64)> {
-        let shapes = std::mem::take(
-            &mut *self.shared.shapes.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let shapes =
+            std::mem::take(&mut *self.shared.shapes.lock().unwrap_or_else(PoisonError::into_inner));
         shapes
             .into_iter()
             .filter_map(|([length, mss, urgent], count)| {

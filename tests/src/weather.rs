@@ -157,11 +157,8 @@ mod tests {
 
     #[test]
     fn the_same_seed_does_the_same() {
-        let weather = Weather {
-            loss: Loss::Bursts { rate: 0.1, mean: 3.0 },
-            repeated: 0.1,
-            overtaken: 0.1,
-        };
+        let weather =
+            Weather { loss: Loss::Bursts { rate: 0.1, mean: 3.0 }, repeated: 0.1, overtaken: 0.1 };
         assert_eq!(pass(weather, 7, 10_000), pass(weather, 7, 10_000));
         assert_ne!(pass(weather, 7, 10_000), pass(weather, 8, 10_000));
     }

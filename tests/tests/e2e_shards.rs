@@ -168,7 +168,8 @@ fn a_frame_whose_shares_are_lost_is_rebuilt_of_the_block_that_it_asks_for() {
             topology.settle();
         }
         let middle = topology.middle.as_ref().unwrap();
-        let capture = Capture::start(middle.ns(), &topology.scratch, "left", "");
+        let captures = ["left", "right"]
+            .map(|device| Capture::start(middle.ns(), &topology.scratch, device, ""));
         let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
         let dst = topology.address(1);
         middle.set_weather(Some(Weather::losing(Loss::Independent { rate: 0.02 })), 1);
@@ -179,7 +180,7 @@ fn a_frame_whose_shares_are_lost_is_rebuilt_of_the_block_that_it_asks_for() {
             }
         }
         middle.set_weather(None, 0);
-        let pcap = capture.finish();
+        let captures = captures.map(Capture::finish);
         let (sender, receiver) = (shards(&topology, 0), shards(&topology, 1));
         let (asked, repaired) = (count(&receiver, "asked"), count(&receiver, "repaired"));
         let answered = count(&sender, "answered");
@@ -189,21 +190,22 @@ fn a_frame_whose_shares_are_lost_is_rebuilt_of_the_block_that_it_asks_for() {
         assert_eq!(drops(&topology, 0, "shard_bad"), 0);
         // No answer is longer than what it answers; the dissector knows both.
         let fields = ["culvert_shard.message", "culvert_shard.frame", "frame.len"];
-        let messages = dissected(&pcap, "culvert_shard.message", &fields);
-        let of = |what: &str, frame: &str| {
-            let found = messages.iter().find(|m| m[0] == what && m[1] == frame);
-            found.map(|message| message[2].parse::<u32>().unwrap())
-        };
-        let answers: Vec<_> = messages.iter().filter(|message| message[0] == "answer").collect();
-        assert!(answers.len() > 3, "{messages:?}");
+        let [near, far] =
+            captures.each_ref().map(|pcap| dissected(pcap, "culvert_shard.message", &fields));
+        let answers: Vec<_> = near.iter().filter(|message| message[0] == "answer").collect();
+        assert!(answers.len() > 3, "{near:?}");
+        let len = |message: &[String]| message[2].parse::<u32>().unwrap();
         for answer in answers {
-            let asked = of("request", &answer[1]);
-            assert!(asked.is_some_and(|len| len >= answer[2].parse().unwrap()), "{answer:?} {asked:?}");
+            let request = far.iter().find(|m| m[0] == "request" && m[1] == answer[1]);
+            let asked = request.map(|request| len(request));
+            assert!(asked.is_some_and(|asked| asked >= len(answer)), "{answer:?} {asked:?}");
         }
         let wrong = "culvert_shard.message && (culvert_shard.illegal || culvert_shard.bad_checksum \
                      || culvert_shard.bad_block || _ws.malformed || _ws.lua.error)";
-        let wrong = dissected(&pcap, wrong, &["frame.number", "_ws.expert.message"]);
-        assert!(wrong.is_empty(), "{wrong:?}");
+        for pcap in &captures {
+            let wrong = dissected(pcap, wrong, &["frame.number", "_ws.expert.message"]);
+            assert!(wrong.is_empty(), "{wrong:?}");
+        }
     }
 }
 

@@ -12,7 +12,14 @@ const END: &str = "<!-- up to here -->\n";
 
 /// Builds in release; writes the tables of the model and its curves, or measures between hosts.
 pub(crate) fn loss(options: &Loss) -> Result {
-    run(cargo().args(["build", "--release", "--package", "culvert-tests", "--bin", "culvert-bench"]))?;
+    run(cargo().args([
+        "build",
+        "--release",
+        "--package",
+        "culvert-tests",
+        "--bin",
+        "culvert-bench",
+    ]))?;
     let program = target_folder().join("release/culvert-bench");
     let mut bench = command(&program.display().to_string());
     bench.args(["loss", "--seed", &options.seed.to_string()]);

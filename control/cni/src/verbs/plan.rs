@@ -245,7 +245,8 @@ mod tests {
             format: format.map(|format| format.parse().unwrap()),
             keys,
         };
-        let spoken = Underlay { peers: vec![peer(Some("stt"), Keyring::default())], ..four.clone() };
+        let spoken =
+            Underlay { peers: vec![peer(Some("stt"), Keyring::default())], ..four.clone() };
         assert_eq!(of(&spoken, "vxlan").unwrap(), 72);
         let keys = Keyring::new([(1, Key::new(&[7; 16]).unwrap())], 1).unwrap();
         let keyed = Underlay { peers: vec![peer(None, keys)], ..four.clone() };

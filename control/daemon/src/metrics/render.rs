@@ -270,7 +270,8 @@ fn of_shards(shards: &[api::ShardStats], text: &mut Text) {
         }
     }
     let name = "culvert_shard_requests_total";
-    let help = "Requests of the VTEP for blocks: answered, refused, or for one that is not kept (gone).";
+    let help =
+        "Requests of the VTEP for blocks: answered, refused, or for one that is not kept (gone).";
     text.metric(name, Kind::Counter, help);
     for peer in shards {
         for (result, count) in

@@ -147,9 +147,8 @@ struct Engine {
 
 impl Engine {
     fn new(world: &World, cuts: bool) -> Engine {
-        let arena = ARENA.with(|arena| {
-            *arena.get_or_init(|| Arena::new(FRAMES).expect("memory for packets"))
-        });
+        let arena = ARENA
+            .with(|arena| *arena.get_or_init(|| Arena::new(FRAMES).expect("memory for packets")));
         let (shared, mut commands) = Shared::new(1).expect("descriptors");
         shared.tables.store(Arc::clone(&world.tables));
         let config = WorkerConfig { index: 0, busy_poll: false, spin: Duration::ZERO, alone: true };

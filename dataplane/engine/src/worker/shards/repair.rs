@@ -87,8 +87,7 @@ impl Worker {
     ) {
         let to = frame.binding.dst;
         let keep_us = u64::from(self.tables.shard().settings.repair_ms) * 1000;
-        let allowed =
-            keep_us > 0 && (asked > 0 || self.shards.answers.allow(self.polling.now()));
+        let allowed = keep_us > 0 && (asked > 0 || self.shards.answers.allow(self.polling.now()));
         if !allowed {
             self.shards.counts.of(to).refused += 1;
             return self.drop_underlay(link, buf, DropReason::ShardRequestRefused);
@@ -138,9 +137,8 @@ impl Worker {
         }
         let tables = Arc::clone(&self.tables);
         let keys = tables.shard().keys_of(&from);
-        let sent = self.send_message(from, frame, |spec, ip_id, out| {
-            request(spec, keys, frame, ip_id, out)
-        });
+        let sent = self
+            .send_message(from, frame, |spec, ip_id, out| request(spec, keys, frame, ip_id, out));
         self.shards.counts.of(from).asked += u64::from(sent);
     }
 

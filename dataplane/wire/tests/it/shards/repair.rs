@@ -179,11 +179,8 @@ fn messages_need_the_keys_of_the_pair() {
         assert_eq!(found(with, by), Err(MessageFault::Block(fault)));
     }
     let other = ring(&[2], 2);
-    let same_number = Keyring::new(
-        [(2, culvert_wire::shard::Key::new(&[9; 16]).unwrap())],
-        2,
-    )
-    .unwrap();
+    let same_number =
+        Keyring::new([(2, culvert_wire::shard::Key::new(&[9; 16]).unwrap())], 2).unwrap();
     assert_eq!(found(&same_number, &other), Err(MessageFault::Block(BlockFault::Mac)));
 }
 

@@ -23,6 +23,9 @@ const FORMATS: [(&str, &str, &str); 5] = [
     ("`shard`, 4 of 16", "format = \"shard\"", "shard = { k = 4, n = 16 }\n"),
 ];
 
+/// Losses with which iperf3's lengths are listed.
+const LENGTHS: [Loss; 2] = [Loss::NONE, Loss::Independent { rate: 0.01 }];
+
 const LOSSES: [Loss; 9] = [
     Loss::NONE,
     Loss::Independent { rate: 0.001 },
@@ -107,17 +110,22 @@ pub(crate) fn main(secs: u32, seed: u64) -> crate::CommandResult {
                 format!("{share:.2} ({low:.2}-{high:.2}) | {predicted:.2}")
             };
             println!("| {name} | {loss} | {goodput} | {frames} |");
-            if loss == Loss::NONE && underlay_toml.is_empty() && sent > 0 {
-                lengths = shapes;
+            if LENGTHS.contains(&loss) && underlay_toml.is_empty() && sent > 0 {
+                lengths.push((loss, shapes));
             }
         }
     }
-    let all: u64 = lengths.iter().map(|(_, count)| count).sum();
-    println!("\nFrames of iperf3 without losses, those of less than {} % left out:\n", RARE * 100.0);
-    println!("| payload bytes | segments | frames of {all} |\n|---|---|---|");
-    let frequent = |count: &u64| *count as f64 >= RARE * all as f64;
-    for (shape, count) in lengths.iter().filter(|(_, count)| frequent(count)) {
-        println!("| {} | {} | {count} |", shape.payload_len(), shape.segments());
+    for (loss, shapes) in lengths {
+        let all: u64 = shapes.iter().map(|(_, count)| count).sum();
+        let percent = RARE * 100.0;
+        println!(
+            "\niperf3's {all} frames with {loss} lost, lengths of less than {percent} % left out:\n"
+        );
+        println!("| payload bytes | segments | frames |\n|---|---|---|");
+        let frequent = |count: &u64| *count as f64 >= RARE * all as f64;
+        for (shape, count) in shapes.iter().filter(|(_, count)| frequent(count)) {
+            println!("| {} | {} | {count} |", shape.payload_len(), shape.segments());
+        }
     }
     Ok(())
 }

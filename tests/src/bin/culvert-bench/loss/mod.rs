@@ -43,7 +43,8 @@ pub(crate) fn main(args: &Args) -> crate::CommandResult {
     let cells = tables::Cells::run(args.frames, args.seed);
     print!("{}", cells.markdown());
     if let Some(folder) = &args.plots {
-        for (name, svg) in [("loss.svg", cells.loss_svg()), ("placement.svg", cells.placement_svg())]
+        for (name, svg) in
+            [("loss.svg", cells.loss_svg()), ("placement.svg", cells.placement_svg())]
         {
             let path = folder.join(name);
             std::fs::write(&path, svg).map_err(|e| format!("{}: {e}", path.display()))?;

@@ -24,9 +24,7 @@ impl Choice {
         let (segments, n) = (shape.segments(), usize::from(shape.coding().n()));
         let mut below = |end: usize| (random.next_u64() % end as u64) as usize;
         match self {
-            Self::Strata => {
-                Placement::new(frame, *shape).carriers().fold(0, |set, i| set | 1 << i)
-            }
+            Self::Strata => Placement::new(frame, *shape).carriers().fold(0, |set, i| set | 1 << i),
             Self::Random => {
                 let mut set = 0u128;
                 while set.count_ones() < n as u32 {
@@ -66,7 +64,10 @@ mod tests {
         let shape = Shape::new(65_320, 1452, Coding::new(4, 8).unwrap(), 80).unwrap();
         let of = |loss| Choice::ALL.map(|choice| kept(choice, &shape, loss, 20_000, 1));
         let [strata, random, consecutive] = of(Loss::Bursts { rate: 0.1, mean: 10.0 });
-        assert!(strata > random + 20 && random > consecutive + 200, "{strata} {random} {consecutive}");
+        assert!(
+            strata > random + 20 && random > consecutive + 200,
+            "{strata} {random} {consecutive}"
+        );
         let alike = of(Loss::Independent { rate: 0.3 });
         let [least, most] = [alike.iter().min(), alike.iter().max()].map(|x| *x.unwrap());
         assert!(most - least < 400, "{alike:?}");

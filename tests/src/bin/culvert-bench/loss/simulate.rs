@@ -191,10 +191,9 @@ fn stt(mut lengths: Lengths, weather: Weather, frames: u64, seed: u64) -> Outcom
     for frame in 0..frames as u32 {
         let len = lengths.next();
         out.sent += len as u64;
-        out.predicted += super::predict::whole(
-            (len + STT_HEADERS).div_ceil(MAX_SEGMENT),
-            weather.loss,
-        ) / frames as f64;
+        out.predicted +=
+            super::predict::whole((len + STT_HEADERS).div_ceil(MAX_SEGMENT), weather.loss)
+                / frames as f64;
         let length = (len + STT_HEADERS) as u32;
         for (i, offset) in (0..length).step_by(MAX_SEGMENT).enumerate() {
             let len = (length - offset).min(MAX_SEGMENT as u32);
@@ -291,7 +290,8 @@ fn shard(
     for _ in 0..frames {
         let payload = vec![0x5a; lengths.next()];
         out.sent += payload.len() as u64;
-        let tcp = Tcp { addresses: [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()], ..Tcp::plain(payload) };
+        let tcp =
+            Tcp { addresses: [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()], ..Tcp::plain(payload) };
         let (_, frame) = tcp.superframe(MSS);
         let head = &frame[..tcp.headers_len()];
         let pkt = Packet::parse(head, frame.len()).unwrap_or(Packet::EMPTY);
@@ -306,7 +306,8 @@ fn shard(
             let encoded = path.encode(&content, &stamp, &mut scratch);
             let encoded = encoded.unwrap_or_else(|e| panic!("a frame of our own: {e}"));
             let shape = *encoded.placement().shape();
-            let known = predictions.iter().find(|(other, _)| *other == shape).map(|(_, odds)| *odds);
+            let known =
+                predictions.iter().find(|(other, _)| *other == shape).map(|(_, odds)| *odds);
             out.predicted += known.unwrap_or_else(|| {
                 let odds = super::predict::rebuilt(&shape, weather.loss);
                 predictions.push((shape, odds));

@@ -116,11 +116,8 @@ impl Cells {
     pub(crate) fn markdown(&self) -> String {
         let mut out = String::new();
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            out,
-            "`cargo xtask bench loss --frames {} --seed {}`",
-            self.frames, self.seed
-        );
+        let _ =
+            writeln!(out, "`cargo xtask bench loss --frames {} --seed {}`", self.frames, self.seed);
         self.rebuilt(&mut out);
         self.usable(&mut out);
         self.disturbed(&mut out);
