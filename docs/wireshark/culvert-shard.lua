@@ -8,6 +8,8 @@
 
 local PORT = 7472
 local VERSION = 1
+-- In the place of the version, in messages about blocks.
+local REPAIR = 2
 local MOD = 4294967296
 
 local shard = Proto("culvert_shard", "Culvert shard format")
@@ -33,6 +35,7 @@ f.share = ProtoField.uint8("culvert_shard.share", "Share")
 f.share_bytes = ProtoField.bytes("culvert_shard.share_bytes", "Share's bytes")
 f.payload = ProtoField.bytes("culvert_shard.payload", "Payload")
 f.rebuilt = ProtoField.framenum("culvert_shard.rebuilt_in", "Block rebuilt in packet")
+f.message = ProtoField.string("culvert_shard.message", "Message about the block")
 f.kind = ProtoField.uint8("culvert_shard.block.kind", "Kind", base.DEC, KINDS)
 f.vni = ProtoField.uint32("culvert_shard.block.vni", "VNI")
 f.keyed = ProtoField.bool("culvert_shard.block.keyed", "With MAC")
@@ -159,6 +162,8 @@ local function pseudo_header(ip, header)
     for _, range in ipairs({ { 4, 2 }, { 8, 4 }, { 14, 2 }, { 18, 2 } }) do
         address_bytes(header, range[1], range[2], bytes)
     end
+    -- In messages about blocks, too, the version is that of the frame.
+    bytes[#bytes - 1] = bytes[#bytes - 1] % 64 + VERSION * 64
     return bytes
 end
 
@@ -199,6 +204,34 @@ local function show_block(bytes, tree, ip, header)
     if not good then sub:add_proto_expert_info(e.bad_block) end
     if keyed then sub:add(f.mac, tvb(body + 4, 8)) end
     return good, kind, tvb(1, 3):uint()
+end
+
+-- A block that is asked for, or sent alone.
+local function show_message(tvb, sub, h, ip)
+    local len = tvb:len() - 20
+    if tvb(20, 1):bitfield(0, 2) ~= 3 then
+        sub:add(f.message, tvb(20), "answer")
+        if h.offset ~= 0 or len ~= h.block_len or len < 12 then
+            sub:add_proto_expert_info(e.illegal)
+            return "a block of the wrong length"
+        end
+        local bytes = {}
+        address_bytes(tvb, 20, len, bytes)
+        local good, kind, vni = show_block(bytes, sub, ip, tvb)
+        return string.format("block: %s, VNI %d%s", KINDS[kind] or "illegal", vni, good and "" or ", wrong CRC")
+    end
+    sub:add(f.message, tvb(20), "request")
+    if h.offset ~= 0 or len < h.block_len or len < 8 then
+        sub:add_proto_expert_info(e.illegal)
+        return "a request of the wrong length"
+    end
+    local covered = pseudo_header(ip, tvb)
+    address_bytes(tvb, 20, 4, covered)
+    local good = tvb(24, 4):uint() == crc32c(covered)
+    sub:add(f.crc, tvb(24, 4))
+    sub:add(f.crc_good, tvb(24, 4), good)
+    if not good then sub:add_proto_expert_info(e.bad_block) end
+    return "asks for the block"
 end
 
 -- The numbers of the header, nil where they contradict each other.
@@ -244,6 +277,10 @@ local function dissect(tvb, pinfo, tree, ip)
     sub:add(f.n, tvb(18, 2), h.n)
     sub:add(f.block_len, tvb(19, 1), h.block_len)
     if tvb:len() == tvb:reported_len() and not sum_is_right(ip, tvb) then sum:add_proto_expert_info(e.bad_sum) end
+    if h.version == REPAIR then
+        pinfo.cols.info = string.format("frame %08x, %s", h.frame, show_message(tvb, sub, h, ip))
+        return
+    end
     if not legal then
         sub:add_proto_expert_info(e.illegal)
         return

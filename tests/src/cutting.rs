@@ -2,9 +2,15 @@
 //!
 //! [`compare`] has one tenant send the same superframes both ways and looks at what arrives at the far end of the
 //! wire. Everything has to be equal but what `docs/wire-format.md` names: the identification of outer IPv4 headers, the
-//! number of an STT frame, and the checksums that cover one of the two.
+//! number of an STT frame, and the checksums that cover one of the two. Where a frame's number says which segments carry
+//! shares, what arrives is put together and cut again instead, by Culvert's segmenter alone.
 
 use std::time::Duration;
+
+use culvert_wire::Packet;
+use culvert_wire::checksum::Sum;
+use culvert_wire::segment::{GsoKind, Segmenter};
+use culvert_wire::shard::{Placement, ShardHeader};
 
 use crate::craft;
 use crate::segment::{self, Segment, flags, timestamps};
@@ -16,6 +22,9 @@ use crate::{Peer, TopologySpec, lab, wait_until};
 /// queues.
 const END: &[u8] = b"here a superframe ends";
 
+/// The port of shards.
+const SHARDS: u16 = culvert_wire::shard::PORT;
+
 /// How long a superframe may take, in an emulated guest, too.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -26,6 +35,7 @@ pub fn spec(mut spec: TopologySpec, format: &'static str) -> TopologySpec {
         "vxlan" => "format = \"vxlan\"",
         "geneve" => "format = \"geneve\"",
         "stt" => "format = \"stt\"",
+        "shard" => "format = \"shard\"",
         other => panic!("{other}"),
     };
     spec
@@ -120,6 +130,10 @@ pub fn compare(topology: &Topology, keep_push: bool) -> usize {
             lengths(&ours[at]),
             "{what}: cut by the device, and by us"
         );
+        if device[at].iter().all(|frame| is_shards(frame)) {
+            compared += compare_shards([&device[at], &ours[at]], keep_push, &what);
+            continue;
+        }
         let [device, ours] =
             [&device[at], &ours[at]].map(|frames| comparable(frames, keep_push, &what));
         for (n, (theirs, ours)) in device.iter().zip(&ours).enumerate() {
@@ -170,7 +184,7 @@ fn collect(wire: &RawSocket, limit: Duration) -> Option<Vec<Vec<u8>>> {
     let tunnelled = |frame: &[u8]| {
         let l4 = outer_l4(frame);
         let port = frame.get(l4 + 2..l4 + 4).map(|p| u16::from_be_bytes([p[0], p[1]]));
-        matches!((protocol(frame), port), (17, Some(4789 | 6081)) | (6, Some(7471)))
+        matches!((protocol(frame), port), (17, Some(4789 | 6081)) | (6, Some(7471 | SHARDS)))
     };
     let (mut limit, mut ended) = (limit, false);
     let mut frames = Vec::new();
@@ -197,8 +211,85 @@ fn is_whole(frames: &[Vec<u8>], segments: usize, datagrams: bool) -> bool {
         stream.0 = usize::from(u16::from_be_bytes([frame[l4 + 4], frame[l4 + 5]]));
         stream.1 += frame.len() - l4 - 20;
     }
-    streams.len() == if datagrams { segments } else { 1 }
-        && streams.values().all(|(length, bytes)| length == bytes)
+    // A train of datagrams is one frame of shards.
+    let all = if datagrams && !frames.iter().any(|frame| is_shards(frame)) { segments } else { 1 };
+    streams.len() == all && streams.values().all(|(length, bytes)| length == bytes)
+}
+
+fn is_shards(frame: &[u8]) -> bool {
+    let l4 = outer_l4(frame);
+    protocol(frame) == 6 && frame.get(l4 + 2..l4 + 4) == Some(&SHARDS.to_be_bytes()[..])
+}
+
+/// Both are what our segmenter makes of the whole of it, to the byte but for what `keep_push` is about, and have the
+/// same payload.
+fn compare_shards(both: [&[Vec<u8>]; 2], keep_push: bool, what: &str) -> usize {
+    for frames in both {
+        let again = cut_again(frames, what);
+        assert_eq!(frames.len(), again.len(), "{what}");
+        for (n, (frame, again)) in frames.iter().zip(&again).enumerate() {
+            assert!(segment::l4_checksum_is_right(frame), "{what}: frame {n}: outer checksum");
+            let [frame, again] = [frame, again].map(|frame| {
+                let (mut frame, l4) = (frame.clone(), outer_l4(frame));
+                if !keep_push {
+                    frame[l4 + 13] &= !flags::PSH;
+                    frame[l4 + 16..l4 + 18].fill(0);
+                }
+                frame
+            });
+            let differs = frame.iter().zip(&again).position(|(a, b)| a != b);
+            assert!(frame == again, "{what}: frame {n} differs at byte {differs:?}");
+        }
+    }
+    let [device, ours] = both.map(without_shares);
+    assert!(device == ours, "{what}: payload differs");
+    both[0].len()
+}
+
+/// Puts the frames of one stream together, and has our segmenter cut it.
+fn cut_again(frames: &[Vec<u8>], what: &str) -> Vec<Vec<u8>> {
+    let first = &frames[0];
+    let (l4, v6) = (outer_l4(first), is_v6(first));
+    let headers = l4 + 20;
+    let mut whole = first[..headers].to_vec();
+    frames.iter().for_each(|frame| whole.extend(&frame[headers..]));
+    whole[l4 + 13] |= flags::PSH;
+    let mss = u16::from_be_bytes([whole[l4 + 14], whole[l4 + 15]]);
+    let len = whole.len() - if v6 { l4 } else { 14 };
+    let len = u16::try_from(len).unwrap_or_else(|_| panic!("{what}: {len} bytes")).to_be_bytes();
+    let at = if v6 { 18 } else { 16 };
+    whole[at..at + 2].copy_from_slice(&len);
+    if !v6 {
+        whole[24..26].fill(0);
+        let sum = Sum::default().add(&whole[14..34]).finish();
+        whole[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+    let pkt = Packet::parse(&whole, whole.len()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let kind = if v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 };
+    let plan = Segmenter::new(&whole, &pkt, kind, mss).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let cut = |i| {
+        let range = plan.payload_range(i);
+        let payload = &whole[headers + range.start..headers + range.end];
+        let mut frame = vec![0; headers];
+        plan.emit(&whole, i, Sum::default().add(payload), &mut frame);
+        frame.extend(payload);
+        frame
+    };
+    (0..plan.count()).map(cut).collect()
+}
+
+/// The tenant's payload of the frames of one stream.
+fn without_shares(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut payload = Vec::new();
+    for frame in frames {
+        let l4 = outer_l4(frame);
+        let header = ShardHeader::read(&frame[l4..]).unwrap_or_else(|e| panic!("{e}"));
+        let placement = Placement::new(header.frame, header.shape);
+        let i = usize::from(header.offset / header.shape.mss());
+        let share = placement.share_of(i).map_or(0, |_| header.shape.share_len());
+        payload.extend(&frame[l4 + 20 + share..]);
+    }
+    payload
 }
 
 fn is_v6(frame: &[u8]) -> bool {

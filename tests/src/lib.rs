@@ -40,6 +40,7 @@ pub mod tools;
 pub mod topology;
 pub mod underlay;
 pub mod view;
+pub mod weather;
 
 pub use combo::{Attach, Combo, Family, Offloads};
 pub use crowd::Crowd;

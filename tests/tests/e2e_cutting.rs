@@ -31,3 +31,8 @@ fn the_kernel_cuts_geneve_as_we_do() {
 fn the_kernel_cuts_stt_as_we_do() {
     kernel_cuts_as_we_do("stt");
 }
+
+#[test]
+fn the_kernel_cuts_shards_as_we_do() {
+    kernel_cuts_as_we_do("shard");
+}

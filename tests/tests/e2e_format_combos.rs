@@ -6,11 +6,15 @@ use culvert_tests::topology::WIRE;
 use culvert_tests::{Attach, Combo, Family, Offloads, TopologySpec, combo, is_full, shares};
 
 /// Lines of a vnet for each format, and bytes that a packet of its own has around its inner IP packet, without outer IP.
-const FORMATS: [(&str, u32); 3] =
-    [("format = \"vxlan\"", 30), ("format = \"geneve\"", 30), ("format = \"stt\"", 52)];
+const FORMATS: [(&str, u32); 4] = [
+    ("format = \"vxlan\"", 30),
+    ("format = \"geneve\"", 30),
+    ("format = \"stt\"", 52),
+    ("format = \"shard\"", 46),
+];
 
 /// How many tests share the list.
-const SHARES: usize = 3;
+const SHARES: usize = 4;
 
 fn combos() -> Vec<(usize, Combo)> {
     let radix = [FORMATS.len(), 2, 2, 3, 2, 2, 2];
@@ -71,7 +75,9 @@ fn talk((format, combo): (usize, Combo)) {
     }
     for host in 0..2 {
         let stats = topology.stats(host);
-        for reason in ["bad_tunnel_header", "bad_outer_checksum", "stream_contradiction"] {
+        let reasons =
+            ["bad_tunnel_header", "bad_outer_checksum", "stream_contradiction", "shard_bad"];
+        for reason in reasons {
             assert_eq!(stats.dropped(reason), 0, "{vnet_toml}, {combo}: {reason}");
         }
     }
@@ -86,4 +92,5 @@ shares! {
     formats_with_all_else_first_share = 0,
     formats_with_all_else_second_share = 1,
     formats_with_all_else_third_share = 2,
+    formats_with_all_else_fourth_share = 3,
 }

@@ -12,6 +12,9 @@ const PAYLOAD: usize = 65_160;
 /// Bytes of inner IPv4 and TCP headers with timestamps.
 const INNER: u32 = 20 + 20 + 12;
 
+/// Bytes of all shares: twice the block.
+const SHARES: usize = 2 * 80;
+
 /// What was counted.
 #[derive(Debug, PartialEq, Eq)]
 struct Cost {
@@ -39,6 +42,10 @@ fn of_format(format: &'static str, around: u32, mtu: u32) -> Cost {
     // The dataplane hears of the MTU in its own time.
     let full = wait_until(Duration::from_secs(10), || {
         frames = cutting::arrives(&topology, header, &frame);
+        if format == "shard" {
+            // As few segments as hold payload and shares, all of one length.
+            return frames.len() == (PAYLOAD + SHARES).div_ceil(mtu as usize - 20 - 20);
+        }
         frames.iter().map(Vec::len).max() == Some(mtu as usize + 14)
     });
     assert!(full, "{format} at MTU {mtu}: {:?}", frames.iter().map(Vec::len).collect::<Vec<_>>());
@@ -84,7 +91,8 @@ fn plain(mtu: u32) -> Cost {
 fn headers_cost_what_the_documentation_says() {
     let document = include_str!("../../docs/wire-format.md");
     let mut rows = Vec::new();
-    for (name, around) in [("plain TCP", 0), ("vxlan", 50), ("geneve", 50), ("stt", 72)] {
+    let formats = [("plain TCP", 0), ("vxlan", 50), ("geneve", 50), ("stt", 72), ("shard", 66)];
+    for (name, around) in formats {
         let [small, large] = [1500, 9000].map(|mtu| match name {
             "plain TCP" => plain(mtu),
             format => of_format(format, around, mtu),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use culvert_tests::stats::Stats;
 use culvert_tests::tools::{Capture, tcp_transfer};
 use culvert_tests::topology::{Topology, with_vnet_lines};
+use culvert_tests::weather::{Loss, Weather};
 use culvert_tests::{Combo, Family, Offloads, Process, TopologySpec, checks, wait_until};
 use serde_json::Value;
 
@@ -148,6 +149,64 @@ fn what_arrives_is_delivered_though_segments_are_lost() {
     tcp_transfer(&a.ns, &b.ns, dst, 1 << 20).unwrap();
     let text = topology.dataplane(1).cli(&topology.hosts[1].ns, &["show", "shards"]).unwrap();
     assert!(text.contains("REBUILT") && text.contains(&topology.hosts[0].vtep.to_string()));
+}
+
+#[test]
+fn a_frame_whose_shares_are_lost_is_rebuilt_of_the_block_that_it_asks_for() {
+    for (underlay, keys) in [(Family::V4, false), (Family::V6, true)] {
+        let mut spec = TopologySpec::pair(Combo { underlay, wire: Offloads::Off, ..Combo::SIMPLE });
+        spec.vnet_toml = "format = \"shard\"";
+        // All shares are needed: one in ten frames or so lacks one.
+        spec.underlay_toml = "shard = { k = 8, n = 8, hold_ms = 200, repair_ms = 200 }\n";
+        spec.middle = true;
+        let topology = spec.build();
+        topology.widen_wire(ROOM);
+        topology.settle();
+        if keys {
+            set_peer(&topology, 0, &format!("{KEYS}1"));
+            set_peer(&topology, 1, &format!("{KEYS}2"));
+            topology.settle();
+        }
+        let middle = topology.middle.as_ref().unwrap();
+        let captures = ["left", "right"]
+            .map(|device| Capture::start(middle.ns(), &topology.scratch, device, ""));
+        let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+        let dst = topology.address(1);
+        middle.set_weather(Some(Weather::losing(Loss::Independent { rate: 0.02 })), 1);
+        for _ in 0..20 {
+            tcp_transfer(&a.ns, &b.ns, dst, 2 << 20).unwrap();
+            if count(&shards(&topology, 1), "repaired") > 3 {
+                break;
+            }
+        }
+        middle.set_weather(None, 0);
+        let captures = captures.map(Capture::finish);
+        let (sender, receiver) = (shards(&topology, 0), shards(&topology, 1));
+        let (asked, repaired) = (count(&receiver, "asked"), count(&receiver, "repaired"));
+        let answered = count(&sender, "answered");
+        assert!(repaired > 3, "sender {sender}\nreceiver {receiver}");
+        assert!(asked >= answered && answered >= repaired, "{sender}\n{receiver}");
+        assert_eq!(drops(&topology, 1, "shard_bad"), 0);
+        assert_eq!(drops(&topology, 0, "shard_bad"), 0);
+        // No answer is longer than what it answers; the dissector knows both.
+        let fields = ["culvert_shard.message", "culvert_shard.frame", "frame.len"];
+        let [near, far] =
+            captures.each_ref().map(|pcap| dissected(pcap, "culvert_shard.message", &fields));
+        let answers: Vec<_> = near.iter().filter(|message| message[0] == "answer").collect();
+        assert!(answers.len() > 3, "{near:?}");
+        let len = |message: &[String]| message[2].parse::<u32>().unwrap();
+        for answer in answers {
+            let request = far.iter().find(|m| m[0] == "request" && m[1] == answer[1]);
+            let asked = request.map(|request| len(request));
+            assert!(asked.is_some_and(|asked| asked >= len(answer)), "{answer:?} {asked:?}");
+        }
+        let wrong = "culvert_shard.message && (culvert_shard.illegal || culvert_shard.bad_checksum \
+                     || culvert_shard.bad_block || _ws.malformed || _ws.lua.error)";
+        for pcap in &captures {
+            let wrong = dissected(pcap, wrong, &["frame.number", "_ws.expert.message"]);
+            assert!(wrong.is_empty(), "{wrong:?}");
+        }
+    }
 }
 
 #[test]

@@ -80,14 +80,23 @@ fn a_card_whose_driver_has_no_zero_copy_is_used_by_its_native_xdp() {
     }
 }
 
-/// The emulated card cuts TCP itself, and leaves PSH on none of the segments.
 #[test]
 fn a_card_cuts_stt_as_we_do() {
+    card_cuts("stt", "a_card_cuts_stt_as_we_do");
+}
+
+#[test]
+fn a_card_cuts_shards_as_we_do() {
+    card_cuts("shard", "a_card_cuts_shards_as_we_do");
+}
+
+/// The emulated card cuts TCP itself, and leaves PSH on none of the segments.
+fn card_cuts(format: &'static str, test: &str) {
     let guest = Guest::new(Kernel::Longterm).modules(&["igb"]).joined_cards("igb");
-    if !lab::enter(&guest, "a_card_cuts_stt_as_we_do") {
+    if !lab::enter(&guest, test) {
         return;
     }
-    let mut spec = cutting::spec(TopologySpec::pair(Combo::SIMPLE), "stt");
+    let mut spec = cutting::spec(TopologySpec::pair(Combo::SIMPLE), format);
     spec.cards = Some(["eth0", "eth1"]);
     let topology = spec.build();
     for host in &topology.hosts {

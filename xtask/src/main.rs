@@ -61,6 +61,8 @@ enum Bench {
     Overlay(Overlay),
     /// What it costs to cut a superframe and to merge its frames again, in every format, in memory; prints Markdown.
     Engine,
+    /// What formats make of what a network loses; writes tables and curves into the documentation.
+    Loss(Loss),
     /// What many ports and mappings cost: to apply, to change, in memory, in packets; prints Markdown.
     Scale(Scale),
     /// Segments copied into frames of their own beside payload sent from where it lies; prints Markdown.
@@ -99,6 +101,20 @@ struct Overlay {
     json: Option<PathBuf>,
 }
 
+/// Options of `bench loss`.
+#[derive(Args)]
+struct Loss {
+    /// Frames of each cell.
+    #[arg(long, default_value_t = 10_000)]
+    frames: u64,
+    /// Where the random numbers begin.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Instead, so many seconds of iperf3 between two hosts in each weather, as root; prints Markdown.
+    #[arg(long, value_name = "SECONDS")]
+    hosts: Option<u64>,
+}
+
 /// Options of `bench scale`.
 #[derive(Args)]
 struct Scale {
@@ -122,6 +138,7 @@ fn main() -> ExitCode {
         Verb::E2e { full, format, filter } => ci::e2e(full, format.as_deref(), filter.as_deref()),
         Verb::Bench { what: Bench::Overlay(options) } => bench::overlay(&options),
         Verb::Bench { what: Bench::Engine } => bench::engine(),
+        Verb::Bench { what: Bench::Loss(options) } => bench::loss(&options),
         Verb::Bench { what: Bench::Scale(options) } => bench::scale(&options),
         Verb::Bench { what: Bench::Segments } => bench::segments(),
         Verb::Bench { what: Bench::Volume(options) } => bench::volume(&options),

@@ -239,7 +239,8 @@ fn json_has_stable_names() {
     assert_eq!(
         show("shards"),
         json!([{ "vtep": "192.0.2.2", "sent": 9, "sent_segments": 400, "whole": 7, "rebuilt": 2,
-            "expired": [3, 1, 0, 0, 0, 0, 0, 0], "bad_blocks": 1, "evicted": 5 }])
+            "expired": [3, 1, 0, 0, 0, 0, 0, 0], "bad_blocks": 1, "evicted": 5,
+            "asked": 6, "repaired": 4, "unasked": 1, "answered": 3, "refused": 2, "gone": 1 }])
     );
     assert_eq!(show("vnets")[0]["gateways"][0]["ip"], "10.0.0.254/24");
     assert_eq!(show("vnets")[0]["dhcp"]["lease_s"], 3600);

@@ -8,7 +8,7 @@ use culvert_model::api::control_client::ControlClient;
 use culvert_model::api::{self, ApplyStatus, ObjectKind, edit, object};
 use culvert_model::limits::MESSAGE_BYTES_MAX;
 use culvert_model::object::Object;
-use culvert_model::{DATAPLANE_SOCKET, PortId, Underlay, Vnet, VnetId};
+use culvert_model::{DATAPLANE_SOCKET, Format, PortId, Underlay, Vnet, VnetId};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -89,6 +89,16 @@ impl Culvertd {
         found.ok_or_else(|| CniError::TryAgain {
             problem: "this host has no underlay yet: give culvertd one".to_owned(),
         })
+    }
+
+    /// The formats beside the built-in ones.
+    pub(crate) async fn formats(&mut self) -> Result<Vec<Format>, CniError> {
+        let objects = self.objects(ObjectKind::Format).await?.into_iter();
+        let formats = objects.filter_map(|object| match object {
+            Object::Format(format) => Some(format),
+            _ => None,
+        });
+        Ok(formats.collect())
     }
 
     /// The ports of this host.

@@ -91,6 +91,12 @@ fn dataplane() -> Dataplane {
                 expired: vec![3, 1, 0, 0, 0, 0, 0, 0],
                 bad_blocks: 1,
                 evicted: 5,
+                asked: 6,
+                repaired: 4,
+                unasked: 1,
+                answered: 3,
+                refused: 2,
+                gone: 1,
             }],
         },
         ports: vec![api::PortStatus {
@@ -162,6 +168,9 @@ fn every_metric_has_help_type_and_values_of_its_own() {
         "culvert_shard_segments_sent_total{vtep=\"192.0.2.2\"} 400",
         "culvert_shard_frames_received_total{vtep=\"192.0.2.2\",result=\"rebuilt\"} 2",
         "culvert_shard_frames_received_total{vtep=\"192.0.2.2\",result=\"bad_block\"} 1",
+        "culvert_shard_blocks_asked_total{vtep=\"192.0.2.2\",result=\"sent\"} 6",
+        "culvert_shard_blocks_asked_total{vtep=\"192.0.2.2\",result=\"repaired\"} 4",
+        "culvert_shard_requests_total{vtep=\"192.0.2.2\",result=\"refused\"} 2",
         "culvert_shard_frames_expired_total{vtep=\"192.0.2.2\",missing=\"1\"} 3",
     ] {
         assert!(series.contains(&line), "{line} is not in:\n{text}");

@@ -429,6 +429,30 @@ pub const DROPS: &[DropMeaning] = &[
         "Look for loss in the network; where it often loses, send more shares: `culvert host set --shard-code`.",
     ),
     drop(
+        "shard_bad_message",
+        Concern::Network,
+        "From the underlay: a message about a frame's information, in the shard format, that contradicts itself.",
+        "Look at the sender: it is broken, or hostile.",
+    ),
+    drop(
+        "shard_unasked",
+        Concern::Network,
+        "From the underlay: a frame's information in the shard format, for no frame that waits for what it asked for.",
+        "Look for a network whose round trip is longer than `hold_ms`; else somebody sends what nobody asked for.",
+    ),
+    drop(
+        "shard_request_refused",
+        Concern::Network,
+        "From the underlay: a request for a frame's information in the shard format, where repair is off, above the limit of a second, or made again.",
+        "Give both hosts `repair_ms`, or neither; else look for what loses so much, or for who repeats requests (`culvert show shards`).",
+    ),
+    drop(
+        "shard_request_gone",
+        Concern::Network,
+        "From the underlay: a request for a frame's information in the shard format that is not kept any more.",
+        "Raise `repair_ms` (`culvert host set --shard-repair`) above the network's round trip and the receiver's 2 ms.",
+    ),
+    drop(
         "unknown_vni",
         Concern::State,
         "From the underlay: no vnet here has the VNI.",

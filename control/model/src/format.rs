@@ -6,11 +6,15 @@
 
 use std::cmp::Ordering;
 use std::fmt::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
+use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate};
 use culvert_wire::format::{
     Bits, Fact, FactAt, Field, FlowId, FormatDescriptor, FormatFault, Identifier, Inner,
     InnerOffset, KnownOption, Options, Outer, Rule, STT, Stream, Travel, builtin, check_set,
 };
+use culvert_wire::shard::block::block_len;
+use culvert_wire::{MacAddr, Vni, eth};
 use serde::Deserialize;
 
 use crate::ids::FormatId;
@@ -57,6 +61,32 @@ impl Keyed for Format {
 /// Names of the formats that need no description.
 pub fn built_in_names<'a>() -> impl Iterator<Item = &'a str> {
     builtin::BUILT_IN.into_iter().map(|format| &*format.name)
+}
+
+/// Bytes that a format takes of the underlay's MTU: from the outer IP header up to the IP header of a tenant's packet that
+/// is not cut. `own` are the formats beside the built-in ones; `keyed`: blocks of the shard format have a MAC. None for
+/// a name that no format has.
+pub fn outer_overhead(id: &FormatId, own: &[Format], ipv6: bool, keyed: bool) -> Option<u16> {
+    let built_in = builtin::by_name(id.as_str());
+    let descriptor =
+        built_in.or_else(|| Some(&own.iter().find(|format| format.id == *id)?.descriptor))?;
+    let address = if ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let spec = EncapSpec {
+        src_mac: MacAddr::default(),
+        dst_mac: MacAddr::default(),
+        vlan: None,
+        src: address,
+        dst: address,
+        ttl: 64,
+        format: descriptor,
+        mss_option: false,
+        vni: Vni::MIN,
+        df: true,
+        dscp: DscpMode::Inherit,
+    };
+    let outer = EncapTemplate::new(&spec).ok()?.overhead_l3();
+    let block = if descriptor.is_shards() { block_len(0, keyed) } else { 0 };
+    u16::try_from(outer + block + eth::HEADER_LEN).ok()
 }
 
 /// Why a description makes no format.

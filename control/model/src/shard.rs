@@ -23,6 +23,9 @@ pub struct ShardSettings {
     pub kib: u32,
     /// Of it, that of one peer.
     pub peer_kib: u32,
+    /// How long a frame's block is kept for the receiver that asks for it, in milliseconds; with it, this host
+    /// asks, too. 0: neither.
+    pub repair_ms: u16,
 }
 
 impl ShardSettings {
@@ -36,6 +39,11 @@ impl ShardSettings {
     pub const KIB: (u32, u32) = (256, 1 << 20);
     /// Legal amounts of memory of one peer, in KiB: one frame can wait in the least.
     pub const PEER_KIB: (u32, u32) = (128, 1 << 20);
+    /// Legal times that blocks are kept, in milliseconds.
+    pub const REPAIR_MS: (u32, u32) = (0, 1_000);
+    /// When a frame without its block asks for it, in microseconds after its first segment: later than any
+    /// segment that was merely overtaken.
+    pub const ASK_AFTER_US: u64 = 2_000;
 
     /// How many shares a frame gets.
     pub fn policy(&self) -> Policy {
@@ -44,19 +52,22 @@ impl ShardSettings {
 
     /// Limits of a receiver.
     pub fn receive(&self) -> ReceiveConfig {
+        let hold_us = u64::from(self.hold_ms) * 1000;
         ReceiveConfig {
             frames: self.frames.into(),
             frames_per_peer: self.peer_frames.into(),
             bytes: self.kib as usize * 1024,
             bytes_per_peer: self.peer_kib as usize * 1024,
-            hold_us: u64::from(self.hold_ms) * 1000,
+            hold_us,
+            // An answer has to find the frame.
+            ask_after_us: (self.repair_ms > 0).then(|| Self::ASK_AFTER_US.min(hold_us / 4)),
         }
     }
 }
 
 impl Default for ShardSettings {
     fn default() -> Self {
-        let ReceiveConfig { frames, frames_per_peer, bytes, bytes_per_peer, hold_us } =
+        let ReceiveConfig { frames, frames_per_peer, bytes, bytes_per_peer, hold_us, .. } =
             ReceiveConfig::default();
         Self {
             coding: None,
@@ -65,6 +76,7 @@ impl Default for ShardSettings {
             peer_frames: frames_per_peer as u16,
             kib: (bytes / 1024) as u32,
             peer_kib: (bytes_per_peer / 1024) as u32,
+            repair_ms: 0,
         }
     }
 }
@@ -135,5 +147,9 @@ mod tests {
         let (ours, theirs) = (ShardSettings::default().receive(), ReceiveConfig::default());
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
         assert_eq!(ShardSettings::default().policy(), Policy::BySegments);
+        let ask = |hold_ms, repair_ms| {
+            ShardSettings { hold_ms, repair_ms, ..ShardSettings::default() }.receive().ask_after_us
+        };
+        assert_eq!([ask(50, 0), ask(50, 1), ask(4, 20)], [None, Some(2_000), Some(1_000)]);
     }
 }

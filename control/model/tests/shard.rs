@@ -78,7 +78,7 @@ fn keys_of_the_shard_format_are_legal_or_refused_without_being_shown() {
 #[test]
 fn settings_of_the_shard_format_are_legal_or_refused() {
     type Change = fn(&mut api::ShardSettings);
-    let cases: [(&str, Change, &str); 9] = [
+    let cases: [(&str, Change, &str); 10] = [
         ("n", |s| (s.k, s.n) = (Some(0), Some(1)), "k is 0; legal are 1 to 8"),
         ("n", |s| (s.k, s.n) = (Some(4), Some(3)), "n is 3; legal with k = 4 are 4 to 16"),
         ("n", |s| (s.k, s.n) = (Some(4), Some(300)), "n is 255; legal with k = 4 are 4 to 16"),
@@ -88,6 +88,7 @@ fn settings_of_the_shard_format_are_legal_or_refused() {
         ("peer_frames", |s| s.peer_frames = Some(0), "0: out of range; legal is 1 to 4096"),
         ("kib", |s| s.kib = Some(0), "0: out of range; legal is 256 to 1048576"),
         ("peer_kib", |s| s.peer_kib = Some(0), "0: out of range; legal is 128 to 1048576"),
+        ("repair_ms", |s| s.repair_ms = Some(1001), "1001: out of range; legal is 0 to 1000"),
     ];
     for (field, change, says) in cases {
         let mut settings = api::ShardSettings::default();

@@ -6,7 +6,8 @@ use culvert_wire::error::ParseError;
 use culvert_wire::format::DecapError;
 use culvert_wire::reassemble::ReassembleError;
 use culvert_wire::shard::encode::EncodeError;
-use culvert_wire::shard::receive::{SegmentFault, ShardError};
+use culvert_wire::shard::receive::{RepairError, SegmentFault, ShardError};
+use culvert_wire::shard::repair::MessageFault;
 use culvert_wire::shard::{BlockFault, HeaderFault, PlanError};
 
 macro_rules! drop_reasons {
@@ -163,6 +164,14 @@ drop_reasons! {
     ShardEvicted = "shard_evicted",
     /// From the underlay: of a frame of which too few shares came in time.
     ShardTimedOut = "shard_timed_out",
+    /// From the underlay: a message about a block of shards that contradicts itself.
+    ShardBadMessage = "shard_bad_message",
+    /// From the underlay: a block for no frame that waits for one it asked for.
+    ShardUnasked = "shard_unasked",
+    /// From the underlay: a request for a block, where repair is off, above the limit of a second, or made again.
+    ShardRequestRefused = "shard_request_refused",
+    /// From the underlay: a request for a block that is not kept any more.
+    ShardRequestGone = "shard_request_gone",
     /// From the underlay: no virtual network here has the VNI.
     UnknownVni = "unknown_vni",
     /// From the underlay: no ingress rule accepts the VTEP for the VNI.
@@ -259,6 +268,25 @@ impl From<ShardError> for DropReason {
     }
 }
 
+impl From<MessageFault> for DropReason {
+    fn from(fault: MessageFault) -> Self {
+        match fault {
+            MessageFault::Segment(fault) => fault.into(),
+            MessageFault::Fields => DropReason::ShardBadMessage,
+            MessageFault::Block(fault) => ShardError::Block(fault).into(),
+        }
+    }
+}
+
+impl From<RepairError> for DropReason {
+    fn from(error: RepairError) -> Self {
+        match error {
+            RepairError::Unasked => DropReason::ShardUnasked,
+            RepairError::Block(fault) => ShardError::Block(fault).into(),
+        }
+    }
+}
+
 impl From<ParseError> for DropReason {
     fn from(error: ParseError) -> Self {
         match error {
@@ -298,6 +326,12 @@ mod tests {
             SegmentFault::Checksum,
         ] {
             assert_eq!(DropReason::from(fault).name(), fault.name());
+        }
+        for fault in [MessageFault::Fields, SegmentFault::Bounds.into(), BlockFault::Mac.into()] {
+            assert_eq!(DropReason::from(fault).name(), fault.name());
+        }
+        for error in [RepairError::Unasked, BlockFault::Mac.into()] {
+            assert_eq!(DropReason::from(error).name(), error.name());
         }
         for error in [
             EncodeError::Plan(PlanError::TooLong { max: 1 }),

@@ -30,6 +30,14 @@ pub const TRAPS_PER_SECOND: u32 = 1000;
 /// ICMP errors a worker makes in a second (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
 pub const ICMP_ERRORS_PER_SECOND: u32 = 1000;
 
+/// Requests for blocks of the shard format that a worker makes in a second, and as many that it answers: what loses
+/// more frames than that needs another code.
+pub const REPAIRS_PER_SECOND: u32 = 1000;
+
+/// Blocks that a worker keeps for requests, some 400 bytes each, where the host repairs: those of 20 ms at 25 Gb/s
+/// in frames of 64 KB.
+pub const BLOCKS_KEPT: usize = 1024;
+
 /// Questions of a port for its configuration that are answered in a second: an impatient client asks
 /// once a second, in each of three protocols.
 pub const CONFIGURATIONS_PER_SECOND: u32 = 20;

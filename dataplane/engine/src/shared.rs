@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
 use culvert_port::Buf;
 use culvert_wire::packet::Packet;
+use culvert_wire::shard::receive::FrameKey;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::oneshot;
 
@@ -51,6 +52,17 @@ pub enum Handoff {
         /// The way to the remote VTEP.
         tunnel: Tunnel,
     },
+    /// A request for the block of a frame of shards that another worker may have sent.
+    Request {
+        /// The device it came from.
+        link: LinkIndex,
+        /// The packet.
+        buf: Buf,
+        /// The frame.
+        frame: FrameKey,
+        /// How many workers have looked for its block.
+        asked: u16,
+    },
     /// An underlay frame whose tenant another worker owns.
     Ingress {
         /// The device it came from.
@@ -68,6 +80,7 @@ impl Handoff {
         match self {
             Handoff::Deliver { buf, .. }
             | Handoff::Encap { buf, .. }
+            | Handoff::Request { buf, .. }
             | Handoff::Ingress { buf, .. } => buf,
         }
     }

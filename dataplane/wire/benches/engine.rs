@@ -4,6 +4,7 @@
 //! `cargo xtask bench engine` sets these beside DPDK's libraries and beside what no program can do without: to copy the
 //! bytes once and sum them.
 
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::net::IpAddr;
 
@@ -15,7 +16,10 @@ use culvert_wire::eth::{self, ether_type};
 use culvert_wire::format::builtin::by_name;
 use culvert_wire::format::{FormatDescriptor, decap};
 use culvert_wire::reassemble::{Reassembler, StreamKey, StreamPart, widen};
-use culvert_wire::segment::{GsoKind, Segmenter};
+use culvert_wire::segment::{GsoKind, Pieces, Segmenter};
+use culvert_wire::shard::encode::{Content, Path, PathConfig, Scratch, Stamp, Superframe};
+use culvert_wire::shard::receive::{Held, OuterSum, Receiver, Run, Segment, ShardError, Sink};
+use culvert_wire::shard::{Keyring, Policy};
 use culvert_wire::{MacAddr, Packet, Vni, ipv4, ipv6, proto, tcp};
 
 /// Of the tenant, with timestamps, at an MTU of 1500; over IPv6, 20 less.
@@ -71,12 +75,16 @@ fn superframe(v6: bool) -> Vec<u8> {
 }
 
 fn template(format: &FormatDescriptor, v6: bool) -> EncapTemplate {
+    EncapTemplate::new(&way(format, v6)).unwrap()
+}
+
+fn way(format: &FormatDescriptor, v6: bool) -> EncapSpec<'_> {
     let (src, dst): (IpAddr, IpAddr) = if v6 {
         ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap())
     } else {
         ([192, 0, 2, 1].into(), [192, 0, 2, 2].into())
     };
-    EncapTemplate::new(&EncapSpec {
+    EncapSpec {
         src_mac: MacAddr([2, 0, 0, 0, 1, 1]),
         dst_mac: MacAddr([2, 0, 0, 0, 1, 2]),
         vlan: None,
@@ -88,8 +96,7 @@ fn template(format: &FormatDescriptor, v6: bool) -> EncapTemplate {
         vni: Vni::new(100).unwrap(),
         df: true,
         dscp: DscpMode::Inherit,
-    })
-    .unwrap()
+    }
 }
 
 /// Frames of one superframe on the wire, and the length of each.
@@ -257,6 +264,127 @@ fn merge_stream(
     len
 }
 
+/// Cuts a stream of shares and payload; the number makes other places and shares of each frame.
+fn cut_shards(
+    frame: &[u8],
+    v6: bool,
+    path: &Path,
+    number: u32,
+    scratch: &mut Scratch,
+    wires: &mut Wires,
+) {
+    let pkt = Packet::parse(frame, frame.len()).unwrap();
+    let kind = if v6 { GsoKind::TcpV6 } else { GsoKind::TcpV4 };
+    let superframe = Superframe { head: frame, pkt: &pkt, kind, mss: MSS, fixed_id: false };
+    let (part, rest) = path.parts(&superframe).unwrap();
+    assert!(rest.is_none());
+    let stamp = Stamp { frame: number, entropy: 0xc123, inner_tos: 0, ip_id: 1 };
+    let encoded = path.encode(&Content::Superframe(superframe, part), &stamp, scratch).unwrap();
+    let plan = encoded.segmenter().unwrap();
+    let (headers, content) = (plan.headers_len(), &frame[pkt.headers_len()..]);
+    wires.lens.clear();
+    for (i, out) in (0..plan.count()).zip(&mut wires.bytes) {
+        let (share, range) = encoded.segment(i);
+        let start = headers + share.len();
+        let end = start + range.len();
+        out[headers..start].copy_from_slice(share);
+        let sum = copy_and_sum(&mut out[start..end], &content[range]);
+        let sum = Sum::default().add(share).add_sum(sum);
+        plan.emit(encoded.headers(), i, sum, &mut out[..headers]);
+        wires.lens.push(end);
+    }
+}
+
+/// Puts what is delivered into one piece. A token is the place of a packet.
+struct Gather<'a> {
+    wires: &'a Wires,
+    headers: usize,
+    whole: &'a mut [u8],
+    len: usize,
+}
+
+impl Sink<usize> for Gather<'_> {
+    fn begin(&mut self, run: &Run<'_>) {
+        self.whole[..run.headers.len()].copy_from_slice(run.headers);
+        self.len = run.headers.len();
+    }
+
+    fn piece(&mut self, token: Held<'_, usize>, bytes: &[std::ops::Range<usize>]) {
+        let token = match token {
+            Held::Taken(token) => token,
+            Held::Shared(token) => *token,
+        };
+        for range in bytes {
+            let from = &self.wires.bytes[token][self.headers + range.start..][..range.len()];
+            self.whole[self.len..self.len + from.len()].copy_from_slice(from);
+            self.len += from.len();
+        }
+    }
+
+    fn end(&mut self) {}
+
+    fn spent(&mut self, _: usize) {}
+
+    fn lost(&mut self, error: ShardError, _: usize) {
+        panic!("{error}");
+    }
+}
+
+/// Of frames whose numbers differ, since a repeated one is refused.
+fn merge_shards(wires: &Wires, receiver: &mut Receiver<usize>, whole: &mut [u8]) -> usize {
+    let keys = Keyring::default();
+    let mut gather = Gather { wires, headers: 0, whole, len: 0 };
+    for (i, wire) in wires.iter().enumerate() {
+        let outer = Packet::parse(wire, wire.len()).unwrap();
+        gather.headers = outer.headers_len();
+        let slices = [wire];
+        let mut pieces = Pieces::new(&slices, outer.headers_len());
+        let segment = Segment::verify(wire, &outer, &mut pieces, OuterSum::Complete).unwrap();
+        receiver.offer(0, &segment, &mut pieces, i, MAX_WIRE as u32, &keys, &mut gather);
+    }
+    receiver.flush(&mut gather);
+    gather.len
+}
+
+fn shards(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>) {
+    let format = by_name("shard").unwrap();
+    for v6 in [false, true] {
+        let family = if v6 { "v6" } else { "v4" };
+        let frame = superframe(v6);
+        let config = PathConfig {
+            max_segment: STREAM_MSS,
+            policy: Policy::default(),
+            keys: Keyring::default(),
+        };
+        let path = Path::new(&way(format, v6), config).unwrap();
+        let (mut scratch, mut wires, mut number) = (Scratch::default(), Wires::new(), 0u32);
+        group.bench_function(format!("cut-shard-{family}"), |b| {
+            b.iter(|| {
+                number = number.wrapping_add(1);
+                cut_shards(black_box(&frame), v6, &path, number, &mut scratch, &mut wires);
+            });
+        });
+        let mut whole = vec![0u8; frame.len() + 64];
+        let mut receiver = Receiver::default();
+        // A number that was there lately is refused: each frame is cut anew, as others' were, in the cache.
+        let wires = RefCell::new(wires);
+        let mut next = || {
+            number = number.wrapping_add(1);
+            let wires = &mut *wires.borrow_mut();
+            cut_shards(&frame, v6, &path, number, &mut scratch, wires);
+        };
+        let mut merge = || merge_shards(&wires.borrow(), &mut receiver, &mut whole);
+        next();
+        assert_eq!(merge(), frame.len(), "shard {family}: not one superframe");
+        group.bench_function(format!("merge-shard-{family}"), |b| {
+            b.iter_batched(&mut next, |()| merge(), BatchSize::PerIteration);
+        });
+        let (_, payload) = inner_offsets(v6);
+        let same = whole[payload..frame.len()] == frame[payload..];
+        assert!(same, "shard {family}: other bytes");
+    }
+}
+
 fn engine(c: &mut Criterion) {
     let mut group = c.benchmark_group("engine");
     let source = superframe(false);
@@ -300,6 +428,7 @@ fn engine(c: &mut Criterion) {
             assert!(same, "{name} {family}: other bytes");
         }
     }
+    shards(&mut group);
 }
 
 criterion_group! {

@@ -1,9 +1,11 @@
 //! Measurements.
 
 mod engine;
+mod loss;
 mod volume;
 
 pub(crate) use self::engine::engine;
+pub(crate) use self::loss::loss;
 pub(crate) use self::volume::{Volume, volume};
 use crate::run::{Result, cargo, command, run, target_folder};
 use crate::{Overlay, Scale};

@@ -45,6 +45,10 @@ pub(super) struct ShardFields {
     /// Of it, that of one peer, 128 to 1048576.
     #[arg(long, value_name = "KIB")]
     shard_peer_memory: Option<u32>,
+    /// How long the information of a frame of the shard format is kept for a receiver that got too few
+    /// shares and asks for it, in milliseconds, up to 1000; with it, this host asks, too. 0: neither.
+    #[arg(long, value_name = "MS")]
+    shard_repair: Option<u16>,
     /// A key of the shard format between a VTEP and this host: its number, 0 to 7, and 32 hexadecimal
     /// digits, or @ and a file that has them. The first key of a VTEP is sent with at once.
     // Read later: what is wrong with an argument is said with all of the argument.
@@ -67,6 +71,7 @@ impl ShardFields {
         settings.peer_frames = self.shard_peer_frames.unwrap_or(settings.peer_frames);
         settings.kib = self.shard_memory.unwrap_or(settings.kib);
         settings.peer_kib = self.shard_peer_memory.unwrap_or(settings.peer_kib);
+        settings.repair_ms = self.shard_repair.unwrap_or(settings.repair_ms);
         for Secret(text) in &self.keys {
             let read = peer_key(text);
             let (vtep, id, key) =

@@ -214,14 +214,22 @@ pub(crate) struct ShardSettings {
     pub(crate) peer_frames: u16,
     pub(crate) kib: u32,
     pub(crate) peer_kib: u32,
+    pub(crate) repair_ms: u16,
 }
 
 impl From<culvert_model::ShardSettings> for ShardSettings {
     fn from(settings: culvert_model::ShardSettings) -> ShardSettings {
-        let culvert_model::ShardSettings { coding, hold_ms, frames, peer_frames, kib, peer_kib } =
-            settings;
+        let culvert_model::ShardSettings {
+            coding,
+            hold_ms,
+            frames,
+            peer_frames,
+            kib,
+            peer_kib,
+            repair_ms,
+        } = settings;
         let (k, n) = (coding.map(Coding::k), coding.map(Coding::n));
-        ShardSettings { k, n, hold_ms, frames, peer_frames, kib, peer_kib }
+        ShardSettings { k, n, hold_ms, frames, peer_frames, kib, peer_kib, repair_ms }
     }
 }
 

@@ -22,6 +22,18 @@ pub(crate) struct Shards {
     bad_blocks: u64,
     /// Given up to make room.
     evicted: u64,
+    /// Blocks that were asked for there.
+    asked: u64,
+    /// Frames rebuilt by one.
+    repaired: u64,
+    /// Answers to no frame that waited.
+    unasked: u64,
+    /// Requests from there that were answered.
+    answered: u64,
+    /// Requests refused: off here, too many, or again.
+    refused: u64,
+    /// Requests for blocks that are not kept any more.
+    gone: u64,
 }
 
 impl From<api::ShardStats> for Shards {
@@ -35,8 +47,29 @@ impl From<api::ShardStats> for Shards {
             expired,
             bad_blocks,
             evicted,
+            asked,
+            repaired,
+            unasked,
+            answered,
+            refused,
+            gone,
         } = stats;
-        Shards { vtep, sent, sent_segments, whole, rebuilt, expired, bad_blocks, evicted }
+        Shards {
+            vtep,
+            sent,
+            sent_segments,
+            whole,
+            rebuilt,
+            expired,
+            bad_blocks,
+            evicted,
+            asked,
+            repaired,
+            unasked,
+            answered,
+            refused,
+            gone,
+        }
     }
 }
 
@@ -51,6 +84,12 @@ impl Row for Shards {
         "by missing shares",
         "#bad blocks",
         "#evicted",
+        "#asked",
+        "#repaired",
+        "#unasked",
+        "#answered",
+        "#refused",
+        "#gone",
     ];
     fn cells(&self) -> Vec<String> {
         let lost = self.expired.iter().fold(0, |sum: u64, n| sum.saturating_add(*n));
@@ -68,6 +107,12 @@ impl Row for Shards {
             missing,
             n(self.bad_blocks),
             n(self.evicted),
+            n(self.asked),
+            n(self.repaired),
+            n(self.unasked),
+            n(self.answered),
+            n(self.refused),
+            n(self.gone),
         ]
     }
 }

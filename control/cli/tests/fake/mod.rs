@@ -237,6 +237,12 @@ impl Dataplane for Fake {
                 expired: vec![3, 1, 0, 0, 0, 0, 0, 0],
                 bad_blocks: 1,
                 evicted: 5,
+                asked: 6,
+                repaired: 4,
+                unasked: 1,
+                answered: 3,
+                refused: 2,
+                gone: 1,
             }],
         }))
     }

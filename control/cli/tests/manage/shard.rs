@@ -55,6 +55,7 @@ fn what_is_wrong_with_keys_and_settings_is_said_and_no_key_repeated() {
         (&["--shard-code", "4"], "legal is auto, or K/N"),
         (&["--shard-hold", "0"], "0: out of range; legal is 1 to 10000"),
         (&["--shard-frames", "0"], "0: out of range; legal is 2 to 4096"),
+        (&["--shard-repair", "1001"], "1001: out of range; legal is 0 to 1000"),
         (&["--shard-memory", "0"], "0: out of range; legal is 256 to 1048576"),
     ] {
         let ran = daemon.culvert(&[&["host", "set"], flags].concat());
@@ -65,6 +66,7 @@ fn what_is_wrong_with_keys_and_settings_is_said_and_no_key_repeated() {
     assert!(set.contains("k 3") && set.contains("n 9") && set.contains("hold_ms 20"), "{set}");
     let text = daemon.ok(&["export"]);
     assert!(text.contains("shard = { k = 3, n = 9, hold_ms = 20 }"), "{text}");
-    daemon.ok(&["host", "set", "--shard-code", "auto"]);
+    daemon.ok(&["host", "set", "--shard-code", "auto", "--shard-repair", "20"]);
+    assert!(daemon.ok(&["export"]).contains("hold_ms = 20, repair_ms = 20 }"));
     assert!(!daemon.ok(&["export"]).contains("k = 3"));
 }

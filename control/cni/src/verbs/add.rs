@@ -115,7 +115,9 @@ impl Attempt<'_> {
         let Attempt { conf, names, .. } = self;
         let mut own = self.addresses(ways.ipam, vnet, made)?;
         let least = underlay_mtu(ways.host, underlay).await?;
-        let mtu = plan::mtu(conf.mtu, underlay, least, &own.ips)?;
+        let formats = ways.culvertd.formats().await?;
+        let overhead = plan::overhead(underlay, vnet, &formats)?;
+        let mtu = plan::mtu(conf.mtu, underlay, (least, overhead), &own.ips)?;
         let mac = conf.mac.unwrap_or_else(|| names::mac(&names.attachment));
 
         let interface = names.attachment.interface.as_str();

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use culvert_model::{IPV4_OUTER_OVERHEAD, IPV6_MTU_MIN, IPV6_OUTER_OVERHEAD};
-use culvert_model::{IpNet, Mtu, Underlay, Vnet};
+use culvert_model::format::outer_overhead;
+use culvert_model::{Format, IPV6_MTU_MIN, IpNet, Mtu, Underlay, Vnet};
 
 use crate::config::Wish;
 use crate::error::CniError;
@@ -82,18 +82,31 @@ pub(super) fn complete(
     routes.into_iter().map(complete).collect()
 }
 
-/// The wished MTU, or the room that the underlay leaves, in bytes. `least` is the least MTU of the underlay's devices.
+/// Bytes of headers around a packet of the vnet, in the longest format that it is carried in: its own, or that of a VTEP.
+pub(super) fn overhead(
+    underlay: &Underlay,
+    vnet: &Vnet,
+    formats: &[Format],
+) -> Result<u16, CniError> {
+    let ipv6 = underlay.addresses.iter().any(IpAddr::is_ipv6);
+    let keyed = underlay.peers.iter().any(|peer| peer.keys.is_keyed());
+    let peers = underlay.peers.iter().filter_map(|peer| peer.format.as_ref());
+    let mut overheads = std::iter::once(&vnet.format).chain(peers).map(|id| {
+        outer_overhead(id, formats, ipv6, keyed).ok_or_else(|| CniError::TryAgain {
+            problem: format!("format {id} of vnet {} or of a peer is not there", vnet.id),
+        })
+    });
+    overheads.try_fold(0, |most, overhead| Ok(most.max(overhead?)))
+}
+
+/// The wished MTU, or the room that the underlay leaves, in bytes. `least` is the least MTU of the underlay's devices,
+/// `overhead` what [`overhead`] says.
 pub(super) fn mtu(
     wish: Option<Mtu>,
     underlay: &Underlay,
-    least: u32,
+    (least, overhead): (u32, u16),
     addresses: &[Address],
 ) -> Result<Mtu, CniError> {
-    let overhead = if underlay.addresses.iter().any(IpAddr::is_ipv6) {
-        IPV6_OUTER_OVERHEAD
-    } else {
-        IPV4_OUTER_OVERHEAD
-    };
     let underlay = underlay.mtu.map_or(least, |mtu| least.min(mtu.get().into()));
     let room = underlay.min(u16::MAX.into()).saturating_sub(overhead.into());
     let mtu = match wish {
@@ -183,9 +196,8 @@ mod tests {
         assert!(error.to_string().contains("fd00::1"), "{error}");
     }
 
-    #[test]
-    fn the_mtu_is_the_room_that_the_underlay_leaves() {
-        let underlay = |addresses: &[&str], mtu: Option<u32>| Underlay {
+    fn underlay(addresses: &[&str], mtu: Option<u32>) -> Underlay {
+        Underlay {
             interfaces: Vec::new(),
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
             mtu: mtu.map(|mtu| Mtu::new(mtu).unwrap()),
@@ -195,8 +207,16 @@ mod tests {
             merge_hold_us: 0,
             peers: Vec::new(),
             shard: Default::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_mtu_is_the_room_that_the_underlay_leaves() {
         let four = underlay(&["192.0.2.1"], None);
+        let mtu = |wish, underlay: &Underlay, least, addresses: &[Address]| {
+            let overhead = overhead(underlay, &vnet(&[]), &[]).unwrap();
+            mtu(wish, underlay, (least, overhead), addresses)
+        };
         assert_eq!(mtu(None, &four, 1500, &[]).unwrap().get(), 1450);
         let small = underlay(&["192.0.2.1"], Some(1400));
         assert_eq!(mtu(None, &small, 9000, &[]).unwrap().get(), 1350);
@@ -206,5 +226,32 @@ mod tests {
         let six = plan(&["fd00::5/64"], &vnet(&[]));
         let error = mtu(None, &four, 1300, &six).unwrap_err();
         assert!(error.to_string().contains("1280"), "{error}");
+    }
+
+    #[test]
+    fn the_room_depends_on_the_formats_of_vnet_and_peers_and_on_keys() {
+        use culvert_model::shard::{Key, Keyring};
+        let four = underlay(&["192.0.2.1"], None);
+        let of = |underlay: &Underlay, format: &str| {
+            let vnet = Vnet { format: format.parse().unwrap(), ..vnet(&[]) };
+            overhead(underlay, &vnet, &[])
+        };
+        let all = ["vxlan", "geneve", "stt", "shard"];
+        assert_eq!(all.map(|format| of(&four, format).unwrap()), [50, 50, 72, 66]);
+        let six = underlay(&["fd00::1"], None);
+        assert_eq!(all.map(|format| of(&six, format).unwrap()), [70, 70, 92, 86]);
+        let peer = |format: Option<&str>, keys| culvert_model::Peer {
+            vtep: [192, 0, 2, 9].into(),
+            format: format.map(|format| format.parse().unwrap()),
+            keys,
+        };
+        let spoken =
+            Underlay { peers: vec![peer(Some("stt"), Keyring::default())], ..four.clone() };
+        assert_eq!(of(&spoken, "vxlan").unwrap(), 72);
+        let keys = Keyring::new([(1, Key::new(&[7; 16]).unwrap())], 1).unwrap();
+        let keyed = Underlay { peers: vec![peer(None, keys)], ..four.clone() };
+        assert_eq!(of(&keyed, "shard").unwrap(), 74);
+        assert_eq!(of(&keyed, "vxlan").unwrap(), 50);
+        assert_eq!(of(&four, "own").unwrap_err().code(), 11);
     }
 }

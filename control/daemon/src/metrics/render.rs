@@ -258,4 +258,26 @@ fn of_shards(shards: &[api::ShardStats], text: &mut Text) {
             text.value(name, &[("vtep", &peer.vtep), ("missing", &missing)], *count);
         }
     }
+    let name = "culvert_shard_blocks_asked_total";
+    let help = "Blocks that the VTEP was asked for: requests (sent), frames rebuilt by an answer (repaired), \
+                answers to no frame that waited (unasked).";
+    text.metric(name, Kind::Counter, help);
+    for peer in shards {
+        for (result, count) in
+            [("sent", peer.asked), ("repaired", peer.repaired), ("unasked", peer.unasked)]
+        {
+            text.value(name, &[("vtep", &peer.vtep), ("result", result)], count);
+        }
+    }
+    let name = "culvert_shard_requests_total";
+    let help =
+        "Requests of the VTEP for blocks: answered, refused, or for one that is not kept (gone).";
+    text.metric(name, Kind::Counter, help);
+    for peer in shards {
+        for (result, count) in
+            [("answered", peer.answered), ("refused", peer.refused), ("gone", peer.gone)]
+        {
+            text.value(name, &[("vtep", &peer.vtep), ("result", result)], count);
+        }
+    }
 }

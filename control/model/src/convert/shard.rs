@@ -48,6 +48,12 @@ impl Read {
         let kib = number("shard.kib", message.kib, default.kib, ShardSettings::KIB);
         let peer_kib =
             number("shard.peer_kib", message.peer_kib, default.peer_kib, ShardSettings::PEER_KIB);
+        let repair_ms = number(
+            "shard.repair_ms",
+            message.repair_ms,
+            default.repair_ms.into(),
+            ShardSettings::REPAIR_MS,
+        );
         Some(ShardSettings {
             coding: coding?,
             hold_ms: hold_ms? as u16,
@@ -55,6 +61,7 @@ impl Read {
             peer_frames: peer_frames? as u16,
             kib: kib?,
             peer_kib: peer_kib?,
+            repair_ms: repair_ms? as u16,
         })
     }
 

@@ -89,6 +89,7 @@ impl From<ShardSettings> for api::ShardSettings {
             peer_frames: unless(settings.peer_frames.into(), default.peer_frames.into()),
             kib: unless(settings.kib, default.kib),
             peer_kib: unless(settings.peer_kib, default.peer_kib),
+            repair_ms: unless(settings.repair_ms.into(), default.repair_ms.into()),
         }
     }
 }

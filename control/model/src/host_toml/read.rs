@@ -35,6 +35,7 @@ const SHARD_FIELDS: &[(&str, &str)] = &[
     ("peer_frames", "shard.peer_frames"),
     ("kib", "shard.kib"),
     ("peer_kib", "shard.peer_kib"),
+    ("repair_ms", "shard.repair_ms"),
 ];
 const SECTIONS: [Section; 8] = [
     Section::Underlay,
@@ -247,6 +248,7 @@ fn shard(fields: &mut Fields<'_, '_, '_>) -> Option<api::ShardSettings> {
         peer_frames: number("peer_frames", ShardSettings::PEER_FRAMES),
         kib: number("kib", ShardSettings::KIB),
         peer_kib: number("peer_kib", ShardSettings::PEER_KIB),
+        repair_ms: number("repair_ms", ShardSettings::REPAIR_MS),
     };
     inner.finish();
     Some(settings)

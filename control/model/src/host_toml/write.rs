@@ -113,7 +113,7 @@ fn peer(peer: &Peer, keys: Keys) -> String {
 }
 
 fn shard(settings: &ShardSettings) -> String {
-    let api::ShardSettings { k, n, hold_ms, frames, peer_frames, kib, peer_kib } =
+    let api::ShardSettings { k, n, hold_ms, frames, peer_frames, kib, peer_kib, repair_ms } =
         (*settings).into();
     let fields = [
         ("k", k),
@@ -123,6 +123,7 @@ fn shard(settings: &ShardSettings) -> String {
         ("peer_frames", peer_frames),
         ("kib", kib),
         ("peer_kib", peer_kib),
+        ("repair_ms", repair_ms),
     ];
     let given = fields.iter().filter_map(|(name, value)| Some(format!("{name} = {}", (*value)?)));
     given.collect::<Vec<_>>().join(", ")

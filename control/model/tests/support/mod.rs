@@ -62,12 +62,13 @@ fn underlay() -> impl Strategy<Value = Underlay> {
 
 fn shard() -> impl Strategy<Value = ShardSettings> {
     let coding = proptest::option::of((1..=8_u8, 0..=8_u8));
-    (coding, 1..=10_000_u16, 2..=4096_u16, 256..=1_048_576_u32).prop_map(
-        |(coding, hold_ms, frames, kib)| ShardSettings {
+    (coding, 1..=10_000_u16, 2..=4096_u16, 256..=1_048_576_u32, 0..=1_000_u16).prop_map(
+        |(coding, hold_ms, frames, kib, repair_ms)| ShardSettings {
             coding: coding.map(|(k, more)| Coding::new(k, k + more).unwrap()),
             hold_ms,
             frames,
             kib,
+            repair_ms,
             ..ShardSettings::default()
         },
     )

@@ -184,6 +184,12 @@ impl Controller {
             expired: counts.expired.to_vec(),
             bad_blocks: counts.bad_blocks,
             evicted: counts.evicted,
+            asked: counts.asked,
+            repaired: counts.repaired,
+            unasked: counts.unasked,
+            answered: counts.answered,
+            refused: counts.refused,
+            gone: counts.gone,
         };
         sums.into_iter().map(stats).collect()
     }

@@ -33,7 +33,7 @@ use prefix_trie::PrefixMap;
 use rustc_hash::FxHashMap;
 
 use self::fresh::Freshness;
-use self::shard_keys::ShardRules;
+pub(crate) use self::shard_keys::ShardRules;
 
 pub use acl::PortAcl;
 pub use build::{Inputs, PortFacts, Scope, build};

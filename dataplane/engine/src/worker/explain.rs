@@ -100,6 +100,13 @@ impl Worker {
         true
     }
 
+    /// Lets time pass for frames of shards that wait, and does what it brings. Who runs the worker has a clock for that.
+    pub fn pass_time(&mut self, time: Duration) {
+        self.load_tables();
+        self.age_shards(time);
+        self.finish_batch();
+    }
+
     /// A packet of these bytes, in as many frames as it needs.
     fn buf_of(&mut self, bytes: &[u8]) -> Option<Buf> {
         let mut head = self.cache.alloc()?;

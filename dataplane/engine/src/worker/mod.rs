@@ -268,6 +268,9 @@ impl Worker {
             Handoff::Encap { port, buf, pkt, off, tunnel } => {
                 self.forward_remote(port, buf, pkt, off, &tunnel);
             }
+            Handoff::Request { link, buf, frame, asked } => {
+                self.take_request(link, buf, frame, asked);
+            }
             Handoff::Ingress { link, buf, off } => self.ingress_here(link, buf, off),
         }
     }

@@ -14,7 +14,7 @@ const IPV4_LEN: u32 = 20;
 const IPV6_LEN: u32 = 40;
 
 /// Initial TTL of outer packets.
-const OUTER_TTL: u8 = 64;
+pub(super) const OUTER_TTL: u8 = 64;
 
 /// Prebuilt outer headers of a flow, and what limits its packets.
 #[derive(Clone, Debug)]

@@ -16,6 +16,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 mod flows;
 mod formats;
+mod pairs;
 mod shards;
 
 /// Descriptors of formats.
@@ -43,6 +44,11 @@ pub fn shards(data: &[u8]) {
     shards::shards(data);
 }
 
+/// Hosts that speak the shard format, keys, blocks that are asked for, and somebody between them.
+pub fn shard_pairs(data: &[u8]) {
+    pairs::pairs(data);
+}
+
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -63,6 +69,7 @@ pub const ALL: &[Target] = &[
     ("tunnel_headers", tunnel_headers),
     ("reassembler", reassembler),
     ("shards", shards),
+    ("shard_pairs", shard_pairs),
 ];
 
 /// Whatever a client asks, the answer is whole or there is none.

@@ -6,7 +6,7 @@ use culvert_wire::format::VXLAN;
 use culvert_wire::segment::{GsoKind, Pieces, Segmenter};
 use culvert_wire::shard::encode::{Content, Path, PathConfig, Scratch, Stamp, Superframe};
 use culvert_wire::shard::receive::{
-    Held, OuterSum, ReceiveConfig, Receiver, Run, Segment, ShardError, Sink,
+    FrameKey, Held, OuterSum, ReceiveConfig, Receiver, Run, Segment, ShardError, Sink,
 };
 use culvert_wire::shard::{Coding, Keyring, Kind, Policy};
 use culvert_wire::{MacAddr, Packet, Vni, checksum::Sum, ipv4, proto, tcp, udp};
@@ -18,10 +18,11 @@ const CONFIG: ReceiveConfig = ReceiveConfig {
     bytes: 256 << 10,
     bytes_per_peer: 128 << 10,
     hold_us: 1000,
+    ask_after_us: Some(200),
 };
 
 /// Each byte of payload tells its frame and place.
-fn byte(uid: u32, at: usize) -> u8 {
+pub(crate) fn byte(uid: u32, at: usize) -> u8 {
     (uid.wrapping_mul(0x9e37_79b1) >> 24) as u8
         ^ (at as u32).wrapping_mul(0x85eb_ca6b).to_be_bytes()[0]
 }
@@ -83,13 +84,16 @@ impl Sink<Vec<u8>> for Out {
     }
 }
 
-fn path(coding: u8, vni: u32) -> Path {
+/// Sender, receiver and network of a frame.
+pub(crate) type Ends = ([u8; 4], [u8; 4], u32);
+
+fn path(coding: u8, (src, dst, vni): Ends, keys: Keyring) -> Path {
     let spec = EncapSpec {
         src_mac: MacAddr([2, 0, 0, 0, 0, 1]),
         dst_mac: MacAddr([2, 0, 0, 0, 0, 2]),
         vlan: None,
-        src: [192, 0, 2, 1].into(),
-        dst: [192, 0, 2, 2].into(),
+        src: src.into(),
+        dst: dst.into(),
         ttl: 64,
         format: &VXLAN,
         mss_option: false,
@@ -101,12 +105,27 @@ fn path(coding: u8, vni: u32) -> Path {
         Ok(coding) => Policy::Fixed(coding),
         Err(_) => Policy::BySegments,
     };
-    let config = PathConfig { max_segment: 600, policy, keys: Keyring::default() };
+    let config = PathConfig { max_segment: 600, policy, keys };
     Path::new(&spec, config).expect("a legal path")
 }
 
 /// The packets of one frame.
 fn frame(uid: u16, len: usize, datagrams: bool, coding: u8) -> Vec<Vec<u8>> {
+    let ends = ([192, 0, 2, 1], [192, 0, 2, 2], 7);
+    frame_of(ends, Keyring::default(), uid, len, datagrams, coding)
+        .map(|(packets, ..)| packets)
+        .unwrap_or_default()
+}
+
+/// The packets of one frame, what tells it from others, and its block.
+pub(crate) fn frame_of(
+    ends: Ends,
+    keys: Keyring,
+    uid: u16,
+    len: usize,
+    datagrams: bool,
+    coding: u8,
+) -> Option<(Vec<Vec<u8>>, FrameKey, Vec<u8>)> {
     let payload: Vec<u8> = (0..len).map(|at| byte(uid.into(), at)).collect();
     let mut frame = vec![0; 14 + 20];
     let ethernet = eth::Repr {
@@ -151,11 +170,9 @@ fn frame(uid: u16, len: usize, datagrams: bool, coding: u8) -> Vec<Vec<u8>> {
     let mut scratch = Scratch::default();
     let stamp = Stamp { frame: uid.into(), entropy: 1, inner_tos: 0, ip_id: 0 };
     let content = Content::Superframe(superframe, 0..len);
-    let Ok(encoded) = path(coding, 7).encode(&content, &stamp, &mut scratch) else {
-        return vec![];
-    };
+    let encoded = path(coding, ends, keys).encode(&content, &stamp, &mut scratch).ok()?;
     let plan = encoded.segmenter().expect("headers of our own");
-    (0..plan.count())
+    let packets = (0..plan.count())
         .map(|i| {
             let (share, range) = encoded.segment(i);
             let content = &frame[pkt.headers_len()..][range];
@@ -165,11 +182,12 @@ fn frame(uid: u16, len: usize, datagrams: bool, coding: u8) -> Vec<Vec<u8>> {
             segment.extend(content);
             segment
         })
-        .collect()
+        .collect();
+    Some((packets, encoded.key()?, encoded.block().to_vec()))
 }
 
 /// Makes the checksums right again, if the packet is one still.
-fn mend(packet: &mut [u8]) {
+pub(crate) fn mend(packet: &mut [u8]) {
     if packet.len() < 54 {
         return;
     }
@@ -234,6 +252,7 @@ pub(crate) fn shards(data: &[u8]) {
             5 => {
                 now += u64::from(how) * 4;
                 receiver.expire(now, &mut out);
+                receiver.ask(now, &mut out);
             }
             6 => receiver.flush(&mut out),
             7 if !air.is_empty() => {

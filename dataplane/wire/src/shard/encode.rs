@@ -20,7 +20,7 @@ use crate::shard::code::{self, MAX_SHARES_LEN};
 use crate::shard::coding::{Coding, Policy};
 use crate::shard::header::ShardHeader;
 use crate::shard::placement::{Placement, PlanError, Shape};
-use crate::shard::receive::MAX_INNER_SEGMENTS;
+use crate::shard::receive::{FrameKey, MAX_INNER_SEGMENTS};
 use crate::shard::seal::{Binding, Keyring};
 use crate::vni::Vni;
 
@@ -352,6 +352,23 @@ impl<'s> Encoded<'s> {
     #[must_use]
     pub const fn packet(&self) -> &Packet {
         &self.packet
+    }
+
+    /// The block, which is sent alone where a receiver asks for it.
+    #[must_use]
+    pub fn block(&self) -> &'s [u8] {
+        // The first k shares are the block itself, padded.
+        self.shares.get(..usize::from(self.placement.shape().block_len())).unwrap_or_default()
+    }
+
+    /// What tells the frame from others.
+    #[must_use]
+    pub fn key(&self) -> Option<FrameKey> {
+        let (head, pkt) = (self.headers(), &self.packet);
+        let (src, dst) = (pkt.src_ip(head)?, pkt.dst_ip(head)?);
+        let (frame, shape) = (self.placement.frame(), *self.placement.shape());
+        let source_port = pkt.src_port(head)?;
+        Some(FrameKey { binding: Binding { src, dst, frame, shape }, source_port })
     }
 
     /// How the stream is cut, and which segments carry a share. Its MSS is the `gso_size` to send

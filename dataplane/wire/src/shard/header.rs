@@ -1,6 +1,6 @@
 //! What the TCP-shaped outer header of a segment states.
 
-use crate::bytes::{get16, get32, put16};
+use crate::bytes::{get16, get32, put16, put32};
 use crate::shard::coding::Coding;
 use crate::shard::placement::{Shape, ShapeFault};
 use crate::tcp;
@@ -8,6 +8,8 @@ use crate::tcp;
 /// The version of the format that is spoken here. Not 0, so that a TCP segment without an urgent
 /// pointer is of no version.
 pub const VERSION: u16 = 1;
+/// Stands in the place of the version in messages about blocks ([`crate::shard::repair`]).
+pub const REPAIR: u16 = 2;
 
 const ACK: usize = 8;
 const SEQ: usize = 4;
@@ -46,12 +48,23 @@ impl ShardHeader {
     /// # Errors
     /// Any [`HeaderFault`].
     pub fn read(transport: &[u8]) -> Result<Self, HeaderFault> {
+        Self::read_as(VERSION, transport)
+    }
+
+    /// Whether the header is that of a message about a block.
+    #[must_use]
+    pub fn is_repair(transport: &[u8]) -> bool {
+        get16(transport, URGENT).is_some_and(|urgent| urgent >> 14 == REPAIR)
+    }
+
+    /// Reads a header that has this in the place of the version.
+    pub(crate) fn read_as(version: u16, transport: &[u8]) -> Result<Self, HeaderFault> {
         let short = HeaderFault::Truncated;
         let seq = get32(transport, SEQ).ok_or(short)?;
         let frame = get32(transport, ACK).ok_or(short)?;
         let window = get16(transport, WINDOW).ok_or(short)?;
         let urgent = get16(transport, URGENT).ok_or(short)?;
-        if urgent >> 14 != VERSION {
+        if urgent >> 14 != version {
             return Err(HeaderFault::Version((urgent >> 14) as u8));
         }
         let (k, n) = ((urgent >> 11 & 7) as u8 + 1, (urgent >> 7 & 15) as u8 + 1);
@@ -66,6 +79,14 @@ impl ShardHeader {
     pub(crate) fn finish(transport: &mut [u8], shape: &Shape) {
         put16(transport, WINDOW, shape.mss());
         put16(transport, URGENT, urgent(shape));
+    }
+
+    /// Writes all that the header of a message about a block states of the frame.
+    pub(crate) fn write_repair(transport: &mut [u8], frame: u32, shape: &Shape) {
+        put32(transport, SEQ, u32::from(shape.length()) << 16);
+        put32(transport, ACK, frame);
+        put16(transport, WINDOW, shape.mss());
+        put16(transport, URGENT, urgent(shape) & 0x3fff | REPAIR << 14);
     }
 
     /// The bytes of the header that are the same in all segments of a frame, for the seal.
@@ -88,7 +109,6 @@ const _: () = assert!(URGENT + 2 == tcp::HEADER_LEN);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bytes::put32;
 
     #[test]
     fn a_header_reads_as_it_was_written() {

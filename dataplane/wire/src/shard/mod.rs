@@ -18,6 +18,7 @@
 //! | [`code`] | Reed-Solomon over GF(256) |
 //! | [`encode`] | a superframe becomes a stream |
 //! | [`receive`] | segments become superframes again |
+//! | [`repair`] | a block that is asked for, kept, and sent alone |
 
 pub mod block;
 pub mod code;
@@ -26,6 +27,7 @@ pub mod encode;
 pub mod header;
 pub mod placement;
 pub mod receive;
+pub mod repair;
 pub mod seal;
 
 pub use block::{BlockFault, Info, Kind};

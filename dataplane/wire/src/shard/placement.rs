@@ -210,6 +210,7 @@ impl Shape {
 /// Which segments of a frame carry a share.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
+    frame: u32,
     shape: Shape,
     carriers: u128,
 }
@@ -226,7 +227,13 @@ impl Placement {
             let pick = (u64::from(spread(frame, stratum as u32)) * len as u64) >> 32;
             carriers |= 1 << (start + pick as usize);
         }
-        Self { shape, carriers }
+        Self { frame, shape, carriers }
+    }
+
+    /// The number of the frame.
+    #[must_use]
+    pub const fn frame(&self) -> u32 {
+        self.frame
     }
 
     /// How the frame is cut.

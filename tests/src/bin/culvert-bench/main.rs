@@ -1,12 +1,13 @@
 //! Load, receivers and yardsticks for measurements, and the comparison of overlays that uses them.
 //!
 //! Every command works in the network namespace it is started in and prints one JSON document, except `overlay`,
-//! `scale` and `segments`, which make their own namespaces and print Markdown tables.
+//! `scale`, `segments` and `loss`, which print Markdown tables, and make their own namespaces where they need any.
 
 use clap::{Parser, Subcommand};
 
 mod count;
 mod flood;
+mod loss;
 mod overlay;
 mod raw;
 mod rr;
@@ -33,6 +34,8 @@ enum Command {
     Raw(raw::Args),
     /// Compare Culvert with its peers, side by side in one run.
     Overlay(overlay::Args),
+    /// What formats make of what a network loses.
+    Loss(loss::Args),
     /// What a thousand ports and a hundred thousand mappings cost.
     Scale(scale::Args),
     /// Hand over segments copied, or with their payload in place.
@@ -53,6 +56,7 @@ fn main() -> std::process::ExitCode {
         Command::Rr(args) => rr::main(&args),
         Command::Raw(args) => raw::main(&args),
         Command::Overlay(args) => overlay::main(&args),
+        Command::Loss(args) => loss::main(&args),
         Command::Scale(args) => scale::main(&args),
         Command::Segments(args) => segments::main(&args),
     };

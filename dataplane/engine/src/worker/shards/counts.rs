@@ -29,13 +29,38 @@ pub struct ShardCounts {
     pub bad_blocks: u64,
     /// Given up to make room.
     pub evicted: u64,
+    /// Blocks that were asked for there.
+    pub asked: u64,
+    /// Frames rebuilt by one.
+    pub repaired: u64,
+    /// Answers to no frame that waited, or with a wrong block.
+    pub unasked: u64,
+    /// Requests from there that were answered.
+    pub answered: u64,
+    /// Requests that were refused: repair is off here, there were too many, or it was one again.
+    pub refused: u64,
+    /// Requests for a block that is not kept any more.
+    pub gone: u64,
 }
 
 impl ShardCounts {
     /// Adds what another worker counted.
     pub fn add(&mut self, other: &ShardCounts) {
-        let ShardCounts { sent, sent_segments, whole, rebuilt, expired, bad_blocks, evicted } =
-            other;
+        let ShardCounts {
+            sent,
+            sent_segments,
+            whole,
+            rebuilt,
+            expired,
+            bad_blocks,
+            evicted,
+            asked,
+            repaired,
+            unasked,
+            answered,
+            refused,
+            gone,
+        } = other;
         self.sent += sent;
         self.sent_segments += sent_segments;
         self.whole += whole;
@@ -43,6 +68,12 @@ impl ShardCounts {
         self.expired.iter_mut().zip(expired).for_each(|(sum, n)| *sum += n);
         self.bad_blocks += bad_blocks;
         self.evicted += evicted;
+        self.asked += asked;
+        self.repaired += repaired;
+        self.unasked += unasked;
+        self.answered += answered;
+        self.refused += refused;
+        self.gone += gone;
     }
 }
 
@@ -51,7 +82,7 @@ impl ShardCounts {
 pub(super) struct Counts(FxHashMap<IpAddr, ShardCounts>);
 
 impl Counts {
-    fn of(&mut self, vtep: IpAddr) -> &mut ShardCounts {
+    pub(super) fn of(&mut self, vtep: IpAddr) -> &mut ShardCounts {
         let full = self.0.len() >= VTEPS_MAX && !self.0.contains_key(&vtep);
         self.0.entry(if full { OTHERS } else { vtep }).or_default()
     }

@@ -10,6 +10,7 @@
 //! | `deliver.rs` | a run of payload becomes a tenant's packet |
 //! | `record.rs` | what the receiver says, written down |
 //! | `keep.rs` | taking shares out of packets |
+//! | `repair.rs` | a block is asked for, kept, and sent alone |
 //! | `counts.rs` | frames by VTEP |
 
 mod counts;
@@ -17,6 +18,7 @@ mod deliver;
 mod keep;
 mod receive;
 mod record;
+mod repair;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -29,11 +31,14 @@ use culvert_model::ShardSettings;
 use culvert_port::Buf;
 use culvert_wire::shard::encode::Scratch;
 use culvert_wire::shard::receive::Receiver;
+use culvert_wire::shard::repair::Blocks;
 
 pub use counts::ShardCounts;
 
 use self::counts::Counts;
 use self::record::{Record, Token};
+use super::icmp::RateLimit;
+use crate::limits::{BLOCKS_KEPT, REPAIRS_PER_SECOND};
 use crate::sight::trace::Mark;
 use crate::tables::LinkIndex;
 
@@ -59,6 +64,10 @@ pub(super) struct Shards {
     begun: Instant,
     scratch: Option<Scratch>,
     counts: Counts,
+    /// Of frames that were sent.
+    blocks: Blocks,
+    asks: RateLimit,
+    answers: RateLimit,
 }
 
 impl Shards {
@@ -74,6 +83,9 @@ impl Shards {
             begun: Instant::now(),
             scratch: None,
             counts: Counts::default(),
+            blocks: Blocks::new(BLOCKS_KEPT),
+            asks: RateLimit::new(REPAIRS_PER_SECOND),
+            answers: RateLimit::new(REPAIRS_PER_SECOND),
         }
     }
 

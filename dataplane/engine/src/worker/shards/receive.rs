@@ -1,8 +1,11 @@
 //! A segment comes, or the time of its frame is over.
 
+use std::time::Duration;
+
 use culvert_port::Buf;
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::Pieces;
+use culvert_wire::shard::ShardHeader;
 use culvert_wire::shard::receive::{OuterSum, Receiver, Segment};
 
 use super::super::offload::{Csum, Offload};
@@ -38,6 +41,10 @@ impl Worker {
             Csum::Partial { start, .. } if start == pkt.l4 => OuterSum::CompleteOrPartial,
             _ => OuterSum::Complete,
         };
+        let transport = buf.head().data().get(usize::from(pkt.l4)..).unwrap_or_default();
+        if ShardHeader::is_repair(transport) {
+            return self.take_message(link, buf, pkt, sum);
+        }
         let skip = usize::from(pkt.payload);
         let verified =
             with_pieces(&buf, skip, |pieces| Segment::verify(buf.head().data(), pkt, pieces, sum));
@@ -79,7 +86,15 @@ impl Worker {
         let now = self.shard_now();
         let Shards { receiver: Some(receiver), record, .. } = &mut self.shards else { return };
         receiver.expire(now, record);
+        receiver.ask(now, record);
         self.hear();
+    }
+
+    /// Makes all that waits older, and gives up what is too old.
+    pub(in crate::worker) fn age_shards(&mut self, time: Duration) {
+        let begun = self.shards.begun.checked_sub(time);
+        self.shards.begun = begun.unwrap_or(self.shards.begun);
+        self.expire_shards();
     }
 
     /// Gives up all frames.
@@ -89,7 +104,7 @@ impl Worker {
         self.hear();
     }
 
-    fn shard_now(&self) -> u64 {
+    pub(super) fn shard_now(&self) -> u64 {
         self.polling.now().saturating_duration_since(self.shards.begun).as_micros() as u64
     }
 
@@ -149,6 +164,7 @@ impl Worker {
                     }
                 }
                 Event::Ended(vtep, end) => self.shards.counts.ended(vtep, end),
+                Event::Ask(frame) => self.ask_for(&frame),
             }
         }
         record.clear();
@@ -178,7 +194,7 @@ impl Worker {
 }
 
 /// Calls `f` with the bytes of a packet, from `skip` on.
-fn with_pieces<R>(buf: &Buf, skip: usize, f: impl FnOnce(&mut Pieces<'_>) -> R) -> R {
+pub(super) fn with_pieces<R>(buf: &Buf, skip: usize, f: impl FnOnce(&mut Pieces<'_>) -> R) -> R {
     let mut slices = [&[][..]; SLICES];
     let count = buf.frame_count();
     match slices.get_mut(..count) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::GsoKind;
 use culvert_wire::shard::Kind;
-use culvert_wire::shard::receive::{End, Held, Run, ShardError, Sink};
+use culvert_wire::shard::receive::{End, FrameKey, Held, Run, ShardError, Sink};
 use culvert_wire::vni::Vni;
 
 /// A packet that waits: its place in the list of them.
@@ -43,6 +43,7 @@ pub(super) enum Event {
     Spent(Token),
     Lost(ShardError, Token),
     Ended(IpAddr, End),
+    Ask(FrameKey),
 }
 
 /// All that was said in one call.
@@ -104,5 +105,9 @@ impl Sink<Token> for Record {
 
     fn ended(&mut self, peer: IpAddr, end: End) {
         self.events.push(Event::Ended(peer, end));
+    }
+
+    fn ask(&mut self, frame: &FrameKey) {
+        self.events.push(Event::Ask(*frame));
     }
 }

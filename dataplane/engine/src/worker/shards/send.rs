@@ -123,6 +123,7 @@ impl Worker {
                 }
             };
             self.tell(&encoded, &stamp, "frames", tunnel);
+            self.keep_block(&encoded);
             let count = encoded.placement().shape().segments();
             self.shards.counts.sent(path.dst(), count);
             for i in 0..count {
@@ -177,6 +178,7 @@ impl Worker {
                 }
             };
             self.tell(&encoded, &stamp, "trains", tunnel);
+            self.keep_block(&encoded);
             let shape = *encoded.placement().shape();
             let gso_type = match (shape.segments(), encoded.kind()) {
                 (1, _) => VnetHdr::GSO_NONE,

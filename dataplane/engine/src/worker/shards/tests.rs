@@ -2,22 +2,28 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_model::Vni;
+use culvert_port::{Arena, FrameCache};
 use culvert_wire::encap::{DscpMode, EncapSpec};
 use culvert_wire::eth::MacAddr;
 use culvert_wire::format::SHARD;
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::{GsoKind, Pieces};
 use culvert_wire::shard::encode::{Content, Path, PathConfig, Scratch, Stamp, Superframe};
-use culvert_wire::shard::{Keyring, Policy};
+use culvert_wire::shard::receive::FrameKey;
+use culvert_wire::shard::repair::{MAX_MESSAGE_LEN, answer, request};
+use culvert_wire::shard::{Keyring, Placement, Policy};
 
-use super::super::Worker;
-use super::super::device::Role;
+use super::super::device::{Facts, Role};
+use super::super::explain::KnownDevice;
 use super::super::offload::Offload;
 use super::super::tests::{tables, worker_with};
+use super::super::{Worker, WorkerConfig};
 use crate::drops::DropReason;
-use crate::tables::{Neighbour, Reach, Tables, Target, VtepEntry};
+use crate::shared::{Handoff, Shared};
+use crate::tables::{Hop, Neighbour, Reach, ShardRules, Tables, Target, VtepEntry};
 
 const OURS: [u8; 4] = [192, 0, 2, 1];
 const THEIRS: [u8; 4] = [192, 0, 2, 2];
@@ -46,6 +52,11 @@ fn hosts() -> Tables {
 
 /// The segments of one frame from the far tenant, as they are on the wire.
 fn segments(frame: u32, payload: usize, keys: Keyring) -> Vec<Vec<u8>> {
+    sent(frame, payload, keys).0
+}
+
+/// As well what tells the frame from others, and its block.
+fn sent(frame: u32, payload: usize, keys: Keyring) -> (Vec<Vec<u8>>, FrameKey, Vec<u8>) {
     let spec = EncapSpec {
         src_mac: MacAddr([2, 0, 0, 0, 1, 2]),
         dst_mac: MacAddr([2, 0, 0, 0, 1, 1]),
@@ -90,7 +101,7 @@ fn segments(frame: u32, payload: usize, keys: Keyring) -> Vec<Vec<u8>> {
         segment.extend(body);
         segment
     });
-    each.collect()
+    (each.collect(), encoded.key().unwrap(), encoded.block().to_vec())
 }
 
 fn offer(worker: &mut Worker, segments: &[Vec<u8>]) {
@@ -165,4 +176,169 @@ fn damage_and_wrong_keys_are_told_apart() {
     worker.clear_shards();
     assert_eq!(worker.shards.counts()[0].1.bad_blocks, 1);
     assert_eq!((worker.shards.held_frames(), free(&mut worker)), (0, FRAMES));
+}
+
+const NEXT: MacAddr = MacAddr([2, 0, 0, 0, 1, 2]);
+
+/// As [`hosts`], with a way to the far VTEP, and blocks kept for so long.
+fn repairing(repair_ms: u16) -> Tables {
+    let mut tables = hosts();
+    let hop =
+        Hop { link: 0, vlan: None, src_mac: MacAddr([2, 0, 0, 0, 1, 1]), dst_mac: NEXT, mtu: 1500 };
+    let vtep = tables.vtep(0).unwrap();
+    let reach = Reach::Hops(vec![hop]);
+    let vtep = VtepEntry {
+        index: 0,
+        ip: vtep.ip,
+        source: vtep.source,
+        format: None,
+        reach,
+        changed_in: 1,
+    };
+    tables.vteps = Arc::new([Some(Arc::new(vtep))]);
+    let mut rules = ShardRules::default();
+    rules.settings.repair_ms = repair_ms;
+    tables.shard = Arc::new(rules);
+    // Settings are compared where the generation is another.
+    tables.generation = 1;
+    tables
+}
+
+fn with_wire(tables: Tables) -> Worker {
+    let mut worker = worker_with(tables, FRAMES);
+    let unmarked = Offload::default();
+    let facts = Facts { mtu: 1500, sends_trains: false, packet_only: false, unmarked };
+    worker.attach_sinks(&[KnownDevice { role: Role::Underlay(0), facts, tap: false }]);
+    worker
+}
+
+/// The way from one of the two to the other.
+fn way(from: [u8; 4], to: [u8; 4]) -> EncapSpec<'static> {
+    EncapSpec {
+        src_mac: NEXT,
+        dst_mac: MacAddr([2, 0, 0, 0, 1, 1]),
+        vlan: None,
+        src: from.into(),
+        dst: to.into(),
+        ttl: 64,
+        format: &SHARD,
+        mss_option: false,
+        vni: Vni::MIN,
+        df: true,
+        dscp: DscpMode::Inherit,
+    }
+}
+
+/// A frame that we sent, by turning round one of the far VTEP.
+fn ours(number: u32) -> (FrameKey, Vec<u8>) {
+    let (_, mut key, block) = sent(number, 20_000, Keyring::default());
+    (key.binding.src, key.binding.dst) = (OURS.into(), THEIRS.into());
+    (key, block)
+}
+
+fn request_of(key: &FrameKey) -> Vec<u8> {
+    let mut out = [0; MAX_MESSAGE_LEN];
+    let len = request(&way(THEIRS, OURS), &Keyring::default(), key, 1, &mut out).unwrap();
+    out[..len].to_vec()
+}
+
+#[test]
+fn a_request_is_answered_once_and_only_where_blocks_are_kept() {
+    let mut worker = with_wire(repairing(0));
+    let (key, block) = ours(7);
+    offer(&mut worker, &[request_of(&key)]);
+    assert_eq!(dropped(&worker, DropReason::ShardRequestRefused), 1, "repair is off");
+
+    let mut worker = with_wire(repairing(20));
+    let sent = |worker: &Worker| worker.counters.link(0).tx.packets.get();
+    offer(&mut worker, &[request_of(&key)]);
+    assert_eq!(dropped(&worker, DropReason::ShardRequestGone), 1, "nothing was sent");
+    worker.shards.blocks.keep(0, key, &block);
+    offer(&mut worker, &[request_of(&key)]);
+    assert_eq!(sent(&worker), 1);
+    offer(&mut worker, &[request_of(&key)]);
+    assert_eq!((sent(&worker), dropped(&worker, DropReason::ShardRequestRefused)), (1, 1));
+    let counts = worker.shards.counts()[0];
+    assert_eq!(counts.0, IpAddr::from(THEIRS));
+    assert_eq!((counts.1.answered, counts.1.refused, counts.1.gone), (1, 1, 1));
+    let (late, block) = ours(8);
+    worker.shards.blocks.keep(0, late, &block);
+    worker.pass_time(Duration::from_millis(21));
+    offer(&mut worker, &[request_of(&late)]);
+    assert_eq!(dropped(&worker, DropReason::ShardRequestGone), 2, "its time is over");
+    let mut damaged = request_of(&late);
+    damaged[60] ^= 1;
+    offer(&mut worker, &[damaged]);
+    assert_eq!(dropped(&worker, DropReason::ShardBadOuterChecksum), 1);
+    assert_eq!(free(&mut worker), FRAMES);
+}
+
+#[test]
+fn no_more_requests_than_allowed_are_looked_at_in_a_second() {
+    let mut worker = with_wire(repairing(20));
+    let (key, _) = ours(7);
+    for _ in 0..crate::limits::REPAIRS_PER_SECOND + 5 {
+        offer(&mut worker, &[request_of(&key)]);
+    }
+    let refused = dropped(&worker, DropReason::ShardRequestRefused);
+    // A slow machine may begin another second.
+    assert!(refused == 5 || worker.shards.begun.elapsed() > Duration::from_secs(1), "{refused}");
+    assert_eq!(free(&mut worker), FRAMES);
+}
+
+#[test]
+fn a_request_that_one_worker_cannot_answer_goes_on_to_the_next() {
+    let (shared, mut commands) = Shared::new(2).unwrap();
+    shared.tables.store(Arc::new(repairing(20)));
+    let config = WorkerConfig { index: 0, busy_poll: false, spin: Duration::ZERO, alone: false };
+    let cache = FrameCache::new(Arena::new(FRAMES).unwrap());
+    let mut worker = Worker::new(config, shared, commands.remove(0), cache).unwrap();
+    let (key, _) = ours(7);
+    offer(&mut worker, &[request_of(&key)]);
+    let (handed, _) = worker.shared.inboxes[1].pop().unwrap();
+    let Handoff::Request { link: 0, buf, frame, asked: 1 } = handed else {
+        panic!("no request");
+    };
+    assert_eq!(frame, key);
+    // The last that is asked says so.
+    worker.take_request(0, buf, frame, 1);
+    assert_eq!(dropped(&worker, DropReason::ShardRequestGone), 1);
+    assert_eq!(worker.shards.counts()[0].1.gone, 1);
+    assert_eq!(free(&mut worker), FRAMES);
+}
+
+#[test]
+fn a_frame_without_shares_asks_its_sender_and_is_delivered_by_the_answer() {
+    let mut worker = with_wire(repairing(20));
+    let (whole, key, block) = sent(9, 60_000, Keyring::default());
+    let placement = Placement::new(9, key.binding.shape);
+    let others: Vec<_> = (0..whole.len()).filter(|i| placement.share_of(*i).is_none()).collect();
+    let others: Vec<_> = others.into_iter().map(|i| whole[i].clone()).collect();
+    let mut out = [0; MAX_MESSAGE_LEN];
+    let len = answer(&way(THEIRS, OURS), &key, &block, 1, &mut out).unwrap();
+    let answered = out[..len].to_vec();
+    offer(&mut worker, std::slice::from_ref(&answered));
+    assert_eq!(dropped(&worker, DropReason::ShardUnasked), 1);
+    offer(&mut worker, &others);
+    worker.expire_shards();
+    assert_eq!(worker.counters.link(0).tx.packets.get(), 0, "shares may still come");
+    worker.pass_time(Duration::from_millis(3));
+    worker.expire_shards();
+    assert_eq!(worker.counters.link(0).tx.packets.get(), 1, "it asks once");
+    let mut wrong = answered.clone();
+    wrong[54 + 3] ^= 1;
+    // A sum of the same value, under which the block is another.
+    let low = u16::from_be_bytes([wrong[50], wrong[51]]);
+    let sum = if wrong[57] & 1 == 0 { low.wrapping_add(1) } else { low.wrapping_sub(1) };
+    wrong[50..52].copy_from_slice(&sum.to_be_bytes());
+    offer(&mut worker, &[wrong]);
+    assert_eq!(dropped(&worker, DropReason::ShardBadCrc), 1);
+    assert!(worker.shards.held_frames() > 30);
+    offer(&mut worker, &[answered]);
+    let counts = worker.shards.counts()[0].1;
+    assert_eq!((counts.asked, counts.repaired, counts.unasked), (1, 1, 2));
+    assert_eq!(worker.shards.held_frames(), 0, "all of it is delivered");
+    worker.clear_shards();
+    assert_eq!(worker.shards.counts()[0].1.rebuilt, 1);
+    assert_eq!(free(&mut worker), FRAMES);
 }

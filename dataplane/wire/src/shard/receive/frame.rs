@@ -11,7 +11,7 @@ use crate::shard::placement::{MAX_SEGMENTS, Placement, Shape};
 use crate::shard::receive::opened::Opened;
 use crate::shard::receive::runs::{NOBODY, Ranges, bits, runs, walk};
 use crate::shard::receive::segment::{FrameKey, Segment};
-use crate::shard::receive::{Delivery, Held, Run, ShardError, Sink};
+use crate::shard::receive::{Delivery, Held, RepairError, Run, ShardError, Sink};
 use crate::shard::seal::{Binding, Keyring};
 
 /// Attempts at a block whose shares give none: what a hostile frame can cost.
@@ -60,6 +60,8 @@ pub(super) struct Frame<T> {
     shares: Vec<u8>,
     // How often a block of these shares was wrong.
     wrong: u8,
+    // Its sender has been asked for the block.
+    asked: bool,
     // Runs that are about to be delivered: the unbroken segments that they are in, and their payload.
     plan: Vec<(Range<usize>, Range<usize>)>,
 }
@@ -94,6 +96,7 @@ impl<T> Frame<T> {
             count: 0,
             shares: Vec::new(),
             wrong: 0,
+            asked: false,
             plan: Vec::new(),
         })
     }
@@ -111,6 +114,33 @@ impl<T> Frame<T> {
         self.count = 0;
         self.shares.clear();
         self.wrong = 0;
+        self.asked = false;
+    }
+
+    /// Whether its sender is to be asked for the block: half of the segments are here, and no block is.
+    /// Says so once.
+    pub(super) fn asks(&mut self) -> bool {
+        let waits = matches!(self.state, State::Waiting);
+        let half = self.have.count_ones() as usize * 2 >= self.placement.shape().segments();
+        let asks = waits && half && !self.asked;
+        self.asked |= asks;
+        asks
+    }
+
+    /// Takes the block that its sender was asked for. A block that is wrong changes nothing.
+    pub(super) fn repair(&mut self, block: &[u8], keys: &Keyring) -> Result<(), RepairError> {
+        if !self.asked || !matches!(self.state, State::Waiting) {
+            return Err(RepairError::Unasked);
+        }
+        let shape = *self.placement.shape();
+        if block.len() != usize::from(shape.block_len()) {
+            return Err(RepairError::Block(BlockFault::Fields));
+        }
+        let info = Info::open(block, &self.key.binding, keys)?;
+        let opened = self.opened.get_or_insert_default();
+        opened.set(&info, &shape).ok_or(BlockFault::Fields)?;
+        self.state = State::Open;
+        Ok(())
     }
 
     pub(super) fn is_open(&self) -> bool {

@@ -36,7 +36,8 @@ use crate::shard::coding::MAX_NEEDED;
 use crate::vni::Vni;
 
 pub use opened::MAX_INNER_SEGMENTS;
-pub use segment::{OuterSum, Segment, SegmentFault};
+pub(in crate::shard) use segment::Outer;
+pub use segment::{FrameKey, OuterSum, Segment, SegmentFault};
 pub use table::Receiver;
 
 /// Limits of a [`Receiver`].
@@ -52,6 +53,9 @@ pub struct ReceiveConfig {
     pub bytes_per_peer: usize,
     /// How long a frame is kept after its first segment, in microseconds.
     pub hold_us: u64,
+    /// How long after its first segment the sender of a frame is asked for a block that is not there, in
+    /// microseconds; none: never.
+    pub ask_after_us: Option<u64>,
 }
 
 impl Default for ReceiveConfig {
@@ -62,6 +66,7 @@ impl Default for ReceiveConfig {
             bytes: 8 << 20,
             bytes_per_peer: 4 << 20,
             hold_us: 50_000,
+            ask_after_us: None,
         }
     }
 }
@@ -117,6 +122,28 @@ impl ShardError {
             Self::Congestion => "shard_congestion",
             Self::Evicted => "shard_evicted",
             Self::TimedOut => "shard_timed_out",
+        }
+    }
+}
+
+/// Why a block that came alone is of no use.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum RepairError {
+    /// No frame waits for it that asked: it came too late, or somebody sends blocks unasked.
+    #[error("a block that no frame waits for")]
+    Unasked,
+    /// It is not right.
+    #[error(transparent)]
+    Block(#[from] BlockFault),
+}
+
+impl RepairError {
+    /// The stable name of the drop reason.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unasked => "shard_unasked",
+            Self::Block(fault) => ShardError::Block(fault).name(),
         }
     }
 }
@@ -217,6 +244,10 @@ pub trait Sink<T> {
     /// A frame of a peer ended. Those that [`Receiver`] forgets without a token come here, too.
     fn ended(&mut self, peer: IpAddr, end: End) {
         let _ = (peer, end);
+    }
+    /// The sender of this frame is to be asked for its block.
+    fn ask(&mut self, frame: &FrameKey) {
+        let _ = frame;
     }
 }
 

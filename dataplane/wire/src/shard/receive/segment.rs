@@ -7,7 +7,7 @@ use crate::bytes::get16;
 use crate::ecn;
 use crate::packet::{Frag, Packet};
 use crate::segment::Pieces;
-use crate::shard::header::{HeaderFault, ShardHeader};
+use crate::shard::header::{HeaderFault, ShardHeader, VERSION};
 use crate::shard::placement::{Placement, Shape};
 use crate::shard::seal::Binding;
 
@@ -68,6 +68,67 @@ impl SegmentFault {
     }
 }
 
+/// The outer headers of a packet to the port of the format, before its sum is verified.
+pub(in crate::shard) struct Outer<'a> {
+    pub(in crate::shard) src: IpAddr,
+    pub(in crate::shard) dst: IpAddr,
+    pub(in crate::shard) source_port: u16,
+    pub(in crate::shard) header: ShardHeader,
+    transport: &'a [u8],
+}
+
+impl<'a> Outer<'a> {
+    /// Reads them where they have this in the place of the version.
+    pub(in crate::shard) fn read(
+        head: &'a [u8],
+        pkt: &Packet,
+        version: u16,
+    ) -> Result<Self, SegmentFault> {
+        use crate::tcp::flags::{ACK, FIN, RST, SYN, URG};
+        let connections = pkt.tcp_flags & (ACK | FIN | RST | SYN | URG);
+        let (Some(src), Some(dst), Some(source_port)) =
+            (pkt.src_ip(head), pkt.dst_ip(head), pkt.src_port(head))
+        else {
+            return Err(SegmentFault::Foreign);
+        };
+        if !pkt.is_tcp()
+            || pkt.frag != Frag::None
+            || connections != ACK
+            || pkt.dst_port(head) != Some(crate::shard::PORT)
+        {
+            return Err(SegmentFault::Foreign);
+        }
+        let transport = head
+            .get(usize::from(pkt.l4)..pkt.headers_len())
+            .ok_or(SegmentFault::Header(HeaderFault::Truncated))?;
+        let header = ShardHeader::read_as(version, transport)?;
+        Ok(Self { src, dst, source_port, header, transport })
+    }
+
+    /// Verifies the checksum; `payload` is what follows the headers.
+    pub(in crate::shard) fn check(
+        &self,
+        head: &[u8],
+        pkt: &Packet,
+        payload: &mut Pieces<'_>,
+        sum: OuterSum,
+    ) -> Result<(), SegmentFault> {
+        let pseudo = pkt.pseudo_header(head, pkt.l4_len() as u32);
+        let stands = match sum {
+            OuterSum::Complete => false,
+            OuterSum::CompleteOrPartial => get16(self.transport, 16) == Some(pseudo.fold()),
+            OuterSum::Vouched => true,
+        };
+        if !stands {
+            let rest = payload.sum(0..pkt.payload_len()).ok_or(SegmentFault::Checksum)?;
+            if pseudo.add(self.transport).add_sum(rest).finish() != 0 {
+                return Err(SegmentFault::Checksum);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A segment, or several that were merged. Made by [`Segment::verify`] only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -88,39 +149,12 @@ impl Segment {
         payload: &mut Pieces<'_>,
         sum: OuterSum,
     ) -> Result<Self, SegmentFault> {
-        use crate::tcp::flags::{ACK, FIN, RST, SYN, URG};
-        let connections = pkt.tcp_flags & (ACK | FIN | RST | SYN | URG);
-        let (Some(src), Some(dst), Some(source_port)) =
-            (pkt.src_ip(head), pkt.dst_ip(head), pkt.src_port(head))
-        else {
-            return Err(SegmentFault::Foreign);
-        };
-        if !pkt.is_tcp()
-            || pkt.frag != Frag::None
-            || connections != ACK
-            || pkt.dst_port(head) != Some(crate::shard::PORT)
-        {
-            return Err(SegmentFault::Foreign);
-        }
-        let transport = head
-            .get(usize::from(pkt.l4)..pkt.headers_len())
-            .ok_or(SegmentFault::Header(HeaderFault::Truncated))?;
-        let header = ShardHeader::read(transport)?;
-        let start = usize::from(header.offset);
-        let range = header.shape.segments_of(start..start + pkt.payload_len());
+        let outer = Outer::read(head, pkt, VERSION)?;
+        let start = usize::from(outer.header.offset);
+        let range = outer.header.shape.segments_of(start..start + pkt.payload_len());
         let range = range.ok_or(SegmentFault::Bounds)?;
-        let pseudo = pkt.pseudo_header(head, pkt.l4_len() as u32);
-        let stands = match sum {
-            OuterSum::Complete => false,
-            OuterSum::CompleteOrPartial => get16(transport, 16) == Some(pseudo.fold()),
-            OuterSum::Vouched => true,
-        };
-        if !stands {
-            let rest = payload.sum(0..pkt.payload_len()).ok_or(SegmentFault::Checksum)?;
-            if pseudo.add(transport).add_sum(rest).finish() != 0 {
-                return Err(SegmentFault::Checksum);
-            }
-        }
+        outer.check(head, pkt, payload, sum)?;
+        let Outer { src, dst, source_port, header, .. } = outer;
         let binding = Binding { src, dst, frame: header.frame, shape: header.shape };
         Ok(Self { binding, source_port, range, outer_ecn: pkt.tos & ecn::MASK })
     }
@@ -155,7 +189,9 @@ impl Segment {
         self.range.clone().filter_map(move |i| placement.share_of(i))
     }
 
-    pub(super) fn key(&self) -> FrameKey {
+    /// What tells its frame from others.
+    #[must_use]
+    pub const fn key(&self) -> FrameKey {
         FrameKey { binding: self.binding, source_port: self.source_port }
     }
 }
@@ -163,14 +199,16 @@ impl Segment {
 /// What tells a frame from others: all that its segments' headers have in common. So segments that
 /// contradict each other are of different frames.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct FrameKey {
-    pub(super) binding: Binding,
-    pub(super) source_port: u16,
+pub struct FrameKey {
+    /// VTEPs, number and cut.
+    pub binding: Binding,
+    /// The outer source port, which is that of its flow.
+    pub source_port: u16,
 }
 
 impl FrameKey {
     /// A few bits that tell most frames apart.
-    pub(super) fn tag(&self) -> u32 {
+    pub(in crate::shard) fn tag(&self) -> u32 {
         self.binding.frame ^ u32::from(self.source_port) << 16
     }
 }

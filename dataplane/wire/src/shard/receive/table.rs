@@ -5,7 +5,7 @@ use crate::shard::block::BlockFault;
 use crate::shard::receive::frame::{Frame, Taken};
 use crate::shard::receive::peers::{Measure, Peers};
 use crate::shard::receive::segment::{FrameKey, Segment};
-use crate::shard::receive::{End, ReceiveConfig, ReceiveStats, ShardError, Sink};
+use crate::shard::receive::{End, ReceiveConfig, ReceiveStats, RepairError, ShardError, Sink};
 use crate::shard::seal::Keyring;
 
 /// Frames whose numbers are remembered after they were complete, so that a late repetition is known.
@@ -21,6 +21,8 @@ pub struct Receiver<T> {
     order: Vec<usize>,
     free: Vec<usize>,
     ready: Vec<usize>,
+    // Of the frames in order, so many at the front were old enough to be asked for.
+    examined: usize,
     peers: Peers,
     bytes: usize,
     // Of frames that were complete: a few bits each, and the rest.
@@ -47,7 +49,7 @@ impl<T> Receiver<T> {
             frames_per_peer: config.frames_per_peer.max(1),
             bytes: config.bytes.max(256 << 10),
             bytes_per_peer: config.bytes_per_peer.max(128 << 10),
-            hold_us: config.hold_us,
+            ..config
         };
         let frames: Vec<_> = (0..config.frames).filter_map(|_| Frame::new()).collect();
         Self {
@@ -56,6 +58,7 @@ impl<T> Receiver<T> {
             order: Vec::with_capacity(frames.len()),
             free: (0..frames.len()).rev().collect(),
             ready: Vec::with_capacity(frames.len()),
+            examined: 0,
             peers: Peers::new(frames.len()),
             frames,
             bytes: 0,
@@ -157,6 +160,42 @@ impl<T> Receiver<T> {
             let Some(at) = self.order.first().copied() else { return };
             self.release(at, ShardError::TimedOut, sink);
         }
+    }
+
+    /// Says of each frame that is old enough now whether its sender is to be asked for the block, once,
+    /// by [`Sink::ask`].
+    pub fn ask(&mut self, now_us: u64, sink: &mut impl Sink<T>) {
+        let Some(after) = self.config.ask_after_us else { return };
+        while let Some(at) = self.order.get(self.examined).copied() {
+            let Some(frame) = self.frames.get_mut(at) else { return };
+            if frame.since_us.saturating_add(after) > now_us {
+                return;
+            }
+            self.examined += 1;
+            if frame.asks() {
+                sink.ask(&frame.key);
+            }
+        }
+    }
+
+    /// Takes a block that was asked for. What its frame has is delivered by [`Receiver::flush`].
+    ///
+    /// # Errors
+    /// The frame did not ask, or does not wait any more; or the block is wrong. Then nothing changes.
+    pub fn repair(
+        &mut self,
+        key: &FrameKey,
+        block: &[u8],
+        keys: &Keyring,
+    ) -> Result<(), RepairError> {
+        let at = self.find(key).ok_or(RepairError::Unasked)?;
+        let frame = self.frames.get_mut(at).ok_or(RepairError::Unasked)?;
+        frame.repair(block, keys)?;
+        if let Some(peer) = self.peers.get_mut(frame.peer) {
+            peer.proven = true;
+        }
+        self.ready.push(at);
+        Ok(())
     }
 
     /// Ends all frames.
@@ -340,6 +379,7 @@ impl<T> Receiver<T> {
             peer.frames = peer.frames.saturating_sub(1);
         }
         self.order.remove(place);
+        self.examined -= usize::from(place < self.examined);
         self.free.push(at);
     }
 

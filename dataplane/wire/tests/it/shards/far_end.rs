@@ -4,7 +4,7 @@ use crate::forge::parse;
 use culvert_wire::checksum::Sum;
 use culvert_wire::segment::{GsoKind, Pieces, Segmenter};
 use culvert_wire::shard::receive::{
-    Held, OuterSum, ReceiveConfig, Receiver, Run, Segment, SegmentFault, ShardError, Sink,
+    FrameKey, Held, OuterSum, ReceiveConfig, Receiver, Run, Segment, SegmentFault, ShardError, Sink,
 };
 use culvert_wire::shard::{Keyring, Kind, Placement, ShardHeader};
 use std::ops::Range;
@@ -41,6 +41,8 @@ pub(crate) struct Out {
     /// Tokens that came back, however.
     pub(crate) back: usize,
     pub(crate) shared: usize,
+    /// Frames whose sender is to be asked.
+    pub(crate) asked: Vec<FrameKey>,
     in_run: bool,
 }
 
@@ -99,6 +101,10 @@ impl Sink<Token> for Out {
         self.lost.push(error);
         self.back += 1;
     }
+
+    fn ask(&mut self, frame: &FrameKey) {
+        self.asked.push(*frame);
+    }
 }
 
 pub(crate) struct FarEnd {
@@ -141,6 +147,10 @@ impl FarEnd {
 
     pub(crate) fn flush(&mut self) {
         self.receiver.flush(&mut self.out);
+    }
+
+    pub(crate) fn ask(&mut self) {
+        self.receiver.ask(self.now_us, &mut self.out);
     }
 
     pub(crate) fn expire(&mut self, after_us: u64) {

@@ -4,6 +4,7 @@ mod coding;
 mod far_end;
 mod mixtures;
 mod receiving;
+mod repair;
 mod sending;
 mod table;
 mod vectors;

@@ -161,6 +161,22 @@ fn the_cost_of_a_64_kb_frame_is_160_bytes_and_no_segment_more() {
 }
 
 #[test]
+fn superframes_are_shorter_than_in_vxlan_from_2797_bytes_on() {
+    use culvert_wire::shard::Shape;
+    // Outer Ethernet, IPv4, UDP, VXLAN; inner Ethernet, IPv4, TCP with timestamps.
+    const VXLAN: usize = 14 + 20 + 8 + 8 + 14 + 20 + 32;
+    let vxlan = |len: usize| len.div_ceil(1500 - 50 - 20 - 32) * VXLAN;
+    let shard = |len: usize| {
+        let shape = Shape::plan(len, 80, 1460, 65_495, Policy::default()).unwrap();
+        shape.segments() * (14 + 20 + 20) + usize::from(shape.length()) - len
+    };
+    assert_eq!((shard(65_160), vxlan(65_160)), (45 * 54 + 160, 47 * 116));
+    let longer = (1449..65_335).filter(|len| shard(*len) >= vxlan(*len)).max();
+    assert_eq!(longer, Some(2796));
+    assert_eq!(shard(2000) - vxlan(2000), 36);
+}
+
+#[test]
 fn a_frame_above_the_limit_becomes_two_at_a_multiple_of_the_mss() {
     let forge = Forge { options: vec![], ..Forge::tcp(false, noise(65_495, 1)) };
     let frame = forge.frame();

@@ -135,8 +135,14 @@ fn bytes_are_bounded_for_all_and_for_each() {
 
 #[test]
 fn limits_of_zero_are_brought_into_range() {
-    let none =
-        ReceiveConfig { frames: 0, frames_per_peer: 0, bytes: 0, bytes_per_peer: 0, hold_us: 0 };
+    let none = ReceiveConfig {
+        frames: 0,
+        frames_per_peer: 0,
+        bytes: 0,
+        bytes_per_peer: 0,
+        hold_us: 0,
+        ask_after_us: Some(0),
+    };
     let mut far = FarEnd::new(none, Keyring::default());
     far.offer(&merge(&honest(1), true)).unwrap();
     assert_eq!(delivered(&far, 1), 8 * 1400);

@@ -30,7 +30,7 @@ struct Aim {
 }
 
 #[rustfmt::skip]
-const AIMS: [Aim; 9] = [
+const AIMS: [Aim; 12] = [
     Aim { what: "64-byte packets, native", figure: PPS, ours: Setup::CulvertNative, theirs: Setup::RawNative, wanted: 0.85, at_most: false },
     Aim { what: "64-byte packets, generic", figure: PPS, ours: Setup::Culvert, theirs: Setup::RawGeneric, wanted: 0.85, at_most: false },
     Aim { what: "64-byte packets, native", figure: PPS, ours: Setup::CulvertNative, theirs: Setup::Ovs, wanted: 1.25, at_most: false },
@@ -39,6 +39,9 @@ const AIMS: [Aim; 9] = [
     Aim { what: "one TCP stream, superframes uncut", figure: TCP, ours: Setup::Culvert, theirs: Setup::KernelUncut, wanted: 0.6, at_most: false },
     Aim { what: "round trip, median", figure: P50, ours: Setup::Culvert, theirs: Setup::KernelUncut, wanted: 2.0, at_most: true },
     Aim { what: "round trip, median", figure: P50, ours: Setup::Culvert, theirs: Setup::Ovs, wanted: 1.0, at_most: true },
+    Aim { what: "one TCP stream in shards, uncut", figure: TCP, ours: Setup::ShardUncut, theirs: Setup::SttUncut, wanted: 0.95, at_most: false },
+    Aim { what: "one TCP stream in shards, software GSO", figure: TCP, ours: Setup::ShardCut, theirs: Setup::SttCut, wanted: 0.95, at_most: false },
+    Aim { what: "one TCP stream in shards, AF_XDP", figure: TCP, ours: Setup::ShardCutXdp, theirs: Setup::SttCutXdp, wanted: 0.95, at_most: false },
     Aim { what: "this run: 64-byte packets", figure: PPS, ours: Setup::RawNative, theirs: Setup::KernelUncut, wanted: VOID_BELOW, at_most: false },
 ];
 

@@ -41,6 +41,12 @@ pub(crate) enum Setup {
     SttCut,
     /// As `culvert-cut-xdp`, in STT.
     SttCutXdp,
+    /// As `culvert`, in shards.
+    ShardUncut,
+    /// As `culvert-cut`, in shards.
+    ShardCut,
+    /// As `culvert-cut-xdp`, in shards.
+    ShardCutXdp,
 }
 
 /// Who cuts superframes to wire size.
@@ -52,7 +58,7 @@ enum Cutter {
 }
 
 impl Setup {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::KernelUncut,
         Self::KernelCut,
         Self::Ovs,
@@ -68,6 +74,9 @@ impl Setup {
         Self::SttUncut,
         Self::SttCut,
         Self::SttCutXdp,
+        Self::ShardUncut,
+        Self::ShardCut,
+        Self::ShardCutXdp,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -87,6 +96,9 @@ impl Setup {
             Self::SttUncut => "stt-uncut",
             Self::SttCut => "stt-cut",
             Self::SttCutXdp => "stt-cut-xdp",
+            Self::ShardUncut => "shard-uncut",
+            Self::ShardCut => "shard-cut",
+            Self::ShardCutXdp => "shard-cut-xdp",
         }
     }
 
@@ -107,6 +119,9 @@ impl Setup {
             Self::SttUncut => "Culvert `stt`, *uncut (veth)*",
             Self::SttCut => "Culvert `stt`, *wire-sized by software GSO*",
             Self::SttCutXdp => "Culvert `stt`, *wire-sized by AF_XDP*",
+            Self::ShardUncut => "Culvert `shard`, *uncut (veth)*",
+            Self::ShardCut => "Culvert `shard`, *wire-sized by software GSO*",
+            Self::ShardCutXdp => "Culvert `shard`, *wire-sized by AF_XDP*",
         }
     }
 
@@ -151,6 +166,9 @@ impl Setup {
             Self::SttUncut => in_format(STT, Cutter::Nobody),
             Self::SttCut => in_format(STT, Cutter::Kernel),
             Self::SttCutXdp => in_format(STT, Cutter::Culvert),
+            Self::ShardUncut => in_format(SHARD, Cutter::Nobody),
+            Self::ShardCut => in_format(SHARD, Cutter::Kernel),
+            Self::ShardCutXdp => in_format(SHARD, Cutter::Culvert),
         };
         for forwarder in &mut running.forwarders {
             forwarder.wait_for_log("forwarding between", Duration::from_secs(10));
@@ -162,6 +180,7 @@ impl Setup {
 
 const GENEVE: &str = "format = \"geneve\"";
 const STT: &str = "format = \"stt\"";
+const SHARD: &str = "format = \"shard\"";
 
 /// Culvert on both hosts, by the lines of its vnet.
 fn in_format(vnet_toml: &'static str, cutter: Cutter) -> Running {
@@ -172,8 +191,8 @@ fn in_format(vnet_toml: &'static str, cutter: Cutter) -> Running {
         spec.underlay_toml = "tx = \"xdp\"";
     }
     let topology = spec.build();
-    if vnet_toml == STT {
-        // Its header is longer in front of a packet of its own.
+    if vnet_toml == STT || vnet_toml == SHARD {
+        // Their headers are longer in front of a packet of its own; both get as much, to be compared.
         for host in &topology.hosts {
             host.ns.run(&format!("ip link set {WIRE} mtu 1572"));
         }
