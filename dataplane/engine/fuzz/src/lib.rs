@@ -364,7 +364,7 @@ pub fn shard_worker(data: &[u8]) {
                 uid += 1;
                 let (peer, network) = (usize::from(how) % 3, usize::from(how >> 2 & 1));
                 let len = [100, 1500, 3000, 9000, 20_000][usize::from(how >> 3) % 5];
-                let made = from_peer(uid, peer, network, len, what / 10 | how & 0x60);
+                let made = from_peer(uid, peer, network, len, (what / 10) | (how & 0x60));
                 let Some((packets, key, block)) = made else { continue };
                 truth.sent.insert(uid, (peer, network));
                 blocks.push((peer, key, block));
