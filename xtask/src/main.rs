@@ -65,6 +65,8 @@ enum Bench {
     Scale(Scale),
     /// Segments copied into frames of their own beside payload sent from where it lies; prints Markdown.
     Segments,
+    /// The storage gateway beside `nbdkit file` and `qemu-nbd`; prints Markdown.
+    Volume(bench::Volume),
 }
 
 /// Options of `fuzz`.
@@ -122,6 +124,7 @@ fn main() -> ExitCode {
         Verb::Bench { what: Bench::Engine } => bench::engine(),
         Verb::Bench { what: Bench::Scale(options) } => bench::scale(&options),
         Verb::Bench { what: Bench::Segments } => bench::segments(),
+        Verb::Bench { what: Bench::Volume(options) } => bench::volume(&options),
         Verb::Lab { filter } => lab::lab(filter.as_deref()),
         Verb::Deb { dev } => deb::deb(dev),
         Verb::Fuzz(options) => fuzz::fuzz(&options),

@@ -10,6 +10,7 @@
 //! | [`exports`] | the cache's volumes by export name, with sessions |
 //! | [`metrics`] | Prometheus' text, and the socket that it is got from |
 //! | [`notify`] | what the service manager is told |
+//! | [`store_times`] | how long a store's answers take |
 //!
 //! Storage is in `culvert-volume`, the protocol in `culvert-nbd`; what lives here joins them.
 
@@ -21,3 +22,4 @@ pub mod notify;
 pub mod serve;
 pub mod settings;
 pub mod store;
+pub mod store_times;

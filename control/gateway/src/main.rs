@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use culvert_gateway::serve::serve;
-use culvert_gateway::settings::{Options, Settings};
+use culvert_gateway::settings::{LogFormat, Options, Settings};
 
 /// Serves cached volumes over NBD.
 #[derive(Parser, Debug)]
@@ -42,11 +42,11 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let settings = Settings::gather(options)?;
     let filter = tracing_subscriber::EnvFilter::try_new(&settings.log)?;
     // Standard output may be the client's.
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(&settings))?;
     Ok(())

@@ -9,11 +9,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use culvert_metrics::{Kind, Text};
 use culvert_nbd::Server;
-use culvert_nbd::observe::{Statistics, bucket_end};
+use culvert_nbd::observe::{Histogram, Statistics, bucket_end};
 use culvert_nbd::proto::request::Command;
 use culvert_volume::{Cache, VolumeStatus};
 
 use crate::exports::VolumeExports;
+use crate::store_times::StoreTimes;
 
 /// What is measured.
 pub struct Sources {
@@ -23,6 +24,8 @@ pub struct Sources {
     pub server: Server<VolumeExports>,
     /// What the server tells.
     pub statistics: Arc<Statistics>,
+    /// How long the store's answers take.
+    pub store_times: Arc<StoreTimes>,
 }
 
 impl fmt::Debug for Sources {
@@ -37,6 +40,7 @@ impl Sources {
         let mut text = Text::new();
         self.requests(&mut text);
         self.connections(&mut text);
+        self.store(&mut text);
         if let Some(cache) = self.cache.upgrade() {
             of_cache(&cache, &mut text);
             of_volumes(&cache, &mut text);
@@ -52,19 +56,7 @@ impl Sources {
         let name = "culvert_nbd_request_seconds";
         text.metric(name, Kind::Histogram, "Time from a request to its answer.");
         for (label, of) in &commands {
-            let mut count = 0;
-            for (bucket, n) in of.latency.counts().into_iter().enumerate() {
-                count += n;
-                // Four buckets for each doubling are for people; one is enough to store.
-                if bucket % 4 == 3 {
-                    let end = bucket_end(bucket).as_secs_f64().to_string();
-                    text.value(&format!("{name}_bucket"), &[*label, ("le", &end)], count);
-                }
-            }
-            text.value(&format!("{name}_bucket"), &[*label, ("le", "+Inf")], count);
-            let sum = of.latency.sum().as_secs_f64();
-            text.value(&format!("{name}_sum"), &[*label], sum);
-            text.value(&format!("{name}_count"), &[*label], count);
+            histogram(text, name, *label, &of.latency);
         }
         let name = "culvert_nbd_bytes_total";
         text.metric(name, Kind::Counter, "Bytes of ranges of requests that succeeded.");
@@ -75,6 +67,14 @@ impl Sources {
         text.metric(name, Kind::Counter, "Requests that failed.");
         for (label, of) in &commands {
             text.value(name, &[*label], of.errors.load(Ordering::Relaxed));
+        }
+    }
+
+    fn store(&self, text: &mut Text) {
+        let name = "culvert_store_request_seconds";
+        text.metric(name, Kind::Histogram, "Time that the store takes to answer.");
+        for (operation, times) in self.store_times.all() {
+            histogram(text, name, ("operation", operation), times);
         }
     }
 
@@ -90,6 +90,22 @@ impl Sources {
         let name = "culvert_nbd_refused_total";
         text.single(name, Kind::Counter, "Handshakes that failed.", refused);
     }
+}
+
+/// One labelled histogram.
+fn histogram(text: &mut Text, name: &str, label: (&str, &str), times: &Histogram) {
+    let mut count = 0;
+    for (bucket, n) in times.counts().into_iter().enumerate() {
+        count += n;
+        // Four buckets for each doubling are for people; one is enough to store.
+        if bucket % 4 == 3 {
+            let end = bucket_end(bucket).as_secs_f64().to_string();
+            text.value(&format!("{name}_bucket"), &[label, ("le", &end)], count);
+        }
+    }
+    text.value(&format!("{name}_bucket"), &[label, ("le", "+Inf")], count);
+    text.value(&format!("{name}_sum"), &[label], times.sum().as_secs_f64());
+    text.value(&format!("{name}_count"), &[label], count);
 }
 
 fn of_cache(cache: &Cache, text: &mut Text) {

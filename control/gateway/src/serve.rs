@@ -8,8 +8,8 @@ use std::time::Duration;
 use culvert_model::api::volume_gateway_server::VolumeGatewayServer;
 use culvert_model::{DEFAULT_RUN_DIR, GATEWAY_SOCKET};
 use culvert_nbd::observe::Statistics;
-use culvert_nbd::{Limits, Listener, Server, Shutdown, Stream};
-use culvert_volume::disk::{DiskError, FileDisk};
+use culvert_nbd::{Lanes, Limits, Listener, Server, Shutdown, Stream};
+use culvert_volume::disk::{Disk, DiskError, FileDisk};
 use culvert_volume::{Cache, Config, Error, VolumeName, VolumeOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -22,6 +22,7 @@ use crate::metrics::{self, Sources};
 use crate::notify::{READY, STOPPING, notify};
 use crate::settings::{Place, Settings, WantedVolume};
 use crate::store::{self, OpenError, StoreAt};
+use crate::store_times::{StoreTimes, TimedStore};
 
 /// NBD's port, on this host only.
 const DEFAULT_PLACE: ([u8; 4], u16) = ([127, 0, 0, 1], 10_809);
@@ -36,6 +37,12 @@ pub enum ServeError {
         path: PathBuf,
         /// Why.
         source: DiskError,
+    },
+    /// What is there is no cache, and blank. It may be the wrong path; if it is not, say `--make`.
+    #[error("cache {}: nothing is there but zeros; to make a cache of it, say --make", path.display())]
+    Blank {
+        /// The cache's path.
+        path: PathBuf,
     },
     /// The store cannot be used. The cause says why.
     #[error("store {at}: {source}")]
@@ -71,6 +78,9 @@ pub enum ServeError {
     /// Standard input and output are no client.
     #[error("--stdio: {0}")]
     Stdio(io::Error),
+    /// The system gives no threads. Raise the limits on tasks and open files.
+    #[error("cannot start the threads that serve clients: {0}")]
+    Threads(io::Error),
     /// Signals cannot be waited for.
     #[error("cannot wait for signals: {0}")]
     Signal(io::Error),
@@ -92,7 +102,9 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
     // First, so that nothing is made for clients that cannot come, and those that come early wait.
     let listeners = if settings.stdio { Vec::new() } else { listeners(settings)? };
-    let cache = Arc::new(open_cache(settings).await?);
+    let lanes = Arc::new(Lanes::for_this_machine().map_err(ServeError::Threads)?);
+    let store_times = Arc::new(StoreTimes::default());
+    let cache = Arc::new(open_cache(settings, &store_times).await?);
     for wanted in &settings.volumes {
         provide(&cache, wanted, settings.take_over).await?;
     }
@@ -100,7 +112,8 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     let exports = VolumeExports::new(&cache);
     let server = Server::new(exports, Limits::default(), Arc::clone(&statistics));
     if let Some(address) = settings.metrics {
-        let sources = Sources { cache: Arc::downgrade(&cache), server: server.clone(), statistics };
+        let cache = Arc::downgrade(&cache);
+        let sources = Sources { cache, server: server.clone(), statistics, store_times };
         metrics::listen(address, sources)
             .await
             .map_err(|source| ServeError::Listen { place: address.to_string(), source })?;
@@ -113,8 +126,8 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     } else {
         for listener in listeners {
             info!(%listener, "listening");
-            let server = server.clone();
-            tokio::spawn(async move { server.serve(listener).await });
+            let (server, lanes) = (server.clone(), Arc::clone(&lanes));
+            tokio::spawn(async move { server.serve_on(listener, &lanes).await });
         }
         until_stopped(&cache, &mut signals, std::future::pending()).await
     };
@@ -167,22 +180,37 @@ async fn serve_api(
     Ok(Some((path, serving)))
 }
 
-async fn open_cache(settings: &Settings) -> Result<Cache, ServeError> {
+/// Whether something begins as if nothing was ever written to it.
+async fn is_blank(disk: &FileDisk) -> Result<bool, DiskError> {
+    let len = usize::try_from(disk.len()).unwrap_or(usize::MAX).min(1 << 20);
+    Ok(disk.read(0, len).await?.iter().all(|byte| *byte == 0))
+}
+
+async fn open_cache(settings: &Settings, times: &Arc<StoreTimes>) -> Result<Cache, ServeError> {
     let store = store::open(&settings.store)
         .map_err(|source| ServeError::Store { at: settings.store.clone(), source })?;
+    let store = Arc::new(TimedStore::new(store, Arc::clone(times)));
     let config = Config {
         eager_validation: settings.eager,
         accept_loss: settings.accept_loss,
         upload_rate: settings.upload_rate,
         fetch_rate: settings.fetch_rate,
         fetch_timeout: settings.fetch_timeout,
+        upload_interval: settings.upload_interval,
         ..Config::default()
     };
     let path = &settings.cache;
     let broken = |source| ServeError::Disk { path: path.clone(), source };
     if path.exists() {
         let disk = Arc::new(FileDisk::open(path).map_err(broken)?);
-        return Ok(Cache::open(disk, store, config).await?);
+        if !is_blank(disk.as_ref()).await.map_err(broken)? {
+            return Ok(Cache::open(disk, store, config).await?);
+        }
+        if !settings.make {
+            return Err(ServeError::Blank { path: path.clone() });
+        }
+        info!(cache = %path.display(), bytes = disk.len(), "making a cache of what is there");
+        return Ok(Cache::create(disk, store, settings.log_size, config).await?);
     }
     info!(cache = %path.display(), bytes = settings.cache_size, "making a cache");
     let disk = FileDisk::create(path, settings.cache_size).map_err(broken)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use culvert_model::Size;
 use culvert_volume::{NameError, VolumeName};
 use serde::Deserialize;
@@ -27,7 +27,8 @@ pub struct Options {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// The cache: a file or block device. A file that does not exist is made.
+    /// The cache: a file or block device. A file that does not exist is made; for what exists and is blank,
+    /// as a new device, see --make.
     #[arg(long, value_name = "FILE")]
     pub cache: Option<PathBuf>,
 
@@ -38,6 +39,11 @@ pub struct Options {
     /// Size of the log in a cache that is made: 1G if not given.
     #[arg(long, value_name = "SIZE")]
     pub log_size: Option<Size>,
+
+    /// Make a cache of a block device or file that exists and begins with zeros. One that holds a cache is
+    /// opened as ever; anything else is left alone.
+    #[arg(long)]
+    pub make: bool,
 
     /// The store: a folder, made if need be, or `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
     /// `az://CONTAINER/PREFIX`. Credentials come from the usual variables of the environment.
@@ -66,6 +72,11 @@ pub struct Options {
     #[arg(long, value_name = "SIZE")]
     pub upload_rate: Option<Size>,
 
+    /// Seconds between two uploads of what was written: 5 if not given. What a lost cache takes with it is
+    /// about so old.
+    #[arg(long, value_name = "SECONDS")]
+    pub upload_interval: Option<u32>,
+
     /// Bytes per second that may come from the store. Any number if not given.
     #[arg(long, value_name = "SIZE")]
     pub fetch_rate: Option<Size>,
@@ -93,9 +104,24 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
 
+    /// How it is logged: text, or json, one object a line. text if not given.
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
     /// What is logged: error, warn, info, debug, trace, or a filter by module. info if not given.
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
+}
+
+/// How a line of the log looks.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// What to do, complete and checked.
@@ -107,6 +133,8 @@ pub struct Settings {
     pub cache_size: u64,
     /// Its log's length in bytes, if it is made.
     pub log_size: u64,
+    /// Make a cache of what is blank.
+    pub make: bool,
     /// The store.
     pub store: StoreAt,
     /// Where clients connect; empty for the default.
@@ -121,6 +149,8 @@ pub struct Settings {
     pub upload_rate: u64,
     /// Bytes per second from the store; 0: any number.
     pub fetch_rate: u64,
+    /// Time between two uploads.
+    pub upload_interval: Duration,
     /// How long a read may wait for the store.
     pub fetch_timeout: Duration,
     /// Validate before serving.
@@ -131,6 +161,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// Socket of the API, if one was asked for.
     pub control: Option<PathBuf>,
+    /// How it is logged.
+    pub log_format: LogFormat,
     /// What is logged.
     pub log: String,
 }
@@ -191,9 +223,14 @@ impl Settings {
             take_over: options.take_over || file.take_over,
             upload_rate: bytes(options.upload_rate.or(file.upload_rate), 0),
             fetch_rate: bytes(options.fetch_rate.or(file.fetch_rate), 0),
+            upload_interval: Duration::from_secs(
+                options.upload_interval.or(file.upload_interval).map_or(5, u64::from).max(1),
+            ),
             fetch_timeout: Duration::from_secs(
                 options.fetch_timeout.or(file.fetch_timeout).map_or(30, u64::from),
             ),
+            log_format: options.log_format.or(file.log_format).unwrap_or_default(),
+            make: options.make || file.make,
             eager: options.eager || file.eager,
             accept_loss: options.accept_loss || file.accept_loss,
             metrics: options.metrics.or(file.metrics),

@@ -1,8 +1,10 @@
 //! Measurements.
 
 mod engine;
+mod volume;
 
 pub(crate) use self::engine::engine;
+pub(crate) use self::volume::{Volume, volume};
 use crate::run::{Result, cargo, command, run, target_folder};
 use crate::{Overlay, Scale};
 

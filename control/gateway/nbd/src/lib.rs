@@ -57,4 +57,4 @@ pub use connections::{Connection, Connections, Fence, Peer, Session, SessionKey}
 pub use errno::Errno;
 pub use export::{Export, ExportError, ExportInfo, Exports};
 pub use server::listen::{Listener, Stream};
-pub use server::{Limits, Server, Shutdown};
+pub use server::{Lanes, Limits, Server, Shutdown};

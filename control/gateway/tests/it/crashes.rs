@@ -95,7 +95,7 @@ fn check(uri: &str, promised: u64, asked: u64) -> u64 {
 }
 
 /// Rounds of a test: more where the long forms are asked for.
-fn rounds(short: u64) -> u64 {
+pub(crate) fn rounds(short: u64) -> u64 {
     let full = std::env::var("CULVERT_E2E").is_ok_and(|value| value == "full");
     if full { short * 50 } else { short }
 }
@@ -119,14 +119,14 @@ fn killed_again_and_again_it_keeps_every_answered_write() {
 }
 
 /// The cache's file behind a disk whose cache loses everything un-synced when it is killed.
-struct Disk {
+pub(crate) struct Disk {
     nbdkit: Child,
     fuse: Child,
-    mounted: std::path::PathBuf,
+    pub(crate) mounted: std::path::PathBuf,
 }
 
 impl Disk {
-    fn attach(scratch: &Scratch, file: &Path) -> Disk {
+    pub(crate) fn attach(scratch: &Scratch, file: &Path) -> Disk {
         let socket = scratch.path("disk.sock");
         let _ = std::fs::remove_file(&socket);
         let mounted = scratch.path("disk");
@@ -157,7 +157,7 @@ impl Disk {
     }
 
     /// Cuts the power: what was not synced is gone.
-    fn cut(&mut self) {
+    pub(crate) fn cut(&mut self) {
         self.nbdkit.kill().unwrap();
         self.nbdkit.wait().unwrap();
     }
@@ -174,7 +174,7 @@ impl Drop for Disk {
     }
 }
 
-fn wait_for(mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_for(mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < Duration::from_secs(20), "it did not come");

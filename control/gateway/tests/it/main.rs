@@ -2,6 +2,7 @@
 
 mod commands;
 mod crashes;
+mod filesystems;
 mod lifecycle;
 mod owners;
 mod refusals;

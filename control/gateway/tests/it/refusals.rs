@@ -1,6 +1,6 @@
 //! Bad input: a clear error, nothing lost, nothing half made.
 
-use crate::support::{GATEWAY, Gateway, Scratch, output};
+use crate::support::{GATEWAY, Gateway, Scratch, cli, cli_fails, output, run};
 
 /// What it says when it refuses to start.
 fn refused(scratch: &Scratch, more: &[&str]) -> String {
@@ -9,12 +9,11 @@ fn refused(scratch: &Scratch, more: &[&str]) -> String {
 
 /// The same with `new` in place of the argument `old`.
 fn refused_with(scratch: &Scratch, old: &str, new: &str, more: &[&str]) -> String {
-    let arguments = scratch.arguments();
+    let arguments = scratch.arguments_with(more);
     let mut all: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if let Some(argument) = all.iter_mut().find(|argument| **argument == old) {
         *argument = new;
     }
-    all.extend(more);
     let output = output(GATEWAY, &all);
     assert!(!output.status.success(), "it served");
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -109,4 +108,137 @@ fn a_place_that_is_taken_is_named() {
     std::fs::remove_file(scratch.path("nbd.sock")).unwrap();
     let said = refused(&scratch, &["--listen", &address]);
     assert!(said.contains(&address) && said.contains("in use"), "{said}");
+}
+
+/// Changes a structure's first bytes behind magic and checksum, and makes the checksum right.
+fn patch_superblocks(cache: &std::path::Path, at: usize, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().read(true).write(true).open(cache).unwrap();
+    for copy in [0, 512 << 10] {
+        let mut block = [0; 4096];
+        file.read_exact_at(&mut block, copy).unwrap();
+        block[at..at + bytes.len()].copy_from_slice(bytes);
+        block[8..12].fill(0);
+        let crc = culvert_volume::format::crc32c(&block);
+        block[8..12].copy_from_slice(&crc.to_le_bytes());
+        file.write_all_at(&block, copy).unwrap();
+    }
+}
+
+#[test]
+fn a_cache_of_another_version_is_refused_and_left_as_it_is() {
+    let scratch = Scratch::new();
+    Gateway::start(&scratch, &["--volume", "vol=8M"]).stop();
+    let cache = scratch.path("cache");
+    patch_superblocks(&cache, 12, &9_u32.to_le_bytes());
+    let before = std::fs::read(&cache).unwrap();
+    let said = refused(&scratch, &[]);
+    assert!(said.contains("version 9") && said.contains('1'), "{said}");
+    assert!(std::fs::read(&cache).unwrap() == before, "it was changed");
+}
+
+#[test]
+fn a_cache_that_another_gateway_made_does_not_take_its_volumes() {
+    let (scratch, other) = (Scratch::new(), Scratch::new());
+    Gateway::start(&scratch, &["--volume", "vol=8M"]).stop();
+    // A copy of the cache serves on: nobody else has the volume. With another store it is told so.
+    std::fs::copy(scratch.path("cache"), other.path("cache")).unwrap();
+    let gateway = Gateway::start(&other, &[]);
+    let said = output("qemu-io", &["-f", "raw", "-c", "write 0 4k", &gateway.uri("vol")]);
+    assert!(said.status.success());
+    let (_, said) = cli_fails(&other, &["volume", "flush", "vol"]);
+    assert!(said.contains("vol"), "{said}");
+    gateway.kill();
+    // Another cache at the same store does not get it.
+    std::fs::remove_file(other.path("cache")).unwrap();
+    let store = scratch.path("store").display().to_string();
+    let said = refused(&other, &["--volume", "vol", "--store", &store]);
+    assert!(said.contains("take it over"), "{said}");
+}
+
+/// A mounted tmpfs of a few MiB, gone with the value.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(scratch: &Scratch, options: &str) -> SmallDisk {
+        let at = scratch.path("small");
+        std::fs::create_dir_all(&at).unwrap();
+        run("mount", &["-t", "tmpfs", "-o", options, "none", at.to_str().unwrap()]);
+        SmallDisk(at)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = output("umount", &["-l", self.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_no_cache_and_harms_no_volume() {
+    let scratch = Scratch::new();
+    let small = SmallDisk::mount(&scratch, "size=24m");
+    let at = |name: &str| small.0.join(name).display().to_string();
+    let said = refused(&scratch, &["--cache", &at("cache")]);
+    assert!(said.contains("allocate") && said.contains("No space"), "{said}");
+    assert_eq!(std::fs::read_dir(&small.0).unwrap().count(), 0);
+
+    // The store's disk is full: writes go on, and all is there once there is room.
+    let gateway = Gateway::start(&scratch, &["--store", &at("store"), "--volume", "vol=40M"]);
+    let uri = gateway.uri("vol");
+    let write = output("qemu-io", &["-f", "raw", "-c", "write -P 3 0 32M", "-c", "flush", &uri]);
+    assert!(write.status.success(), "{write:?}");
+    let (_, said) = cli_fails(&scratch, &["volume", "flush", "vol"]);
+    assert!(said.contains("No space"), "{said}");
+    run("mount", &["-o", "remount,size=96m", small.0.to_str().unwrap()]);
+    cli(&scratch, &["volume", "flush", "vol"]);
+    gateway.kill();
+    std::fs::remove_file(scratch.path("cache")).unwrap();
+    let more = ["--store", &at("store"), "--volume", "vol", "--take-over"];
+    let gateway = Gateway::start(&scratch, &more);
+    let read = output("qemu-io", &["-f", "raw", "-c", "read -P 3 0 32M", &gateway.uri("vol")]);
+    assert!(read.status.success() && !String::from_utf8_lossy(&read.stdout).contains("failed"));
+    gateway.stop();
+}
+
+#[test]
+fn a_read_only_file_system_is_named_and_nothing_is_made() {
+    let scratch = Scratch::new();
+    let small = SmallDisk::mount(&scratch, "size=200m");
+    let cache = small.0.join("cache").display().to_string();
+    let store = small.0.join("store").display().to_string();
+    let remount =
+        |how: &str| run("mount", &["-o", &format!("remount,{how}"), small.0.to_str().unwrap()]);
+    remount("ro");
+    let said = refused(&scratch, &["--cache", &cache]);
+    assert!(said.contains("Read-only") && said.contains("cache"), "{said}");
+    let said = refused(&scratch, &["--store", &store]);
+    assert!(said.contains("Read-only") && said.contains("store"), "{said}");
+    assert!(!scratch.path("cache").exists());
+    remount("rw");
+    Gateway::start(&scratch, &["--cache", &cache, "--volume", "vol=8M"]).stop();
+    remount("ro");
+    let said = refused(&scratch, &["--cache", &cache]);
+    assert!(said.contains("Read-only") && said.contains(&cache), "{said}");
+}
+
+#[test]
+fn a_block_device_is_a_cache_once_it_is_made_one() {
+    let scratch = Scratch::new();
+    let medium = scratch.path("medium");
+    std::fs::File::create(&medium).unwrap().set_len(96 << 20).unwrap();
+    let device = run("losetup", &["--find", "--show", medium.to_str().unwrap()]);
+    let device = device.trim();
+    let detach = || run("losetup", &["--detach", device]);
+    // What is there is not overwritten by a word too few.
+    let said = refused(&scratch, &["--cache", device]);
+    assert!(said.contains("--make") && said.contains(device), "{said}");
+    let gateway = Gateway::start(&scratch, &["--cache", device, "--make", "--volume", "vol=16M"]);
+    run("qemu-io", &["-f", "raw", "-c", "write -P 8 0 8M", &gateway.uri("vol")]);
+    gateway.kill();
+    let gateway = Gateway::start(&scratch, &["--cache", device, "--make"]);
+    let read = run("qemu-io", &["-f", "raw", "-c", "read -P 8 0 8M", &gateway.uri("vol")]);
+    assert!(!read.contains("failed"), "{read}");
+    gateway.stop();
+    detach();
 }

@@ -154,6 +154,28 @@ impl Listener {
     }
 }
 
+/// A connected client that belongs to no runtime.
+#[derive(Debug)]
+pub(super) enum Detached {
+    Tcp(std::net::TcpStream, Peer),
+    Unix(std_unix::UnixStream, Peer),
+    Pipes(OwnedFd, OwnedFd),
+}
+
+impl Detached {
+    /// The client on the runtime that this is called on.
+    pub(super) fn attach(self) -> io::Result<Stream> {
+        Ok(match self {
+            Self::Tcp(stream, peer) => Stream::Tcp(TcpStream::from_std(stream)?, peer),
+            Self::Unix(stream, peer) => Stream::Unix(UnixStream::from_std(stream)?, peer),
+            Self::Pipes(input, output) => Stream::Pipes(
+                pipe::Receiver::from_owned_fd(input)?,
+                pipe::Sender::from_owned_fd(output)?,
+            ),
+        })
+    }
+}
+
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
@@ -161,6 +183,17 @@ impl fmt::Display for Listener {
 }
 
 impl Stream {
+    /// Takes the client off its runtime.
+    pub(super) fn detach(self) -> io::Result<Detached> {
+        Ok(match self {
+            Self::Tcp(stream, peer) => Detached::Tcp(stream.into_std()?, peer),
+            Self::Unix(stream, peer) => Detached::Unix(stream.into_std()?, peer),
+            Self::Pipes(input, output) => {
+                Detached::Pipes(input.into_nonblocking_fd()?, output.into_nonblocking_fd()?)
+            }
+        })
+    }
+
     /// The client at standard input and output: one socket at both, or two pipes.
     ///
     /// # Errors

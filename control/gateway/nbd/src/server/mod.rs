@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `listen` | sockets, socket activation, standard input and output |
+//! | `lanes` | threads that connections live on |
 //! | `connection` | one connection from its first byte to its end |
 //! | `negotiate` | its handshake |
 //! | `transmit` | its requests: read, checked, budgeted, started |
@@ -20,6 +21,7 @@
 mod compose;
 mod connection;
 mod inlet;
+mod lanes;
 mod negotiate;
 mod outlet;
 mod run;
@@ -40,7 +42,8 @@ use crate::buffer::BufferPool;
 use crate::connections::{Connection, ConnectionId, Connections, Fence, Peer, Phase, fence_all};
 use crate::export::{Exports, MAX_PAYLOAD};
 use crate::observe::Observer;
-use listen::{Listener, Stream};
+pub use lanes::Lanes;
+use listen::{Detached, Listener, Stream};
 
 /// What clients may cost a server.
 #[derive(Clone, Copy, Debug)]
@@ -154,6 +157,15 @@ impl<X: Exports> Server<X> {
 
     /// Accepts clients until the server is shut down. Several listeners may be served at once.
     pub async fn serve(&self, listener: Listener) {
+        self.accept(listener, None).await;
+    }
+
+    /// The same, with the connections on `lanes`, which must live until the server is shut down.
+    pub async fn serve_on(&self, listener: Listener, lanes: &Lanes) {
+        self.accept(listener, Some(lanes)).await;
+    }
+
+    async fn accept(&self, listener: Listener, lanes: Option<&Lanes>) {
         let mut is_stopping = self.shared.is_stopping.subscribe();
         loop {
             let accepted = tokio::select! {
@@ -164,7 +176,20 @@ impl<X: Exports> Server<X> {
             match accepted {
                 Ok(stream) => {
                     let server = self.clone();
-                    tokio::spawn(async move { server.serve_stream(stream).await });
+                    match lanes.and_then(Lanes::next) {
+                        Some(lane) => {
+                            let moved = stream.detach();
+                            lane.spawn(async move {
+                                match moved.and_then(Detached::attach) {
+                                    Ok(stream) => server.serve_stream(stream).await,
+                                    Err(e) => warn!("cannot serve a client: {e}"),
+                                }
+                            });
+                        }
+                        None => {
+                            tokio::spawn(async move { server.serve_stream(stream).await });
+                        }
+                    }
                 }
                 Err(e) => {
                     // Out of descriptors, most likely: wait for some to be closed.

@@ -1,8 +1,10 @@
 //! The requests of one connection: read, checked, held to the budget, started.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -161,7 +163,14 @@ impl<X: Exports, R: AsyncRead + Unpin> Reading<X, R> {
         let pending = self.pending(request, permit);
         match self.lane.connection.gate().enter() {
             Some(inside) => {
-                tokio::spawn(run_job(pending, job, data, inside));
+                // What the export has at hand is answered at once; the rest goes on by itself.
+                let mut running = Box::pin(run_job(pending, job, data, inside));
+                let mut nobody = TaskContext::from_waker(Waker::noop());
+                // An export that panics fails this request only.
+                let poll = AssertUnwindSafe(|| running.as_mut().poll(&mut nobody).is_pending());
+                if catch_unwind(poll).unwrap_or(false) {
+                    tokio::spawn(running);
+                }
                 Ok(())
             }
             None if self.lane.connection.phase() == Phase::ShuttingDown => {

@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::runmap::Run;
 use super::state::{Key, State};
 use super::{Inner, Plant, planted};
@@ -80,13 +82,14 @@ impl Inner {
         let Some(slot) = self.slot_for(key).await? else {
             return Ok(false);
         };
-        for run in &job.runs {
-            let at = self.block_at(slot, run.first);
-            if run.record.is_zero() {
-                self.disk.punch(at, u64::from(run.count) * BLOCK_BYTES).await?;
+        for group in job.runs.chunk_by(|a, b| a.end() == b.first && a.is_zero() == b.is_zero()) {
+            let Some(first) = group.first() else { continue };
+            let at = self.block_at(slot, first.first);
+            if first.is_zero() {
+                let blocks = group.iter().map(|run| u64::from(run.count)).sum::<u64>();
+                self.disk.punch(at, blocks * BLOCK_BYTES).await?;
             } else {
-                let data = self.read_run(run).await?;
-                self.disk.write(at, vec![data]).await?;
+                self.write_disk(at, self.read_runs(group).await?).await?;
             }
         }
         {
@@ -97,6 +100,17 @@ impl Inner {
         }
         self.write_header(slot).await?;
         Ok(true)
+    }
+
+    /// Writes in the background: here, if that is quick.
+    pub(crate) async fn write_disk(&self, at: u64, parts: Vec<Bytes>) -> Result<()> {
+        let len = parts.iter().map(|part| part.len() as u64).sum();
+        if self.disk.is_quick(len) {
+            self.disk.write_now(at, &parts)?;
+        } else {
+            self.disk.write(at, parts).await?;
+        }
+        Ok(())
     }
 
     /// The chunk's slot, or a free one that becomes its.
@@ -189,6 +203,7 @@ fn choose(state: &mut State, everything: bool) -> Vec<Job> {
             runs.extend(chunk.frozen.iter().cloned());
         }
         runs.retain(|run| matches!(run.record.place(), super::runmap::Place::Log { .. }));
+        runs.sort_by_key(|run| run.first);
         // Records are written in order, so none that is missing here is below the highest one.
         if let Some(seq) = runs.iter().map(Run::seq).max() {
             jobs.push(Job { key, runs, seq });

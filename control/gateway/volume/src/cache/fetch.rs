@@ -111,7 +111,7 @@ impl Inner {
                     // The fill keeps the chunk's entry and generation too.
                     self.state().chunk(key).fetching += 1;
                     self.fills.change(|fills| *fills += 1);
-                    tokio::spawn(this.fill(key, guard.generation, Arc::clone(&fetched)));
+                    self.runtime.spawn(this.fill(key, guard.generation, Arc::clone(&fetched)));
                 }
                 Ok::<_, Error>(fetched)
             })

@@ -221,7 +221,7 @@ impl Inner {
 
     async fn write_copy(&self, slot: SlotId, copy: u8, bytes: Vec<u8>) -> Result<()> {
         let at = self.slot_at(slot) + u64::from(copy) * HEADER_BYTES as u64;
-        self.disk.write(at, vec![Bytes::from(bytes)]).await?;
+        self.write_disk(at, vec![Bytes::from(bytes)]).await?;
         let mut state = self.state();
         let next_sync = state.syncs_wanted + 1;
         if let Some(entry) = state.slot(slot) {

@@ -1,16 +1,20 @@
 //! Appending to the log, and making things durable.
 //!
-//! One task appends: everything that waits goes into one frame and one write. One task syncs: everybody
-//! who asked before a sync began is answered by it.
+//! One at a time appends: everything that waits goes into one frame and one write. Whoever waits for a record
+//! does it, if the disk is quick; else a task does. One at a time syncs: everybody who asked before a sync
+//! began is answered by it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::runmap::{LogRecord, Place};
+use super::runmap::{LogRecord, Place, Run};
 use super::state::{Frame, Key};
 use super::{Inner, Plant, planted};
 use crate::BLOCK_BYTES;
+use crate::disk::DiskError;
 use crate::error::{Error, Result};
 use crate::format::log_frame::{FrameHeader, MAX_RECORDS, Record};
 
@@ -30,6 +34,19 @@ pub(crate) struct Marks {
 /// Bytes of log that a record needs at most: it may get a frame of its own.
 pub(crate) fn need(record: &Record) -> u64 {
     (1 + u64::from(record.data_blocks())) * BLOCK_BYTES
+}
+
+/// Lets whoever is ready go on first.
+async fn yield_once() {
+    let mut is_late = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut is_late, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// A frame to be written.
@@ -68,15 +85,77 @@ impl Inner {
             state.log.next_seq += 1;
             let record = Arc::new(LogRecord::new(last, record, Place::Memory(data)));
             state.map_record(&record);
+            state.log.queued_blocks += u64::from(record.record.data_blocks()).max(1);
             state.log.queue.push_back(record);
         }
-        drop(state);
-        self.append_wake.notify_one();
         last
+    }
+
+    /// Sees to it that what waits is written: here, or by the task.
+    fn write_queue(&self) {
+        loop {
+            if self.appending.swap(true, Ordering::AcqRel) {
+                // Who appends looks again when that is done.
+                return;
+            }
+            let is_left = self.write_quickly();
+            self.appending.store(false, Ordering::Release);
+            if is_left {
+                return self.append_wake.notify_one();
+            }
+            if self.state().log.queue.is_empty() || self.marks.get().failed {
+                return;
+            }
+        }
+    }
+
+    /// Writes what waits as long as the disk is quick. True if something is left.
+    fn write_quickly(&self) -> bool {
+        loop {
+            let len = self.state().log.queued_blocks * BLOCK_BYTES;
+            if len == 0 {
+                return false;
+            }
+            if !self.disk.is_quick(len + BLOCK_BYTES) {
+                return true;
+            }
+            let Some(frame) = self.next_frame() else {
+                return false;
+            };
+            let at = self.layout.log_at + frame.pos % self.layout.log_len;
+            let result = self.disk.write_now(at, &frame.parts);
+            if !self.finish_frame(&frame, result) {
+                return false;
+            }
+        }
+    }
+
+    /// Says that a frame is written. False if the cache stops.
+    fn finish_frame(&self, frame: &NextFrame, result: std::result::Result<(), DiskError>) -> bool {
+        if let Err(e) = result {
+            self.fail(&e);
+            return false;
+        }
+        for (record, data) in &frame.places {
+            if let Some(record) = record.upgrade() {
+                record.set_place(Place::Log { frame: frame.pos, data: *data });
+            }
+        }
+        if frame.places.len() > 1 {
+            // Records that share a header take less than was reserved for them.
+            self.space.notify_waiters();
+        }
+        self.marks.change(|marks| marks.written = marks.written.max(frame.last));
+        true
     }
 
     /// Waits until all records up to `seq` are written.
     pub(crate) async fn written(&self, seq: u64) -> Result<()> {
+        if self.marks.get().written < seq {
+            // Others may be about to append, too: one frame for all.
+            yield_once().await;
+            self.write_queue();
+        }
         let marks = self.marks.wait(|marks| marks.failed || marks.written >= seq).await;
         if marks.failed { Err(self.stopped()) } else { Ok(()) }
     }
@@ -88,7 +167,7 @@ impl Inner {
             state.syncs_wanted += 1;
             state.syncs_wanted
         };
-        self.sync_wake.notify_one();
+        self.start_sync();
         let marks = self.marks.wait(|marks| marks.failed || marks.syncs >= ticket).await;
         if marks.failed { Err(self.stopped()) } else { Ok(()) }
     }
@@ -129,28 +208,26 @@ impl Inner {
         if self.marks.get().failed { Err(self.stopped()) } else { Ok(()) }
     }
 
-    /// The task that appends.
+    /// The task that appends what nobody could write at once.
     pub(crate) async fn run_appender(self: Arc<Inner>) {
         loop {
             self.append_wake.notified().await;
-            while let Some(frame) = self.next_frame() {
+            if self.appending.swap(true, Ordering::AcqRel) {
+                continue;
+            }
+            while let Some(mut frame) = self.next_frame() {
                 if self.marks.get().failed {
                     return;
                 }
                 let at = self.layout.log_at + frame.pos % self.layout.log_len;
-                if let Err(e) = self.disk.write(at, frame.parts).await {
-                    return self.fail(&e);
+                let result = self.disk.write(at, std::mem::take(&mut frame.parts)).await;
+                if !self.finish_frame(&frame, result) {
+                    return;
                 }
-                for (record, data) in &frame.places {
-                    if let Some(record) = record.upgrade() {
-                        record.set_place(Place::Log { frame: frame.pos, data: *data });
-                    }
-                }
-                if frame.places.len() > 1 {
-                    // Records that share a header take less than was reserved for them.
-                    self.space.notify_waiters();
-                }
-                self.marks.change(|marks| marks.written = marks.written.max(frame.last));
+            }
+            self.appending.store(false, Ordering::Release);
+            if !self.state().log.queue.is_empty() {
+                self.append_wake.notify_one();
             }
         }
     }
@@ -177,6 +254,7 @@ impl Inner {
                 break;
             }
             blocks += more;
+            log.queued_blocks = log.queued_blocks.saturating_sub(more.max(1));
             taken.extend(log.queue.pop_front());
         }
         let header = |pos, first_seq, blocks: u64, records| FrameHeader {
@@ -221,7 +299,57 @@ impl Inner {
         Some(NextFrame { pos, parts, places, last })
     }
 
-    /// The task that syncs.
+    /// Sees to it that a sync begins now or when the one under way has ended.
+    fn start_sync(&self) {
+        if !self.disk.syncs_on_threads() {
+            return self.sync_wake.notify_one();
+        }
+        if self.syncing.swap(true, Ordering::AcqRel) {
+            // Who syncs looks again when that is done.
+            return;
+        }
+        match self.this() {
+            Ok(this) => drop(self.runtime.spawn_blocking(move || this.sync_here())),
+            Err(_) => self.syncing.store(false, Ordering::Release),
+        }
+    }
+
+    /// Syncs on this thread for as long as anybody wants it.
+    fn sync_here(&self) {
+        loop {
+            loop {
+                let wanted = self.state().syncs_wanted;
+                let before = self.marks.get();
+                if before.failed {
+                    return;
+                }
+                if before.syncs >= wanted {
+                    break;
+                }
+                match self.disk.sync_now() {
+                    Some(Err(e)) => return self.fail(&e),
+                    Some(Ok(())) => self.synced(wanted, before.written),
+                    None => return,
+                }
+            }
+            self.syncing.store(false, Ordering::Release);
+            if self.marks.get().syncs >= self.state().syncs_wanted
+                || self.syncing.swap(true, Ordering::AcqRel)
+            {
+                return;
+            }
+        }
+    }
+
+    /// A sync has ended that began when `wanted` were asked for and records up to `written` were written.
+    fn synced(&self, wanted: u64, written: u64) {
+        self.marks.change(|marks| {
+            marks.syncs = marks.syncs.max(wanted);
+            marks.durable = marks.durable.max(written);
+        });
+    }
+
+    /// The task that syncs, where the disk has no syncs on threads.
     pub(crate) async fn run_syncer(self: Arc<Inner>) {
         loop {
             self.sync_wake.notified().await;
@@ -239,10 +367,7 @@ impl Inner {
                 {
                     return self.fail(&e);
                 }
-                self.marks.change(|marks| {
-                    marks.syncs = wanted;
-                    marks.durable = marks.durable.max(before.written);
-                });
+                self.synced(wanted, before.written);
             }
         }
     }
@@ -254,6 +379,10 @@ impl Inner {
             let marks = self.marks.get();
             if marks.failed {
                 return;
+            }
+            // What a request left behind that was given up.
+            if !self.state().log.queue.is_empty() {
+                self.append_wake.notify_one();
             }
             if marks.written > marks.durable && self.barrier().await.is_err() {
                 return;
@@ -271,7 +400,7 @@ impl Inner {
             tokio::pin!(room);
             room.as_mut().enable();
             self.check_running()?;
-            let (fits, fill) = {
+            let (fits, fill, over_quota) = {
                 let mut state = self.state();
                 let over_quota = state.volumes.get(&volume).is_some_and(|v| {
                     v.page.dirty_quota > 0 && v.dirty_bytes() >= v.page.dirty_quota
@@ -289,7 +418,7 @@ impl Inner {
                 if fits && (paused || fill < self.config.slow_above) {
                     log.reserved += bytes;
                 }
-                (fits, fill)
+                (fits, fill, over_quota)
             };
             if fits && (paused || fill < self.config.slow_above) {
                 if fill > 0.25 {
@@ -297,8 +426,12 @@ impl Inner {
                 }
                 return Ok(());
             }
+            // Records that wait to be written keep the room that they reserved.
+            self.append_wake.notify_one();
             self.maintenance_wake.notify_one();
-            self.upload_wake.notify_waiters();
+            if over_quota {
+                self.upload_wake.notify_waiters();
+            }
             if fits {
                 let over = (fill - self.config.slow_above) / (1.0 - self.config.slow_above);
                 tokio::time::sleep(self.config.longest_pause.mul_f64(over.clamp(0.0, 1.0))).await;
@@ -310,23 +443,67 @@ impl Inner {
     }
 
     /// Reads blocks of a run, from memory or the log, and checks them.
-    pub(crate) async fn read_run(&self, run: &super::runmap::Run) -> Result<Bytes> {
+    pub(crate) async fn read_run(&self, run: &Run) -> Result<Bytes> {
         let bytes = usize::from(run.count) * BLOCK_BYTES as usize;
         let skip = usize::from(run.skip) * BLOCK_BYTES as usize;
         match run.record.place() {
             Place::Memory(data) => Ok(data.slice(skip..skip + bytes)),
             Place::Log { data, .. } => {
-                let at = self.layout.log_at + data % self.layout.log_len + skip as u64;
-                let data = self.disk.read(at, bytes).await?;
-                for (i, block) in data.chunks(BLOCK_BYTES as usize).enumerate() {
-                    if crate::format::crc32c(block) != run.crc(run.first + i as u16) {
-                        let record = &run.record.record;
-                        let key = Key { volume: record.volume, chunk: record.chunk };
-                        return Err(self.lost(key, run.first + i as u16));
-                    }
-                }
+                let data = self.read_log(data + skip as u64, bytes).await?;
+                self.check_run(run, &data)?;
                 Ok(data)
             }
         }
+    }
+
+    /// Reads runs that lie in the log, and checks them. What is written together is read at once.
+    pub(crate) async fn read_runs(&self, runs: &[Run]) -> Result<Vec<Bytes>> {
+        let follows = |a: &Run, b: &Run| match (a.pos(), b.pos()) {
+            // What lies behind another record's data begins no lap of its own: frames do not cross the end.
+            (Some(a_pos), Some(b_pos)) => {
+                a_pos + u64::from(a.count) * BLOCK_BYTES == b_pos
+                    && !b_pos.is_multiple_of(self.layout.log_len)
+            }
+            _ => false,
+        };
+        let mut parts = Vec::new();
+        for group in runs.chunk_by(follows) {
+            let [first, _, ..] = group else {
+                for run in group {
+                    parts.push(self.read_run(run).await?);
+                }
+                continue;
+            };
+            let bytes = group.iter().map(|run| usize::from(run.count)).sum::<usize>();
+            let pos = first.pos().unwrap_or_default();
+            let data = self.read_log(pos, bytes * BLOCK_BYTES as usize).await?;
+            let mut from = 0;
+            for run in group {
+                let to = from + usize::from(run.count) * BLOCK_BYTES as usize;
+                self.check_run(run, &data[from..to])?;
+                from = to;
+            }
+            parts.push(data);
+        }
+        Ok(parts)
+    }
+
+    async fn read_log(&self, pos: u64, len: usize) -> Result<Bytes> {
+        let at = self.layout.log_at + pos % self.layout.log_len;
+        match self.disk.read_now(at, len) {
+            Some(data) => Ok(data),
+            None => Ok(self.disk.read(at, len).await?),
+        }
+    }
+
+    fn check_run(&self, run: &Run, data: &[u8]) -> Result<()> {
+        for (block, data) in (run.first..).zip(data.chunks(BLOCK_BYTES as usize)) {
+            if crate::format::crc32c(data) != run.crc(block) {
+                let record = &run.record.record;
+                let key = Key { volume: record.volume, chunk: record.chunk };
+                return Err(self.lost(key, block));
+            }
+        }
+        Ok(())
     }
 }

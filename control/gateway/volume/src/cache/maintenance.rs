@@ -7,6 +7,9 @@ use super::Inner;
 use super::state::Key;
 use crate::error::Result;
 
+/// Chunks that the background validation reads the headers of at the same time.
+const VALIDATED_AT_ONCE: usize = 16;
+
 impl Inner {
     /// The maintenance task.
     pub(crate) async fn run_maintenance(self: Arc<Inner>) {
@@ -58,8 +61,12 @@ impl Inner {
             }
             self.make_room_for_headers();
             if destaged == 0 {
-                if fill > self.config.destage_above {
-                    // Slots are short or a cut is in the way: an upload helps.
+                let (free, unchecked) = {
+                    let state = self.state();
+                    (state.free.len(), state.unchecked.len())
+                };
+                if fill > self.config.destage_above && free + unchecked < low {
+                    // What is in the slots is dirty: an upload helps.
                     self.upload_wake.notify_waiters();
                 }
                 return Ok(());
@@ -89,7 +96,8 @@ impl Inner {
         self.evict(wanted).await
     }
 
-    /// The task that validates what nobody accessed yet. It pauses after each chunk.
+    /// The task that validates what nobody accessed yet, some chunks at once. It pauses as long as it worked,
+    /// so that clients have the disk at least half of the time.
     pub(crate) async fn run_validation(self: Arc<Inner>) {
         let mut from = Key { volume: 0, chunk: 0 };
         loop {
@@ -98,24 +106,27 @@ impl Inner {
                 if state.unvalidated == 0 {
                     break;
                 }
-                let found = state.chunks.range(from..).find(|(_, chunk)| {
+                let found = state.chunks.range(from..).filter(|(_, chunk)| {
                     let slot = chunk.slot.and_then(|slot| state.slots.get(slot as usize));
                     slot.is_some_and(|slot| !slot.validated)
                 });
-                found.map(|(key, _)| *key)
+                found.map(|(key, _)| *key).take(VALIDATED_AT_ONCE).collect::<Vec<_>>()
             };
-            let Some(key) = next else {
+            let Some(last) = next.last() else {
                 if from == (Key { volume: 0, chunk: 0 }) {
                     break;
                 }
                 from = Key { volume: 0, chunk: 0 };
                 continue;
             };
-            from = key;
-            if self.load(key).await.is_err() || self.marks.get().failed {
+            from = *last;
+            let begun = tokio::time::Instant::now();
+            let loads = next.iter().map(|key| self.load(*key));
+            let loaded = futures_util::future::try_join_all(loads).await;
+            if loaded.is_err() || self.marks.get().failed {
                 return;
             }
-            tokio::time::sleep(self.config.validation_pause).await;
+            tokio::time::sleep(begun.elapsed().max(self.config.validation_pause)).await;
         }
         self.upload_wake.notify_waiters();
     }

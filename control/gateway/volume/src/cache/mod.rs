@@ -39,7 +39,7 @@ mod volume;
 mod watched;
 mod write;
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ pub struct Config {
     /// Objects that are put at the same time. Reads are not counted, so that they keep their share of the
     /// way to the store while much is uploaded.
     pub uploads_at_once: usize,
-    /// Pause of the background validation after each chunk.
+    /// Shortest pause of the background validation after some chunks.
     pub validation_pause: Duration,
     /// Whether everything is validated before the cache opens.
     pub eager_validation: bool,
@@ -219,7 +219,13 @@ pub(crate) struct Inner {
     fetch_pace: Pace,
     /// Permits to put an object.
     upload_places: tokio::sync::Semaphore,
+    /// Where what goes on behind a request runs: a request's own runtime may end with its connection.
+    runtime: tokio::runtime::Handle,
     failure: OnceLock<String>,
+    /// Whether somebody is writing records to the log.
+    appending: AtomicBool,
+    /// Whether a thread is syncing.
+    syncing: AtomicBool,
     append_wake: Notify,
     sync_wake: Notify,
     maintenance_wake: Notify,

@@ -185,7 +185,12 @@ impl Inner {
     /// Reads neighbouring blocks of a slot. Fails with the first block that is not as it should be.
     async fn read_slot(&self, slot: SlotId, first: u16, crcs: &[u32]) -> Result<Bytes, u16> {
         let at = self.block_at(slot, first);
-        let data = match self.disk.read(at, crcs.len() * BLOCK_BYTES as usize).await {
+        let bytes = crcs.len() * BLOCK_BYTES as usize;
+        let read = match self.disk.read_now(at, bytes) {
+            Some(data) => Ok(data),
+            None => self.disk.read(at, bytes).await,
+        };
+        let data = match read {
             Ok(data) => data,
             Err(error) => {
                 tracing::warn!(slot, first, %error, "blocks of a slot cannot be read");

@@ -5,7 +5,7 @@
 //! the new incarnation too, before anything is written; so a crash while opening changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use bytes::Bytes;
@@ -151,6 +151,9 @@ impl Cache {
             fetch_pace: Pace::new(config.fetch_rate),
             upload_places: tokio::sync::Semaphore::new(config.uploads_at_once.max(1)),
             failure: OnceLock::new(),
+            runtime: tokio::runtime::Handle::current(),
+            appending: AtomicBool::new(false),
+            syncing: AtomicBool::new(false),
             append_wake: Notify::new(),
             sync_wake: Notify::new(),
             maintenance_wake: Notify::new(),

@@ -64,6 +64,18 @@ impl Run {
         self.record.seq
     }
 
+    pub(crate) fn is_zero(&self) -> bool {
+        self.record.is_zero()
+    }
+
+    /// Position of its data in the log. `None` while the record is not there.
+    pub(crate) fn pos(&self) -> Option<u64> {
+        match self.record.place() {
+            Place::Log { data, .. } => Some(data + u64::from(self.skip) * BLOCK_BYTES),
+            Place::Memory(_) => None,
+        }
+    }
+
     /// Checksum of block `block` of the chunk.
     pub(crate) fn crc(&self, block: u16) -> u32 {
         match &self.record.record.content {

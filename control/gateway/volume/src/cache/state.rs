@@ -100,6 +100,8 @@ pub(crate) struct Log {
     pub(crate) incarnation: u64,
     /// Records that wait to be written, in order of sequence.
     pub(crate) queue: VecDeque<Arc<LogRecord>>,
+    /// Blocks of their data, and one for each that has none.
+    pub(crate) queued_blocks: u64,
     pub(crate) next_seq: u64,
     /// First sequence that is in no frame yet.
     pub(crate) unframed_seq: u64,

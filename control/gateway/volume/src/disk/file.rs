@@ -1,21 +1,39 @@
-//! A file or block device. Every operation runs on tokio's blocking pool.
+//! A file or block device. Operations run on tokio's blocking pool, except what the page cache does at once.
 
 use std::fs::{File, OpenOptions};
-use std::io::{IoSlice, Seek, SeekFrom};
+use std::io::{IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::uio::pwritev;
+use rustix::io::ReadWriteFlags;
 
+use super::buffers::Buffers;
 use super::{Disk, DiskError, Io};
 
 /// Parts of one `pwritev` call. Linux allows 1,024.
 const MAX_PARTS: usize = 1024;
+
+/// Longest write that is tried without a thread of its own, in bytes. A longer one keeps the CPU for as long
+/// as it takes to wake a thread.
+const QUICK_BYTES: u64 = 128 << 10;
+
+/// Longest read. It never waits, but while a thread copies one that is longer another one can send the last.
+const QUICK_READ_BYTES: usize = 128 << 10;
+
+/// A quick write that took longer was none.
+const QUICK_WRITE: Duration = Duration::from_micros(500);
+
+/// How long writes are handed to other threads after one was not quick: the kernel is holding up who dirties
+/// its page cache, or the disk is slow.
+const SLOW_FOR: Duration = Duration::from_millis(100);
 
 /// A cache in a file or on a block device, locked exclusively while it is open.
 #[derive(Clone, Debug)]
@@ -28,6 +46,12 @@ struct Inner {
     file: Flock<File>,
     path: PathBuf,
     len: u64,
+    buffers: Buffers,
+    opened: Instant,
+    /// Microseconds after `opened` until which writes are not quick.
+    slow_until_us: AtomicU64,
+    /// Whether the file system has no reads that do not wait.
+    reads_wait: AtomicBool,
 }
 
 impl FileDisk {
@@ -90,7 +114,17 @@ impl FileDisk {
             })?;
         let len =
             file.seek(SeekFrom::End(0)).map_err(|e| failed("read the length", e.to_string()))?;
-        Ok(FileDisk { inner: Arc::new(Inner { file, path: path.to_owned(), len }) })
+        Ok(FileDisk {
+            inner: Arc::new(Inner {
+                file,
+                path: path.to_owned(),
+                len,
+                buffers: Buffers::default(),
+                opened: Instant::now(),
+                slow_until_us: AtomicU64::new(0),
+                reads_wait: AtomicBool::new(false),
+            }),
+        })
     }
 
     fn run<T: Send + 'static>(
@@ -155,6 +189,17 @@ impl Inner {
         Ok(())
     }
 
+    fn read(&self, offset: u64, len: usize) -> Result<Bytes, DiskError> {
+        let mut data = self.buffers.take(len);
+        let read = self.file.read_exact_at(data.bytes_mut(), offset);
+        read.map_err(|e| self.failed("read", offset, len as u64, &e))?;
+        Ok(data.freeze())
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
     fn punch(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         let signed = |n: u64| {
             i64::try_from(n).map_err(|_| self.failed("punch", offset, len, &"out of range"))
@@ -184,14 +229,7 @@ impl Disk for FileDisk {
     }
 
     fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
-        self.run(move |inner| {
-            let mut data = BytesMut::zeroed(len);
-            inner
-                .file
-                .read_exact_at(&mut data, offset)
-                .map_err(|e| inner.failed("read", offset, len as u64, &e))?;
-            Ok(data.freeze())
-        })
+        self.run(move |inner| inner.read(offset, len))
     }
 
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {
@@ -208,6 +246,51 @@ impl Disk for FileDisk {
 
     fn name(&self) -> String {
         self.inner.path.display().to_string()
+    }
+
+    fn read_now(&self, offset: u64, len: usize) -> Option<Bytes> {
+        let inner = &*self.inner;
+        if len > QUICK_READ_BYTES || inner.reads_wait.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut data = inner.buffers.take(len);
+        let mut part = [IoSliceMut::new(data.bytes_mut())];
+        match rustix::io::preadv2(&*inner.file, &mut part, offset, ReadWriteFlags::NOWAIT) {
+            // Part of it is in memory: all is read again, which finds that part.
+            Ok(read) => (read == len).then(|| data.freeze()),
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                inner.reads_wait.store(true, Ordering::Relaxed);
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn is_quick(&self, len: u64) -> bool {
+        let inner = &*self.inner;
+        let slow_until_us = inner.slow_until_us.load(Ordering::Relaxed);
+        len <= QUICK_BYTES && (slow_until_us == 0 || slow_until_us < inner.now_us())
+    }
+
+    fn write_now(&self, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        let inner = &*self.inner;
+        let begun = Instant::now();
+        let result = inner.write_all(offset, parts);
+        if begun.elapsed() > QUICK_WRITE {
+            let until_us = inner.now_us() + SLOW_FOR.as_micros() as u64;
+            inner.slow_until_us.store(until_us, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn sync_now(&self) -> Option<Result<(), DiskError>> {
+        let inner = &*self.inner;
+        let synced = inner.file.sync_data();
+        Some(synced.map_err(|e| inner.failed("sync", 0, inner.len, &e)))
+    }
+
+    fn syncs_on_threads(&self) -> bool {
+        true
     }
 }
 

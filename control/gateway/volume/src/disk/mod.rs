@@ -2,6 +2,7 @@
 //!
 //! [`FileDisk`] is a file or a block device; [`sim::SimDisk`] is a disk that loses what was not synced.
 
+mod buffers;
 mod file;
 pub mod sim;
 
@@ -45,6 +46,39 @@ pub trait Disk: Debug + Send + Sync + 'static {
 
     /// What to call it in an error.
     fn name(&self) -> String;
+
+    /// Reads if that takes no waiting for the medium, as from the page cache. `None`: use
+    /// [`read`](Disk::read), which also says why if it cannot be read at all.
+    fn read_now(&self, _offset: u64, _len: usize) -> Option<Bytes> {
+        None
+    }
+
+    /// Whether a write of `len` bytes takes so little time, as far as the last ones tell, that a thread with
+    /// other work may do it by [`write_now`](Disk::write_now) instead of handing it to another thread.
+    fn is_quick(&self, _len: u64) -> bool {
+        false
+    }
+
+    /// [`write`](Disk::write), on this thread.
+    fn write_now(&self, offset: u64, _parts: &[Bytes]) -> Result<(), DiskError> {
+        Err(DiskError::Io {
+            disk: self.name(),
+            operation: "write",
+            offset,
+            len: 0,
+            reason: "this disk has no quick writes".to_owned(),
+        })
+    }
+
+    /// [`sync`](Disk::sync) on this thread, which has nothing else to do. `None`: use that.
+    fn sync_now(&self) -> Option<Result<(), DiskError>> {
+        None
+    }
+
+    /// Whether [`sync_now`](Disk::sync_now) is there.
+    fn syncs_on_threads(&self) -> bool {
+        false
+    }
 }
 
 /// What a disk operation failed with.

@@ -514,4 +514,23 @@ impl Disk for SimDisk {
     fn name(&self) -> String {
         "simulated disk".to_owned()
     }
+
+    /// Now and then, and never when the power is cut at one of the two steps of a write.
+    fn is_quick(&self, _: u64) -> bool {
+        let mut state = self.state();
+        let dies = state.dead || state.die_at.is_some_and(|at| state.steps + 2 >= at);
+        state.rng.one_in(2) && !dies
+    }
+
+    fn write_now(&self, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        let data = Bytes::from(parts.concat());
+        let mut state = self.state();
+        if state.fail_writes || offset + data.len() as u64 > state.len {
+            drop(state);
+            return Err(self.error("write", offset, data.len() as u64, "no space"));
+        }
+        state.steps += 2;
+        state.write(offset, &data);
+        Ok(())
+    }
 }

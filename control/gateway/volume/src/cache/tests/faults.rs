@@ -279,3 +279,35 @@ fn damaged_objects_are_errors_that_name_them() {
         }
     });
 }
+
+#[test]
+fn first_accesses_that_race_validate_a_chunk_once() {
+    run(async {
+        let (disk, store) = closed().await;
+        drop(open(&disk, &store).await.unwrap());
+        disk.reopen();
+        disk.slow_reads(true);
+        let cache = open(&disk, &store).await.unwrap();
+        assert_eq!(cache.status().unvalidated, 2);
+        let volume = cache.volume(&name()).unwrap();
+        let accesses = (0..32_u64).map(|number| {
+            let volume = volume.clone();
+            async move {
+                // Some read what is there, some write beside it, all in one chunk.
+                if number % 4 == 3 {
+                    let at = CHUNK_BYTES + (8 + number) * 4096;
+                    volume.write(at, block(7), false).await.unwrap();
+                } else {
+                    let read = volume.read_vec(CHUNK_BYTES, 4096).await.unwrap();
+                    assert_eq!(read, block(2));
+                }
+            }
+        });
+        futures_util::future::join_all(accesses).await;
+        let status = cache.status();
+        // The background may have come to the other chunk meanwhile.
+        assert!(status.counters.validated <= 2, "{status:?}");
+        assert_eq!(u64::from(status.unvalidated) + status.counters.validated, 2);
+        assert!(status.counters.validated >= 1);
+    });
+}

@@ -1,0 +1,316 @@
+//! File systems of the kernel on a volume, and what stock clients do with one that is larger than its cache.
+
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::crashes::{Disk, rounds, wait_for};
+use crate::support::{Gateway, Scratch, cli, image, output, run};
+
+/// A volume as a block device: nbdfuse makes a file of it, and a loop device of that.
+struct Device {
+    fuse: Child,
+    file: PathBuf,
+    device: String,
+}
+
+impl Device {
+    fn attach(scratch: &Scratch, uri: &str) -> Device {
+        let file = scratch.path("volume");
+        std::fs::write(&file, "").unwrap();
+        let fuse =
+            Command::new("nbdfuse").arg(&file).arg(uri).stdin(Stdio::null()).spawn().unwrap();
+        wait_for(|| std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0));
+        let device = run("losetup", &["--find", "--show", file.to_str().unwrap()]);
+        Device { fuse, file, device: device.trim().to_owned() }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = output("losetup", &["--detach", &self.device]);
+        // nbdfuse flushes and ends once it is unmounted.
+        for lazily in [&[][..], &["-l"]] {
+            let unmounted = Command::new("umount").args(lazily).arg(&self.file).status();
+            if unmounted.is_ok_and(|status| status.success()) {
+                break;
+            }
+        }
+        let _ = self.fuse.wait();
+    }
+}
+
+/// A mounted file system.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn mount(scratch: &Scratch, device: &Device) -> Mounted {
+        let at = scratch.path("mounted");
+        std::fs::create_dir_all(&at).unwrap();
+        run("mount", &[&device.device, at.to_str().unwrap()]);
+        Mounted(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let path = self.0.to_str().unwrap();
+        if !output("umount", &[path]).status.success() {
+            let _ = output("umount", &["-l", path]);
+        }
+    }
+}
+
+/// Bytes of a volume that are no hole.
+fn allocated(uri: &str) -> u64 {
+    let map = run("qemu-img", &["map", "--output=json", "-f", "raw", uri]);
+    let is_data = |extent: &&str| extent.contains("\"data\": true");
+    let length = |extent: &str| {
+        let rest = extent.split("\"length\": ").nth(1)?;
+        rest.split(',').next()?.trim().parse::<u64>().ok()
+    };
+    map.split('}').filter(is_data).filter_map(length).sum()
+}
+
+fn a_file_system_is_made_filled_trimmed_and_checked(kind: &str, check: &[&str]) {
+    let scratch = Scratch::new();
+    // Four times as large as the cache, so that data go to the store and come back.
+    let gateway = Gateway::start(&scratch, &["--volume", "vol=384M"]);
+    let device = Device::attach(&scratch, &gateway.uri("vol"));
+    run(&format!("mkfs.{kind}"), &["-q", &device.device]);
+    let source = scratch.path("source");
+    std::fs::create_dir(&source).unwrap();
+    for number in 0..24 {
+        image(&source.join(format!("file-{number}")), (4 << 20) + number * 4097);
+    }
+    let mounted = Mounted::mount(&scratch, &device);
+    let target = mounted.0.join("files");
+    let (from, to) = (source.to_str().unwrap(), target.to_str().unwrap());
+    run("cp", &["-r", from, to]);
+    run("sync", &["-f", to]);
+    drop(mounted);
+    run(check[0], &[&check[1..], &[&device.device]].concat());
+    let full = allocated(&gateway.uri("vol"));
+    assert!(full > 96 << 20, "{full}");
+
+    let mounted = Mounted::mount(&scratch, &device);
+    run("diff", &["-r", from, to]);
+    for number in 0..20 {
+        std::fs::remove_file(target.join(format!("file-{number}"))).unwrap();
+    }
+    // XFS frees what was removed in the background, at the latest when it is unmounted.
+    drop(mounted);
+    let mounted = Mounted::mount(&scratch, &device);
+    run("fstrim", &[mounted.0.to_str().unwrap()]);
+    drop(mounted);
+    run(check[0], &[&check[1..], &[&device.device]].concat());
+    drop(device);
+    let trimmed = allocated(&gateway.uri("vol"));
+    assert!(trimmed + (64 << 20) < full, "{full} bytes became {trimmed}");
+
+    // Killed and started again it is the same.
+    cli(&scratch, &["volume", "flush", "vol"]);
+    gateway.kill();
+    let gateway = Gateway::start(&scratch, &[]);
+    let device = Device::attach(&scratch, &gateway.uri("vol"));
+    let mounted = Mounted::mount(&scratch, &device);
+    for number in 20..24 {
+        let name = format!("file-{number}");
+        run("cmp", &[source.join(&name).to_str().unwrap(), target.join(&name).to_str().unwrap()]);
+    }
+    drop(mounted);
+    drop(device);
+    gateway.stop();
+}
+
+#[test]
+fn ext4_is_made_filled_trimmed_and_checked() {
+    a_file_system_is_made_filled_trimmed_and_checked("ext4", &["e2fsck", "-fn"]);
+}
+
+#[test]
+fn xfs_is_made_filled_trimmed_and_checked() {
+    a_file_system_is_made_filled_trimmed_and_checked("xfs", &["xfs_repair", "-n"]);
+}
+
+/// Writes files one after the other, each flushed before the next, until that fails. Returns how many.
+fn write_files(folder: &Path, first: u64) -> u64 {
+    let mut number = first;
+    loop {
+        let written = (|| {
+            let mut file = std::fs::File::create(folder.join(number.to_string()))?;
+            file.write_all(&content(number))?;
+            file.sync_all()?;
+            std::fs::File::open(folder)?.sync_all()
+        })();
+        if written.is_err() {
+            return number - first;
+        }
+        number += 1;
+    }
+}
+
+fn content(number: u64) -> Vec<u8> {
+    let len = 1000 + number * 977 % 20_000;
+    (0..len).map(|at| (at * (number + 1)) as u8).collect()
+}
+
+#[test]
+fn ext4_loses_no_flushed_file_in_a_power_cut() {
+    let scratch = Scratch::new();
+    let made = Gateway::start(&scratch, &["--volume", "vol=64M"]);
+    let device = Device::attach(&scratch, &made.uri("vol"));
+    run("mkfs.ext4", &["-q", &device.device]);
+    drop(device);
+    made.stop();
+    let medium = scratch.path("medium");
+    std::fs::rename(scratch.path("cache"), &medium).unwrap();
+    let mut files = 0;
+    for round in 0..rounds(2) {
+        let mut disk = Disk::attach(&scratch, &medium);
+        let on_disk = disk.mounted.display().to_string();
+        let gateway = Gateway::start(&scratch, &["--cache", &on_disk]);
+        let device = Device::attach(&scratch, &gateway.uri("vol"));
+        let mounted = Mounted::mount(&scratch, &device);
+        let writer = std::thread::spawn({
+            let folder = mounted.0.clone();
+            move || write_files(&folder, files)
+        });
+        std::thread::sleep(std::time::Duration::from_millis(900 + round * 313 % 700));
+        disk.cut();
+        let written = writer.join().unwrap();
+        assert!(written > 0, "round {round}: nothing was written");
+        files += written;
+        drop(mounted);
+        drop(device);
+        gateway.kill();
+        drop(disk);
+
+        let disk = Disk::attach(&scratch, &medium);
+        let gateway = Gateway::start(&scratch, &["--cache", &on_disk]);
+        let device = Device::attach(&scratch, &gateway.uri("vol"));
+        // The journal is replayed first; then nothing may be wrong.
+        let replayed = output("e2fsck", &["-p", &device.device]);
+        assert!(replayed.status.code().is_some_and(|code| code <= 1), "{replayed:?}");
+        run("e2fsck", &["-fn", &device.device]);
+        let mounted = Mounted::mount(&scratch, &device);
+        for number in 0..files {
+            let found = std::fs::read(mounted.0.join(number.to_string()));
+            assert!(found.is_ok_and(|found| found == content(number)), "file {number} of {files}");
+        }
+        // What was written when the power went may be there or not, and is not counted.
+        let _ = std::fs::remove_file(mounted.0.join(files.to_string()));
+        drop(mounted);
+        drop(device);
+        gateway.stop();
+        drop(disk);
+    }
+}
+
+#[test]
+fn several_fio_jobs_verify_what_they_wrote() {
+    let scratch = Scratch::new();
+    let gateway = Gateway::start(&scratch, &["--volume", "vol=192M"]);
+    let uri = format!("--uri={}", gateway.uri("vol"));
+    let common = [
+        "--ioengine=nbd",
+        &uri,
+        "--thread",
+        "--rw=randrw",
+        "--bsrange=512-64k",
+        "--bs_unaligned=0",
+        "--iodepth=8",
+        "--size=40m",
+        "--offset_increment=48m",
+        "--numjobs=4",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--fsync=64",
+        "--verify_state_save=0",
+        "--name=jobs",
+    ];
+    run("fio", &common);
+    // And once more only read, after a kill.
+    gateway.kill();
+    let gateway = Gateway::start(&scratch, &[]);
+    let uri = format!("--uri={}", gateway.uri("vol"));
+    let write = [
+        "--name=w",
+        "--ioengine=nbd",
+        &uri,
+        "--thread",
+        "--rw=randwrite",
+        "--bs=4k",
+        "--size=32m",
+        "--verify=sha256",
+        "--verify_state_save=0",
+        "--iodepth=16",
+    ];
+    run("fio", &[&write[..], &["--do_verify=0"]].concat());
+    gateway.kill();
+    let gateway = Gateway::start(&scratch, &[]);
+    let uri = format!("--uri={}", gateway.uri("vol"));
+    let write =
+        write.map(|argument| if argument.starts_with("--uri") { uri.as_str() } else { argument });
+    run("fio", &[&write[..], &["--verify_only"]].concat());
+    gateway.stop();
+}
+
+#[test]
+fn qemu_compares_converts_and_maps_a_volume() {
+    let scratch = Scratch::new();
+    let gateway = Gateway::start(&scratch, &["--volume", "vol=64M", "--volume", "copy=64M"]);
+    let raw = scratch.path("image");
+    image(&raw, 24 << 20);
+    let file = std::fs::File::options().write(true).open(&raw).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file.write_all_at(&[0; 1 << 20], 4 << 20).unwrap();
+    let raw = raw.to_str().unwrap();
+    let (vol, copy) = (gateway.uri("vol"), gateway.uri("copy"));
+    run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", raw, &vol]);
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", raw, &vol]);
+    run("qemu-img", &["convert", "-n", "-W", "-m", "8", "-f", "raw", "-O", "raw", &vol, &copy]);
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &vol, &copy]);
+    assert_eq!(allocated(&vol), 23 << 20);
+    let qcow = scratch.path("qcow");
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &vol, qcow.to_str().unwrap()]);
+    run("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", qcow.to_str().unwrap(), raw]);
+    let io = [
+        "-c",
+        "write -P 5 512 1024",
+        "-c",
+        "write -f -P 6 1M 64k",
+        "-c",
+        "write -z 2M 64k",
+        "-c",
+        "discard 3M 1M",
+        "-c",
+        "flush",
+        "-c",
+        "read -P 5 512 1024",
+        "-c",
+        "read -P 6 1M 64k",
+        "-c",
+        "read -P 0 2M 64k",
+        "-c",
+        "read -P 0 3M 1M",
+        "-c",
+        "write -P 9 4095 2",
+        "-c",
+        "read -P 9 4095 2",
+    ];
+    let said = run("qemu-io", &[&["-f", "raw"][..], &io, &[&copy]].concat());
+    assert!(!said.contains("verification failed") && !said.contains("rror"), "{said}");
+    gateway.stop();
+}
+
+#[test]
+fn nbdsh_finds_every_option_and_error_of_a_volume() {
+    let scratch = Scratch::new();
+    let gateway = Gateway::start(&scratch, &["--volume", "vol=8M"]);
+    let script =
+        include_str!("nbdsh.py").replace("SOCKET", scratch.path("nbd.sock").to_str().unwrap());
+    run("nbdsh", &["-c", &script]);
+    gateway.stop();
+}

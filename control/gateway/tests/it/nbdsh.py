@@ -1,0 +1,117 @@
+import errno
+
+path = "SOCKET"
+
+
+def fails(number, call, *args):
+    try:
+        call(*args)
+    except nbd.Error as e:
+        assert e.errnum == number, (e.errno, str(e))
+    else:
+        raise AssertionError("it did not fail")
+
+
+def opened(name):
+    h = nbd.NBD()
+    h.set_strict_mode(0)
+    h.add_meta_context("base:allocation")
+    h.add_meta_context("culvert:cache")
+    h.set_export_name(name)
+    h.connect_unix(path)
+    return h
+
+
+# Options: LIST, INFO, LIST_META_CONTEXT, SET_META_CONTEXT, GO, ABORT, EXPORT_NAME.
+h = nbd.NBD()
+h.set_opt_mode(True)
+h.connect_unix(path)
+names = []
+h.opt_list(lambda name, description: names.append(name) and 0)
+assert names == ["vol"], names
+h.set_export_name("nothing")
+fails(errno.ENOENT, h.opt_info)
+fails(errno.ENOENT, h.opt_go)
+h.set_export_name("vol;generation=1")
+fails(errno.ENOTSUP, h.opt_go)
+h.set_full_info(True)
+h.set_export_name("vol")
+h.opt_info()
+assert h.get_size() == 8 << 20 and h.get_export_description() == "cached volume vol"
+contexts = []
+h.opt_list_meta_context(lambda name: contexts.append(name) and 0)
+assert contexts == ["base:allocation", "culvert:cache"], contexts
+h.add_meta_context("culvert:cache")
+h.opt_go()
+assert h.can_meta_context("culvert:cache") and not h.can_meta_context("base:allocation")
+assert h.can_multi_conn() and h.can_fua() and h.can_cache() and h.can_fast_zero() and h.can_df()
+assert h.get_block_size(nbd.SIZE_PREFERRED) == 4096
+h.shutdown()
+h = nbd.NBD()
+h.set_opt_mode(True)
+h.connect_unix(path)
+h.opt_abort()
+assert h.aio_is_closed()
+h = nbd.NBD()
+h.set_handshake_flags(0)
+h.set_export_name("vol")
+h.connect_unix(path)
+assert h.get_protocol() == "newstyle" and h.get_size() == 8 << 20
+h.shutdown()
+
+# Requests, and what they are refused with.
+h = opened("vol")
+size = h.get_size()
+fails(errno.EINVAL, h.pread, 512, size)
+fails(errno.ENOSPC, h.pwrite, b"x" * 512, size)
+fails(errno.ENOSPC, h.zero, 1024, size - 512)
+fails(errno.EINVAL, h.trim, 1024, size - 512)
+fails(errno.EINVAL, h.cache, 1024, size - 512)
+fails(errno.EINVAL, h.pread, 0, 0)
+fails(errno.EINVAL, h.pread, 512, 0, nbd.CMD_FLAG_NO_HOLE)
+fails(errno.EINVAL, h.pwrite, b"x" * 512, 0, nbd.CMD_FLAG_DF)
+fails(errno.EINVAL, h.flush, 1 << 9)
+h.pwrite(b"a" * 4096, 4096, nbd.CMD_FLAG_FUA)
+h.pwrite(b"b" * 700, 12000)
+h.zero(4096, 16384, nbd.CMD_FLAG_FAST_ZERO)
+h.zero(4096, 20480, nbd.CMD_FLAG_NO_HOLE)
+h.trim(4096, 24576)
+h.cache(size, 0)
+h.flush()
+assert h.pread(700, 12000) == b"b" * 700
+chunks = []
+h.pread_structured(16384, 0, lambda data, at, status, e: chunks.append((at, len(data), status)) and 0)
+assert chunks[0] == (0, 4096, nbd.READ_HOLE), chunks
+assert (4096, 4096, nbd.READ_DATA) in [(at, min(n, 4096), s) for at, n, s in chunks], chunks
+chunks.clear()
+h.pread_structured(16384, 0, lambda data, at, status, e: chunks.append((at, len(data), status)) and 0, nbd.CMD_FLAG_DF)
+assert chunks == [(0, 16384, nbd.READ_DATA)], chunks
+found = {}
+h.block_status(size, 0, lambda context, at, extents, e: found.setdefault(context, extents) and 0)
+assert set(found) == {"base:allocation", "culvert:cache"}, found
+assert found["base:allocation"][:4] == [4096, 3, 12288, 0], found
+# Dirty is 2, cached is 1; what was written lately is both.
+assert found["culvert:cache"][3] & 1 == 1, found
+h.shutdown()
+
+h = opened("vol;ro")
+assert h.is_read_only()
+fails(errno.EPERM, h.pwrite, b"x" * 512, 0)
+fails(errno.EPERM, h.zero, 4096, 0)
+fails(errno.EPERM, h.trim, 4096, 0)
+assert h.pread(1, 4096) == b"a"
+h.shutdown()
+
+# Of one session the later generation puts the former out.
+first = opened("vol;session=s;generation=1")
+first.pwrite(b"1" * 512, 0)
+second = opened("vol;session=s;generation=2")
+assert second.pread(1, 0) == b"1"
+try:
+    first.pwrite(b"0" * 512, 0)
+except nbd.Error:
+    pass
+else:
+    raise AssertionError("the former connection still writes")
+assert second.pread(1, 0) == b"1"
+second.shutdown()

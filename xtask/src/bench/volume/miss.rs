@@ -1,0 +1,117 @@
+//! What a read costs that the cache does not have: bytes from the store, and time beside the store's own.
+
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::client::Client;
+use super::fio::{Job, fio};
+use super::servers::{Kind, Server};
+use super::store::Store;
+use crate::run::Result;
+
+/// Size of the volume.
+const VOLUME: u64 = 256 << 20;
+/// What a leaf of the index covers: 16 chunks.
+const LEAF: u64 = 64 << 20;
+/// What one range get brings: 16 blocks.
+const FRAME: u64 = 64 << 10;
+/// Reads that are measured.
+const READS: u64 = 200;
+/// Time that the store takes.
+const DELAY_US: u64 = 10_000;
+/// What the aims say: bytes of a miss, and microseconds added to the store's own.
+const AIMS: (f64, f64) = (65_536.0, 1000.0);
+
+/// Measures and prints a table.
+pub(super) fn miss(folder: &Path) -> Result {
+    let store = Store::start()?;
+    let environment = store.environment();
+    let at = ["--store", "s3://volumes/bench", "--upload-interval", "1", "--cache-size", "2G"];
+    let make = |name: &str, more: &[&str]| {
+        let more = [&at[..], more].concat();
+        Server::start_with(Kind::Gateway, &folder.join(name), VOLUME, &more, &environment)
+    };
+    let first = make("first", &[])?;
+    let fill = Job { name: "fill", rw: "write", block: "1m", depth: 4, fsync: 0 };
+    fio(&first.uri(), &fill, VOLUME, None)?;
+    first.wait_until_clean()?;
+    first.stop()?;
+
+    let second = make("second", &["--take-over"])?;
+    let mut client = second.client()?;
+    // The index is read once; it is not what is measured.
+    for leaf in 0..VOLUME / LEAF {
+        client.read(leaf * LEAF)?;
+    }
+    store.shared.delay_us.store(DELAY_US, Ordering::Relaxed);
+    let (sent, gets) =
+        (store.shared.sent.load(Ordering::Relaxed), store.shared.gets.load(Ordering::Relaxed));
+    let frames = VOLUME / FRAME;
+    let mut through = Vec::new();
+    for read in 0..READS {
+        // An odd number of frames apart, hence each frame once; the first of each leaf is known already.
+        let frame = (1 + read * 37) % frames;
+        let begun = Instant::now();
+        client.read(frame * FRAME + 4096 * (read % 16))?;
+        through.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    let sent = (store.shared.sent.load(Ordering::Relaxed) - sent) as f64 / READS as f64;
+    let gets = (store.shared.gets.load(Ordering::Relaxed) - gets) as f64 / READS as f64;
+    let mut own = own(&store)?;
+    second.stop()?;
+
+    own.sort_by(f64::total_cmp);
+    through.sort_by(f64::total_cmp);
+    let at =
+        |times: &[f64], q: usize| times.get(times.len() * q / 100).copied().unwrap_or_default();
+    println!(
+        "| 4 KiB read that the cache lacks | store's range get | through the gateway | added | aim |"
+    );
+    println!("|---|---|---|---|---|");
+    for (name, q) in [("median", 50), ("99 of 100", 99)] {
+        let (own, through) = (at(&own, q), at(&through, q));
+        let aim = if q == 50 { format!("at most {:.0} µs", AIMS.1) } else { String::new() };
+        println!("| {name} | {own:.0} µs | {through:.0} µs | {:.0} µs | {aim} |", through - own);
+    }
+    println!(
+        "| bytes from the store | | {sent:.0}, in {gets:.2} requests | | at most {:.0} |",
+        AIMS.0
+    );
+    println!();
+    Ok(())
+}
+
+/// Times of the same range gets without a gateway, over one connection.
+fn own(store: &Store) -> Result<Vec<f64>> {
+    let failed = |e: std::io::Error| format!("store: {e}");
+    store.put("/volumes/own", vec![7; 8 << 20]);
+    let mut stream = TcpStream::connect(store.address).map_err(failed)?;
+    stream.set_nodelay(true).map_err(failed)?;
+    let mut reader = BufReader::new(stream.try_clone().map_err(failed)?);
+    let mut times = Vec::new();
+    for read in 0..READS {
+        let from = read % 128 * FRAME;
+        let to = from + FRAME - 1;
+        let begun = Instant::now();
+        let request =
+            format!("GET /volumes/own HTTP/1.1\r\nHost: store\r\nRange: bytes={from}-{to}\r\n\r\n");
+        stream.write_all(request.as_bytes()).map_err(failed)?;
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            std::io::BufRead::read_line(&mut reader, &mut line).map_err(failed)?;
+        }
+        reader.read_exact(&mut vec![0; FRAME as usize]).map_err(failed)?;
+        times.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(times)
+}
+
+impl Server {
+    fn client(&self) -> Result<Client> {
+        Client::connect(self.socket(), "vol")?.ok_or_else(|| "nobody listens".to_owned())
+    }
+}
