@@ -5,7 +5,6 @@
 //! space in the log is used again. A crash at any point leaves the record where recovery finds it.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -35,8 +34,9 @@ impl Inner {
     /// many chunks were written.
     pub(crate) async fn destage(&self, everything: bool) -> Result<usize> {
         let (jobs, through) = {
+            let written = self.marks.get().written;
             let mut state = self.state();
-            let jobs = choose(&mut state, everything);
+            let jobs = choose(&mut state, everything, written);
             (jobs, state.log.next_seq.saturating_sub(1))
         };
         if jobs.is_empty() {
@@ -74,10 +74,9 @@ impl Inner {
     /// Writes one chunk's records into its slot. False if there is no slot to be had.
     async fn destage_chunk(&self, job: &Job) -> Result<bool> {
         let key = job.key;
-        let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
+        let Some(guard) = self.lock(key).await else {
             return Ok(false);
         };
-        let guard = io.write_owned().await;
         self.load_locked(key, &guard).await?;
         let Some(slot) = self.slot_for(key).await? else {
             return Ok(false);
@@ -165,8 +164,8 @@ impl Inner {
     }
 }
 
-/// Chooses the chunks of the oldest records.
-fn choose(state: &mut State, everything: bool) -> Vec<Job> {
+/// Chooses the chunks of the oldest records, of those up to sequence `written`.
+fn choose(state: &mut State, everything: bool, written: u64) -> Vec<Job> {
     let mut keys = BTreeSet::new();
     let mut bytes = 0;
     let limit = if everything { u64::MAX } else { ROUND_BYTES };
@@ -202,9 +201,10 @@ fn choose(state: &mut State, everything: bool) -> Vec<Job> {
             runs.retain(|run| run.seq() <= cut.seq);
             runs.extend(chunk.frozen.iter().cloned());
         }
-        runs.retain(|run| matches!(run.record.place(), super::runmap::Place::Log { .. }));
+        // By the mark, which moves once for a whole frame: places are set one by one meanwhile, and one that
+        // was passed over must not be below the highest one.
+        runs.retain(|run| run.seq() <= written);
         runs.sort_by_key(|run| run.first);
-        // Records are written in order, so none that is missing here is below the highest one.
         if let Some(seq) = runs.iter().map(Run::seq).max() {
             jobs.push(Job { key, runs, seq });
         }

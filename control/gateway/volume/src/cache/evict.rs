@@ -25,12 +25,13 @@ impl Inner {
                 continue;
             };
             // Somebody is reading it: it is not the one to go.
-            let Ok(_guard) = io.try_write_owned() else {
+            let Ok(_guard) = Arc::clone(&io).try_write_owned() else {
                 continue;
             };
             {
                 let mut state = self.state();
-                if !state.evictable(slot) {
+                let is_there = state.chunks.get(&key).is_some_and(|c| c.slot == Some(slot));
+                if !is_there || !state.is_lock_of(key, Some(&io)) || !state.evictable(slot) {
                     continue;
                 }
                 state.vacate(slot);

@@ -66,15 +66,24 @@ impl Inner {
     /// Sees to it that the header of the chunk's slot, if it has one, is in memory. At the first access
     /// since the start this is the validation of the chunk: what lies beside the data decides.
     pub(crate) async fn load(&self, key: Key) -> Result<()> {
-        let Some(io) = ({
-            let state = self.state();
-            let needed = state.needs_header(key);
-            needed.then(|| state.chunks.get(&key).map(|chunk| Arc::clone(&chunk.io))).flatten()
-        }) else {
+        if !self.state().needs_header(key) {
             return Ok(());
-        };
-        let guard = io.write_owned().await;
-        self.load_locked(key, &guard).await
+        }
+        match self.lock(key).await {
+            Some(guard) => self.load_locked(key, &guard).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Locks a chunk for writing. `None` if nothing of it is here.
+    pub(crate) async fn lock(&self, key: Key) -> Option<OwnedRwLockWriteGuard<()>> {
+        loop {
+            let io = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io))?;
+            let guard = Arc::clone(&io).write_owned().await;
+            if self.state().is_lock_of(key, Some(&io)) {
+                return Some(guard);
+            }
+        }
     }
 
     /// [`load`](Self::load) for who holds the chunk's lock.
@@ -106,9 +115,10 @@ impl Inner {
         if entry.occupant != Some(key) || entry.header.is_some() {
             return;
         }
-        // Later the slot knows better which copy is durable: what is read may not be.
-        let first = !entry.validated;
-        if first {
+        if entry.validated && planted(Plant::StopForgetsCopies) {
+            entry.durable_copy.get_or_insert(0);
+        }
+        if !entry.validated {
             entry.validated = true;
             state.unvalidated = state.unvalidated.saturating_sub(1);
             state.counters.validated += 1;
@@ -116,9 +126,7 @@ impl Inner {
         let listed = entry.entry;
         match copies.best {
             Some((copy, header)) if header.version >= listed.version => {
-                if first {
-                    entry.durable_copy = copy;
-                }
+                entry.durable_copy.get_or_insert(copy);
                 if header.volume != key.volume || header.chunk != key.chunk {
                     // The slot was given up, and the chunk was clean then; the directory is behind.
                     entry.entry.version = header.version;
@@ -164,8 +172,8 @@ impl Inner {
                     "slot header is damaged"
                 );
                 state.counters.damaged_headers += 1;
-                if let Some((copy, _)) = best.filter(|_| first) {
-                    entry.durable_copy = copy;
+                if let Some((copy, _)) = best {
+                    entry.durable_copy.get_or_insert(copy);
                 }
                 entry.header = Some(Box::new(header));
                 entry.stale = true;
@@ -175,9 +183,23 @@ impl Inner {
         }
     }
 
+    /// Sees to it that it is known which copy of the slot's header is the durable one, which the next must
+    /// not replace. A planned stop spares the validation of a chunk, but not this: only the headers tell.
+    async fn know_copies(&self, slot: SlotId) -> Result<()> {
+        if self.state().slot(slot).is_none_or(|entry| entry.durable_copy.is_some()) {
+            return Ok(());
+        }
+        let copies = self.read_headers(slot).await?;
+        if let Some(entry) = self.state().slot(slot) {
+            entry.learn_copies(&copies);
+        }
+        Ok(())
+    }
+
     /// Writes the header that is in memory, beside the last durable one. The caller is the only one who
     /// writes headers.
     pub(crate) async fn write_header(&self, slot: SlotId) -> Result<()> {
+        self.know_copies(slot).await?;
         let Some((copy, bytes)) = ({
             let syncs = self.marks.get().syncs;
             let mut state = self.state();
@@ -205,6 +227,7 @@ impl Inner {
 
     /// Writes a header that says the slot is free.
     pub(crate) async fn write_free_header(&self, slot: SlotId) -> Result<()> {
+        self.know_copies(slot).await?;
         let Some((copy, bytes)) = ({
             let syncs = self.marks.get().syncs;
             let mut state = self.state();
@@ -239,10 +262,7 @@ impl Inner {
         let mut state = self.state();
         if let Some(entry) = state.slot(slot) {
             entry.validated = true;
-            if let Some((copy, header)) = copies.best {
-                entry.durable_copy = copy;
-                entry.entry.version = entry.entry.version.max(header.version);
-            }
+            entry.learn_copies(&copies);
             state.free.push(slot);
         }
         Ok(true)
@@ -287,15 +307,25 @@ impl Inner {
     }
 }
 
+impl Slot {
+    /// Takes from the headers, read before any was written since the start, what the next one depends on.
+    fn learn_copies(&mut self, copies: &Copies) {
+        let (copy, version) = copies.best.as_ref().map_or((0, 0), |(copy, h)| (*copy, h.version));
+        // Once a header was written the slot knows better: what is read then may not be durable.
+        self.durable_copy.get_or_insert(copy);
+        self.entry.version = self.entry.version.max(version);
+    }
+}
+
 /// The copy to write next: never the only durable one.
 fn next_copy(slot: &mut Slot, syncs: u64) -> u8 {
     if let Some((copy, sync)) = slot.written_copy
         && sync <= syncs
     {
-        slot.durable_copy = copy;
+        slot.durable_copy = Some(copy);
         slot.written_copy = None;
     }
-    if planted(Plant::HeaderInPlace) { 0 } else { 1 - slot.durable_copy.min(1) }
+    if planted(Plant::HeaderInPlace) { 0 } else { 1 - slot.durable_copy.unwrap_or(0).min(1) }
 }
 
 /// Blocks that may have been dirty by what the directory says.

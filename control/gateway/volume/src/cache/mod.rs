@@ -369,6 +369,8 @@ pub(crate) enum Plant {
     /// Blocks are clean once they are in a slot.
     CleanTooEarly,
     /// Blocks that were overwritten after the cut turn clean with it.
+    /// After a planned stop nobody looks which of a slot's headers is the durable one.
+    StopForgetsCopies,
     CleanOverwritten,
     /// Dirty chunks are evicted.
     EvictDirty,

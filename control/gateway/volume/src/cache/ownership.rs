@@ -432,10 +432,9 @@ impl Inner {
         };
         let mut slots: Vec<SlotId> = Vec::new();
         for key in keys {
-            let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
+            let Some(guard) = self.lock(key).await else {
                 continue;
             };
-            let guard = io.write_owned().await;
             // The header's version must be known before a free one can be written.
             self.load_locked(key, &guard).await?;
             let slot = {

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::RwLock;
 
 use super::Inner;
 use super::runmap::Run;
@@ -98,7 +99,7 @@ impl Inner {
                 Some(io) => Some(io.read().await),
                 None => None,
             };
-            let Some(plan) = self.plan(key, blocks.clone(), u64::MAX) else {
+            let Some(plan) = self.plan(key, io.as_ref(), blocks.clone(), u64::MAX) else {
                 continue;
             };
             let mut pieces = Vec::new();
@@ -146,11 +147,18 @@ impl Inner {
         }
     }
 
-    /// Where `blocks` are to be had as of sequence `up_to`, in rising order. `None` if the slot's header
-    /// is not in memory any more.
-    fn plan(&self, key: Key, blocks: Range<u16>, up_to: u64) -> Option<Vec<(Range<u16>, Source)>> {
+    /// Where `blocks` are to be had as of sequence `up_to`, in rising order. `None` to look again: the slot's
+    /// header is not in memory any more, or the chunk left the cache and came back, so that the lock `io` is
+    /// not its lock any more.
+    fn plan(
+        &self,
+        key: Key,
+        io: Option<&Arc<RwLock<()>>>,
+        blocks: Range<u16>,
+        up_to: u64,
+    ) -> Option<Vec<(Range<u16>, Source)>> {
         let mut state = self.state();
-        if state.needs_header(key) {
+        if state.needs_header(key) || !state.is_lock_of(key, io) {
             return None;
         }
         let mut plan: Vec<(Range<u16>, Source)> = Vec::new();
@@ -238,7 +246,7 @@ impl Inner {
                 return Err(self.lost(key, blocks.start));
             };
             let guard = io.read().await;
-            let Some(plan) = self.plan(key, blocks.clone(), up_to) else {
+            let Some(plan) = self.plan(key, Some(&io), blocks.clone(), up_to) else {
                 continue;
             };
             let mut pieces = Vec::new();

@@ -316,7 +316,7 @@ impl Recovery<'_> {
             self.state.unknown_slots += 1;
         }
         if let Some((copy, header)) = best {
-            entry.durable_copy = copy;
+            entry.durable_copy = Some(copy);
             entry.entry.version = header.version;
             if header.volume != 0 {
                 entry.entry.volume = header.volume;

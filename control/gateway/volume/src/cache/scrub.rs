@@ -139,17 +139,21 @@ impl Inner {
     }
 
     async fn scrub_chunk(&self, key: Key, report: &mut ScrubReport) -> Result<()> {
-        self.load(key).await?;
         report.chunks += 1;
-        let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
-            return Ok(());
-        };
-        let _guard = io.read().await;
-        let (runs, slot) = {
+        // A header that left memory again, or a chunk that left the cache and came back: look again.
+        let (_guard, runs, slot) = loop {
+            self.load(key).await?;
+            let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
+                return Ok(());
+            };
+            let guard = Arc::clone(&io).read_owned().await;
             let state = self.state();
+            if state.needs_header(key) || !state.is_lock_of(key, Some(&io)) {
+                continue;
+            }
             let runs = state.chunks.get(&key).map(|c| c.log.iter().cloned().collect::<Vec<_>>());
             let slot = state.header(key).map(|(slot, header)| (slot, header.clone()));
-            (runs.unwrap_or_default(), slot)
+            break (guard, runs.unwrap_or_default(), slot);
         };
         let mut in_log = BlockSet::EMPTY;
         for run in runs {

@@ -49,8 +49,9 @@ pub(crate) struct Slot {
     pub(crate) header_written: bool,
     /// Whether the header on disk was read and checked since the start.
     pub(crate) validated: bool,
-    /// Copy of the header that is durable: 0 or 1.
-    pub(crate) durable_copy: u8,
+    /// Copy of the header that is durable: 0 or 1. `None` until the headers are read for the first time
+    /// since the start: nothing else tells.
+    pub(crate) durable_copy: Option<u8>,
     /// Copy written since, and the number of the sync that makes it durable.
     pub(crate) written_copy: Option<(u8, u64)>,
     /// The header, if it is in memory.
@@ -261,6 +262,16 @@ impl State {
     }
 
     /// Whether the chunk has a slot whose header must be read first.
+    /// Whether `io` is the chunk's lock; `None` is that of a chunk of which nothing is here. A chunk that
+    /// leaves the cache while somebody waits for its lock has another one when it comes back.
+    pub(crate) fn is_lock_of(&self, key: Key, io: Option<&Arc<RwLock<()>>>) -> bool {
+        match (self.chunks.get(&key), io) {
+            (Some(chunk), Some(io)) => Arc::ptr_eq(&chunk.io, io),
+            (None, _) => true,
+            (Some(_), None) => false,
+        }
+    }
+
     pub(crate) fn needs_header(&self, key: Key) -> bool {
         self.chunks
             .get(&key)

@@ -50,8 +50,9 @@ async fn perform(
     Ok(())
 }
 
-/// A cache in use: data in slots and log, dirty and clean, and a cut in the store.
-fn base() -> World {
+/// A cache in use: data in slots and log, dirty and clean, and a cut in the store. Its last session ended with
+/// a power cut that took nothing, or with a planned stop.
+fn base(is_stopped: bool) -> World {
     let mut world = World::new(3);
     world.store.fail_one_in(0);
     run(async {
@@ -65,6 +66,9 @@ fn base() -> World {
         cache.destage().await.unwrap();
         world.write(&volume, 0, BLOCK_BYTES, false).await.unwrap();
         world.flush(&volume).await.unwrap();
+        if is_stopped {
+            cache.close().await.unwrap();
+        }
     });
     world.disk.restart(Survivors::All);
     world
@@ -179,9 +183,11 @@ fn short_sequences_survive_a_power_cut_at_every_step() {
 /// Runs sequences with the power cut at every step of their last operation (earlier ones are last in
 /// shorter sequences; opening is last where there is none), and recovers from what each may leave.
 pub(super) fn short_sequences(of: Sequences) -> Result<Done, String> {
-    let base = base();
+    let bases = [base(false), base(true)];
     let next = AtomicUsize::new(0);
-    let all = ALL.len().pow(of.depth);
+    // Each sequence from either base.
+    let sequences = ALL.len().pow(of.depth);
+    let all = 2 * sequences;
     let planted = PLANTED.get();
     let work = || {
         PLANTED.set(planted);
@@ -191,9 +197,10 @@ pub(super) fn short_sequences(of: Sequences) -> Result<Done, String> {
             if number >= all {
                 return Ok(done);
             }
+            let (base, number) = (&bases[number / sequences], number % sequences);
             let nth = |i| ALL[number / ALL.len().pow(i) % ALL.len()];
             let operations: Vec<Operation> = (0..of.depth).map(nth).collect();
-            if let Err(fault) = one_sequence(&base, &operations, of.survivors, &mut done) {
+            if let Err(fault) = one_sequence(base, &operations, of.survivors, &mut done) {
                 next.store(all, Ordering::Relaxed);
                 return Err(fault);
             }

@@ -1,9 +1,12 @@
 //! Damage and failures: what can be got elsewhere is, what cannot is named, and nothing is silent.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::poll_immediate;
 
+use super::super::state::Key;
 use super::super::{Cache, Config, Volume, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{Rng, SimDisk, Survivors};
@@ -309,5 +312,99 @@ fn first_accesses_that_race_validate_a_chunk_once() {
         assert!(status.counters.validated <= 2, "{status:?}");
         assert_eq!(u64::from(status.unvalidated) + status.counters.validated, 2);
         assert!(status.counters.validated >= 1);
+    });
+}
+
+/// After a planned stop nothing is validated, so only the headers themselves tell which of a slot's two is the
+/// durable one. The first rewrite must spare it, however often it was written before the stop.
+#[test]
+fn a_header_torn_after_a_planned_stop_takes_nothing() {
+    for destages in 1..=3 {
+        let (disk, store) = run(async {
+            let (disk, store, cache, volume) = one_chunk().await;
+            for round in 0..destages {
+                volume.write(round * BLOCK_BYTES, block(1 + round as u8), true).await.unwrap();
+                cache.destage().await.unwrap();
+            }
+            cache.close().await.unwrap();
+            disk.restart(Survivors::None);
+            (disk, store)
+        });
+        let session = |die_at| {
+            let (disk, store) = (disk.copy(1), store.copy());
+            disk.die_at(die_at);
+            run(async {
+                let work = async {
+                    let cache = open(&disk, &store).await.unwrap();
+                    let volume = cache.volume(&name()).unwrap();
+                    volume.write(destages * BLOCK_BYTES, block(9), true).await.unwrap();
+                    cache.destage().await.unwrap();
+                };
+                tokio::select! {
+                    biased;
+                    () = disk.died() => {}
+                    () = work => {}
+                }
+            });
+            (disk, store)
+        };
+        let steps = session(None).0.steps();
+        let mut torn = 0;
+        for die_at in 1..=steps {
+            let (disk, store) = session(Some(die_at));
+            let unsynced = disk.unsynced();
+            let survivors = (0..unsynced)
+                .flat_map(|i| [Survivors::Only(i), Survivors::AllBut(i), Survivors::Prefix(i)]);
+            for left in survivors {
+                let disk = disk.copy(1);
+                disk.restart(left);
+                torn += disk.counts().torn;
+                run(async {
+                    let cache = open(&disk, &store).await.unwrap();
+                    let volume = cache.volume(&name()).unwrap();
+                    for round in 0..destages {
+                        let read = volume.read_vec(round * BLOCK_BYTES, BLOCK_BYTES).await;
+                        let read = read.unwrap_or_else(|e| {
+                            panic!("{destages} destaged, cut at {die_at}, left {left:?}: {e}")
+                        });
+                        assert_eq!(read, block(1 + round as u8));
+                    }
+                });
+            }
+        }
+        assert!(torn > 100, "{torn} torn writes");
+    }
+}
+
+#[test]
+fn a_reader_that_waited_while_its_chunk_left_and_came_back_takes_the_new_lock() {
+    run(async {
+        let (_disk, _store, cache, volume) = one_chunk().await;
+        volume.write(0, block(1), false).await.unwrap();
+        cache.destage().await.unwrap();
+        volume.upload().await.unwrap();
+        let key = Key { volume: volume.id(), chunk: 0 };
+        // Meanwhile free slots are made ready.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let lock = || Arc::clone(&cache.inner.state().chunks[&key].io);
+        let old = lock().write_owned().await;
+        let mut read = Box::pin(volume.read_vec(0, BLOCK_BYTES));
+        assert!(poll_immediate(&mut read).await.is_none());
+        // What an eviction does that is writing the header of the free slot still.
+        let slot = cache.inner.state().chunks[&key].slot.unwrap();
+        cache.inner.state().vacate(slot);
+        assert!(!cache.inner.state().chunks.contains_key(&key));
+        assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1));
+        cache.inner.fills.wait(|fills| *fills == 0).await;
+        assert!(cache.inner.state().chunks[&key].slot.is_some());
+        let new = lock().write_owned().await;
+        drop(old);
+        for _ in 0..100 {
+            let answer = poll_immediate(&mut read).await;
+            assert!(answer.is_none(), "read beside who may write the slot");
+            tokio::task::yield_now().await;
+        }
+        drop(new);
+        assert_eq!(read.await.unwrap(), block(1));
     });
 }

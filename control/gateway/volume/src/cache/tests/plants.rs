@@ -52,6 +52,7 @@ plants! {
     a_slot_written_before_its_records_are_durable_is_found: DestageBeforeSync by short;
     a_superblock_ahead_of_the_directory_is_found: SuperblockBeforeDirectory by short;
     headers_written_in_place_are_found: HeaderInPlace by short;
+    headers_not_looked_at_after_a_planned_stop_are_found: StopForgetsCopies by short;
     blocks_clean_too_early_are_found: CleanTooEarly by random;
     blocks_clean_although_overwritten_are_found: CleanOverwritten by busy;
     eviction_of_dirty_chunks_is_found: EvictDirty by random;

@@ -10,6 +10,18 @@ pub(super) const CRASHES: u64 = 3;
 /// Least number of operations in a run.
 pub(super) const OPERATIONS: u64 = 200;
 
+/// Seeds that found a fault once, whatever range is run.
+const KEPT: [u64; 1] = [4468];
+
+#[test]
+fn seeds_that_found_a_fault_find_none() {
+    for seed in KEPT {
+        if let Err(fault) = long_run(seed, CRASHES, OPERATIONS) {
+            panic!("CULVERT_SEED={seed} CULVERT_SEEDS=1: {fault}");
+        }
+    }
+}
+
 /// Runs `CULVERT_SEEDS` seeds (default 1,000; with `CULVERT_CI` 10,000) from `CULVERT_SEED` on, on all
 /// processors.
 #[test]
@@ -53,6 +65,7 @@ fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
         ("crashes while records were moved", seen.in_maintenance),
         ("crashes in a cut", seen.in_cut),
         ("crashes in recovery", seen.in_recovery),
+        ("planned stops", seen.stops),
         ("evictions", seen.evicted),
         ("cuts", seen.cuts),
         ("puts whose answer was lost", seen.lost_answers),

@@ -30,6 +30,8 @@ pub(super) struct Seen {
     pub(super) in_maintenance: u64,
     pub(super) in_cut: u64,
     pub(super) in_recovery: u64,
+    /// Sessions that ended as planned.
+    pub(super) stops: u64,
     pub(super) evicted: u64,
     pub(super) cuts: u64,
     pub(super) checkpoints: u64,
@@ -47,6 +49,7 @@ impl Seen {
         self.in_maintenance += other.in_maintenance;
         self.in_cut += other.in_cut;
         self.in_recovery += other.in_recovery;
+        self.stops += other.stops;
         self.evicted += other.evicted;
         self.cuts += other.cuts;
         self.checkpoints += other.checkpoints;
@@ -426,6 +429,7 @@ impl World {
                 }
                 if self.rng.one_in(2) {
                     cache.close().await?;
+                    self.seen.stops += 1;
                 }
                 Ok::<(), Fault>(())
             };
