@@ -10,30 +10,43 @@ use std::time::Duration;
 use culvert_tests::culvert::binary;
 use culvert_tests::process::run_command;
 use culvert_tests::tools::{ping, tcp_transfer};
-use culvert_tests::{Combo, Peer, Process, Scratch, Topology, TopologySpec, package, wait_until};
+use culvert_tests::{
+    Combo, Netns, Peer, Process, Scratch, Topology, TopologySpec, package, wait_until,
+};
 
-const UNITS: [&str; 2] = ["culvert-dataplane", "culvertd"];
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A container with systemd on host A.
+/// A container with systemd.
 struct Booted {
     _systemd: Process,
     shared: PathBuf,
+    units: &'static [&'static str],
 }
 
 impl Booted {
-    fn new(topology: &Topology, scratch: &Scratch) -> Booted {
+    /// Boots it in a network namespace, with these units, and with files of these paths and contents.
+    fn new(
+        ns: &Netns,
+        scratch: &Scratch,
+        units: &'static [&'static str],
+        files: &[(&str, &str)],
+    ) -> Booted {
         let folder = scratch.file("container");
         fs::create_dir(&folder).unwrap();
+        for (path, content) in files {
+            let path = folder.join("files").join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/boot");
-        let mut command = topology.hosts[0].ns.command(script);
-        command.arg(&folder).arg(package::build()).args(UNITS);
+        let mut command = ns.command(script);
+        command.arg(&folder).arg(package::build()).args(units);
         let systemd = Process::spawn(scratch, "systemd", command);
-        Booted { _systemd: systemd, shared: folder.join("shared") }
+        Booted { _systemd: systemd, shared: folder.join("shared"), units }
     }
 
     fn logs(&self) -> String {
-        ["culvert-dataplane", "culvertd"]
+        self.units
             .iter()
             .map(|name| {
                 let text = fs::read(self.shared.join(format!("{name}.log"))).unwrap_or_default();
@@ -61,6 +74,11 @@ impl Booted {
 
     /// Process of a unit, by who listens on its socket's peer: the one whose name it is, in the container.
     fn pid_of(&self, program: &str) -> u32 {
+        let pid = self.running(program);
+        pid.unwrap_or_else(|| panic!("no {program} runs:\n{}", self.logs()))
+    }
+
+    fn running(&self, program: &str) -> Option<u32> {
         let ours = |pid: &u32| {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             // The kernel keeps 15 characters.
@@ -71,7 +89,7 @@ impl Booted {
         };
         let processes = fs::read_dir("/proc").unwrap().flatten();
         let mut pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-        pids.find(ours).unwrap_or_else(|| panic!("no {program} runs:\n{}", self.logs()))
+        pids.find(ours)
     }
 }
 
@@ -86,7 +104,8 @@ fn units_carry_packets_with_the_privileges_that_they_state_and_start_anew() {
     let scratch = Scratch::new();
     let spec = TopologySpec::pair(Combo::SIMPLE).with_peers(Peer::Bare, Peer::Culvert);
     let topology = spec.build();
-    let booted = Booted::new(&topology, &scratch);
+    let booted =
+        Booted::new(&topology.hosts[0].ns, &scratch, &["culvert-dataplane", "culvertd"], &[]);
     for socket in ["dataplane.sock", "culvertd.sock"] {
         booted.wait_for(socket);
     }
@@ -137,4 +156,53 @@ fn units_carry_packets_with_the_privileges_that_they_state_and_start_anew() {
     booted.wait_for("culvertd.sock");
     let wanted = || booted.culvert(&topology, &["-o", "json", "port", "show"]);
     assert!(wait_until(LIMIT, || wanted().is_ok_and(|shown| shown.contains("made"))));
+}
+
+const GATEWAY: &str = r#"
+cache = "/var/lib/culvert-gateway/cache"
+cache-size = "96M"
+log-size = "16M"
+store = "/var/lib/culvert-gateway/store"
+volume = ["vol=8M"]
+"#;
+
+#[test]
+fn the_gateway_starts_with_the_first_client_of_its_socket() {
+    let scratch = Scratch::new();
+    let ns = Netns::new("units");
+    let files = [("etc/culvert/gateway.toml", GATEWAY)];
+    let booted = Booted::new(&ns, &scratch, &["culvert-gateway"], &files);
+    let listens = || ns.run("ss -Hltn").contains("127.0.0.1:10809");
+    assert!(wait_until(LIMIT, listens), "nobody listens:\n{}", booted.logs());
+    assert_eq!(booted.running("culvert-gateway"), None, "it runs without a client");
+
+    let io = |commands: [&str; 2]| {
+        let mut command = ns.command("qemu-io");
+        command.args(["-f", "raw", "-c", commands[0], "-c", commands[1], "nbd://127.0.0.1/vol"]);
+        let said = run_command(&mut command);
+        let said = said.unwrap_or_else(|e| panic!("{commands:?}: {e}\n{}", booted.logs()));
+        assert!(!said.contains("failed"), "{commands:?}: {said}");
+    };
+    io(["write -P 7 4k 64k", "flush"]);
+    io(["read -P 7 4k 64k", "read -P 0 68k 64k"]);
+    let first = booted.pid_of("culvert-gateway");
+    for set in ["CapEff", "CapPrm", "CapBnd", "CapAmb"] {
+        assert_eq!(status(first, set), format!("{:016x}", 0), "{set}");
+    }
+    assert_ne!(status(first, "Uid").split_whitespace().next(), Some("0"));
+    assert_eq!(status(first, "Seccomp"), "2");
+    assert_eq!(status(first, "NoNewPrivs"), "1");
+    // It has no socket of its own making: no other port.
+    let ports = ns.run("ss -Hltn");
+    assert_eq!(ports.lines().count(), 1, "{ports}");
+
+    // Killed, it starts anew; a client that comes meanwhile waits, and finds everything.
+    run_command(Command::new("kill").args(["-9", &first.to_string()])).unwrap();
+    io(["read -P 7 4k 64k", "write -P 8 1M 4k"]);
+    let second = booted.pid_of("culvert-gateway");
+    assert_ne!(second, first);
+    // Stopped in order, it says so, and is there again for the next one.
+    run_command(Command::new("kill").arg(second.to_string())).unwrap();
+    io(["read -P 8 1M 4k", "read -P 7 4k 64k"]);
+    assert!(booted.logs().contains("closed in order"), "{}", booted.logs());
 }

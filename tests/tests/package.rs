@@ -45,6 +45,7 @@ fn the_package_holds_what_its_users_look_for_and_its_programs_run() {
         ("lib/systemd/system/culvert-dataplane.service", "ExecStart=/usr/bin/culvert-dataplane"),
         ("lib/systemd/system/culvertd.service", "ExecStart=/usr/bin/culvertd"),
         ("lib/systemd/system/culvert-gateway.service", "ExecStart=/usr/bin/culvert-gateway"),
+        ("lib/systemd/system/culvert-gateway.socket", "ListenStream=127.0.0.1:10809"),
         ("usr/lib/sysusers.d/culvert.conf", "u culvert "),
         ("etc/default/culvert-dataplane", "CULVERT_DATAPLANE_OPTIONS"),
         ("etc/default/culvertd", "CULVERTD_OPTIONS"),

@@ -6,38 +6,48 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::crashes::{Disk, rounds, wait_for};
-use crate::support::{Gateway, Scratch, cli, image, output, run};
+use crate::support::{Gateway, LoopDevice, Scratch, cli, image, output, run};
 
-/// A volume as a block device: nbdfuse makes a file of it, and a loop device of that.
-struct Device {
-    fuse: Child,
+/// A volume as a file, by nbdfuse; unmounted with the value.
+struct Fuse {
+    program: Child,
     file: PathBuf,
-    device: String,
+}
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        // nbdfuse flushes and ends once it is unmounted.
+        let unmounted = [&[][..], &["-l"]].into_iter().any(|lazily| {
+            let unmounted = Command::new("umount").args(lazily).arg(&self.file).status();
+            unmounted.is_ok_and(|status| status.success())
+        });
+        if !unmounted {
+            let _ = self.program.kill();
+        }
+        let _ = self.program.wait();
+    }
+}
+
+/// A volume as a block device: a loop device over that file.
+struct Device {
+    // Dropped in this order.
+    device: LoopDevice,
+    _fuse: Fuse,
 }
 
 impl Device {
     fn attach(scratch: &Scratch, uri: &str) -> Device {
         let file = scratch.path("volume");
         std::fs::write(&file, "").unwrap();
-        let fuse =
+        let program =
             Command::new("nbdfuse").arg(&file).arg(uri).stdin(Stdio::null()).spawn().unwrap();
-        wait_for(|| std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0));
-        let device = run("losetup", &["--find", "--show", file.to_str().unwrap()]);
-        Device { fuse, file, device: device.trim().to_owned() }
+        let fuse = Fuse { program, file };
+        wait_for(|| std::fs::metadata(&fuse.file).is_ok_and(|meta| meta.len() > 0));
+        Device { device: LoopDevice::attach(&fuse.file), _fuse: fuse }
     }
-}
 
-impl Drop for Device {
-    fn drop(&mut self) {
-        let _ = output("losetup", &["--detach", &self.device]);
-        // nbdfuse flushes and ends once it is unmounted.
-        for lazily in [&[][..], &["-l"]] {
-            let unmounted = Command::new("umount").args(lazily).arg(&self.file).status();
-            if unmounted.is_ok_and(|status| status.success()) {
-                break;
-            }
-        }
-        let _ = self.fuse.wait();
+    fn path(&self) -> &str {
+        self.device.path()
     }
 }
 
@@ -48,7 +58,7 @@ impl Mounted {
     fn mount(scratch: &Scratch, device: &Device) -> Mounted {
         let at = scratch.path("mounted");
         std::fs::create_dir_all(&at).unwrap();
-        run("mount", &[&device.device, at.to_str().unwrap()]);
+        run("mount", &[device.path(), at.to_str().unwrap()]);
         Mounted(at)
     }
 }
@@ -78,7 +88,7 @@ fn a_file_system_is_made_filled_trimmed_and_checked(kind: &str, check: &[&str]) 
     // Four times as large as the cache, so that data go to the store and come back.
     let gateway = Gateway::start(&scratch, &["--volume", "vol=384M"]);
     let device = Device::attach(&scratch, &gateway.uri("vol"));
-    run(&format!("mkfs.{kind}"), &["-q", &device.device]);
+    run(&format!("mkfs.{kind}"), &["-q", device.path()]);
     let source = scratch.path("source");
     std::fs::create_dir(&source).unwrap();
     for number in 0..24 {
@@ -90,7 +100,7 @@ fn a_file_system_is_made_filled_trimmed_and_checked(kind: &str, check: &[&str]) 
     run("cp", &["-r", from, to]);
     run("sync", &["-f", to]);
     drop(mounted);
-    run(check[0], &[&check[1..], &[&device.device]].concat());
+    run(check[0], &[&check[1..], &[device.path()]].concat());
     let full = allocated(&gateway.uri("vol"));
     assert!(full > 96 << 20, "{full}");
 
@@ -104,7 +114,7 @@ fn a_file_system_is_made_filled_trimmed_and_checked(kind: &str, check: &[&str]) 
     let mounted = Mounted::mount(&scratch, &device);
     run("fstrim", &[mounted.0.to_str().unwrap()]);
     drop(mounted);
-    run(check[0], &[&check[1..], &[&device.device]].concat());
+    run(check[0], &[&check[1..], &[device.path()]].concat());
     drop(device);
     let trimmed = allocated(&gateway.uri("vol"));
     assert!(trimmed + (64 << 20) < full, "{full} bytes became {trimmed}");
@@ -161,7 +171,7 @@ fn ext4_loses_no_flushed_file_in_a_power_cut() {
     let scratch = Scratch::new();
     let made = Gateway::start(&scratch, &["--volume", "vol=64M"]);
     let device = Device::attach(&scratch, &made.uri("vol"));
-    run("mkfs.ext4", &["-q", &device.device]);
+    run("mkfs.ext4", &["-q", device.path()]);
     drop(device);
     made.stop();
     let medium = scratch.path("medium");
@@ -191,9 +201,9 @@ fn ext4_loses_no_flushed_file_in_a_power_cut() {
         let gateway = Gateway::start(&scratch, &["--cache", &on_disk]);
         let device = Device::attach(&scratch, &gateway.uri("vol"));
         // The journal is replayed first; then nothing may be wrong.
-        let replayed = output("e2fsck", &["-p", &device.device]);
+        let replayed = output("e2fsck", &["-p", device.path()]);
         assert!(replayed.status.code().is_some_and(|code| code <= 1), "{replayed:?}");
-        run("e2fsck", &["-fn", &device.device]);
+        run("e2fsck", &["-fn", device.path()]);
         let mounted = Mounted::mount(&scratch, &device);
         for number in 0..files {
             let found = std::fs::read(mounted.0.join(number.to_string()));

@@ -1,8 +1,6 @@
 //! Made, used, killed, stopped, started again.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-
+use crate::observing::scrape;
 use crate::support::{GATEWAY, Gateway, Scratch, free_address, image, run};
 
 #[test]
@@ -42,35 +40,6 @@ fn a_volume_outlives_its_cache_once_it_was_stopped_after_an_upload() {
     // A new cache is another owner.
     let gateway = Gateway::start(&scratch, &["--volume", "vol", "--take-over"]);
     run("qemu-io", &["-r", "-f", "raw", "-c", "read -P 0x5a 0 8M", &gateway.uri("vol;ro")]);
-    gateway.stop();
-}
-
-fn scrape(address: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
-#[test]
-fn metrics_count_what_was_done() {
-    let scratch = Scratch::new();
-    let address = free_address().to_string();
-    let arguments = ["--volume", "vol=8M", "--metrics", &address];
-    let gateway = Gateway::start(&scratch, &arguments);
-    let commands = ["-f", "raw", "-c", "write 0 1M", "-c", "read 0 64k", "-c", "read 64k 64k"];
-    run("qemu-io", &[&commands[..], &[&gateway.uri("vol")]].concat());
-    let text = scrape(&address);
-    for line in [
-        "culvert_nbd_request_seconds_count{command=\"read\"} 2",
-        "culvert_nbd_bytes_total{command=\"write\"} 1048576",
-        "culvert_nbd_errors_total{command=\"write\"} 0",
-        "culvert_volume_bytes{volume=\"vol\"} 8388608",
-        "culvert_cache_stopped 0",
-    ] {
-        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
-    }
     gateway.stop();
 }
 

@@ -4,6 +4,7 @@ mod commands;
 mod crashes;
 mod filesystems;
 mod lifecycle;
+mod observing;
 mod owners;
 mod refusals;
 mod s3;

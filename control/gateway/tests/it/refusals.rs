@@ -1,6 +1,6 @@
 //! Bad input: a clear error, nothing lost, nothing half made.
 
-use crate::support::{GATEWAY, Gateway, Scratch, cli, cli_fails, output, run};
+use crate::support::{GATEWAY, Gateway, LoopDevice, Scratch, cli, cli_fails, output, run};
 
 /// What it says when it refuses to start.
 fn refused(scratch: &Scratch, more: &[&str]) -> String {
@@ -227,9 +227,8 @@ fn a_block_device_is_a_cache_once_it_is_made_one() {
     let scratch = Scratch::new();
     let medium = scratch.path("medium");
     std::fs::File::create(&medium).unwrap().set_len(96 << 20).unwrap();
-    let device = run("losetup", &["--find", "--show", medium.to_str().unwrap()]);
-    let device = device.trim();
-    let detach = || run("losetup", &["--detach", device]);
+    let attached = LoopDevice::attach(&medium);
+    let device = attached.path();
     // What is there is not overwritten by a word too few.
     let said = refused(&scratch, &["--cache", device]);
     assert!(said.contains("--make") && said.contains(device), "{said}");
@@ -240,5 +239,4 @@ fn a_block_device_is_a_cache_once_it_is_made_one() {
     let read = run("qemu-io", &["-f", "raw", "-c", "read -P 8 0 8M", &gateway.uri("vol")]);
     assert!(!read.contains("failed"), "{read}");
     gateway.stop();
-    detach();
 }

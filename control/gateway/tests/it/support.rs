@@ -131,6 +131,26 @@ impl Drop for Gateway {
     }
 }
 
+/// A loop device over a file; detached with the value.
+pub(crate) struct LoopDevice(String);
+
+impl LoopDevice {
+    pub(crate) fn attach(file: &Path) -> Self {
+        let device = run("losetup", &["--find", "--show", file.to_str().unwrap()]);
+        Self(device.trim().to_owned())
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = output("losetup", &["--detach", &self.0]);
+    }
+}
+
 /// The command line, which is built with the workspace.
 pub(crate) fn culvert() -> String {
     let path = Path::new(GATEWAY).with_file_name("culvert");

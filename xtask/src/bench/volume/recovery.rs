@@ -2,7 +2,7 @@
 //! the cache, lazily and eagerly.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -21,16 +21,27 @@ const DIRTY: [u64; 3] = [0, 50, 100];
 /// What the aim says: times the cold sequential read of as many bytes, and milliseconds beside that.
 const AIM: (f64, f64) = (1.5, 50.0);
 
+/// Bytes of memory that a TiB of cache may take.
+const MEMORY_AIM: f64 = 256.0 * 1024.0 * 1024.0;
+
+/// A moment after the start of the process.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moment {
+    ms: f64,
+    /// Bytes that the process has read from the device by then.
+    bytes: f64,
+}
+
 /// One start.
 #[derive(Clone, Copy, Debug, Default)]
 struct Start {
-    first_read_ms: f64,
-    first_write_ms: f64,
-    /// Bytes that the process read from the device until then, and reads of the device.
-    bytes: f64,
+    first_read: Moment,
+    first_write: Moment,
+    /// Nothing is left to validate.
+    validated: Moment,
+    /// Reads of the cache's disk until the first write, and until all is validated, as the gateway counts them.
     reads: f64,
-    /// Until nothing is left to validate.
-    validated_ms: f64,
+    reads_validated: f64,
     /// Resident memory when serving, and when everything is validated, in bytes.
     memory: f64,
     memory_validated: f64,
@@ -42,9 +53,10 @@ pub(super) fn recovery(options: &Volume, folder: &Path) -> Result {
     build.args(["build", "--release", "--package", "culvert-volume", "--example", "full_cache"]);
     crate::run::run(&mut build)?;
     println!(
-        "| cache | dirty | way | first read | first write | read until then | the same bytes in sequence | aim | last chunk validated | memory, serving and validated |"
+        "| cache | dirty | way | first read | first write | the same bytes in sequence | aim | last chunk validated | memory, serving and validated |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let mut memory: Option<(u64, f64)> = None;
     let mut lines = Vec::new();
     let mut sequential = Vec::new();
     let wanted = |gib: &u64| options.case.as_ref().is_none_or(|case| *case == gib.to_string());
@@ -55,26 +67,33 @@ pub(super) fn recovery(options: &Volume, folder: &Path) -> Result {
             let chunks = crashed(&folder, gib, dirty)?;
             for is_eager in [false, true] {
                 let start = start(&folder, is_eager, chunks)?;
-                let own = in_sequence(&folder.join("cache"), start.bytes as u64)?;
+                let own = in_sequence(&folder.join("cache"), start.first_write.bytes as u64)?;
                 let limit = AIM.0 * own + AIM.1;
                 let way = if is_eager { "eager" } else { "lazy" };
-                let aim = match (is_eager, start.first_read_ms.max(start.first_write_ms) <= limit) {
+                let aim = match (is_eager, start.first_write.ms <= limit) {
                     (true, _) => String::new(),
                     (false, true) => format!("{limit:.0} ms, met"),
                     (false, false) => format!("{limit:.0} ms, missed"),
                 };
                 println!(
-                    "| {gib} GiB | {dirty} % | {way} | {:.0} ms | {:.0} ms | {:.1} MiB, {:.0} reads | {own:.0} ms | {aim} | {:.1} s | {:.0}, {:.0} MiB |",
-                    start.first_read_ms,
-                    start.first_write_ms,
-                    mib(start.bytes),
+                    "| {gib} GiB | {dirty} % | {way} | {:.0} ms, {:.1} MiB | {:.0} ms, {:.1} MiB, {:.0} reads | {own:.0} ms | {aim} | {:.1} s, {:.1} MiB, {:.0} reads | {:.0}, {:.0} MiB |",
+                    start.first_read.ms,
+                    mib(start.first_read.bytes),
+                    start.first_write.ms,
+                    mib(start.first_write.bytes),
                     start.reads,
-                    start.validated_ms / 1e3,
+                    start.validated.ms / 1e3,
+                    mib(start.validated.bytes),
+                    start.reads_validated,
                     mib(start.memory),
                     mib(start.memory_validated),
                 );
+                if memory.is_none_or(|(most, bytes)| (most, bytes) < (gib, start.memory_validated))
+                {
+                    memory = Some((gib, start.memory_validated));
+                }
                 let line = if is_eager { &mut eager } else { &mut lazy };
-                line.push((gib as f64, start.first_read_ms));
+                line.push((gib as f64, start.first_read.ms));
                 if !is_eager && dirty == 100 {
                     sequential.push((gib as f64, own));
                 }
@@ -89,6 +108,17 @@ pub(super) fn recovery(options: &Volume, folder: &Path) -> Result {
         });
     }
     println!();
+    if let Some((gib, bytes)) = memory {
+        let each = bytes * 1024.0 / gib as f64;
+        let is_met = if each < MEMORY_AIM { "met" } else { "missed" };
+        println!(
+            "At most {:.0} MiB of memory with a cache of {gib} GiB: {:.0} MiB for each TiB; aim under {:.0}, {is_met}.",
+            mib(bytes),
+            mib(each),
+            mib(MEMORY_AIM)
+        );
+        println!();
+    }
     lines.push(Line {
         name: "cold read of the lazy bytes".to_owned(),
         points: sequential,
@@ -131,15 +161,12 @@ fn crashed(folder: &Path, gib: u64, dirty: u64) -> Result<u64> {
 fn start(folder: &Path, is_eager: bool, chunks: u64) -> Result<Start> {
     let cache = folder.join("cache");
     drop_caches(&cache)?;
-    let at = |name: &str| folder.join(name).display().to_string();
     let socket = folder.join("socket");
     let _ = std::fs::remove_file(&socket);
     // The program itself is not what is measured.
     output(command(&gateway_program().display().to_string()).arg("--version"))?;
-    let reads = device_reads(&cache)?;
     let more = ["--upload-interval", "86400", "--upload-rate", "1K"];
     let more = if is_eager { [&more[..], &["--eager"]].concat() } else { more.to_vec() };
-    let _ = at;
     let begun = Instant::now();
     let server = Server::start(Kind::Gateway, folder, chunks << 22, &more)?;
     let mut client = loop {
@@ -148,32 +175,39 @@ fn start(folder: &Path, is_eager: bool, chunks: u64) -> Result<Start> {
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    let ms = || begun.elapsed().as_secs_f64() * 1e3;
+    let now = || {
+        let ms = begun.elapsed().as_secs_f64() * 1e3;
+        Ok::<_, String>(Moment { ms, bytes: read_bytes(server.pid())? })
+    };
+    let reads = || server.metric("culvert_cache_disk_reads_total");
     client.read((chunks / 2) << 22)?;
-    let first_read_ms = ms();
+    let first_read = now()?;
     client.write((chunks / 3) << 22, &[1; 4096])?;
-    let first_write_ms = ms();
-    let io = format!("/proc/{}/io", server.pid());
-    let io = std::fs::read_to_string(&io).map_err(|e| format!("{io}: {e}"))?;
-    let line = io.lines().find_map(|line| line.strip_prefix("read_bytes: "));
-    let bytes = line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0.0);
-    let reads = device_reads(&cache)? - reads;
-    let memory = resident(server.pid())?;
+    let first_write = now()?;
+    let (reads_then, memory) = (reads()?, resident(server.pid())?);
     while server.metric("culvert_cache_unvalidated_chunks")? > 0.0 {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let validated_ms = ms();
-    let memory_validated = resident(server.pid())?;
-    server.kill()?;
-    Ok(Start {
-        first_read_ms,
-        first_write_ms,
-        bytes,
-        reads,
-        validated_ms,
+    let start = Start {
+        first_read,
+        first_write,
+        validated: now()?,
+        reads: reads_then,
+        reads_validated: reads()?,
         memory,
-        memory_validated,
-    })
+        memory_validated: resident(server.pid())?,
+    };
+    server.kill()?;
+    Ok(start)
+}
+
+/// Bytes that a process has had from devices.
+fn read_bytes(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/io");
+    let io = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+    let line = io.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+    let bytes = line.and_then(|bytes| bytes.parse().ok());
+    bytes.ok_or_else(|| format!("{path} has no read_bytes"))
 }
 
 /// Milliseconds of a cold read of so many bytes of the cache in one go.
@@ -203,21 +237,11 @@ fn drop_caches(cache: &Path) -> Result {
     std::fs::write(path, "3").map_err(|e| format!("{path}: {e}"))
 }
 
-/// Reads of the device that a file lies on, since the system started.
-fn device_reads(file: &Path) -> Result<f64> {
-    let device = std::fs::metadata(file).map_err(|e| e.to_string())?.dev();
-    let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);
-    let path = format!("/sys/dev/block/{major}:{minor}/stat");
-    let stat = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
-    let reads = stat.split_whitespace().next().and_then(|reads| reads.parse().ok());
-    reads.ok_or_else(|| format!("{path} says {stat}"))
-}
-
-/// Resident memory of a process in bytes, without the page cache.
+/// Resident memory of a process in bytes: its own, the program's text, and no page cache.
 fn resident(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let status = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path} has no RssAnon"))
+    kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path} has no VmRSS"))
 }

@@ -258,5 +258,6 @@ fn apply(state: &mut State, key: Key, slot: SlotId, runs: &[Run], seq: u64) -> b
     entry.stale = true;
     entry.visited = true;
     entry.summarize();
+    state.count_moved(key, seq);
     true
 }

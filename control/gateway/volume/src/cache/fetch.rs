@@ -16,12 +16,13 @@ use super::{Inner, index};
 use crate::bits::BlockSet;
 use crate::error::{Error, Result};
 use crate::format::crc32c;
+use crate::format::index::Extent;
 use crate::remote::{Answer, StoreError};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
 /// Blocks of a frame.
-const FRAME_BLOCKS: u16 = 16;
+pub(crate) const FRAME_BLOCKS: u16 = 16;
 
 /// A block from the store.
 #[derive(Clone, Debug)]
@@ -156,49 +157,53 @@ impl Inner {
         };
         let mut fetched: Vec<Fetched> =
             missing.iter().map(|block| Fetched { block, data: None }).collect();
-        for extent in self.locate(&name, &root, key.chunk, first..last + 1).await? {
+        let extents = self.locate(&name, &root, key.chunk, first..last + 1).await?;
+        // What lies in several objects, or apart, is asked for at once: a miss waits for one answer.
+        let gets = extents.iter().flat_map(|extent| {
             let mut wanted = BlockSet::EMPTY;
             wanted.insert_range(extent.first..extent.end());
-            for run in wanted.runs(FRAME_BLOCKS) {
-                if !missing.intersects(run.clone()) {
-                    continue;
+            let runs = wanted.runs(FRAME_BLOCKS).into_iter();
+            let name = &name;
+            runs.filter(|run| missing.intersects(run.clone()))
+                .map(move |run| self.fetch_run(name, extent, run))
+        });
+        for (run, data) in futures_util::future::try_join_all(gets).await? {
+            for entry in &mut fetched {
+                if run.contains(&entry.block) {
+                    let at = usize::from(entry.block - run.start) * BLOCK_BYTES as usize;
+                    entry.data = Some(data.slice(at..at + BLOCK_BYTES as usize));
                 }
-                let path = format!("{name}/pack/{}", extent.pack);
-                let from = u64::from(extent.at + (run.start - extent.first)) * BLOCK_BYTES;
-                let len = u64::from(run.end - run.start) * BLOCK_BYTES;
-                self.fetch_pace.take(len).await;
-                let mut data = Bytes::new();
-                // A wrong answer may be the way's fault, not the object's: ask twice.
-                for attempt in 0..2 {
-                    data = self
-                        .patiently(&name, || self.get_whole_range(&path, from..from + len))
-                        .await?;
-                    let whole =
-                        data.chunks(BLOCK_BYTES as usize).zip(run.clone()).all(|(data, block)| {
-                            let at = usize::from(block - extent.first);
-                            extent.crcs.get(at).is_some_and(|crc| *crc == crc32c(data))
-                        });
-                    if whole {
-                        break;
-                    }
-                    if attempt == 1 {
-                        return Err(index::damaged(
-                            &name,
-                            &path,
-                            &format!("bytes {from} to {} have a wrong checksum", from + len),
-                        ));
-                    }
-                }
-                for entry in &mut fetched {
-                    if run.contains(&entry.block) {
-                        let at = usize::from(entry.block - run.start) * BLOCK_BYTES as usize;
-                        entry.data = Some(data.slice(at..at + BLOCK_BYTES as usize));
-                    }
-                }
-                self.state().counters.fetched_bytes += len;
             }
+            self.state().counters.fetched_bytes += data.len() as u64;
         }
         Ok(fetched)
+    }
+
+    /// Gets a run of an extent's blocks, and checks them.
+    async fn fetch_run(
+        &self,
+        name: &VolumeName,
+        extent: &Extent,
+        run: Range<u16>,
+    ) -> Result<(Range<u16>, Bytes)> {
+        let path = format!("{name}/pack/{}", extent.pack);
+        let from = u64::from(extent.at + (run.start - extent.first)) * BLOCK_BYTES;
+        let to = from + u64::from(run.end - run.start) * BLOCK_BYTES;
+        self.fetch_pace.take(to - from).await;
+        // A wrong answer may be the way's fault, not the object's: ask twice.
+        for _ in 0..2 {
+            let data = self.patiently(name, || self.get_whole_range(&path, from..to)).await?;
+            let mut blocks = data.chunks(BLOCK_BYTES as usize).zip(run.clone());
+            let whole = blocks.all(|(data, block)| {
+                let at = usize::from(block - extent.first);
+                extent.crcs.get(at).is_some_and(|crc| *crc == crc32c(data))
+            });
+            if whole {
+                return Ok((run, data));
+            }
+        }
+        let cause = format!("bytes {from} to {to} have a wrong checksum");
+        Err(index::damaged(name, &path, &cause))
     }
 
     /// Bytes of an object; an answer that comes short is a failure to try again.

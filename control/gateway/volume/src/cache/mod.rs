@@ -195,6 +195,8 @@ pub struct CacheStatus {
     pub stopped: Option<String>,
     /// Counts since the start.
     pub counters: Counters,
+    /// What was done to the disk since it was opened.
+    pub disk: crate::disk::DiskCounts,
 }
 
 /// What one cache consists of.
@@ -309,6 +311,7 @@ impl Cache {
             unknown_slots: state.unknown_slots,
             stopped: self.inner.failure.get().cloned(),
             counters: state.counters,
+            disk: self.inner.disk.counts(),
         }
     }
 
@@ -366,11 +369,11 @@ pub(crate) enum Plant {
     SuperblockBeforeDirectory,
     /// Both versions of a header go to the same place.
     HeaderInPlace,
+    /// After a planned stop nobody looks which of a slot's headers is the durable one.
+    StopForgetsCopies,
     /// Blocks are clean once they are in a slot.
     CleanTooEarly,
     /// Blocks that were overwritten after the cut turn clean with it.
-    /// After a planned stop nobody looks which of a slot's headers is the durable one.
-    StopForgetsCopies,
     CleanOverwritten,
     /// Dirty chunks are evicted.
     EvictDirty,

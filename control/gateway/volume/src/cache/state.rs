@@ -29,6 +29,8 @@ pub(crate) struct Chunk {
     pub(crate) slot: Option<SlotId>,
     /// Newest values in the log.
     pub(crate) log: RunMap,
+    /// Records of `log` up to this sequence are in the slot already, and counted there.
+    pub(crate) moved: u64,
     /// Values that a cut still needs and that newer ones displaced from `log`.
     pub(crate) frozen: RunMap,
     /// Changes whenever the chunk leaves its slot, so that what was fetched before is not put in after.
@@ -37,6 +39,14 @@ pub(crate) struct Chunk {
     pub(crate) io: Arc<RwLock<()>>,
     /// Number of fetches under way.
     pub(crate) fetching: u32,
+}
+
+impl Chunk {
+    /// Blocks of the log that are neither published, by that mark, nor in the slot.
+    fn dirty_log(&self, published: u64) -> u64 {
+        let dirty = self.log.iter().filter(|run| run.seq() > published.max(self.moved));
+        dirty.map(|run| u64::from(run.count)).sum()
+    }
 }
 
 /// A slot. Its directory entry is made of this.
@@ -231,6 +241,7 @@ impl State {
             Chunk {
                 slot: None,
                 log: RunMap::default(),
+                moved: 0,
                 frozen: RunMap::default(),
                 generation: *next,
                 io: Arc::new(RwLock::new(())),
@@ -251,6 +262,16 @@ impl State {
         }
     }
 
+    /// Whether `io` is the chunk's lock; `None` is that of a chunk of which nothing is here. A chunk that
+    /// leaves the cache while somebody waits for its lock has another one when it comes back.
+    pub(crate) fn is_lock_of(&self, key: Key, io: Option<&Arc<RwLock<()>>>) -> bool {
+        match (self.chunks.get(&key), io) {
+            (Some(chunk), Some(io)) => Arc::ptr_eq(&chunk.io, io),
+            (None, _) => true,
+            (Some(_), None) => false,
+        }
+    }
+
     pub(crate) fn slot(&mut self, slot: SlotId) -> Option<&mut Slot> {
         self.slots.get_mut(slot as usize)
     }
@@ -262,16 +283,6 @@ impl State {
     }
 
     /// Whether the chunk has a slot whose header must be read first.
-    /// Whether `io` is the chunk's lock; `None` is that of a chunk of which nothing is here. A chunk that
-    /// leaves the cache while somebody waits for its lock has another one when it comes back.
-    pub(crate) fn is_lock_of(&self, key: Key, io: Option<&Arc<RwLock<()>>>) -> bool {
-        match (self.chunks.get(&key), io) {
-            (Some(chunk), Some(io)) => Arc::ptr_eq(&chunk.io, io),
-            (None, _) => true,
-            (Some(_), None) => false,
-        }
-    }
-
     pub(crate) fn needs_header(&self, key: Key) -> bool {
         self.chunks
             .get(&key)
@@ -290,7 +301,8 @@ impl State {
     pub(crate) fn map_run(&mut self, run: &super::runmap::Run) {
         let key = Key { volume: run.record.record.volume, chunk: run.record.record.chunk };
         let blocks = run.first..run.end();
-        let displaced = self.chunk(key).log.insert(run.clone());
+        let chunk = self.chunk(key);
+        let (displaced, moved) = (chunk.log.insert(run.clone()), chunk.moved);
         let slot = self.chunks.get(&key).and_then(|chunk| chunk.slot);
         if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot as usize))
             && let Some(header) = &mut slot.header
@@ -308,7 +320,7 @@ impl State {
         }
         let mut frozen = Vec::new();
         for old in displaced {
-            if old.seq() > published {
+            if old.seq() > published.max(moved) {
                 volume.dirty_log = volume.dirty_log.saturating_sub(u64::from(old.count));
             }
             if let Some(cut) = &volume.cut
@@ -332,12 +344,8 @@ impl State {
         let Some(published) = self.volumes.get(&volume).map(|v| v.page.published) else {
             return;
         };
-        let mut dirty = 0;
-        for (_, chunk) in self.chunks.iter().filter(|(key, _)| key.volume == volume) {
-            for run in chunk.log.iter().filter(|run| run.seq() > published) {
-                dirty += u64::from(run.count);
-            }
-        }
+        let chunks = self.chunks.iter().filter(|(key, _)| key.volume == volume);
+        let dirty = chunks.map(|(_, chunk)| chunk.dirty_log(published)).sum();
         if let Some(volume) = self.volumes.get_mut(&volume) {
             volume.dirty_log = dirty;
         }
@@ -357,15 +365,23 @@ impl State {
         };
         let volume = self.volumes.get_mut(&key.volume);
         let published = volume.as_ref().map_or(u64::MAX, |volume| volume.page.published);
-        let dirty = |chunk: &Chunk| -> u64 {
-            let dirty = chunk.log.iter().filter(|run| run.seq() > published);
-            dirty.map(|run| u64::from(run.count)).sum()
-        };
-        let before = dirty(chunk);
+        let before = chunk.dirty_log(published);
         chunk.log.remove_up_to(seq);
         chunk.frozen.remove_up_to(seq);
-        let after = dirty(chunk);
+        let after = chunk.dirty_log(published);
         if let Some(volume) = volume {
+            volume.dirty_log = (volume.dirty_log + after).saturating_sub(before);
+        }
+    }
+
+    /// Counts the chunk's records up to `seq` in its slot, where they are now, and no more in the log.
+    pub(crate) fn count_moved(&mut self, key: Key, seq: u64) {
+        if let Some(chunk) = self.chunks.get_mut(&key)
+            && let Some(volume) = self.volumes.get_mut(&key.volume)
+        {
+            let before = chunk.dirty_log(volume.page.published);
+            chunk.moved = chunk.moved.max(seq);
+            let after = chunk.dirty_log(volume.page.published);
             volume.dirty_log = (volume.dirty_log + after).saturating_sub(before);
         }
     }

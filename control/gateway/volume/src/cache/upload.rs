@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::fetch::FRAME_BLOCKS;
 use super::state::{Cut, Key, RemoteRoot};
 use super::{Inner, Plant, planted};
 use crate::bits::BlockSet;
@@ -160,14 +161,13 @@ impl Inner {
                         continue;
                     };
                     while first < end {
-                        let room = MAX_BLOCKS - pack.entries.len();
-                        let count = usize::from(end - first).min(room) as u16;
+                        let room = (MAX_BLOCKS - pack.entries.len()) as u16;
+                        let stop = pack_until(first, end, room);
                         let from = usize::from(first - piece.first) * BLOCK_BYTES as usize;
-                        let to = from + usize::from(count) * BLOCK_BYTES as usize;
-                        let part = data.slice(from..to);
-                        pack.add(chunk, first, &part);
-                        first += count;
-                        if pack.entries.len() == MAX_BLOCKS {
+                        let to = usize::from(stop - piece.first) * BLOCK_BYTES as usize;
+                        pack.add(chunk, first, &data.slice(from..to));
+                        first = stop;
+                        if first < end || pack.entries.len() == MAX_BLOCKS {
                             let full = std::mem::take(&mut pack);
                             self.put_pack(&name, remote, full, &mut changes).await?;
                         }
@@ -536,11 +536,38 @@ impl Inner {
     }
 }
 
+/// Where in `first..end` a pack ends that has room for so many blocks: between two frames if not at the end,
+/// so that what a miss fetches lies in one object.
+fn pack_until(first: u16, end: u16, room: u16) -> u16 {
+    if room >= end - first {
+        return end;
+    }
+    ((first + room) / FRAME_BLOCKS * FRAME_BLOCKS).max(first)
+}
+
 impl Pack {
     fn add(&mut self, chunk: u32, first: u16, data: &Bytes) {
         for (i, block) in data.chunks(BLOCK_BYTES as usize).enumerate() {
             self.entries.push(PackEntry { chunk, block: first + i as u16, crc: crc32c(block) });
         }
         self.parts.push(data.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pack_is_full_at_the_end_of_a_frame() {
+        assert_eq!(pack_until(0, 1024, 2040), 1024);
+        assert_eq!(pack_until(0, 1024, 1016), 1008);
+        assert_eq!(pack_until(5, 100, 30), 32);
+        assert_eq!(pack_until(5, 100, 95), 100);
+        // Too little for a frame: nothing.
+        assert_eq!(pack_until(17, 100, 7), 17);
+        assert_eq!(pack_until(16, 32, 15), 16);
+        // An empty pack always takes some.
+        assert!((0..1024).all(|first| pack_until(first, 1024, MAX_BLOCKS as u16) == 1024));
     }
 }

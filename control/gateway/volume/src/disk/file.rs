@@ -16,7 +16,7 @@ use nix::sys::uio::pwritev;
 use rustix::io::ReadWriteFlags;
 
 use super::buffers::Buffers;
-use super::{Disk, DiskError, Io};
+use super::{Disk, DiskCounts, DiskError, Io};
 
 /// Parts of one `pwritev` call. Linux allows 1,024.
 const MAX_PARTS: usize = 1024;
@@ -52,6 +52,29 @@ struct Inner {
     slow_until_us: AtomicU64,
     /// Whether the file system has no reads that do not wait.
     reads_wait: AtomicBool,
+    counted: Counted,
+}
+
+/// [`DiskCounts`] that many threads add to.
+#[derive(Debug, Default)]
+struct Counted {
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+    writes: AtomicU64,
+    written_bytes: AtomicU64,
+    syncs: AtomicU64,
+}
+
+impl Counted {
+    fn read(&self, bytes: usize) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn written(&self, bytes: u64) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl FileDisk {
@@ -123,6 +146,7 @@ impl FileDisk {
                 opened: Instant::now(),
                 slow_until_us: AtomicU64::new(0),
                 reads_wait: AtomicBool::new(false),
+                counted: Counted::default(),
             }),
         })
     }
@@ -164,7 +188,8 @@ impl Inner {
         }
     }
 
-    fn write_all(&self, mut offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+    fn write_all(&self, begin: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        let mut offset = begin;
         for group in parts.chunks(MAX_PARTS) {
             let mut slices: Vec<IoSlice<'_>> =
                 group.iter().map(|part| IoSlice::new(part)).collect();
@@ -186,6 +211,7 @@ impl Inner {
                 IoSlice::advance_slices(&mut rest, written);
             }
         }
+        self.counted.written(offset - begin);
         Ok(())
     }
 
@@ -193,7 +219,14 @@ impl Inner {
         let mut data = self.buffers.take(len);
         let read = self.file.read_exact_at(data.bytes_mut(), offset);
         read.map_err(|e| self.failed("read", offset, len as u64, &e))?;
+        self.counted.read(len);
         Ok(data.freeze())
+    }
+
+    fn sync(&self) -> Result<(), DiskError> {
+        self.file.sync_data().map_err(|e| self.failed("sync", 0, self.len, &e))?;
+        self.counted.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn now_us(&self) -> u64 {
@@ -241,7 +274,7 @@ impl Disk for FileDisk {
     }
 
     fn sync(&self) -> Io<'_, ()> {
-        self.run(|inner| inner.file.sync_data().map_err(|e| inner.failed("sync", 0, inner.len, &e)))
+        self.run(Inner::sync)
     }
 
     fn name(&self) -> String {
@@ -257,7 +290,11 @@ impl Disk for FileDisk {
         let mut part = [IoSliceMut::new(data.bytes_mut())];
         match rustix::io::preadv2(&*inner.file, &mut part, offset, ReadWriteFlags::NOWAIT) {
             // Part of it is in memory: all is read again, which finds that part.
-            Ok(read) => (read == len).then(|| data.freeze()),
+            Ok(read) if read == len => {
+                inner.counted.read(len);
+                Some(data.freeze())
+            }
+            Ok(_) => None,
             Err(rustix::io::Errno::OPNOTSUPP) => {
                 inner.reads_wait.store(true, Ordering::Relaxed);
                 None
@@ -284,13 +321,23 @@ impl Disk for FileDisk {
     }
 
     fn sync_now(&self) -> Option<Result<(), DiskError>> {
-        let inner = &*self.inner;
-        let synced = inner.file.sync_data();
-        Some(synced.map_err(|e| inner.failed("sync", 0, inner.len, &e)))
+        Some(self.inner.sync())
     }
 
     fn syncs_on_threads(&self) -> bool {
         true
+    }
+
+    fn counts(&self) -> DiskCounts {
+        let counted = &self.inner.counted;
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        DiskCounts {
+            reads: of(&counted.reads),
+            read_bytes: of(&counted.read_bytes),
+            writes: of(&counted.writes),
+            written_bytes: of(&counted.written_bytes),
+            syncs: of(&counted.syncs),
+        }
     }
 }
 

@@ -79,6 +79,27 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn syncs_on_threads(&self) -> bool {
         false
     }
+
+    /// What was done since it was opened, if that is counted.
+    fn counts(&self) -> DiskCounts {
+        DiskCounts::default()
+    }
+}
+
+/// Operations of a disk that succeeded, wherever their bytes were found or left: the page cache is a part of
+/// the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskCounts {
+    /// Reads.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Writes, holes not counted.
+    pub writes: u64,
+    /// Their bytes.
+    pub written_bytes: u64,
+    /// Syncs.
+    pub syncs: u64,
 }
 
 /// What a disk operation failed with.

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -29,6 +30,8 @@ struct State {
     gets: u64,
     got_bytes: u64,
     puts: u64,
+    /// Time that a read of a range takes.
+    range_time: Duration,
     counts: StoreFaults,
     /// Puts that were answered with an error and take effect yet.
     late: Vec<Late>,
@@ -89,6 +92,7 @@ impl SimStore {
                 gets: 0,
                 got_bytes: 0,
                 puts: 0,
+                range_time: Duration::ZERO,
                 counts: StoreFaults::default(),
                 late: Vec::new(),
                 stale: Vec::new(),
@@ -108,6 +112,11 @@ impl SimStore {
     /// One in `n` operations fails from now on; a put fails before or after it took effect. 0: none.
     pub fn fail_one_in(&self, n: u64) {
         self.state().fail_one_in = n;
+    }
+
+    /// Each read of a range takes so long from now on.
+    pub fn set_range_time(&self, time: Duration) {
+        self.state().range_time = time;
     }
 
     /// Conditions of puts are ignored from now on.
@@ -314,6 +323,10 @@ impl Store for SimStore {
     fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
         Box::pin(async move {
             let fault = self.turn().await;
+            let time = self.state().range_time;
+            if !time.is_zero() {
+                tokio::time::sleep(time).await;
+            }
             if fails(fault) {
                 return Err(unavailable(path));
             }
