@@ -24,3 +24,31 @@ pub fn encapsulation_len(format: &str, underlay: Family) -> u32 {
     };
     ip + tunnel + 14
 }
+
+/// A format over UDP: its header counts segments, tells their length and which is the last, and has a
+/// checksum of its own.
+pub const OVER_UDP: &str = r#"
+[[format]]
+id = "acme"
+outer = { udp = 7000 }
+header = "ac 00 0000  0000 00 00  000000 00"
+identifier = [{ offset = 0, width = 8, value = 0xac }]
+vni = { offset = 8, width = 24 }
+field = [
+    { offset = 1, width = 1, rule = "last", bits = 0x01 },
+    { offset = 2, width = 2, rule = "length" },
+    { offset = 4, width = 2, rule = "header-checksum" },
+    { offset = 6, width = 1, rule = "increment" },
+]
+"#;
+
+/// A format over an IP protocol of its own, with a flow identifier in its header.
+pub const OVER_IP: &str = r#"
+[[format]]
+id = "bare"
+outer = { protocol = 253 }
+header = "4000 0000 0000"
+identifier = [{ offset = 0, width = 4, value = 4 }]
+vni = { offset = 0, bit = 4, width = 28 }
+flow = { offset = 4, width = 16 }
+"#;

@@ -21,6 +21,7 @@ pub mod crowd;
 pub mod culvert;
 pub mod cutting;
 pub mod format;
+pub mod gro;
 pub mod kernel;
 pub mod lab;
 pub mod link;

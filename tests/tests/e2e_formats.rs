@@ -1,5 +1,6 @@
 //! Formats other than VXLAN between two hosts: built-in ones, and two that only a configuration knows.
 
+use culvert_tests::format::{OVER_IP, OVER_UDP};
 use culvert_tests::segment::Segment;
 use culvert_tests::tools::{
     Capture, OffloadSocket, tcp_transfer, tshark_complaints, tshark_fields,
@@ -9,34 +10,6 @@ use culvert_tests::{Combo, Family, Offloads, TopologySpec, checks, wait_until};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
-
-/// A format over UDP: its header counts segments, tells their length and which is the last, and has a
-/// checksum of its own.
-const OVER_UDP: &str = r#"
-[[format]]
-id = "acme"
-outer = { udp = 7000 }
-header = "ac 00 0000  0000 00 00  000000 00"
-identifier = [{ offset = 0, width = 8, value = 0xac }]
-vni = { offset = 8, width = 24 }
-field = [
-    { offset = 1, width = 1, rule = "last", bits = 0x01 },
-    { offset = 2, width = 2, rule = "length" },
-    { offset = 4, width = 2, rule = "header-checksum" },
-    { offset = 6, width = 1, rule = "increment" },
-]
-"#;
-
-/// A format over an IP protocol of its own, with a flow identifier in its header.
-const OVER_IP: &str = r#"
-[[format]]
-id = "bare"
-outer = { protocol = 253 }
-header = "4000 0000 0000"
-identifier = [{ offset = 0, width = 4, value = 4 }]
-vni = { offset = 0, bit = 4, width = 28 }
-flow = { offset = 4, width = 16 }
-"#;
 
 /// The text for a vnet of each format.
 fn vnet_toml(format: &str) -> &'static str {

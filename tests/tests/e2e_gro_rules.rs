@@ -6,18 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use culvert_tests::gro::{self, Case, Oracle, payload, seen, sent, sizes};
 use culvert_tests::segment::{Segment, flags, timestamps};
 use culvert_tests::tools::{OffloadSocket, VirtioHeader};
 use culvert_tests::topology::{TENANT_DEVICE, WIRE};
-use culvert_tests::{Combo, Netns, Topology, TopologySpec, link, wait_until};
-
-/// Frames of some flows, and what is to be delivered of each flow.
-struct Case {
-    rule: &'static str,
-    frames: Vec<Vec<u8>>,
-    /// Payload bytes of what is delivered, by source port.
-    merged: BTreeMap<u16, Vec<usize>>,
-}
+use culvert_tests::{Combo, Topology, TopologySpec, link, wait_until};
 
 /// Rules in which we differ from the kernel, and why.
 const UNLIKE_KERNEL: [(&str, &str); 2] = [
@@ -27,9 +20,6 @@ const UNLIKE_KERNEL: [(&str, &str); 2] = [
         "Linux merges since 6.18; fragments of such packets could be taken for each other's",
     ),
 ];
-
-/// What a receiver sees: the virtio header's words on cutting, and the frame.
-type Seen = (u8, u16, Vec<u8>);
 
 /// Three segments of 1,000 bytes, of which `edit` changes the second.
 fn second(base: &Segment, edit: impl FnOnce(&mut Segment)) -> Vec<Segment> {
@@ -207,140 +197,6 @@ fn of_ipv6(base: &Segment) -> Vec<Case> {
     cases
 }
 
-/// A veth pair whose far end merges.
-struct Oracle {
-    send: OffloadSocket,
-    receive: OffloadSocket,
-    _ends: [Netns; 2],
-}
-
-impl Oracle {
-    fn new(topology: &Topology) -> Self {
-        let ends = [Netns::new("gro0"), Netns::new("gro1")];
-        link::veth(&ends[0], TENANT_DEVICE, &ends[1], TENANT_DEVICE, 1500);
-        for (ns, tenant) in ends.iter().zip(&topology.tenants) {
-            ns.run(&format!("ip link set {TENANT_DEVICE} address {} up", tenant.mac));
-        }
-        // A veth whose sender cuts nothing is not asked to merge.
-        link::set_features(&ends[0], TENANT_DEVICE, &["tso"], false);
-        link::set_features(&ends[1], TENANT_DEVICE, &["gro"], true);
-        // What was merged waits this long for more, instead of leaving with the first look at the device. Only a name
-        // space that `ip` enters shows its devices below /sys.
-        let mut command = std::process::Command::new("ip");
-        let path = format!("/sys/class/net/{TENANT_DEVICE}/gro_flush_timeout");
-        command.args(["netns", "exec", ends[1].name(), "sh", "-c"]);
-        command.arg(format!("echo 20000000 >{path}"));
-        culvert_tests::process::run_command(&mut command).unwrap();
-        let open = |ns| OffloadSocket::open(ns, TENANT_DEVICE).unwrap();
-        Self { send: open(&ends[0]), receive: open(&ends[1]), _ends: ends }
-    }
-
-    /// What the kernel makes of frames. It gives up what waits when its clock ticks, so the best of some attempts counts.
-    fn merge(&self, case: &Case) -> Vec<Seen> {
-        let attempt = |_| {
-            for frame in &case.frames {
-                self.send.send(VirtioHeader::default(), frame).unwrap();
-            }
-            seen(&self.receive, case)
-        };
-        let best = (0..8).filter_map(attempt).min_by_key(Vec::len);
-        best.unwrap_or_else(|| panic!("{}: the kernel lost frames", case.rule))
-    }
-}
-
-/// Bytes from the IP header to the end of the packet, and of these the ones in front of the payload.
-fn lengths(frame: &[u8]) -> (usize, usize) {
-    let word = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
-    let (len, l4) = match frame[14] >> 4 {
-        4 => (word(16), usize::from(frame[14] & 0xf) * 4),
-        _ => (word(18) + 40, if frame[20] == 6 { 40 } else { 48 }),
-    };
-    (len, l4 + usize::from(frame[14 + l4 + 12] >> 4) * 4)
-}
-
-fn payload_len(frame: &[u8]) -> usize {
-    let (len, headers) = lengths(frame);
-    len - headers
-}
-
-fn source_port(frame: &[u8]) -> u16 {
-    let l4 = match frame[14] >> 4 {
-        4 => 14 + usize::from(frame[14] & 0xf) * 4,
-        _ => 14 + if frame[20] == 6 { 40 } else { 48 },
-    };
-    u16::from_be_bytes([frame[l4], frame[l4 + 1]])
-}
-
-/// What arrives of a case, flow by flow; none if not all of it does.
-fn seen(socket: &OffloadSocket, case: &Case) -> Option<Vec<Seen>> {
-    let weight = |frame: &[u8]| payload_len(frame).max(1);
-    let macs = &case.frames[0][..12];
-    let ours =
-        |frame: &[u8]| frame.starts_with(macs) && case.merged.contains_key(&source_port(frame));
-    let mut left: usize = case.frames.iter().map(|frame| weight(frame)).sum();
-    let mut seen: Vec<Seen> = Vec::new();
-    while left > 0 {
-        let got = socket.receive_matching(Duration::from_secs(1), ours).unwrap()?;
-        left = left.saturating_sub(weight(&got.frame));
-        seen.push((got.header.gso_type, got.header.gso_size, got.frame));
-    }
-    seen.sort_by_key(|(.., frame)| source_port(frame));
-    Some(seen)
-}
-
-/// What Culvert makes of frames that wait for it when it wakes. They may come to its worker in two batches, so one
-/// attempt of some has to do what is asked.
-fn merge(topology: &mut Topology, ends: &[OffloadSocket; 2], case: &Case) -> Vec<Seen> {
-    let mut last = None;
-    for _ in 0..5 {
-        let before = link::received(&topology.hosts[1].ns, WIRE);
-        let far = |topology: &mut Topology, signal| {
-            topology.culvert[1].as_mut().unwrap().process().signal(signal);
-        };
-        far(topology, libc::SIGSTOP);
-        for frame in &case.frames {
-            ends[0].send(VirtioHeader::default(), frame).unwrap();
-        }
-        let wanted = before + case.frames.len() as u64;
-        wait_until(Duration::from_secs(2), || {
-            link::received(&topology.hosts[1].ns, WIRE) >= wanted
-        });
-        far(topology, libc::SIGCONT);
-        last = seen(&ends[1], case).or(last);
-        if last.as_ref().is_some_and(|seen| sizes(seen) == case.merged) {
-            break;
-        }
-    }
-    last.unwrap_or_else(|| panic!("{}: Culvert lost frames, five times", case.rule))
-}
-
-/// The frames of a case, flow by flow.
-fn sent(case: &Case) -> impl Iterator<Item = &[u8]> {
-    let mut frames: Vec<&[u8]> = case.frames.iter().map(Vec::as_slice).collect();
-    frames.sort_by_key(|frame| source_port(frame));
-    frames.into_iter()
-}
-
-/// What frames carry.
-fn payload<'a>(frames: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    frames
-        .flat_map(|frame| {
-            let (len, headers) = lengths(frame);
-            &frame[14 + headers..14 + len]
-        })
-        .copied()
-        .collect()
-}
-
-/// Payload bytes by flow.
-fn sizes(seen: &[Seen]) -> BTreeMap<u16, Vec<usize>> {
-    let mut sizes = BTreeMap::<_, Vec<_>>::new();
-    for (.., frame) in seen {
-        sizes.entry(source_port(frame)).or_default().push(payload_len(frame));
-    }
-    sizes
-}
-
 fn rules_hold(format: &'static str) {
     let mut spec = TopologySpec::pair(Combo::SIMPLE);
     spec.vnet_toml = format;
@@ -357,32 +213,10 @@ fn rules_hold(format: &'static str) {
     for ipv6 in [false, true] {
         let family = if ipv6 { "IPv6" } else { "IPv4" };
         for case in cases(&topology, ipv6) {
-            let rule = case.rule;
-            let ours = merge(&mut topology, &ends, &case);
-            if payload(ours.iter().map(|(.., frame)| &frame[..])) != payload(sent(&case)) {
-                faults.push(format!("{family}, {rule}: not in the order in which it was sent"));
-            }
-            if sizes(&ours) != case.merged {
-                faults.push(format!("{family}, {rule}: {:?}, not {:?}", sizes(&ours), case.merged));
-            }
-            if UNLIKE_KERNEL.iter().any(|(unlike, _)| *unlike == rule) {
-                continue;
-            }
-            let mut kernel = oracle.merge(&case);
-            if sizes(&kernel) != case.merged {
-                faults.push(format!("{family}, {rule}: the kernel: {:?}", sizes(&kernel)));
-            }
-            // The kernel lets a frame with a bad checksum overtake what waits of its flow. We do not.
-            let mut ours = ours;
-            kernel.sort();
-            ours.sort();
-            for (n, (theirs, ours)) in kernel.iter().zip(&ours).enumerate() {
-                let at = theirs.2.iter().zip(&ours.2).position(|(a, b)| a != b);
-                if theirs != ours {
-                    let words = [(theirs.0, theirs.1), (ours.0, ours.1)];
-                    faults.push(format!("{family}, {rule}: {n}: {words:?}, byte {at:?}"));
-                }
-            }
+            let unlike = UNLIKE_KERNEL.iter().any(|(unlike, _)| *unlike == case.rule);
+            let found =
+                gro::compare(&mut topology, &ends, Some(&oracle).filter(|_| !unlike), &case);
+            faults.extend(found.into_iter().map(|fault| format!("{family}, {fault}")));
         }
     }
     assert!(
@@ -406,6 +240,11 @@ fn what_the_kernel_would_merge_is_merged_behind_geneve() {
 #[test]
 fn what_the_kernel_would_merge_is_merged_behind_stt() {
     rules_hold("format = \"stt\"");
+}
+
+#[test]
+fn what_the_kernel_would_merge_is_merged_behind_shard() {
+    rules_hold("format = \"shard\"");
 }
 
 /// Two networks whose tenants have the same addresses and send parts of what could be one stream, in turn.
@@ -472,7 +311,7 @@ fn twins_stay_apart(format: &'static str) {
 
 #[test]
 fn equal_flows_of_two_networks_never_merge() {
-    for format in ["", "format = \"geneve\"", "format = \"stt\""] {
+    for format in ["", "format = \"geneve\"", "format = \"stt\"", "format = \"shard\""] {
         twins_stay_apart(format);
     }
 }

@@ -5,7 +5,7 @@ use culvert_tests::lab::{self, Guest, Kernel, LabError};
 use culvert_tests::skip::skip;
 use culvert_tests::tools::{Datagrams, ping_df, tcp_transfer, udp_exchange};
 use culvert_tests::topology::WIRE;
-use culvert_tests::{Combo, TopologySpec, cutting, link};
+use culvert_tests::{Combo, Family, TopologySpec, cutting, link};
 
 #[test]
 fn a_card_with_sr_iov_shows_its_virtual_functions() {
@@ -82,21 +82,32 @@ fn a_card_whose_driver_has_no_zero_copy_is_used_by_its_native_xdp() {
 
 #[test]
 fn a_card_cuts_stt_as_we_do() {
-    card_cuts("stt", "a_card_cuts_stt_as_we_do");
+    card_cuts("stt", Family::V4, "a_card_cuts_stt_as_we_do");
+}
+
+#[test]
+fn a_card_cuts_stt_over_ipv6_as_we_do() {
+    card_cuts("stt", Family::V6, "a_card_cuts_stt_over_ipv6_as_we_do");
 }
 
 #[test]
 fn a_card_cuts_shards_as_we_do() {
-    card_cuts("shard", "a_card_cuts_shards_as_we_do");
+    card_cuts("shard", Family::V4, "a_card_cuts_shards_as_we_do");
+}
+
+#[test]
+fn a_card_cuts_shards_over_ipv6_as_we_do() {
+    card_cuts("shard", Family::V6, "a_card_cuts_shards_over_ipv6_as_we_do");
 }
 
 /// The emulated card cuts TCP itself, and leaves PSH on none of the segments.
-fn card_cuts(format: &'static str, test: &str) {
+fn card_cuts(format: &'static str, underlay: Family, test: &str) {
     let guest = Guest::new(Kernel::Longterm).modules(&["igb"]).joined_cards("igb");
     if !lab::enter(&guest, test) {
         return;
     }
-    let mut spec = cutting::spec(TopologySpec::pair(Combo::SIMPLE), format);
+    let combo = Combo { underlay, ..Combo::SIMPLE };
+    let mut spec = cutting::spec(TopologySpec::pair(combo), format);
     spec.cards = Some(["eth0", "eth1"]);
     let topology = spec.build();
     for host in &topology.hosts {
@@ -109,6 +120,6 @@ fn card_cuts(format: &'static str, test: &str) {
         assert!(features.contains(feature), "{features}");
     }
     let compared = cutting::compare(&topology, false);
-    assert!(compared > 300, "{compared} frames");
-    eprintln!("{compared} frames are equal");
+    assert!(compared > 300, "{underlay:?}: {compared} frames");
+    eprintln!("{underlay:?}: {compared} frames are equal");
 }

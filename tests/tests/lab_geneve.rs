@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use culvert_tests::lab::{self, Guest, Kernel};
 use culvert_tests::tools::{Datagrams, ping_df, tcp_transfer, udp_exchange};
+use culvert_tests::topology::{TENANT_DEVICE, with_vnet_lines};
 use culvert_tests::{Combo, Family, Offloads, Peer, TopologySpec};
 
 /// Pings, TCP and datagrams both ways over a wire that segments, and over one that does not.
@@ -27,6 +28,24 @@ fn talk(underlay: Family) {
                 let report = udp_exchange(a, b, dst, what).unwrap();
                 assert!(report.is_perfect(), "{combo}: {from} to {to}: {what:?}: {report:?}");
             }
+        }
+        // It skips the option for the MSS, which is not critical.
+        let raised = |toml: String| with_vnet_lines(&toml, "blue", "raise_mss = true");
+        topology.reconfigure(0, raised);
+        let [a, b] = [0, 1].map(|at| &topology.tenants[at].ns);
+        let small = match tenant {
+            Family::V4 => format!(
+                "ip route replace {}/32 dev {TENANT_DEVICE} advmss 536",
+                topology.address(0)
+            ),
+            Family::V6 => format!(
+                "ip -6 route replace {}/128 dev {TENANT_DEVICE} advmss 536",
+                topology.address(0)
+            ),
+        };
+        b.run(&small);
+        if let Err(e) = tcp_transfer(a, b, topology.address(1), 1 << 20) {
+            panic!("{combo}: with the option: {e}");
         }
         let stats = topology.stats(0);
         for reason in ["bad_tunnel_header", "bad_outer_checksum", "format_mismatch"] {

@@ -59,7 +59,7 @@ fn an_invalid_file_exits_2_and_names_every_fault() {
     let lines: Vec<_> = ran.err.lines().collect();
     assert_eq!(
         lines[0],
-        format!("{file}:23:7: vnet[0] \"blue\": vni 0: not a VNI; legal is 1 to 16777215")
+        format!("{file}:24:7: vnet[0] \"blue\": vni 0: not a VNI; legal is 1 to 16777215")
     );
     assert!(
         lines[1].contains("port[1] \"a2\": attach eth0: already used by underlay: interfaces[0]")
@@ -193,7 +193,7 @@ fn ports_are_shown_with_the_reasons_for_their_mode() {
 fn the_wanted_state_is_shown_in_parts() {
     let dataplane = applied();
     for (what, expected) in [
-        ("vnets", "blue   100  vxlan   no     drop  yes   10.0.0.254/24, fd00::ffff/64"),
+        ("vnets", "blue   100  geneve  no     drop  yes   10.0.0.254/24, fd00::ffff/64"),
         (
             "acls",
             "web   yes          0  ingress    allow   tcp       10.0.0.0/8      80, 443, 8000-8099  any",

@@ -39,6 +39,9 @@ pub struct Port {
     pub meter: Option<Meter>,
     /// What the tenant is told to call itself, where its vnet has DHCP.
     pub hostname: Option<DomainName>,
+    /// Whether UDP datagrams of a flow, equally long but for the last, are merged into one superframe for it, as
+    /// the kernel does where a socket asks for it (`UDP_GRO`). Its stack cuts them again. Default false.
+    pub udp_gro: bool,
 }
 
 /// The device of a port.

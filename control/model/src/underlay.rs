@@ -26,7 +26,7 @@ pub struct Underlay {
     /// How long a segment may wait for the next of its flow before it is delivered, in microseconds, at most
     /// [`MERGE_HOLD_MAX_US`](crate::limits::MERGE_HOLD_MAX_US). 0: no longer than for what arrived with it.
     pub merge_hold_us: u16,
-    /// VTEPs that are spoken to in a format of their own, or with keys; each once.
+    /// VTEPs that are spoken to in a way of their own; each once.
     pub peers: Vec<Peer>,
     /// What the shard format sends and holds.
     pub shard: ShardSettings,
@@ -39,6 +39,8 @@ pub struct Peer {
     pub vtep: IpAddr,
     /// The format in which it is spoken to in every vnet, and has to speak to us; `None`: that of the vnet.
     pub format: Option<FormatId>,
+    /// Whether it is a Culvert: see [`Vnet::raise_mss`](crate::Vnet::raise_mss); `None`: as the vnet says.
+    pub raise_mss: Option<bool>,
     /// The keys of the shard format between it and us.
     pub keys: Keyring,
 }

@@ -332,6 +332,7 @@ impl<'a> Check<'a> {
             once(&mut self.errors, &mut seen, peer.vtep, &peer.vtep, place("peer.vtep"));
             if let Some(format) = &peer.format {
                 self.known_format(place("peer.format"), format);
+                self.states_mss(place("peer.raise_mss"), format, peer.raise_mss);
             }
         }
         self.underlay_mtu(underlay);
@@ -354,6 +355,17 @@ impl<'a> Check<'a> {
             let nearest = nearest(id.as_str(), names.chain(crate::format::built_in_names()));
             let nearest = nearest.and_then(|name| name.parse().ok());
             self.fault(place, Fault::UnknownFormat { id: id.clone(), nearest });
+        }
+    }
+
+    /// Asked to state the tenant's MSS, in a format that can.
+    fn states_mss(&mut self, place: Place, id: &FormatId, wanted: Option<bool>) {
+        let own = self.formats.get(id).map(|format| &format.descriptor);
+        let format = builtin::by_name(id.as_str()).or(own);
+        if wanted == Some(true) && format.is_some_and(|format| !format.states_mss()) {
+            let legal =
+                format!("false where the format is {id}, which cannot state a tenant's MSS");
+            self.fault(place, Fault::BadWord { value: "true".to_owned(), legal });
         }
     }
 
@@ -399,6 +411,7 @@ impl<'a> Check<'a> {
         once(&mut self.errors, &mut self.seen_vnets, &vnet.id, &vnet.id, place("id"));
         once(&mut self.errors, &mut self.seen_vnis, vnet.vni, &vnet.vni, place("vni"));
         self.known_format(place("format"), &vnet.format);
+        self.states_mss(place("raise_mss"), &vnet.format, Some(vnet.raise_mss));
         self.vni_fits(place("vni"), &vnet.format, vnet.vni);
         if vnet.gateways.len() > limits::GATEWAYS_PER_VNET_MAX {
             let (count, max) = (vnet.gateways.len(), limits::GATEWAYS_PER_VNET_MAX);

@@ -21,6 +21,10 @@ pub struct Vnet {
     pub vni: Vni,
     /// What its frames look like on the underlay, where the peer says nothing else.
     pub format: FormatId,
+    /// The far ends are Culverts: a superframe of TCP is cut to what the way bears, however small the tenant's
+    /// segments are, and its tunnel headers state the tenant's MSS, by which the far end delivers. Not
+    /// where the format cannot state it. What a peer says goes before.
+    pub raise_mss: bool,
     /// Broadcast and multicast are copied to every port of the vnet and to every VTEP in its mappings
     /// (head-end replication). Otherwise they are dropped and counted, but for ARP and neighbour
     /// discovery, which are answered from ports, mappings and gateways.

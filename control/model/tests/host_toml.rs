@@ -124,7 +124,7 @@ mac = "02:00:00:00:00:09"
     let expected = r#"host.toml:3:27: underlay: addresses[1] "192.0.2": not an IP address; legal is as 10.0.0.1 or 2001:db8::1
 host.toml:4:7: underlay: mtu 100: not an MTU; legal is 576 to 65535 bytes of an IP packet
 host.toml:8:7: vnet[0] "blue": vni 0: not a VNI; legal is 1 to 16777215
-host.toml:9:1: vnet[0] "blue": "flod": unknown field; legal is id, vni, format, flood, miss, gateway, dhcp; did you mean "flood"?
+host.toml:9:1: vnet[0] "blue": "flod": unknown field; legal is id, vni, format, raise_mss, flood, miss, gateway, dhcp; did you mean "flood"?
 host.toml:14:10: port[0] "a1": attach "veth/a1": not an interface name; legal is 1 to 15 printable ASCII characters without space, / and :, and not . or ..
 host.toml:20:10: port[1] "web": attach string: wrong type; legal is { xdp = "interface" } or { tap = "interface" }
 host.toml:21:7: port[1] "web": mac "zz": not a MAC address; legal is six hexadecimal octets, as 02:00:00:00:00:01

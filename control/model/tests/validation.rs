@@ -526,6 +526,32 @@ fn formats_are_there_legal_and_told_apart() {
 }
 
 #[test]
+fn an_mss_is_raised_only_in_formats_that_can_state_it() {
+    let vnet = fault("vnet[0] \"blue\": raise_mss", |s| s.vnets[0].raise_mss = true);
+    assert!(vnet.to_string().contains("vxlan"), "{vnet}");
+    let own = fault("vnet[0] \"blue\": raise_mss", |s| {
+        s.vnets[0].format = "acme".into();
+        s.vnets[0].raise_mss = true;
+    });
+    assert!(own.to_string().contains("acme"), "{own}");
+    let peer = fault("underlay: peer[0].raise_mss", |s| {
+        underlay(s).peers = vec![api::Peer {
+            vtep: "192.0.2.7".into(),
+            format: "vxlan".into(),
+            raise_mss: Some(true),
+            ..Default::default()
+        }];
+    });
+    assert!(peer.to_string().contains("vxlan"), "{peer}");
+    let mut state = legal();
+    for format in ["geneve", "stt", "shard"] {
+        state.vnets[0].format = format.into();
+        state.vnets[0].raise_mss = true;
+        assert!(Host::try_from(state.clone()).is_ok(), "{format}");
+    }
+}
+
+#[test]
 fn peers_have_known_formats_and_reachable_addresses() {
     let peer = |vtep: &str, format: &str| api::Peer {
         vtep: vtep.into(),

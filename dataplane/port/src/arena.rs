@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::frame::{CHUNK_LEN, DEFAULT_HEADROOM, Frame};
 use crate::xsk::share::Registration;
-use crate::xsk::{IDLE_FRAMES_MAX, IDLE_FRAMES_MIN};
+use crate::xsk::{BURST_FRAMES_MAX, IDLE_FRAMES_MAX, IDLE_FRAMES_MIN};
 
 /// Chunks that a worker takes from, or gives to, the pool at a time.
 pub(crate) const BATCH: usize = 64;
@@ -83,6 +83,7 @@ pub struct Arena {
     /// What sockets that copy share, once one of them asked for it.
     registration: OnceLock<Option<Registration>>,
     idle_frames: AtomicUsize,
+    burst_frames: AtomicUsize,
 }
 
 // SAFETY: `base` is only an address; access to the memory behind it goes through frames, of which
@@ -109,11 +110,20 @@ impl Arena {
         self.idle_frames.load(Relaxed)
     }
 
-    /// Lets so many sockets share the arena: without traffic they hold no more than a quarter of it, as
-    /// long as that leaves each [`IDLE_FRAMES_MIN`].
-    pub fn share_among(&self, sockets: usize) {
-        let each = self.capacity / 4 / sockets.max(1);
-        self.idle_frames.store(each.clamp(IDLE_FRAMES_MIN, IDLE_FRAMES_MAX), Relaxed);
+    /// The same of a socket that is to find room for a burst ([`XskConfig::bursts`](crate::XskConfig::bursts)).
+    #[must_use]
+    pub fn burst_frames(&self) -> usize {
+        self.burst_frames.load(Relaxed)
+    }
+
+    /// Lets so many sockets share the arena: without traffic they hold no more than a quarter of it, and the
+    /// `bursting` ones among them no more than an eighth beside, as long as that leaves each
+    /// [`IDLE_FRAMES_MIN`].
+    pub fn share_among(&self, sockets: usize, bursting: usize) {
+        let each = (self.capacity / 4 / sockets.max(1)).clamp(IDLE_FRAMES_MIN, IDLE_FRAMES_MAX);
+        let burst = (self.capacity / 8 / bursting.max(1)).clamp(each, BURST_FRAMES_MAX);
+        self.idle_frames.store(each, Relaxed);
+        self.burst_frames.store(burst, Relaxed);
     }
 
     /// Maps an arena of `chunks` chunks. It lives as long as the process.
@@ -134,6 +144,7 @@ impl Arena {
             socket_ids: Mutex::new((Vec::new(), OWNER_SOCKET_MIN)),
             registration: OnceLock::new(),
             idle_frames: AtomicUsize::new(IDLE_FRAMES_MAX),
+            burst_frames: AtomicUsize::new(IDLE_FRAMES_MAX),
         };
         let mut all = 0..chunks as u32;
         while all.len() >= BATCH {
@@ -315,6 +326,24 @@ mod tests {
     fn sizes_outside_the_limits_are_refused() {
         assert!(matches!(Arena::new(0), Err(ArenaError::Size(0))));
         assert!(matches!(Arena::new(MAX_CHUNKS + 1), Err(ArenaError::Size(_))));
+    }
+
+    #[test]
+    fn idle_sockets_leave_most_of_the_arena_to_who_has_traffic() {
+        let arena = Arena::new(16_384).unwrap();
+        let shares = |sockets, bursting| {
+            arena.share_among(sockets, bursting);
+            (arena.idle_frames(), arena.burst_frames())
+        };
+        assert_eq!(shares(0, 0), (64, 1024));
+        assert_eq!(shares(3, 1), (64, 1024));
+        assert_eq!(shares(100, 4), (40, 512));
+        // A thousand ports, and a card of 16 queues.
+        assert_eq!(shares(1016, 16), (8, 128));
+        assert_eq!(shares(4096, 4096), (8, 8));
+        let small = Arena::new(512).unwrap();
+        small.share_among(2, 1);
+        assert_eq!((small.idle_frames(), small.burst_frames()), (64, 64));
     }
 
     #[test]

@@ -49,6 +49,6 @@ pub use sink::Sink;
 pub use tap::{Tap, TapError, TapOptions, TapStats, TapWatch};
 pub use vnet::VnetHdr;
 pub use xsk::{
-    BindMode, BoundMode, BusyPoll, CsumRequest, Health, IDLE_FRAMES_MAX, IDLE_FRAMES_MIN, Kick,
-    Xsk, XskConfig, XskError, XskStats,
+    BURST_FRAMES_MAX, BindMode, BoundMode, BusyPoll, CsumRequest, Health, IDLE_FRAMES_MAX,
+    IDLE_FRAMES_MIN, Kick, Xsk, XskConfig, XskError, XskStats,
 };

@@ -88,6 +88,14 @@ impl OffloadSocket {
         Ok(Self { fd })
     }
 
+    /// Keeps as many bytes of frames that nobody has read yet.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn keep(&self, bytes: i32) -> io::Result<()> {
+        sys::force_receive_buffer(self.fd.as_fd(), bytes)
+    }
+
     /// Sends one frame.
     ///
     /// # Errors

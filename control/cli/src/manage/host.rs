@@ -9,8 +9,8 @@ use culvert_model::{
 };
 use serde::Serialize;
 
-use super::shard::ShardFields;
-use super::values::{List, Setting, ips, mtu, peer};
+use super::shard::{ShardFields, peer_of};
+use super::values::{List, Setting, ips, mtu, peer, raise_mss};
 use super::{How, committed, edit, needed};
 use crate::args::{Args, Output};
 use crate::client::{Daemon, not_understood};
@@ -69,6 +69,10 @@ struct UnderlayFields {
     /// Takes all peers' formats away.
     #[arg(long, conflicts_with = "peers")]
     no_peers: bool,
+    /// Whether a VTEP is a Culvert, whatever its vnets say, as 198.51.100.7=true; false, or default: as
+    /// they say.
+    #[arg(long, value_name = "IP=BOOL", value_parser = raise_mss)]
+    raise_mss: Vec<(IpAddr, Option<bool>)>,
     #[command(flatten)]
     shard: ShardFields,
 }
@@ -139,17 +143,23 @@ impl UnderlayFields {
         if self.no_peers || !self.peers.is_empty() {
             set_formats(&mut underlay.peers, self.peers);
         }
+        for (vtep, raise) in self.raise_mss {
+            peer_of(&mut underlay.peers, vtep).raise_mss = raise;
+        }
         self.shard.onto(&mut underlay)?;
+        underlay.peers.retain(|peer| {
+            peer.format.is_some() || peer.raise_mss.is_some() || peer.keys.is_keyed()
+        });
         Ok(underlay)
     }
 }
 
-/// Gives peers these formats, and all others none. Keys stay.
+/// Gives peers these formats, and all others none. What else is said of them stays.
 fn set_formats(peers: &mut Vec<Peer>, formats: Vec<Peer>) {
     let old = std::mem::replace(peers, formats);
-    for mut peer in old.into_iter().filter(|peer| peer.keys.is_keyed()) {
+    for mut peer in old {
         match peers.iter_mut().find(|new| new.vtep == peer.vtep) {
-            Some(new) => new.keys = peer.keys,
+            Some(new) => (new.raise_mss, new.keys) = (peer.raise_mss, peer.keys),
             None => {
                 peer.format = None;
                 peers.push(peer);

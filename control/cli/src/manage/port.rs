@@ -53,6 +53,9 @@ pub(crate) struct PortFields {
     /// The name that DHCP tells the tenant, or none.
     #[arg(long, value_name = "NAME")]
     hostname: Option<Setting<DomainName>>,
+    /// Whether datagrams of a flow are merged for it.
+    #[arg(long, value_name = "BOOL")]
+    udp_gro: Option<bool>,
 }
 
 impl Fields for PortFields {
@@ -82,6 +85,7 @@ impl Fields for PortFields {
                 acl: Vec::new(),
                 meter: None,
                 hostname: None,
+                udp_gro: false,
             },
         };
         port.vnet = self.vnet.unwrap_or(port.vnet);
@@ -98,6 +102,7 @@ impl Fields for PortFields {
         meter.tx = self.meter_tx.map_or(meter.tx, Setting::into_option);
         port.meter = (meter != Meter::default()).then_some(meter);
         port.hostname = self.hostname.map_or(port.hostname, Setting::into_option);
+        port.udp_gro = self.udp_gro.unwrap_or(port.udp_gro);
         Ok(Object::Port(port))
     }
 }

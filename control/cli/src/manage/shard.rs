@@ -97,14 +97,13 @@ impl ShardFields {
                 false => ring(vtep, left, send)?,
             };
         }
-        underlay.peers.retain(|peer| peer.format.is_some() || peer.keys.is_keyed());
         Ok(())
     }
 }
 
-fn peer_of(peers: &mut Vec<Peer>, vtep: IpAddr) -> &mut Peer {
+pub(super) fn peer_of(peers: &mut Vec<Peer>, vtep: IpAddr) -> &mut Peer {
     let at = peers.iter().position(|peer| peer.vtep == vtep).unwrap_or_else(|| {
-        peers.push(Peer { vtep, format: None, keys: Keyring::default() });
+        peers.push(Peer { vtep, format: None, raise_mss: None, keys: Keyring::default() });
         peers.len() - 1
     });
     &mut peers[at]

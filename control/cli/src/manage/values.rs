@@ -62,7 +62,22 @@ pub(crate) fn mac(text: &str) -> Result<MacAddr, Fault> {
 pub(crate) fn peer(text: &str) -> Result<Peer, Fault> {
     let legal = || Fault::BadWord { value: text.to_owned(), legal: "IP=FORMAT".to_owned() };
     let (vtep, format) = text.split_once('=').ok_or_else(legal)?;
-    Ok(Peer { vtep: ip(vtep)?, format: Some(format.parse()?), keys: Default::default() })
+    let (vtep, format) = (ip(vtep)?, Some(format.parse()?));
+    Ok(Peer { vtep, format, raise_mss: None, keys: Default::default() })
+}
+
+/// A VTEP, and whether it is a Culvert or as its vnets say.
+pub(crate) fn raise_mss(text: &str) -> Result<(IpAddr, Option<bool>), Fault> {
+    let legal = || Fault::BadWord {
+        value: text.to_owned(),
+        legal: "IP=true, IP=false or IP=default".to_owned(),
+    };
+    let (vtep, raise) = text.split_once('=').ok_or_else(legal)?;
+    let raise = match raise {
+        "default" => None,
+        word => Some(word.parse().map_err(|_| legal())?),
+    };
+    Ok((ip(vtep)?, raise))
 }
 
 /// `IP=ID:KEY`, the key as 32 hexadecimal digits, or the name of a file that has them behind `@`.

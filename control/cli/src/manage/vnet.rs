@@ -21,6 +21,10 @@ pub(crate) struct VnetFields {
     /// Its tunnel format: vxlan, geneve, stt, shard, or the id of a format.
     #[arg(long)]
     format: Option<FormatId>,
+    /// Whether the far ends are Culverts: superframes of TCP are then cut to what the way bears, and their
+    /// headers state the tenant's MSS.
+    #[arg(long, value_name = "BOOL")]
+    raise_mss: Option<bool>,
     /// Whether broadcast and multicast are copied to every port and VTEP.
     #[arg(long, value_name = "BOOL")]
     flood: Option<bool>,
@@ -92,6 +96,7 @@ impl Fields for VnetFields {
                 id: self.id.clone(),
                 vni: needed(self.vni, "--vni", "a number, 1 to 16777215")?,
                 format: FormatId::default(),
+                raise_mss: false,
                 flood: false,
                 miss: Miss::default(),
                 gateways: Vec::new(),
@@ -101,6 +106,7 @@ impl Fields for VnetFields {
         vnet.dhcp = self.dhcp_onto(vnet.dhcp)?;
         vnet.vni = self.vni.unwrap_or(vnet.vni);
         vnet.format = self.format.unwrap_or(vnet.format);
+        vnet.raise_mss = self.raise_mss.unwrap_or(vnet.raise_mss);
         vnet.flood = self.flood.unwrap_or(vnet.flood);
         vnet.miss = self.miss.unwrap_or(vnet.miss);
         vnet.gateways = self.gateway.map_or(vnet.gateways, |list| list.0);

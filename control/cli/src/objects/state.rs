@@ -14,6 +14,7 @@ pub(crate) struct Vnet {
     pub(crate) id: String,
     pub(crate) vni: u32,
     pub(crate) format: String,
+    pub(crate) raise_mss: bool,
     pub(crate) flood: bool,
     pub(crate) miss: &'static str,
     pub(crate) gateways: Vec<Gateway>,
@@ -37,6 +38,7 @@ impl From<&culvert_model::Vnet> for Vnet {
             id: vnet.id.to_string(),
             vni: vnet.vni.get(),
             format: vnet.format.to_string(),
+            raise_mss: vnet.raise_mss,
             flood: vnet.flood,
             miss: vnet.miss.name(),
             gateways: vnet.gateways.iter().map(gateway).collect(),
@@ -181,6 +183,8 @@ pub(crate) struct Peer {
     pub(crate) vtep: String,
     /// Absent: that of the vnet.
     pub(crate) format: Option<String>,
+    /// Absent: as the vnet says.
+    pub(crate) raise_mss: Option<bool>,
     pub(crate) keys: Vec<PeerKey>,
     pub(crate) send_key: Option<u8>,
 }
@@ -197,6 +201,7 @@ impl Peer {
         Peer {
             vtep: peer.vtep.to_string(),
             format: peer.format.as_ref().map(ToString::to_string),
+            raise_mss: peer.raise_mss,
             keys: shard::keys(&peer.keys).map(|(id, k)| PeerKey { id, key: key(k) }).collect(),
             send_key: peer.keys.sending().map(|(id, _)| id),
         }
@@ -242,7 +247,7 @@ pub(crate) struct Underlay {
     pub(crate) rx: &'static str,
     pub(crate) tx: &'static str,
     pub(crate) merge_hold_us: u16,
-    /// VTEPs that are spoken to in a format of their own, or with keys.
+    /// VTEPs that are spoken to in a way of their own.
     pub(crate) peers: Vec<Peer>,
     /// Absent: all defaults.
     pub(crate) shard: Option<ShardSettings>,
@@ -312,6 +317,7 @@ pub(crate) struct Port {
     /// Absent: unlimited.
     pub(crate) meter: Option<Meter>,
     pub(crate) hostname: Option<String>,
+    pub(crate) udp_gro: bool,
 }
 
 impl From<&culvert_model::Port> for Port {
@@ -330,6 +336,7 @@ impl From<&culvert_model::Port> for Port {
             acl: port.acl.iter().map(ToString::to_string).collect(),
             meter: port.meter.map(Meter::from),
             hostname: port.hostname.as_ref().map(ToString::to_string),
+            udp_gro: port.udp_gro,
         }
     }
 }

@@ -44,7 +44,7 @@ fn a_port_is_added_changed_shown_and_deleted() {
     assert_eq!(
         daemon.ok(&PORT),
         "+ port web: vnet blue; attach xdp; device veth1; mac 02:00:00:00:00:01; \
-         ips 10.0.0.1, fd00::1; anti_spoof yes; mode auto; state active\n\
+         ips 10.0.0.1, fd00::1; anti_spoof yes; mode auto; state active; udp_gro no\n\
          1 added, 0 changed, 0 deleted: revision 3\n"
     );
     assert_eq!(

@@ -151,7 +151,7 @@ impl Read {
                     format => self.text(place("peer.format").at(n), format).map(Some),
                 };
                 let keys = self.keys(&|field| place(field).at(n), peer);
-                Some(Peer { vtep: vtep?, format: format?, keys: keys? })
+                Some(Peer { vtep: vtep?, format: format?, raise_mss: peer.raise_mss, keys: keys? })
             })
             .collect();
         let shard = self.shard(&place, message.shard.as_ref());
@@ -224,6 +224,7 @@ impl Read {
                 id: id.clone()?,
                 vni: vni?,
                 format: format?,
+                raise_mss: message.raise_mss,
                 flood,
                 miss: miss?,
                 gateways,
@@ -284,6 +285,7 @@ impl Read {
                 acl: acl?,
                 meter: meter?,
                 hostname: hostname?,
+                udp_gro: message.udp_gro,
             })
         })();
         if port.is_none() {

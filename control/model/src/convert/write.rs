@@ -73,6 +73,7 @@ impl From<&Peer> for api::Peer {
             format: peer.format.as_ref().map(ToString::to_string).unwrap_or_default(),
             keys: keys(&peer.keys).map(key).collect(),
             send_key: peer.keys.sending().map(|(id, _)| id.into()),
+            raise_mss: peer.raise_mss,
         }
     }
 }
@@ -115,6 +116,7 @@ impl From<&Vnet> for api::Vnet {
             id: vnet.id.to_string(),
             vni: vnet.vni.get(),
             format: vnet.format.to_string(),
+            raise_mss: vnet.raise_mss,
             flood: vnet.flood,
             miss: miss.into(),
             gateways: vnet.gateways.iter().map(gateway).collect(),
@@ -146,6 +148,7 @@ impl From<&Port> for api::Port {
             acl: port.acl.iter().map(ToString::to_string).collect(),
             meter: port.meter.as_ref().map(Into::into),
             hostname: port.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
+            udp_gro: port.udp_gro,
         }
     }
 }

@@ -193,12 +193,14 @@ fn peer(fields: Fields<'_, '_, '_>) -> api::Peer {
         ("format", "peer.format"),
         ("keys", "peer.keys"),
         ("send_key", "peer.send_key"),
+        ("raise_mss", "peer.raise_mss"),
     ]);
     let peer = api::Peer {
         vtep: fields.text("vtep", "a string"),
         format: fields.text("format", "a string"),
         keys: keys(&mut fields),
         send_key: fields.number("send_key", "the number of a key", key_number),
+        raise_mss: fields.flag("raise_mss"),
     };
     fields.finish();
     peer
@@ -283,6 +285,7 @@ fn vnet(mut fields: Fields<'_, '_, '_>) -> api::Vnet {
         id: fields.text("id", "a string"),
         vni: vni(&mut fields),
         format: fields.text("format", "the name of a format"),
+        raise_mss: fields.flag("raise_mss").unwrap_or_default(),
         flood: fields.flag("flood").unwrap_or_default(),
         miss: match fields.word("miss") {
             Miss::Drop => api::Miss::Drop.into(),
@@ -320,6 +323,7 @@ fn port(mut fields: Fields<'_, '_, '_>) -> api::Port {
         acl: fields.texts("acl", "a list of ids of ACL groups"),
         meter: meter(&mut fields),
         hostname: fields.text("hostname", "a domain name in a string"),
+        udp_gro: fields.flag("udp_gro").unwrap_or_default(),
     };
     fields.finish();
     port

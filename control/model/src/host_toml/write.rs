@@ -101,6 +101,7 @@ fn underlay(f: &mut impl Write, underlay: &Underlay, keys: Keys) -> fmt::Result 
 fn peer(peer: &Peer, keys: Keys) -> String {
     let mut parts = vec![format!("vtep = {}", quote(peer.vtep))];
     parts.extend(peer.format.as_ref().map(|format| format!("format = {}", quote(format))));
+    parts.extend(peer.raise_mss.map(|raise| format!("raise_mss = {raise}")));
     if let Some((send, _)) = peer.keys.sending() {
         let key = |(id, key)| match keys {
             Keys::Shown => format!("{id} = {}", quote(key_text(key))),
@@ -138,6 +139,9 @@ fn vnet(f: &mut impl Write, vnet: &Vnet) -> fmt::Result {
     text(f, "id", &vnet.id)?;
     field(f, "vni", vnet.vni)?;
     word(f, "format", &vnet.format)?;
+    if vnet.raise_mss {
+        field(f, "raise_mss", true)?;
+    }
     if vnet.flood {
         field(f, "flood", true)?;
     }
@@ -166,6 +170,9 @@ fn port(f: &mut impl Write, port: &Port) -> fmt::Result {
     option(f, "mtu", port.mtu)?;
     word(f, "mode", &port.mode)?;
     word(f, "state", &port.state)?;
+    if port.udp_gro {
+        field(f, "udp_gro", true)?;
+    }
     port_policy(f, port)
 }
 

@@ -85,6 +85,7 @@ fn underlay() -> impl Strategy<Value = Underlay> {
             .map(|(n, format)| Peer {
                 vtep: [198, 51, 100, 1 + n as u8].into(),
                 format: Some(format.parse().unwrap()),
+                raise_mss: None,
                 keys: Default::default(),
             })
             .collect(),
@@ -102,6 +103,7 @@ fn vnet() -> impl Strategy<Value = Vnet> {
             id,
             vni,
             format: format.parse().unwrap(),
+            raise_mss: false,
             flood,
             miss: Miss::Drop,
             gateways,
@@ -129,6 +131,7 @@ fn port() -> impl Strategy<Value = Port> {
             acl,
             meter: None,
             hostname: None,
+            udp_gro: false,
         },
     )
 }

@@ -200,6 +200,7 @@ fn vnet(n: u32) -> impl Strategy<Value = Vnet> {
         id: vnet_id(n),
         vni: Vni::new(n * 5_000_000 + 1).unwrap(),
         format: (["vxlan", "geneve", "stt"][n as usize % 3]).parse().unwrap(),
+        raise_mss: flood && n % 3 == 1,
         flood,
         miss,
         gateways: (0..gateways)
@@ -220,10 +221,10 @@ fn vnet(n: u32) -> impl Strategy<Value = Vnet> {
 }
 
 fn port(n: u32) -> impl Strategy<Value = Port> {
-    let choices = (0..VNETS, any::<bool>(), any::<bool>(), 0..4_u32);
+    let choices = (0..VNETS, any::<bool>(), any::<bool>(), 0..4_u32, any::<bool>());
     let policy = (acl_ids(), meter(), domain());
     (choices, mtu(), mode(), select(PortState::ALL), policy).prop_map(
-        move |((vnet, tap, anti_spoof, ips), mtu, mode, state, (acl, meter, hostname))| {
+        move |((vnet, tap, anti_spoof, ips, udp_gro), mtu, mode, state, (acl, meter, hostname))| {
             let ifname = IfName::new(&format!("dev{n}")).unwrap();
             Port {
                 id: PortId::new(&format!("port-{n}")).unwrap(),
@@ -238,6 +239,7 @@ fn port(n: u32) -> impl Strategy<Value = Port> {
                 acl,
                 meter,
                 hostname,
+                udp_gro,
             }
         },
     )
@@ -315,10 +317,13 @@ pub(crate) fn host() -> impl Strategy<Value = Host> {
             let own = formats.iter().map(|format: &Format| format.id.clone());
             for (vnet, format) in vnets.iter_mut().zip(own.clone()) {
                 vnet.format = format;
+                vnet.raise_mss = false;
             }
             let peer = |(n, format)| Peer {
                 vtep: ip(0x00f0_0000 + n, false),
                 format: Some(format).filter(|_| n % 3 != 2),
+                raise_mss: [None, Some(false), Some(true)][n as usize % 3]
+                    .filter(|raise| !raise || n % 3 == 2),
                 keys: keyring(n),
             };
             underlay.peers = (0..8_u32).zip(own).map(peer).collect();

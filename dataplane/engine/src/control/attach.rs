@@ -359,6 +359,7 @@ impl Opener {
         let mut config = XskConfig::new(sockets.ifindex, queue);
         config.mode = if mode == Mode::ZeroCopy { BindMode::ZeroCopy } else { BindMode::Copy };
         config.busy_wait = sockets.busy_wait;
+        config.bursts = is_underlay(sockets.role);
         let xsk = Xsk::open(self.arena, &config)?;
         let packet = PacketTx::open(sockets.ifindex, PacketOptions::default())?;
         self.programs.set_socket(slot, xsk.fd())?;

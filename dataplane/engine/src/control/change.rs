@@ -194,7 +194,7 @@ impl Controller {
         let mut faults = Vec::new();
         let open = self.attached.values().filter_map(Attached::open);
         let sockets: usize = open.map(|open| open.slots.len()).sum();
-        self.opener.arena.share_among(sockets + plan.wanted.len());
+        self.opener.arena.share_among(sockets + plan.wanted.len(), underlay_sockets(host));
         for (name, (wanted, place)) in &plan.wanted {
             let known = self.attached.get(name);
             let as_before = known.is_some_and(|attached| attached.wanted == *wanted);
@@ -485,6 +485,15 @@ impl Controller {
             self.update_device(name, facts);
         }
     }
+}
+
+/// Sockets of the underlay's devices: what they bring is for all ports.
+fn underlay_sockets(host: &Host) -> usize {
+    let queues = |name: &IfName| {
+        let net = NetDevice::by_name(name.as_str()).ok()?;
+        net.queues().ok().map(|queues| queues.rx.min(crate::limits::SLOTS_PER_LINK) as usize)
+    };
+    host.underlay().interfaces.iter().map(|name| queues(name).unwrap_or(1).max(1)).sum()
 }
 
 /// What to say where idle sockets alone take most of the packet memory: tenants with traffic then

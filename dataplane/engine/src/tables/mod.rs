@@ -191,6 +191,8 @@ pub struct PortEntry {
     pub dhcp: Option<Arc<Dhcp>>,
     /// What DHCP tells it to call itself.
     pub hostname: Option<DomainName>,
+    /// Whether datagrams of a flow are merged for it.
+    pub udp_gro: bool,
     /// Its own routes, which form one table with those of its network.
     pub routes: Option<Arc<Routes>>,
     /// Changes whenever a decision made for a packet of this port may have changed, but for addresses:
@@ -338,6 +340,8 @@ pub struct VnetEntry {
     pub vni: Vni,
     /// The format of its packets.
     pub format: FormatIndex,
+    /// Whether the far ends are told a tenant's MSS, and get larger segments.
+    pub raise_mss: bool,
     /// Whether broadcast and multicast are replicated.
     pub flood: bool,
     /// What a destination without a mapping means.
@@ -411,6 +415,8 @@ pub struct VtepEntry {
     pub source: IpAddr,
     /// The format in which it is spoken to in every network, where it has one of its own.
     pub format: Option<FormatIndex>,
+    /// Whether it is told a tenant's MSS, and gets larger segments, where that is not as the network says.
+    pub raise_mss: Option<bool>,
     /// The ways to it.
     pub reach: Reach,
     /// The generation in which it last changed.

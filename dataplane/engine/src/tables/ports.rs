@@ -111,6 +111,7 @@ fn entry(
         meter: port.meter,
         dhcp: dhcp(inputs, port, before),
         hostname: port.hostname.clone(),
+        udp_gro: port.udp_gro,
         routes,
         epoch: before.map_or(0, |before| before.epoch),
     };

@@ -151,6 +151,7 @@ fn entry(
         id: vnet.id.clone(),
         vni: vnet.vni,
         format: format_index(tables, &vnet.format),
+        raise_mss: vnet.raise_mss,
         flood: vnet.flood,
         miss: vnet.miss,
         gateways: Vec::new(),
@@ -168,9 +169,10 @@ fn entry(
     let mut changed = entry.vni != vnet.vni
         || entry.format != format
         || !inputs.changes.formats.is_empty()
+        || entry.raise_mss != vnet.raise_mss
         || entry.flood != vnet.flood
         || entry.miss != vnet.miss;
-    entry.format = format;
+    (entry.format, entry.raise_mss) = (format, vnet.raise_mss);
     (entry.vni, entry.flood, entry.miss) = (vnet.vni, vnet.flood, vnet.miss);
     let gateways = vnet.gateways.iter().map(|g| Gateway { net: g.ip, mac: g.mac }).collect();
     changed |= replace(&mut entry.gateways, gateways);

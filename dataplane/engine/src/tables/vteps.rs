@@ -49,15 +49,18 @@ fn place_vtep(tables: &mut Tables, inputs: &Inputs<'_>, ip: IpAddr, index: VtepI
     let peer = peers.iter().find(|peer| peer.vtep == ip);
     let format = peer.and_then(|peer| peer.format.as_ref());
     let format = format.map(|format| format_index(tables, format));
+    let raise_mss = peer.and_then(|peer| peer.raise_mss);
     if let Some(old) = tables.vtep(index)
         && old.ip == ip
         && old.source == source
         && old.reach == reach
         && old.format == format
+        && old.raise_mss == raise_mss
         && !anew
     {
         return;
     }
-    let entry = VtepEntry { index, ip, source, format, reach, changed_in: tables.generation };
+    let changed_in = tables.generation;
+    let entry = VtepEntry { index, ip, source, format, raise_mss, reach, changed_in };
     place(&mut tables.vteps, index as usize, Some(Arc::new(entry)));
 }

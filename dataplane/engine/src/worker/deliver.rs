@@ -11,6 +11,7 @@ use culvert_wire::{eth, tcp};
 
 use super::device::{Losses, Role};
 use super::offload::{Csum, Gso, Offload};
+use super::raised::Raised;
 use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
 use crate::policy::observe::{Observer, Stage, Step};
@@ -32,6 +33,8 @@ pub enum Piece {
         buf: Buf,
         /// What is still to be done on it.
         off: Offload,
+        /// What it is cut into, where it is longer than the tenant's segments.
+        raised: Raised,
     },
     /// Part of a packet that the port's device holds.
     Held {
@@ -39,6 +42,8 @@ pub enum Piece {
         id: HoldId,
         /// Where the segment's Ethernet header is in it.
         start: usize,
+        /// As above.
+        raised: Raised,
     },
 }
 
@@ -202,22 +207,23 @@ impl Worker {
         self.mark_dirty(slot);
     }
 
-    /// Offers a packet with a checksum known to be right to the coalescer.
+    /// Offers a packet of its own with a checksum known to be right to the coalescer.
     pub(super) fn merge_own(
         &mut self,
         port: PortIndex,
         key: (u64, u64),
-        buf: Buf,
+        piece: Piece,
         pkt: &Packet,
-        off: Offload,
     ) {
         let mut headers = [0; MAX_HEADERS_LEN];
         let len = usize::from(pkt.payload).min(MAX_HEADERS_LEN);
-        let (Some(to), Some(from)) = (headers.get_mut(..len), buf.head().data().get(..len)) else {
-            return self.deliver(port, buf, off);
-        };
-        to.copy_from_slice(from);
-        self.merge(port, key, Piece::Own { buf, off }, &headers[..len], pkt, false);
+        if let Piece::Own { buf, .. } = &piece
+            && let (Some(to), Some(from)) = (headers.get_mut(..len), buf.head().data().get(..len))
+        {
+            to.copy_from_slice(from);
+            return self.merge(port, key, piece, &headers[..len], pkt, pkt.is_udp());
+        }
+        self.deliver_alone(port, piece, &headers, pkt);
     }
 
     /// Offers a segment to the coalescer; what it does not take is delivered at once.
@@ -251,12 +257,7 @@ impl Worker {
         };
         self.sight.trace.saw(|| Step::new(Stage::Merge, "pass").because("not to be merged"));
         self.merging.frames -= token.piece.frames();
-        match token.piece {
-            Piece::Own { buf, off } => self.deliver(port, buf, off),
-            Piece::Held { id, start } => {
-                self.send_held(port, id, &[], start..start + pkt.len as usize, VnetHdr::default());
-            }
-        }
+        self.deliver_alone(port, token.piece, head, pkt);
     }
 
     fn merging_clock(&self) -> u64 {
@@ -324,25 +325,18 @@ impl Worker {
 
     /// A segment that waited in vain for others.
     fn deliver_unmerged(&mut self, merged: Merged<'_, Token>) {
-        let Merged { headers, mut tokens, .. } = merged;
+        let Merged { headers, packet, mut tokens, .. } = merged;
         let Some(held) = tokens.next() else { return };
         self.merging.frames -= held.token.piece.frames();
         let Token { port, piece, mark, .. } = held.token;
         self.resume_trace(mark);
         self.sight.trace.saw(|| Step::new(Stage::Merge, "pass").because("no other came"));
-        match piece {
-            Piece::Own { buf, off } => self.deliver(port, buf, off),
-            Piece::Held { id, start } => {
-                let at = start + usize::from(held.payload_offset);
-                let payload = at..at + usize::from(held.payload_len);
-                self.send_held(port, id, headers, payload, VnetHdr::default());
-            }
-        }
+        self.deliver_alone(port, piece, headers, &packet);
         self.leave_trace();
     }
 
     fn deliver_segments(&mut self, merged: Merged<'_, Token>) {
-        let Merged { headers, packet, kind, gso_size, segs, tokens, .. } = merged;
+        let Merged { headers, packet, kind, mut gso_size, segs, tokens, .. } = merged;
         let mut port = None;
         let mut slot = 0;
         let mut losses = Losses::default();
@@ -352,6 +346,8 @@ impl Worker {
             debug_assert!(held.payload_len > 0);
             self.merging.frames -= held.token.piece.frames();
             port = Some(held.token.port);
+            // All state the same, or they would not have been merged.
+            gso_size = held.token.piece.raised().cut(gso_size);
             let Some(at) = self.tenant_slot(held.token.port) else {
                 self.forget(held.token);
                 continue;
@@ -374,7 +370,7 @@ impl Worker {
                     }
                     (device.hold(buf), 0)
                 }
-                Piece::Held { id, start } => (id, start),
+                Piece::Held { id, start, .. } => (id, start),
             };
             let at = start + usize::from(held.payload_offset);
             parts.push((id, at..at + usize::from(held.payload_len)));
@@ -456,7 +452,7 @@ impl Worker {
     }
 
     /// Sends part of a held packet as a frame of its own, behind `headers`.
-    fn send_held(
+    pub(super) fn send_held(
         &mut self,
         port: PortIndex,
         id: HoldId,
@@ -478,7 +474,11 @@ impl Worker {
         let finished = message.finish();
         if self.sight.on && finished.is_ok() {
             let shown = self.bytes_of(slot, headers, &[(id, range)]);
-            self.watch_queued_pieces(Role::Tenant(port), &Pieces::from(&shown[..]), 0);
+            self.watch_queued_pieces(
+                Role::Tenant(port),
+                &Pieces::from(&shown[..]),
+                header.gso_size,
+            );
         }
         self.count_message(port, slot, finished.is_ok(), len);
     }
@@ -515,6 +515,12 @@ impl Piece {
             Piece::Held { .. } => 0,
         }
     }
+
+    fn raised(&self) -> Raised {
+        match self {
+            Piece::Own { raised, .. } | Piece::Held { raised, .. } => *raised,
+        }
+    }
 }
 
 /// A packet is queued for a tenant.
@@ -525,7 +531,7 @@ fn delivered(tables: &Tables, port: PortIndex, len: usize, way_out: &str) -> Ste
 }
 
 /// The header that tells the kernel how to cut a frame, and where its partial checksum is.
-fn gso_header(kind: GsoKind, size: u16, pkt: &Packet) -> VnetHdr {
+pub(super) fn gso_header(kind: GsoKind, size: u16, pkt: &Packet) -> VnetHdr {
     let (gso_type, csum_offset) = match kind {
         GsoKind::TcpV4 => (VnetHdr::GSO_TCPV4, 16),
         GsoKind::TcpV6 => (VnetHdr::GSO_TCPV6, 16),
@@ -572,7 +578,8 @@ mod tests {
         let pkt = Packet::parse(&frame, frame.len()).unwrap();
         let free = worker.cache.len();
         worker.merging.coalescer = None;
-        let piece = Piece::Own { buf, off: Offload::default() };
+        let (off, raised) = (Offload::default(), Raised::default());
+        let piece = Piece::Own { buf, off, raised };
         worker.merge(3, (100, 0), piece, &frame, &pkt, false);
         assert_eq!(worker.counters.port(3).dropped(DropReason::PortGone), 1);
         assert_eq!(worker.cache.len(), free + 1);

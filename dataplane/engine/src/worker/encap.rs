@@ -10,7 +10,7 @@ use std::ops::Range;
 use culvert_port::{Buf, Frame, FrameCache, HoldId, Message, Place, VnetHdr};
 use culvert_wire::checksum::{Sum, copy_and_sum};
 use culvert_wire::encap::{OuterChecksum, OuterFrame, Position, inner_sum_from_headers};
-use culvert_wire::format::Outer as Transport;
+use culvert_wire::format::{Facts, Outer as Transport};
 use culvert_wire::fragment::Fragmenter;
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::{GsoKind, Segmenter};
@@ -18,6 +18,7 @@ use culvert_wire::segment::{GsoKind, Segmenter};
 use super::device::{Losses, Role};
 use super::egress::above_mtu;
 use super::offload::{Csum, Gso, Offload};
+use super::raised::MSS_MIN;
 use super::tunnel::Tunnel;
 use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
@@ -81,17 +82,19 @@ impl Worker {
         } else {
             checksum::sum_range(&buf, 0, buf.len())
         };
-        self.send_inner(port, slot, buf, &pkt, (inner, Position::WHOLE), tunnel);
+        let (position, facts) = (Position::WHOLE, Facts::default());
+        self.send_inner(port, slot, buf, &pkt, (inner, position, facts), tunnel);
     }
 
-    /// Puts the outer headers in front of an inner frame of known sum and queues it.
+    /// Puts the outer headers in front of an inner frame of known sum and queues it. They say where it is in
+    /// its superframe, and state facts of it.
     fn send_inner(
         &mut self,
         port: PortIndex,
         slot: Slot,
         mut buf: Buf,
         pkt: &Packet,
-        (inner, position): (Sum, Position),
+        (inner, position, facts): (Sum, Position, Facts),
         tunnel: &Tunnel,
     ) {
         if let Some(path) = &tunnel.shards {
@@ -107,6 +110,7 @@ impl Worker {
         let outer = OuterFrame {
             number,
             position,
+            facts,
             ..OuterFrame::new(len, pkt.flow_hash as u16, pkt.tos, ip_id, sum)
         };
         tunnel.template.emit(room, &outer);
@@ -189,10 +193,7 @@ impl Worker {
             return self.drop_tenant(port, buf, DropReason::BadSuperframeChecksum);
         }
         if tunnel.template.is_stream() && kind != GsoKind::UdpL4 {
-            // What the path takes does not bound the tenant's segments, only what the far port does.
-            let headers = u32::from(pkt.payload.saturating_sub(pkt.l3));
-            let far = tunnel.ip_max.saturating_sub(headers).min(u16::MAX.into()) as u16;
-            let mss = if tunnel.ip_max == 0 { size } else { size.min(far) };
+            let mss = tunnel.mss(pkt, size).max(MSS_MIN);
             return match &tunnel.shards {
                 Some(path) => {
                     self.send_shards(port, slot, buf, pkt, (kind, mss), (tunnel, path));
@@ -208,6 +209,11 @@ impl Worker {
         if let (Some(path), true) = (&tunnel.shards, fits) {
             return self.send_shards(port, slot, buf, pkt, (kind, mss), (tunnel, path));
         }
+        let raised = tunnel.raise(pkt, size).filter(|_| kind != GsoKind::UdpL4);
+        let (tunnel, facts, mss) = match raised {
+            Some((raised, own, mss)) => (raised, Facts { mss: own, ..Facts::default() }, mss),
+            None => (tunnel, Facts::default(), mss),
+        };
         let plan = match Segmenter::new(buf.head().data(), pkt, kind, mss) {
             Ok(plan) if plan.headers_len() <= INNER_MAX => plan,
             _ => return self.drop_tenant(port, buf, DropReason::NotSegmentable),
@@ -216,7 +222,11 @@ impl Worker {
             && matches!(tunnel.template.outer(), Transport::Udp { .. });
         self.sight.trace.saw(|| {
             let each = format!("{} segments of up to {mss} bytes", plan.count());
-            let asked = if fits { "" } else { ", too big for the path" };
+            let asked = match (raised, fits) {
+                (Some((_, own, _)), _) => format!(", MSS {own} stated"),
+                (None, true) => String::new(),
+                (None, false) => ", too big for the path".to_owned(),
+            };
             let outcome = match sends_trains && plan.count() > 1 {
                 true => "trains",
                 false => "frames",
@@ -227,9 +237,9 @@ impl Worker {
             return self.cut_oversize_datagrams(port, &buf, &plan, mtu, tunnel).finish(self, buf);
         }
         if sends_trains && plan.count() > 1 {
-            self.send_trains(port, slot, buf, pkt, &plan, tunnel);
+            self.send_trains(port, slot, buf, pkt, (&plan, facts), tunnel);
         } else {
-            self.send_segments(port, slot, buf, pkt, &plan, tunnel);
+            self.send_segments(port, slot, buf, pkt, (&plan, facts), tunnel);
         }
     }
 
@@ -240,13 +250,14 @@ impl Worker {
         slot: Slot,
         buf: Buf,
         pkt: &Packet,
-        plan: &Segmenter,
+        (plan, facts): (&Segmenter, Facts),
         tunnel: &Tunnel,
     ) {
         for i in 0..plan.count() {
             match build_segment(&mut self.cache, &buf, plan, i) {
                 Some((segment, sum)) => {
-                    self.send_inner(port, slot, segment, pkt, (sum, position(plan, i)), tunnel);
+                    let of = (sum, position(plan, i), facts);
+                    self.send_inner(port, slot, segment, pkt, of, tunnel);
                 }
                 None => {
                     let lost = (plan.count() - i) as u64;
@@ -266,7 +277,7 @@ impl Worker {
         slot: Slot,
         buf: Buf,
         pkt: &Packet,
-        plan: &Segmenter,
+        (plan, facts): (&Segmenter, Facts),
         tunnel: &Tunnel,
     ) {
         let layout = TrainLayout::new(plan, tunnel);
@@ -295,13 +306,14 @@ impl Worker {
             let packets = train.len() as u64;
             first = train.end;
             let payload = layout.payload_len(plan, train.clone());
-            let whole = OuterFrame::new(
+            let mut whole = OuterFrame::new(
                 payload - layout.tunnel_len,
                 pkt.flow_hash as u16,
                 pkt.tos,
                 take_ip_ids(&mut self.entropy, train.len()),
                 OuterChecksum::Partial,
             );
+            whole.facts = facts;
             tunnel.template.emit(outer, &whole);
             let (l4_headers, tunnel_header) = outer.split_at_mut(outer_len - layout.tunnel_len);
             let udp_start = (l4_headers.len() - 8) as u16;

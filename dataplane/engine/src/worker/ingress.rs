@@ -12,9 +12,11 @@ use culvert_wire::reassemble::StreamPart;
 use culvert_wire::vni::Vni;
 use culvert_wire::{ecn, proto};
 
+use super::deliver::Piece;
 use super::device::Role;
 use super::key::{Headers, IngressKey, is_of_a_flow};
 use super::offload::{Csum, Gso, Offload};
+use super::raised::Raised;
 use super::sight::received;
 use super::{Worker, checksum};
 use crate::drops::DropReason;
@@ -155,7 +157,8 @@ impl Worker {
         }
         let Some(buf_kept) = self.not_elsewhere(link, buf, off, flow.verdict) else { return };
         buf = buf_kept;
-        let Some(checked) = verify(&mut buf, outer, &inner, off) else {
+        let merges_udp = matches!(flow.verdict, Verdict::Deliver(port) if self.merges_udp(port));
+        let Some(checked) = verify(&mut buf, outer, &inner, off, merges_udp) else {
             self.sight.trace.saw(|| Step::drop(Stage::Checksum, DropReason::BadOuterChecksum));
             return self.drop_underlay(link, buf, DropReason::BadOuterChecksum);
         };
@@ -182,15 +185,22 @@ impl Worker {
         flow: IngressFlow,
         (off, right): (Offload, bool),
     ) {
+        let Ok(raised) = Raised::of(outer.facts.mss, inner) else {
+            return self.drop_underlay(link, buf, DropReason::BadTunnelHeader);
+        };
         match flow.verdict {
-            Verdict::Deliver(port) if inner.is_tcp() && right && self.fits(port, inner) => {
-                let head = buf.head().data();
-                match self.admit_inner(port, flow, head, inner, &off) {
-                    Ok(()) => self.merge_own(port, outer.key(), buf, inner, off),
+            Verdict::Deliver(port)
+                if self.is_merged(port, inner) && right && self.fits(port, inner, raised) =>
+            {
+                let (head, as_cut) = (buf.head().data(), raised.describe(inner, off));
+                match self.admit_inner(port, flow, head, inner, &as_cut) {
+                    Ok(()) => {
+                        self.merge_own(port, outer.key(), Piece::Own { buf, off, raised }, inner);
+                    }
                     Err(reason) => self.drop_tenant(port, buf, reason),
                 }
             }
-            Verdict::Deliver(port) if inner.is_tcp() => {
+            Verdict::Deliver(port) if self.is_merged(port, inner) => {
                 self.flush_flow(port, outer.key(), buf.head().data(), inner);
                 self.dispatch(link, buf, inner, flow, off);
             }
@@ -251,10 +261,21 @@ impl Worker {
         self.dispatch(link, buf, &inner, flow, off);
     }
 
-    /// Whether a single packet is within its port's MTU. What is not goes alone, and is counted.
-    pub(super) fn fits(&self, port: PortIndex, inner: &Packet) -> bool {
-        let ip_len = inner.len.saturating_sub(inner.l3.into());
+    /// Whether a single packet, or what it will be cut into, is within its port's MTU. What is not goes alone,
+    /// and is counted.
+    pub(super) fn fits(&self, port: PortIndex, inner: &Packet, raised: Raised) -> bool {
+        let ip_len = raised.ip_len(inner);
         self.tables.port(port).is_some_and(|entry| ip_len <= entry.mtu)
+    }
+
+    /// Whether a port asked for merged datagrams.
+    fn merges_udp(&self, port: PortIndex) -> bool {
+        self.tables.port(port).is_some_and(|entry| entry.udp_gro)
+    }
+
+    /// Whether packets like this one are merged for a port.
+    pub(super) fn is_merged(&self, port: PortIndex, inner: &Packet) -> bool {
+        inner.is_tcp() || inner.is_udp() && self.merges_udp(port)
     }
 
     /// Whether a decapsulated packet may reach its tenant.
@@ -512,9 +533,15 @@ struct Checked {
     right: bool,
 }
 
-/// Verifies the outer checksum, and the inner one of a packet that may be merged. Both cover the
-/// inner L4 part, which is summed once. None when the outer one is wrong.
-fn verify(buf: &mut Buf, outer: &Outer, inner: &Packet, off: Offload) -> Option<Checked> {
+/// Verifies the outer checksum, and the inner one of a packet that may be merged: TCP, and UDP where that is
+/// asked for. Both cover the inner L4 part, which is summed once. None when the outer one is wrong.
+fn verify(
+    buf: &mut Buf,
+    outer: &Outer,
+    inner: &Packet,
+    off: Offload,
+    merges_udp: bool,
+) -> Option<Checked> {
     let at = outer.inner_at();
     let inner_l4 = at + usize::from(inner.l4);
     let inner_end = at + inner.len as usize;
@@ -543,7 +570,8 @@ fn verify(buf: &mut Buf, outer: &Outer, inner: &Packet, off: Offload) -> Option<
     if !off.known && complete_bare(buf, at, inner) {
         inner_off.csum = Csum::Verified;
     }
-    let sums_inner = inner.is_tcp() && inner.frag == Frag::None;
+    let merged = inner.is_tcp() || merges_udp && inner.is_udp();
+    let sums_inner = merged && inner.frag == Frag::None;
     // Zero is no sum in UDP alone.
     let sums_outer = !vouched && (field != 0 || !outer.pkt.is_udp());
     if !vouched && field == 0 && outer.pkt.is_udp() && outer.pkt.ip == IpKind::V6 {

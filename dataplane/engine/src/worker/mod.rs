@@ -40,6 +40,7 @@ pub mod key;
 pub mod offload;
 pub mod pmtu_report;
 pub mod polling;
+pub mod raised;
 pub mod shards;
 mod sight;
 mod stream;

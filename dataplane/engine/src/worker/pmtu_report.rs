@@ -85,12 +85,14 @@ mod tests {
     fn tables() -> Tables {
         let (source, ip) = (IpAddr::from(OURS), IpAddr::from(THEIRS));
         let reach = Reach::Pending;
-        let vtep = VtepEntry { index: 0, ip, source, format: None, reach, changed_in: 1 };
+        let vtep =
+            VtepEntry { index: 0, ip, source, format: None, raise_mss: None, reach, changed_in: 1 };
         let vnet = VnetEntry {
             index: 0,
             id: "blue".parse().unwrap(),
             vni: Vni::new(100).unwrap(),
             format: culvert_wire::format::FormatIndex::VXLAN,
+            raise_mss: false,
             flood: false,
             miss: culvert_model::Miss::Drop,
             gateways: Vec::new(),

@@ -20,6 +20,7 @@ use super::device::{Losses, Role};
 use super::encap::{INNER_MAX, OUTER_MAX, build, name_of_way, shifted, take_ip_ids};
 use super::ingress::{Outer, port_of, strip};
 use super::offload::{Csum, Gso, Offload};
+use super::raised::MSS_MIN;
 use super::tunnel::Tunnel;
 use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
@@ -30,9 +31,6 @@ use crate::tables::{LinkIndex, PortIndex};
 
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: u16 = 16;
-
-/// The least MSS that is believed of a tunnel header, in bytes: what Linux, too, takes for the least.
-const MSS_MIN: u16 = 88;
 
 /// Milliseconds of sleep while segments wait for others.
 pub(super) const SLEEP_MS: u16 = 20;

@@ -52,6 +52,7 @@ pub(super) fn tables() -> Tables {
         id: "blue".parse().unwrap(),
         vni: Vni::new(100).unwrap(),
         format: FormatIndex::VXLAN,
+        raise_mss: false,
         flood: false,
         miss: Miss::Drop,
         gateways: vec![Gateway { net: "10.0.0.254/24".parse().unwrap(), mac: ROUTER }],
@@ -78,6 +79,7 @@ pub(super) fn tables() -> Tables {
         meter: None,
         dhcp: None,
         hostname: None,
+        udp_gro: false,
         routes: None,
         epoch: 1,
     };
@@ -170,6 +172,7 @@ fn each_datagram_of_a_superframe_that_finds_no_frame_is_counted() {
     let template = EncapTemplate::new(&spec).unwrap();
     let tunnel = Tunnel {
         shards: None,
+        raised: None,
         template,
         format: FormatIndex::VXLAN,
         segment_max: 600,

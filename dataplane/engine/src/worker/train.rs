@@ -11,6 +11,7 @@ use super::deliver::Piece;
 use super::device::Role;
 use super::ingress::{Outer, inner_ecn, port_of};
 use super::offload::{Csum, Gso, Offload};
+use super::raised::Raised;
 use super::{Slot, Worker, checksum};
 use crate::drops::DropReason;
 use crate::limits::MAX_SEGMENTS;
@@ -133,20 +134,21 @@ impl Worker {
         let held = held.ok_or(DropReason::PortGone)?;
         let piece = read_piece(self.tables.formats(), held, place, outer, range, &mut scratch)?;
         let (head, mut inner, right) = (piece.head, piece.pkt, piece.right);
+        let raised = Raised::of(piece.mss, &inner).map_err(|_| DropReason::BadTunnelHeader)?;
         let key = Outer { digest: piece.digest, ..*outer }.key();
         let flow = self.ingress_flow(outer, head, &inner);
         if self.sight.on {
             self.count_inner(outer.flow_source(), head, &inner, port_of(flow.verdict));
         }
         let mark = inner_ecn(&inner, outer.pkt.tos)?;
-        let fits = self.fits(port, &inner);
+        let fits = self.fits(port, &inner, raised);
         if flow.verdict == Verdict::Deliver(port) && right && fits && mark.is_none() {
-            let off = Offload::default();
+            let off = raised.describe(&inner, Offload::default());
             if let Err(reason) = self.admit_inner(port, flow, head, &inner, &off) {
                 self.lose_unseen(Role::Tenant(port), reason);
                 return Ok(());
             }
-            let place = Piece::Held { id, start: inner_at };
+            let place = Piece::Held { id, start: inner_at, raised };
             self.merge(port, key, place, head, &inner, true);
             return Ok(());
         }
@@ -171,6 +173,8 @@ struct TrainPiece<'a> {
     pkt: Packet,
     right: bool,
     digest: u32,
+    /// The tenant's MSS, where it is stated.
+    mss: u16,
 }
 
 fn read_piece<'a>(
@@ -184,8 +188,10 @@ fn read_piece<'a>(
     let mut tunnel = [0; TUNNEL_MAX];
     let kept = buf.copy_to_at(place, range.start, &mut tunnel).min(range.len());
     let format = formats.get(outer.format).ok_or(DropReason::BadTunnelHeader)?;
-    let digest = match format::decap(format, tunnel.get(..kept).unwrap_or_default()) {
-        Ok(found) if found.vni == outer.vni && found.header_len == outer.tunnel_len => found.digest,
+    let (digest, mss) = match format::decap(format, tunnel.get(..kept).unwrap_or_default()) {
+        Ok(found) if found.vni == outer.vni && found.header_len == outer.tunnel_len => {
+            (found.digest, found.facts.mss)
+        }
         _ => return Err(DropReason::BadTunnelHeader),
     };
     let at = range.start + outer.tunnel_len;
@@ -195,5 +201,5 @@ fn read_piece<'a>(
     let pkt = Packet::parse(head, len)?;
     let (from, to) = (at + usize::from(pkt.l4), at + pkt.len as usize);
     let right = checksum::is_right(head, &pkt, checksum::sum_range_at(place, buf, from, to));
-    Ok(TrainPiece { head, pkt, right, digest })
+    Ok(TrainPiece { head, pkt, right, digest, mss })
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate};
 use culvert_wire::format::FormatIndex;
+use culvert_wire::packet::Packet;
 use culvert_wire::shard::encode::{Path, PathConfig};
 
+use super::raised::MSS_MIN;
 use crate::drops::DropReason;
 use crate::tables::{LinkIndex, Reach, Tables, VnetEntry, VtepEntry, VtepIndex};
 
@@ -37,6 +39,8 @@ pub struct Tunnel {
     pub ip_max: u32,
     /// How frames become shards, where that is the format.
     pub shards: Option<Arc<Path>>,
+    /// The same way in headers that state the tenant's MSS, where the far end delivers by it.
+    pub raised: Option<Arc<Tunnel>>,
 }
 
 impl Tunnel {
@@ -94,17 +98,50 @@ impl Tunnel {
             Some(path) => path.max_frame() as u32,
             None => hop.mtu.saturating_sub(overhead),
         };
-        Ok(Tunnel {
+        let mut tunnel = Tunnel {
             frame_max,
             segment_max,
             shards,
+            raised: None,
             template,
             format,
             link: hop.link,
             vtep: vtep.index,
             epoch: vtep.changed_in,
             ip_max: ip_max.into(),
-        })
+        };
+        let raises = vtep.raise_mss.unwrap_or(vnet.raise_mss);
+        if raises && spec.format.states_mss() && !tunnel.template.is_stream() {
+            let spec = EncapSpec { mss_option: true, ..spec };
+            let template = EncapTemplate::new(&spec).map_err(unreachable)?;
+            let frame_max = hop.mtu.saturating_sub(template.overhead_l3() as u32);
+            tunnel.raised = Some(Arc::new(Tunnel { template, frame_max, ..tunnel.clone() }));
+        }
+        Ok(tunnel)
+    }
+
+    /// The way that a superframe of TCP in segments of `size` bytes takes with a larger MSS, the MSS that its
+    /// headers are to state, and that of its packets. None where that makes no packet less.
+    pub fn raise(&self, pkt: &Packet, size: u16) -> Option<(&Tunnel, u16, u16)> {
+        let raised = self.raised.as_deref()?;
+        let own = self.mss(pkt, size);
+        let mss = raised.mss_of_path(pkt);
+        let packets = |mss: u16| pkt.payload_len().div_ceil(usize::from(mss).max(1));
+        let fewer = packets(mss) < packets(own.min(self.mss_of_path(pkt)));
+        (own >= MSS_MIN && mss > own && fewer).then_some((raised, own, mss))
+    }
+
+    /// The tenant's MSS, as far as the far port takes it. What the path takes does not bound it.
+    pub fn mss(&self, pkt: &Packet, size: u16) -> u16 {
+        let headers = u32::from(pkt.payload.saturating_sub(pkt.l3));
+        let far = self.ip_max.saturating_sub(headers).min(u16::MAX.into()) as u16;
+        if self.ip_max == 0 { size } else { size.min(far) }
+    }
+
+    /// Payload bytes of a packet with these headers that the path takes.
+    fn mss_of_path(&self, pkt: &Packet) -> u16 {
+        let room = self.frame_max.saturating_sub(pkt.payload.into());
+        u16::try_from(room).unwrap_or(u16::MAX)
     }
 
     /// The same way, whose packets routers of an IPv4 underlay may fragment. Segments of streams never are.
@@ -118,7 +155,8 @@ impl Tunnel {
             Some(path) => path.max_frame() as u32,
             None => mtu.saturating_sub(template.overhead_l3() as u32),
         };
-        Tunnel { template, shards, frame_max, ..self.clone() }
+        let raised = self.raised.as_ref().map(|raised| Arc::new(raised.without_df(mtu)));
+        Tunnel { template, shards, raised, frame_max, ..self.clone() }
     }
 
     /// Bytes of the largest inner IP packet behind an L2 header of `l2_len` bytes.
@@ -134,6 +172,85 @@ impl std::fmt::Display for Tunnel {
         if self.ip_max > 0 {
             write!(f, ", the mapping allows IP packets of {}", self.ip_max)?;
         }
+        if let Some(raised) = &self.raised {
+            write!(
+                f,
+                ", superframes of TCP in frames of {} that state their MSS",
+                raised.frame_max
+            )?;
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_wire::eth::MacAddr;
+    use culvert_wire::format::{GENEVE, STT, VXLAN};
+    use culvert_wire::proto;
+
+    use super::*;
+
+    /// A way over IPv4 with an MTU of 1,500.
+    fn tunnel(mss_option: bool, ip_max: u32, raised: Option<Tunnel>) -> Tunnel {
+        let spec = EncapSpec {
+            src_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            dst_mac: MacAddr([2, 0, 0, 0, 0, 2]),
+            vlan: None,
+            src: "192.0.2.1".parse().unwrap(),
+            dst: "192.0.2.2".parse().unwrap(),
+            ttl: OUTER_TTL,
+            format: &GENEVE,
+            mss_option,
+            vni: "100".parse().unwrap(),
+            df: true,
+            dscp: DscpMode::Inherit,
+        };
+        let template = EncapTemplate::new(&spec).unwrap();
+        Tunnel {
+            frame_max: 1500 - template.overhead_l3() as u32,
+            segment_max: 1472,
+            shards: None,
+            raised: raised.map(Arc::new),
+            template,
+            format: FormatIndex::VXLAN,
+            link: 0,
+            vtep: 0,
+            epoch: 1,
+            ip_max,
+        }
+    }
+
+    /// TCP over IPv4 with timestamps and so much payload.
+    fn packet(payload: u32) -> Packet {
+        let (l3, l4, payload_at) = (14, 34, 66);
+        let len = u32::from(payload_at) + payload;
+        let ip = culvert_wire::packet::IpKind::V4;
+        let proto = proto::TCP;
+        Packet { ip, proto, l3, l4, payload: payload_at, len, frame_len: len, ..Packet::EMPTY }
+    }
+
+    #[test]
+    fn an_mss_is_raised_where_that_saves_packets() {
+        let way = |ip_max| tunnel(false, ip_max, Some(tunnel(true, ip_max, None)));
+        let raise = |ip_max, payload, size| {
+            let way = way(ip_max);
+            way.raise(&packet(payload), size).map(|(_, own, mss)| (own, mss))
+        };
+        // 1,500 bytes less outer headers and option, inner Ethernet, IP and TCP with timestamps.
+        let most = 1500 - 20 - 8 - 16 - 14 - 20 - 32;
+        assert_eq!(raise(0, 60_000, 524), Some((524, most)));
+        assert_eq!(raise(0, 1000, 524), Some((524, most)));
+        assert_eq!(raise(0, 60_000, MSS_MIN), Some((MSS_MIN, most)));
+        // One packet already, as many packets, no room for more, an MSS that nobody has.
+        for (payload, size) in
+            [(500, 524), (2778, 1389), (60_000, most + 8), (60_000, 9000), (60_000, 47)]
+        {
+            assert_eq!(raise(0, payload, size), None, "{payload} bytes, MSS {size}");
+        }
+        // What the far port takes bounds the segments that it is given, not the packets.
+        assert_eq!(raise(576, 60_000, 1398), Some((524, most)));
+        assert!(tunnel(false, 0, None).raise(&packet(60_000), 524).is_none());
+        assert!(GENEVE.states_mss() && STT.states_mss() && !VXLAN.states_mss());
     }
 }

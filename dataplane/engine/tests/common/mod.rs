@@ -67,6 +67,7 @@ pub(crate) fn vnet(id: &str, vni: u32) -> Vnet {
         id: VnetId::new(id).unwrap(),
         vni: Vni::new(vni).unwrap(),
         format: Default::default(),
+        raise_mss: false,
         flood: false,
         miss: Miss::Drop,
         gateways: Vec::new(),
@@ -94,6 +95,7 @@ pub(crate) fn port(id: &str, vnet: &str, mac: MacAddr, ips: &[&str]) -> Port {
         acl: Vec::new(),
         meter: None,
         hostname: None,
+        udp_gro: false,
     }
 }
 

@@ -21,8 +21,8 @@ use self::open::Opened;
 pub use self::open::XskError;
 pub use self::probe::{KernelSupport, Missing};
 pub use self::types::{
-    BindMode, BoundMode, BusyPoll, CsumRequest, Health, IDLE_FRAMES_MAX, IDLE_FRAMES_MIN, Kick,
-    XskConfig, XskStats,
+    BURST_FRAMES_MAX, BindMode, BoundMode, BusyPoll, CsumRequest, Health, IDLE_FRAMES_MAX,
+    IDLE_FRAMES_MIN, Kick, XskConfig, XskStats,
 };
 use crate::arena::Arena;
 use crate::frame::TX_META_LEN;
@@ -57,6 +57,8 @@ pub struct Xsk {
     id: u16,
     ifindex: u32,
     budget: FillBudget,
+    /// An idle socket keeps frames for a burst.
+    bursts: bool,
     /// Frames lent to the kernel for receiving, and for sending.
     rx_lent: usize,
     tx_lent: usize,
@@ -92,6 +94,7 @@ impl Xsk {
             id,
             ifindex: cfg.ifindex,
             budget: FillBudget::new(idle, cfg.fill_size),
+            bursts: cfg.bursts,
             rx_lent: 0,
             tx_lent: 0,
             partial: None,
@@ -203,10 +206,11 @@ impl Xsk {
     }
 
     /// Gives the kernel frames to receive into, as many as the port's traffic of late calls for:
-    /// 64 at first, up to the size of the fill ring. Call it once per loop, after `receive`.
+    /// 64 at first, or what a burst takes, up to the size of the fill ring. Call it once per loop, after `receive`.
     pub fn refill(&mut self, cache: &mut FrameCache) {
         let waiting = self.sock.fill.pending() as usize;
-        self.budget.set_idle(self.arena.idle_frames());
+        let arena = self.arena;
+        self.budget.set_idle(if self.bursts { arena.burst_frames() } else { arena.idle_frames() });
         let budget = self.budget.observe(waiting, self.rx_lent, self.starved);
         self.starved = false;
         let wanted = budget.saturating_sub(self.rx_lent);

@@ -33,6 +33,7 @@ fn socket(arena: &'static Arena, size: u32) -> (Xsk, Kernel) {
         id: arena.new_socket_id().unwrap(),
         ifindex: 1,
         budget: FillBudget::new(0, size),
+        bursts: false,
         rx_lent: 0,
         tx_lent: 0,
         partial: None,

@@ -12,6 +12,10 @@ pub const IDLE_FRAMES_MAX: usize = 64;
 /// follows; a first superframe may be lost.
 pub const IDLE_FRAMES_MIN: usize = 8;
 
+/// The same of a socket whose device brings bursts, where there is room for that: half of a receive ring. Some
+/// 23 superframes of 64 KB in packets of 1,500 bytes, or 57 that nothing has cut.
+pub const BURST_FRAMES_MAX: usize = 1024;
+
 /// How frames pass between the driver and the arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BindMode {
@@ -58,6 +62,9 @@ pub struct XskConfig {
     pub comp_size: u32,
     /// Packets of several frames, both ways.
     pub sg: bool,
+    /// Keep frames for a burst while there is no traffic, instead of a few: see
+    /// [`Arena::share_among`](crate::Arena::share_among).
+    pub bursts: bool,
     /// How long to wait for a queue that its previous socket has not released yet.
     pub busy_wait: Duration,
     /// Busy polling; `None` leaves it off.
@@ -83,6 +90,7 @@ impl XskConfig {
             fill_size: 2048,
             comp_size: 2048,
             sg: true,
+            bursts: false,
             busy_wait: BUSY_WAIT,
             busy_poll: None,
             tx_budget: Some(2048),

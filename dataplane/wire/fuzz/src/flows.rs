@@ -1,4 +1,4 @@
-//! A coalescer in use: flows that go on, stumble and differ, in two networks, batch after batch.
+//! A coalescer in use: flows that go on, stumble and differ, in two networks, batch after batch, while time moves.
 
 use super::formats::Numbers;
 use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterKey};
@@ -28,14 +28,30 @@ pub(crate) fn coalescer(data: &[u8]) {
     let flows = usize::from(n.next() % 4) + 1;
     let config = CoalesceConfig { flows, max_segs: 6, max_len: 4000, udp: true };
     let mut coalescer = Coalescer::new(config);
+    // How long a frame may wait for the next of its flow; by what the clock shows, it leaves at the latest.
+    let hold = u64::from(n.next());
+    let mut now = 0;
+    let mut due: Vec<u64> = Vec::new();
     let mut senders = [Sender::default(); FLOWS];
     let mut offered: Vec<Offered> = Vec::new();
     let mut out: Vec<usize> = Vec::new();
     while !n.0.is_empty() {
         let flow = usize::from(n.next()) % FLOWS;
         let what = n.next();
+        if what >= 0xfc && hold > 0 {
+            // Time has passed, and a batch ends: what waited long enough leaves, with all of its flow.
+            now += u64::from(n.next());
+            let is_due = |token: &usize| due[*token] <= now;
+            coalescer.flush_if(is_due, &mut |merged| {
+                check(merged, &offered, &mut out, config.max_segs);
+            });
+            let mut held = vec![true; offered.len()];
+            out.iter().for_each(|token| held[*token] = false);
+            assert!(held.iter().zip(&due).all(|(held, due)| !held || *due > now), "held too long");
+            continue;
+        }
         if what >= 0xf8 {
-            // A batch ends.
+            // A batch ends, and nothing outlives it.
             coalescer.flush_all(&mut |merged| check(merged, &offered, &mut out, config.max_segs));
             assert_eq!(coalescer.held_flows(), 0);
             continue;
@@ -46,6 +62,7 @@ pub(crate) fn coalescer(data: &[u8]) {
         let key = OuterKey { flow: (flow / 4) as u64, merge: u64::from(what == 0xf0) };
         let token = offered.len();
         offered.push(Offered { flow, frame });
+        due.push(now + hold);
         let head = &offered[token].frame[..];
         let mut sink = |merged: Merged<'_, usize>| {
             check(merged, &offered, &mut out, config.max_segs);

@@ -38,6 +38,10 @@ pub enum DecapError {
     /// hostile.
     #[error("options of a wrong length")]
     BadOptionLength,
+    /// An option that is understood is there twice, and nobody can say which is meant. The sender is broken
+    /// or hostile.
+    #[error("an option that is there twice")]
+    RepeatedOption,
     /// An option that must not be ignored, and that is not known. Have the sender leave it out.
     #[error("an unknown critical option")]
     CriticalOption,
@@ -48,12 +52,13 @@ pub enum DecapError {
 
 impl DecapError {
     /// Every reason: for tables of counters.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Truncated,
         Self::Unidentified,
         Self::BadVni,
         Self::NoInnerFrame,
         Self::BadOptionLength,
+        Self::RepeatedOption,
         Self::CriticalOption,
         Self::BadHeaderChecksum,
     ];
@@ -67,6 +72,7 @@ impl DecapError {
             Self::BadVni => "decap_bad_vni",
             Self::NoInnerFrame => "decap_no_inner_frame",
             Self::BadOptionLength => "decap_bad_option_length",
+            Self::RepeatedOption => "decap_repeated_option",
             Self::CriticalOption => "decap_critical_option",
             Self::BadHeaderChecksum => "decap_bad_header_checksum",
         }
@@ -124,6 +130,7 @@ fn read_options(
     facts: &mut Facts,
 ) -> Result<(), DecapError> {
     let mut rest = header.get(base..).unwrap_or_default();
+    let mut seen = 0u32;
     while !rest.is_empty() {
         let (head, data) = rest
             .split_at_checked(usize::from(options.head_len))
@@ -134,8 +141,14 @@ fn read_options(
         let len = units as usize * usize::from(options.scale);
         let (data, after) = data.split_at_checked(len).ok_or(DecapError::BadOptionLength)?;
         rest = after;
-        match options.known.iter().find(|known| known.id == id) {
-            Some(known) if u32::from(known.units) == units => {
+        match options.known.iter().zip(0u32..).find(|(known, _)| known.id == id) {
+            Some((known, at)) if u32::from(known.units) == units => {
+                // A legal descriptor knows no more options than there are bits.
+                let this = 1u32.wrapping_shl(at);
+                if seen & this != 0 {
+                    return Err(DecapError::RepeatedOption);
+                }
+                seen |= this;
                 let value = known.states.bits.read(data).ok_or(DecapError::BadOptionLength)?;
                 facts.set(known.states.fact, value);
             }
@@ -258,6 +271,14 @@ mod tests {
         let mut cut = geneve(&[]);
         cut[0] = 0x3f;
         assert_eq!(decap(&GENEVE, &cut), Err(DecapError::Truncated));
+    }
+
+    #[test]
+    fn an_option_that_is_understood_comes_once() {
+        let twice = [MSS, MSS].concat();
+        assert_eq!(decap(&GENEVE, &geneve(&twice)), Err(DecapError::RepeatedOption));
+        let unknown = [&UNKNOWN[..], &MSS, &UNKNOWN].concat();
+        assert_eq!(decap(&GENEVE, &geneve(&unknown)).map(|found| found.facts.mss), Ok(1448));
     }
 
     #[test]

@@ -366,10 +366,12 @@ impl FormatDescriptor {
         Some((options, known))
     }
 
-    /// Whether a receiver can be told the tenant's MSS.
+    /// Whether a receiver can be told the tenant's MSS. In shards it always is.
     #[must_use]
     pub fn states_mss(&self) -> bool {
-        self.mss_option().is_some() || self.facts.iter().any(|at| at.fact == Fact::Mss)
+        self.is_shards()
+            || self.mss_option().is_some()
+            || self.facts.iter().any(|at| at.fact == Fact::Mss)
     }
 
     /// The streams of a format whose header rides on the first segment only.

@@ -97,7 +97,13 @@ pub(crate) fn send(
     if template.is_stream() {
         return send_stream(template, inner, &pkt, mss, mtu, number);
     }
-    let plan = Segmenter::new(inner, &pkt, GsoKind::of(&pkt).unwrap(), mss).unwrap();
+    send_cut(template, inner, mss, mss)
+}
+
+/// As [`send`] where each segment is a frame: cut at `cut` bytes, whatever MSS the headers state.
+fn send_cut(template: &EncapTemplate, inner: &[u8], cut: u16, mss: u16) -> Vec<Vec<u8>> {
+    let pkt = parse(inner);
+    let plan = Segmenter::new(inner, &pkt, GsoKind::of(&pkt).unwrap(), cut).unwrap();
     let payload = &inner[plan.headers_len()..pkt.len as usize];
     (0..plan.count())
         .map(|i| {
@@ -320,6 +326,40 @@ proptest! {
             prop_assert_eq!(receiver.delivered.len(), segments.div_ceil(64));
             prop_assert_eq!(receiver.merged[0], (segments.min(64) as u16, mss));
         }
+    }
+
+    #[test]
+    fn what_is_cut_at_a_raised_mss_is_delivered_with_the_tenants(
+        format in any_format(), v6_outer: bool, v6: bool, options in options(),
+        len in 1..=65_495usize, mss in 48..=1400u16, more in 1..=8000u16, id: u16,
+    ) {
+        // No more segments than are merged at once.
+        let raised = (mss + more).max(1100);
+        prop_assume!(format.states_mss() && format.stream().is_none());
+        let template = template(&format, v6_outer, true);
+        let forge = Forge { options, id, ..Forge::tcp(v6, noise(len, u64::from(mss))) };
+        let inner = bounded(forge, &template).frame();
+        let mut receiver = Receiver::new();
+        for frame in send_cut(&template, &inner, raised, mss) {
+            receiver.receive(&frame);
+        }
+        let receiver = receiver.finish();
+        prop_assert!(receiver.mss.iter().all(|stated| *stated == mss));
+        prop_assert_eq!(receiver.delivered.len(), 1);
+        // Cut by what is stated it is what the tenant's own segments would have been, to the byte.
+        let cut = |frame: &[u8]| {
+            let pkt = parse(frame);
+            let plan = Segmenter::new(frame, &pkt, GsoKind::of(&pkt).unwrap(), mss).unwrap();
+            let segment = |i| {
+                let payload = &frame[plan.headers_len()..][plan.payload_range(i)];
+                let mut out = vec![0; plan.headers_len()];
+                plan.emit(frame, i, Sum::default().add(payload), &mut out);
+                out.extend(payload);
+                out
+            };
+            (0..plan.count()).map(segment).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(cut(&receiver.delivered[0]), cut(&inner));
     }
 
     #[test]

@@ -132,8 +132,8 @@ impl Worker {
             };
             off.csum = Csum::Partial { start: inner.l4, offset };
         }
-        let mergeable = inner.is_tcp() && self.is_here(flow.verdict);
-        if !mergeable {
+        let merged = port_of(flow.verdict).is_some_and(|port| self.is_merged(port, &inner));
+        if !merged || !self.is_here(flow.verdict) {
             return self.dispatch(link, buf, &inner, flow, off);
         }
         let right = checksum::complete(&mut buf, &inner, &mut off)

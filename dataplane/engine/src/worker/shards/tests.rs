@@ -35,8 +35,15 @@ const FRAMES: usize = 256;
 fn hosts() -> Tables {
     let mut tables = tables();
     let (source, ip) = (IpAddr::from(OURS), IpAddr::from(THEIRS));
-    let vtep =
-        VtepEntry { index: 0, ip, source, format: None, reach: Reach::Pending, changed_in: 1 };
+    let vtep = VtepEntry {
+        index: 0,
+        ip,
+        source,
+        format: None,
+        raise_mss: None,
+        reach: Reach::Pending,
+        changed_in: 1,
+    };
     tables.vteps = Arc::new([Some(Arc::new(vtep))]);
     tables.vtep_of_ip = [(ip, 0)].into_iter().collect();
     let mut vnet = tables.vnet(0).unwrap().clone();
