@@ -243,6 +243,7 @@ mod tests {
         let peer = |format: Option<&str>, keys| culvert_model::Peer {
             vtep: [192, 0, 2, 9].into(),
             format: format.map(|format| format.parse().unwrap()),
+            raise_mss: None,
             keys,
         };
         let spoken =

@@ -199,6 +199,7 @@ fn repairing(repair_ms: u16) -> Tables {
         ip: vtep.ip,
         source: vtep.source,
         format: None,
+        raise_mss: None,
         reach,
         changed_in: 1,
     };
