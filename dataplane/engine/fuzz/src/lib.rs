@@ -30,7 +30,7 @@ use culvert_wire::shard::encode::{Content, Path, PathConfig, Scratch, Stamp, Sup
 use culvert_wire::shard::receive::FrameKey;
 use culvert_wire::shard::repair::{MAX_MESSAGE_LEN, answer, request};
 use culvert_wire::shard::{Binding, Coding, Key, Keyring, Policy, ShardHeader};
-use culvert_wire::{MacAddr, Packet, Vni};
+use culvert_wire::{MacAddr, Packet, Vni, proto};
 
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
@@ -285,6 +285,15 @@ fn mend(packet: &mut [u8]) {
     packet[..headers.len()].copy_from_slice(&headers);
 }
 
+/// Whether this is the worker's own answer to a packet of the tenant's that is too big for the path (RFC 1191).
+fn tells_a_path_mtu(pkt: &Packet, data: &[u8]) -> bool {
+    let l4 = usize::from(pkt.l4);
+    let quoted = data.get(l4 + 8 + 12..).and_then(|bytes| bytes.first_chunk::<4>());
+    pkt.proto == proto::ICMPV4
+        && data.get(l4..l4 + 2) == Some(&[3, 4])
+        && quoted.map(|source| (*source).into()) == pkt.dst_ip(data)
+}
+
 /// What was sent, against which all that comes out is held.
 #[derive(Default)]
 struct Truth {
@@ -302,6 +311,9 @@ impl Truth {
     /// A packet on its way to a tenant.
     fn delivered(&self, network: usize, data: &[u8]) {
         let Ok(pkt) = Packet::parse(data, data.len()) else { panic!("delivered: no packet") };
+        if tells_a_path_mtu(&pkt, data) {
+            return;
+        }
         let Some(uid) = pkt.src_port(data).filter(|_| pkt.is_tcp()) else {
             panic!("delivered: {data:02x?}")
         };
