@@ -428,10 +428,11 @@ impl Topology {
         let full = combo.tenant_mtu - if combo.tenant == Family::V4 { 28 } else { 48 };
         for (from, to) in [(0, 1), (1, 0)] {
             let passes = wait_until(Duration::from_secs(10), || {
-                let tenant = &self.tenants[from].ns;
-                tenant.run("ip route flush cache");
-                tenant.run("ip -6 route flush cache");
-                tools::ping_df(tenant, self.address(to), 1, full).all_answered()
+                for tenant in [from, to].map(|at| &self.tenants[at].ns) {
+                    tenant.run("ip route flush cache");
+                    tenant.run("ip -6 route flush cache");
+                }
+                tools::ping_df(&self.tenants[from].ns, self.address(to), 1, full).all_answered()
             });
             assert!(passes, "{combo}: packets of the tenants' MTU do not pass");
         }

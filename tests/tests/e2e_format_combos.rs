@@ -61,8 +61,10 @@ fn talk((format, combo): (usize, Combo)) {
         let dst = topology.address(to);
         let answered = culvert_tests::wait_until(std::time::Duration::from_secs(10), || {
             // A tenant that was told a smaller path before the wire had its size remembers it.
-            a.run("ip route flush cache");
-            a.run("ip -6 route flush cache");
+            for tenant in [a, b] {
+                tenant.run("ip route flush cache");
+                tenant.run("ip -6 route flush cache");
+            }
             ping_df(a, dst, 1, full).all_answered()
         });
         assert!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use culvert_tests::attack::Attack;
 use culvert_tests::tools::{Random, RawSocket, ping};
 use culvert_tests::topology::{TENANT_DEVICE, WIRE};
-use culvert_tests::{Combo, Topology, TopologySpec, checks, craft};
+use culvert_tests::{Combo, Family, Topology, TopologySpec, checks, craft};
 
 const QUIET: Duration = Duration::from_millis(200);
 const ALL: [u8; 6] = [0xff; 6];
@@ -14,6 +14,7 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 const REQUEST: u8 = 1;
 const REPLY: u8 = 2;
+const ROUTER_SOLICITATION: u8 = 133;
 const ROUTER_ADVERTISEMENT: u8 = 134;
 const ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
@@ -231,4 +232,23 @@ fn floods_of_arp_and_neighbour_discovery_stop_nobody() {
             attack.send_from_wire(&craft::tunnelled(&attack.topology, 1, 100, &question));
         }
     });
+}
+
+/// Bytes from the middle of a message may look like any type of one: here like each of neighbour and router discovery.
+#[test]
+fn a_later_fragment_is_no_neighbour_discovery() {
+    let combo = Combo { tenant: Family::V6, ..Combo::SIMPLE };
+    let topology = TopologySpec::pair(combo).build();
+    topology.wait_connected(0, 1);
+    let before = [0, 1].map(|host| topology.stats(host));
+    for kind in ROUTER_SOLICITATION..=REDIRECT {
+        let pattern =
+            format!("ping -n -c 2 -i 0.1 -W 1 -s 4000 -p {kind:02x} {}", topology.address(1));
+        let output = topology.tenants[0].ns.try_run(&pattern);
+        assert!(output.as_ref().is_ok_and(|o| o.contains(" 2 received")), "{kind}: {output:?}");
+    }
+    for (host, before) in before.iter().enumerate() {
+        let drops = topology.stats(host).drops_since(before);
+        assert!(!drops.keys().any(|name| name.contains("spoofed")), "{drops:?}");
+    }
 }

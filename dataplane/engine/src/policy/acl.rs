@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use culvert_model::{AclAction, AclRule, Direction};
 use culvert_wire::eth::ether_type;
-use culvert_wire::packet::{Frag, Packet};
+use culvert_wire::packet::{Frag, IpKind, Packet};
 use culvert_wire::{icmpv6, proto};
 
 use super::observe::{Observer, Stage, Step};
@@ -74,15 +74,19 @@ pub fn l4_ports(head: &[u8], pkt: &Packet) -> Option<(u16, u16)> {
     Some((u16::from_be_bytes([ports[0], ports[1]]), u16::from_be_bytes([ports[2], ports[3]])))
 }
 
+/// The type of an ICMPv6 message. A later fragment shows none: in its place are bytes from the middle of the message.
+pub fn icmpv6_kind(head: &[u8], pkt: &Packet) -> Option<u8> {
+    let shown = pkt.ip == IpKind::V6 && pkt.proto == proto::ICMPV6 && pkt.frag != Frag::Later;
+    shown.then(|| head.get(usize::from(pkt.l4)).copied()).flatten()
+}
+
 /// Whether a packet is never subject to groups: ARP, and neighbour and router discovery, without which
 /// there is no network to have rules about. Anti-spoofing checks what they claim.
 pub fn is_exempt(head: &[u8], pkt: &Packet) -> bool {
-    let discovery = pkt.proto == proto::ICMPV6
-        && pkt.frag == Frag::None
-        && pkt.is_ip()
-        && head.get(usize::from(pkt.l4)).is_some_and(|kind| {
+    let discovery = pkt.frag == Frag::None
+        && icmpv6_kind(head, pkt).is_some_and(|kind| {
             (icmpv6::kind::ROUTER_SOLICITATION..=icmpv6::kind::NEIGHBOUR_ADVERTISEMENT)
-                .contains(kind)
+                .contains(&kind)
         });
     discovery || pkt.ether_type == ether_type::ARP
 }

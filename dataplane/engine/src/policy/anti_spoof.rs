@@ -7,6 +7,7 @@ use culvert_wire::icmpv6::{self, kind};
 use culvert_wire::packet::{IpKind, Packet};
 use culvert_wire::{arp, proto};
 
+use super::acl::icmpv6_kind;
 use super::configure;
 use super::observe::{Observer, Stage, Step};
 use crate::drops::DropReason;
@@ -114,10 +115,6 @@ fn check_arp(port: &PortEntry, head: &[u8], pkt: &Packet) -> Result<(), DropReas
 /// Whether `ip` is one that the port may call its own.
 pub fn owns(port: &PortEntry, ip: IpAddr) -> bool {
     port.ips.contains(&ip) || matches!(ip, IpAddr::V6(v6) if v6 == port.mac.eui64_link_local())
-}
-
-fn icmpv6_kind(head: &[u8], pkt: &Packet) -> Option<u8> {
-    (pkt.proto == proto::ICMPV6).then(|| head.get(usize::from(pkt.l4)).copied()).flatten()
 }
 
 /// What neighbour discovery claims is believed by whoever hears it: a tenant advertises its own

@@ -14,6 +14,7 @@ use culvert_wire::reply::{self, Ends};
 use culvert_wire::{dhcpv4, icmpv6, proto, router};
 use ipnet::{IpNet, Ipv4Net};
 
+use super::acl::icmpv6_kind;
 use crate::tables::{Gateway, PortEntry, VnetEntry};
 
 /// Servers and routes that the model allows.
@@ -48,7 +49,7 @@ pub fn asks(head: &[u8], pkt: &Packet) -> Option<Ask> {
         (IpKind::V4, proto::UDP, Some(dhcpv4::SERVER_PORT)) => Some(Ask::Dhcp4),
         (IpKind::V6, proto::UDP, Some(dhcpv6::SERVER_PORT)) => Some(Ask::Dhcp6),
         (IpKind::V6, proto::ICMPV6, _)
-            if head.get(usize::from(pkt.l4)) == Some(&icmpv6::kind::ROUTER_SOLICITATION) =>
+            if icmpv6_kind(head, pkt) == Some(icmpv6::kind::ROUTER_SOLICITATION) =>
         {
             Some(Ask::Router)
         }

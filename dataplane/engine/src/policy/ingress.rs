@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use culvert_wire::eth::ether_type;
 use culvert_wire::packet::{IpKind, Packet};
 use culvert_wire::vni::Vni;
-use culvert_wire::{arp, icmpv6, proto, reply};
+use culvert_wire::{arp, icmpv6, reply};
 use ipnet::IpNet;
 
+use super::acl::icmpv6_kind;
 use super::observe::{Observer, Stage, Step};
 use crate::drops::DropReason;
 use crate::tables::{
@@ -241,7 +242,7 @@ fn source_lives_at(
 /// whoever hears it believes it. True for everything else.
 fn advertised_lives_at(vnet: &VnetEntry, vtep: VtepIndex, head: &[u8], pkt: &Packet) -> bool {
     let l4 = usize::from(pkt.l4);
-    if pkt.proto != proto::ICMPV6 || head.get(l4) != Some(&icmpv6::kind::NEIGHBOUR_ADVERTISEMENT) {
+    if icmpv6_kind(head, pkt) != Some(icmpv6::kind::NEIGHBOUR_ADVERTISEMENT) {
         return true;
     }
     let end = (pkt.len as usize).min(head.len());

@@ -3,8 +3,8 @@
 use culvert_model::Direction;
 use culvert_port::Buf;
 use culvert_wire::eth::{self, ether_type};
+use culvert_wire::icmpv6;
 use culvert_wire::packet::{IpKind, Packet};
-use culvert_wire::{icmpv6, proto};
 
 use super::Worker;
 use super::device::Role;
@@ -13,7 +13,7 @@ use super::offload::{Gso, Offload};
 use super::sight::received;
 use super::tunnel::Tunnel;
 use crate::drops::DropReason;
-use crate::policy::acl::{Judgement, judge};
+use crate::policy::acl::{Judgement, icmpv6_kind, judge};
 use crate::policy::anti_spoof;
 use crate::policy::egress::{Rewrite, Verdict, decide};
 use crate::policy::observe::{Observer, Stage, Step};
@@ -335,9 +335,7 @@ fn egress_flow(
 /// Whether the packet is an ARP packet or a neighbour solicitation: those we answer.
 fn is_neighbour_query(head: &[u8], pkt: &Packet) -> bool {
     pkt.ether_type == ether_type::ARP
-        || (pkt.ip == IpKind::V6
-            && pkt.proto == proto::ICMPV6
-            && head.get(usize::from(pkt.l4)) == Some(&icmpv6::kind::NEIGHBOUR_SOLICITATION))
+        || icmpv6_kind(head, pkt) == Some(icmpv6::kind::NEIGHBOUR_SOLICITATION)
 }
 
 /// A packet is too big for its way.

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use culvert_wire::eth::ether_type;
 use culvert_wire::format::FormatIndex;
 use culvert_wire::packet::{Frag, Packet};
-use culvert_wire::{arp, icmpv6, proto};
+use culvert_wire::{arp, icmpv6};
 
-use crate::policy::acl::l4_ports;
+use crate::policy::acl::{icmpv6_kind, l4_ports};
 
 /// Headers of a packet that decide where it goes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -56,10 +56,8 @@ impl Headers {
             key.addresses[16..20].copy_from_slice(&arp.target_ip.octets());
             key.ports[..2].copy_from_slice(&arp.op.to_be_bytes());
         }
-        if pkt.proto == proto::ICMPV6
-            && let Some(kind) = head.get(usize::from(pkt.l4))
-        {
-            key.ports[0] = *kind;
+        if let Some(kind) = icmpv6_kind(head, pkt) {
+            key.ports[0] = kind;
         }
         if let Some((src, dst)) = l4_ports(head, pkt) {
             key.ports[..2].copy_from_slice(&src.to_be_bytes());
@@ -72,10 +70,9 @@ impl Headers {
 /// Whether what is decided for this packet holds for the next of equal [`Headers`]. Not so for
 /// ARP and neighbour discovery, where the decision depends on what the message says.
 pub fn is_of_a_flow(head: &[u8], pkt: &Packet) -> bool {
-    let discovery = pkt.proto == proto::ICMPV6
-        && head.get(usize::from(pkt.l4)).is_some_and(|kind| {
-            (icmpv6::kind::ROUTER_SOLICITATION..=icmpv6::kind::REDIRECT).contains(kind)
-        });
+    let discovery = icmpv6_kind(head, pkt).is_some_and(|kind| {
+        (icmpv6::kind::ROUTER_SOLICITATION..=icmpv6::kind::REDIRECT).contains(&kind)
+    });
     pkt.ether_type != ether_type::ARP && !discovery
 }
 

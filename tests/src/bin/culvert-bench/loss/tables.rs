@@ -85,7 +85,7 @@ impl Cells {
                     }
                     done.push(coding);
                 }
-                eprintln!("{name}, {segments:?} segments");
+                eprintln!("{name}, {} segments", length_of(segments));
                 let sizes = segments.map_or(Sizes::Mix(&IPERF3), Sizes::Segments);
                 let cell = |weather| run(format, sizes, weather, frames, seed);
                 let by_bursts = BURSTS
@@ -187,7 +187,12 @@ impl Cells {
                 _ => format!("{:.2} | {:.2}", cell.share() * 100.0, cell.predicted * 100.0),
             };
             let usable = cell.usable() * 100.0;
-            let _ = writeln!(out, "| {} | {} | {rebuilt} | {usable:.3} |", row.name, of(row));
+            let _ = writeln!(
+                out,
+                "| {} | {} | {rebuilt} | {usable:.3} |",
+                row.name,
+                length_of(row.segments)
+            );
         }
     }
 
@@ -277,13 +282,13 @@ fn head(out: &mut String, mean: f64, what: &str) {
     let _ = writeln!(out, "|---|---|{}", "---|".repeat(RATES.len()));
 }
 
-fn of(row: &Row) -> String {
-    row.segments.map_or_else(|| "iperf3's".to_owned(), |segments| segments.to_string())
+fn length_of(segments: Option<usize>) -> String {
+    segments.map_or_else(|| "iperf3's".to_owned(), |segments| segments.to_string())
 }
 
 fn line(out: &mut String, row: &Row, cells: impl Iterator<Item = String>) {
     let cells: Vec<_> = cells.collect();
-    let _ = writeln!(out, "| {} | {} | {} |", row.name, of(row), cells.join(" | "));
+    let _ = writeln!(out, "| {} | {} | {} |", row.name, length_of(row.segments), cells.join(" | "));
 }
 
 /// What a code costs, and what it bears.
