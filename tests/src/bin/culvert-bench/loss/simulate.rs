@@ -358,7 +358,10 @@ mod tests {
         let fixed = Format::Shard(Policy::Fixed(Coding::new(1, 16).unwrap()));
         for format in [Format::Vxlan, Format::Stt, BY_SEGMENTS, fixed] {
             for segments in [1, 2, 4, 8, 45] {
-                let weather = Weather { loss: Loss::NONE, repeated: 0.05, overtaken: 0.05 };
+                // What stands for itself is there twice where it comes twice, and STT remembers no frame that is done.
+                let once = segments == 1 || matches!(format, Format::Stt);
+                let repeated = if once { 0.0 } else { 0.05 };
+                let weather = Weather { loss: Loss::NONE, repeated, overtaken: 0.05 };
                 let out = run(format, Sizes::Segments(segments), weather, 200, 1);
                 let what = format!("{format:?}, {segments} segments: {out:?}");
                 assert!(out.frames >= 200 && out.rebuilt == out.frames, "{what}");
