@@ -182,6 +182,20 @@ impl Controller {
         (gone, new.filter(|vtep| self.known.vteps.get(vtep).is_none()).collect())
     }
 
+    /// Sockets of the underlay's devices, whose packets are for all ports: those that are open, else as many as the
+    /// device has queues.
+    fn underlay_sockets(&self, host: &Host) -> usize {
+        let queues = |name: &IfName| {
+            let net = NetDevice::by_name(name.as_str()).ok()?;
+            Some(net.queues().ok()?.rx.min(crate::limits::SLOTS_PER_LINK) as usize)
+        };
+        let sockets = |name: &IfName| {
+            let open = self.attached.get(name).and_then(Attached::open);
+            open.map(|open| open.slots.len()).or_else(|| queues(name)).unwrap_or(1).max(1)
+        };
+        host.underlay().interfaces.iter().map(sockets).sum()
+    }
+
     /// Does everything that can fail. What is done so far is in `change`, also on failure.
     async fn prepare(
         &mut self,
@@ -194,7 +208,8 @@ impl Controller {
         let mut faults = Vec::new();
         let open = self.attached.values().filter_map(Attached::open);
         let sockets: usize = open.map(|open| open.slots.len()).sum();
-        self.opener.arena.share_among(sockets + plan.wanted.len(), underlay_sockets(host));
+        let bursting = self.underlay_sockets(host);
+        self.opener.arena.share_among(sockets + plan.wanted.len(), bursting);
         for (name, (wanted, place)) in &plan.wanted {
             let known = self.attached.get(name);
             let as_before = known.is_some_and(|attached| attached.wanted == *wanted);
@@ -485,15 +500,6 @@ impl Controller {
             self.update_device(name, facts);
         }
     }
-}
-
-/// Sockets of the underlay's devices: what they bring is for all ports.
-fn underlay_sockets(host: &Host) -> usize {
-    let queues = |name: &IfName| {
-        let net = NetDevice::by_name(name.as_str()).ok()?;
-        net.queues().ok().map(|queues| queues.rx.min(crate::limits::SLOTS_PER_LINK) as usize)
-    };
-    host.underlay().interfaces.iter().map(|name| queues(name).unwrap_or(1).max(1)).sum()
 }
 
 /// What to say where idle sockets alone take most of the packet memory: tenants with traffic then

@@ -157,8 +157,9 @@ impl Worker {
         }
         let Some(buf_kept) = self.not_elsewhere(link, buf, off, flow.verdict) else { return };
         buf = buf_kept;
-        let merges_udp = matches!(flow.verdict, Verdict::Deliver(port) if self.merges_udp(port));
-        let Some(checked) = verify(&mut buf, outer, &inner, off, merges_udp) else {
+        let merged = inner.is_tcp()
+            || matches!(flow.verdict, Verdict::Deliver(port) if self.is_merged(port, &inner));
+        let Some(checked) = verify(&mut buf, outer, &inner, off, merged) else {
             self.sight.trace.saw(|| Step::drop(Stage::Checksum, DropReason::BadOuterChecksum));
             return self.drop_underlay(link, buf, DropReason::BadOuterChecksum);
         };
@@ -268,14 +269,10 @@ impl Worker {
         self.tables.port(port).is_some_and(|entry| ip_len <= entry.mtu)
     }
 
-    /// Whether a port asked for merged datagrams.
-    fn merges_udp(&self, port: PortIndex) -> bool {
-        self.tables.port(port).is_some_and(|entry| entry.udp_gro)
-    }
-
-    /// Whether packets like this one are merged for a port.
+    /// Whether packets like this one are merged for a port: datagrams, if it asked for that.
     pub(super) fn is_merged(&self, port: PortIndex, inner: &Packet) -> bool {
-        inner.is_tcp() || inner.is_udp() && self.merges_udp(port)
+        let asks = || self.tables.port(port).is_some_and(|entry| entry.udp_gro);
+        inner.is_tcp() || inner.is_udp() && asks()
     }
 
     /// Whether a decapsulated packet may reach its tenant.
@@ -533,14 +530,14 @@ struct Checked {
     right: bool,
 }
 
-/// Verifies the outer checksum, and the inner one of a packet that may be merged: TCP, and UDP where that is
-/// asked for. Both cover the inner L4 part, which is summed once. None when the outer one is wrong.
+/// Verifies the outer checksum, and the inner one of a packet that may be `merged`. Both cover the inner L4 part,
+/// which is summed once. None when the outer one is wrong.
 fn verify(
     buf: &mut Buf,
     outer: &Outer,
     inner: &Packet,
     off: Offload,
-    merges_udp: bool,
+    merged: bool,
 ) -> Option<Checked> {
     let at = outer.inner_at();
     let inner_l4 = at + usize::from(inner.l4);
@@ -570,7 +567,6 @@ fn verify(
     if !off.known && complete_bare(buf, at, inner) {
         inner_off.csum = Csum::Verified;
     }
-    let merged = inner.is_tcp() || merges_udp && inner.is_udp();
     let sums_inner = merged && inner.frag == Frag::None;
     // Zero is no sum in UDP alone.
     let sums_outer = !vouched && (field != 0 || !outer.pkt.is_udp());
