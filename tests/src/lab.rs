@@ -269,19 +269,23 @@ pub fn inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Outside, runs the test called `test` of this very program in `guest` and returns false: the test is over. Inside
-/// returns true: the test goes on. Where there is no lab the test is skipped.
+/// Outside, runs the test called `test` of `module`, which is the caller's `module_path!()`, of this very program in
+/// `guest` and returns false: the test is over. Inside returns true: the test goes on. Where there is no lab the test is
+/// skipped.
 ///
 /// # Panics
 /// With all that the guest wrote, if the test fails there.
 #[track_caller]
 #[must_use]
-pub fn enter(guest: &Guest, test: &str) -> bool {
+pub fn enter(guest: &Guest, module: &str, test: &str) -> bool {
     if inside() {
         return true;
     }
     let program = std::env::current_exe().unwrap_or_else(|e| panic!("where is this program: {e}"));
     let program = program.display();
+    // The harness names tests by their path inside the program.
+    let test =
+        module.split_once("::").map_or(test.to_owned(), |(_, path)| format!("{path}::{test}"));
     let result = guest.run(&format!("'{program}' --exact '{test}' --nocapture"));
     match result {
         Err(e @ LabError::NotPrepared(_)) => skip("lab", &e.to_string()),

@@ -46,14 +46,15 @@ fn scripts() -> Result {
 }
 
 /// Tests that are about the bytes of VXLAN, or name formats themselves: as they are in every run.
-const OF_VXLAN: &str = "binary(/^e2e_(cutting|format_combos|formats|gro_rules|identifiers)$/) \
-    | binary(/^e2e_(ipv6_minimum|kernel_vxlan|overhead|packet_rx|shards)$/) | binary(harness) | binary(package) | binary(/lab_/) \
+const OF_VXLAN: &str = "binary(harness) | binary(package) | binary(lab) \
+    | test(/^(cutting|format_combos|formats|gro_rules|identifiers|ipv6_minimum|kernel_vxlan)::/) \
+    | test(/^(overhead|packet_rx|shards)::/) \
     | test(what_crosses_the_wire_is_vxlan) | test(truncated_inside_a_sound_outer_packet) \
     | test(a_forged_icmp_error_changes_nothing) | test(a_known_vtep_cannot_speak)";
 
 /// What CI runs in the shard format, too.
-const SHARDS_IN_CI: &str = "binary(e2e_basic) | binary(e2e_offloads) | binary(e2e_acl) \
-    | binary(e2e_isolation) | test(first_eighth_of_the_combinations)";
+const SHARDS_IN_CI: &str = "test(/^(basic|offloads|acl|isolation)::/) \
+    | test(first_eighth_of_the_combinations)";
 
 /// The end-to-end tests alone: in VXLAN, or those that do not depend on it in another format; all of them in full.
 pub(crate) fn e2e(full: bool, format: Option<&str>, filter: Option<&str>) -> Result {

@@ -7,7 +7,7 @@ pub(crate) fn lab(filter: Option<&str>) -> Result {
     run(&mut command("scripts/setup-lab"))?;
     run(cargo().args(["build", "--workspace", "--bins", "--tests"]))?;
     run(cargo()
-        .args(["nextest", "run", "--package", "culvert-tests", "-E", "binary(/^lab_/)"])
+        .args(["nextest", "run", "--package", "culvert-tests", "-E", "binary(lab)"])
         .args(["--success-output", "final"])
         .args(filter))
 }

@@ -546,7 +546,7 @@ pub enum Warning {
         /// As given.
         mtu: Mtu,
         /// Bytes of an IP packet that fit.
-        room: u16,
+        room: u32,
     },
     /// Lower the MTU of the port or its device to what fits, or raise that of the underlay's devices.
     #[error(

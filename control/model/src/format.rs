@@ -66,10 +66,15 @@ pub fn built_in_names<'a>() -> impl Iterator<Item = &'a str> {
 /// Bytes that a format takes of the underlay's MTU: from the outer IP header up to the IP header of a tenant's packet that
 /// is not cut. `own` are the formats beside the built-in ones; `keyed`: blocks of the shard format have a MAC. None for
 /// a name that no format has.
-pub fn outer_overhead(id: &FormatId, own: &[Format], ipv6: bool, keyed: bool) -> Option<u16> {
+pub fn outer_overhead<'a>(
+    id: &FormatId,
+    own: impl IntoIterator<Item = &'a Format>,
+    ipv6: bool,
+    keyed: bool,
+) -> Option<u16> {
     let built_in = builtin::by_name(id.as_str());
-    let descriptor =
-        built_in.or_else(|| Some(&own.iter().find(|format| format.id == *id)?.descriptor))?;
+    let mut own = own.into_iter();
+    let descriptor = built_in.or_else(|| Some(&own.find(|format| format.id == *id)?.descriptor))?;
     let address = if ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
     let spec = EncapSpec {
         src_mac: MacAddr::default(),

@@ -1,7 +1,7 @@
 //! Everything one host is asked to carry, valid as a whole.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use culvert_wire::vni::Vni;
 
 use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section, Warning};
-use crate::format::Format;
+use crate::format::{self, Format};
 use crate::ids::{AclGroupId, IfName, PortId, VnetId};
 use crate::index::{Count, Entry, Index};
 use crate::objects::Objects;
@@ -380,13 +380,14 @@ impl Host {
     ) -> Vec<Warning> {
         let underlay = &self.underlay;
         let underlay_mtu = underlay.mtu.map_or(u32::MAX, |mtu| mtu.get().into()).min(underlay_mtu);
-        let room = underlay_mtu.saturating_sub(outer_overhead(&underlay.addresses).into());
+        let mut rooms = Rooms::new(self, underlay_mtu);
         let ports = self.ports.iter();
         ports
             .filter(|port| port.mtu.is_none() || underlay.mtu.is_none())
             .filter_map(|port| {
                 let field = if port.mtu.is_some() { "mtu" } else { "attach" };
                 let given = port.mtu.map(|mtu| u32::from(mtu.get()));
+                let room = rooms.of(&port.vnet);
                 let mtu = given.or_else(|| device_mtu(port)).filter(|mtu| *mtu > room)?;
                 let place = Place::section(Section::Port, field).named(port.id.as_str());
                 let ifname = port.attach.ifname().clone();
@@ -398,11 +399,15 @@ impl Host {
     /// What is legal, but hardly meant.
     pub fn warnings(&self) -> Vec<Warning> {
         let Some(underlay_mtu) = self.underlay.mtu else { return Vec::new() };
-        let room = underlay_mtu.get().saturating_sub(outer_overhead(&self.underlay.addresses));
+        let mut rooms = Rooms::new(self, underlay_mtu.get().into());
         let ports = self.ports.iter();
         ports
             .filter_map(|port| {
-                let mtu = port.mtu.filter(|mtu| mtu.get() > room)?;
+                let mtu = port.mtu?;
+                let room = rooms.of(&port.vnet);
+                if u32::from(mtu.get()) <= room {
+                    return None;
+                }
                 let place = Place::section(Section::Port, "mtu").named(port.id.as_str());
                 Some(Warning::PortMtuAboveRoom { place, mtu, room })
             })
@@ -421,6 +426,41 @@ impl Host {
             acls: self.acls.iter().cloned().collect(),
             formats: self.formats.iter().cloned().collect(),
         }
+    }
+}
+
+/// The largest packets of tenants that an underlay carries whole, for each vnet in its formats.
+struct Rooms<'a> {
+    host: &'a Host,
+    underlay_mtu: u32,
+    known: BTreeMap<&'a VnetId, u32>,
+}
+
+impl<'a> Rooms<'a> {
+    fn new(host: &'a Host, underlay_mtu: u32) -> Self {
+        Self { host, underlay_mtu, known: BTreeMap::new() }
+    }
+
+    /// In bytes, in the longest format in which the vnet speaks to a VTEP.
+    fn of(&mut self, vnet: &'a VnetId) -> u32 {
+        if let Some(room) = self.known.get(vnet) {
+            return *room;
+        }
+        let room = self.underlay_mtu.saturating_sub(self.overhead(vnet).into());
+        self.known.insert(vnet, room);
+        room
+    }
+
+    fn overhead(&self, vnet: &VnetId) -> u16 {
+        let underlay = &self.host.underlay;
+        let ipv6 = underlay.addresses.iter().any(IpAddr::is_ipv6);
+        let keyed = underlay.peers.iter().any(|peer| peer.keys.is_keyed());
+        let own = self.host.vnet(vnet.as_str()).map(|vnet| &vnet.format);
+        let met = underlay.peers.iter().filter(|peer| self.host.has_vtep_in(vnet, peer.vtep));
+        let formats = own.into_iter().chain(met.filter_map(|peer| peer.format.as_ref()));
+        let overheads = formats
+            .filter_map(|id| format::outer_overhead(id, self.host.formats.iter(), ipv6, keyed));
+        overheads.max().unwrap_or_else(|| outer_overhead(&underlay.addresses))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::Loss;
-use crate::run::{Result, cargo, command, output, root, run, target_folder};
+use crate::run::{Result, command, output, root, run, target_folder};
 
 /// The page that has the tables, between these lines.
 const PAGE: &str = "docs/loss.md";
@@ -12,20 +12,11 @@ const END: &str = "<!-- up to here -->\n";
 
 /// Builds in release; writes the tables of the model and its curves, or measures between hosts.
 pub(crate) fn loss(options: &Loss) -> Result {
-    run(cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "culvert-tests",
-        "--bin",
-        "culvert-bench",
-    ]))?;
+    super::release()?;
     let program = target_folder().join("release/culvert-bench");
     let mut bench = command(&program.display().to_string());
     bench.args(["loss", "--seed", &options.seed.to_string()]);
     if let Some(secs) = options.hosts {
-        run(cargo().args(["build", "--release", "--package", "culvert-dataplane"]))?;
-        run(cargo().args(["build", "--release", "--package", "culvert-cli"]))?;
         return run(bench.args(["--hosts", &secs.to_string()]));
     }
     bench.args(["--frames", &options.frames.to_string()]);

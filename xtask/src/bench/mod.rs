@@ -10,9 +10,15 @@ pub(crate) use self::volume::{Volume, volume};
 use crate::run::{Result, cargo, command, run, target_folder};
 use crate::{Overlay, Scale};
 
+/// Builds all programs in release: all at once, for what they depend on is built for the same features then, and for one
+/// measurement as for the next.
+fn release() -> Result {
+    run(cargo().args(["build", "--release", "--workspace", "--bins"]))
+}
+
 /// Builds in release and compares Culvert with its peers.
 pub(crate) fn overlay(options: &Overlay) -> Result {
-    run(cargo().args(["build", "--release", "--workspace"]))?;
+    release()?;
     let program = target_folder().join("release/culvert-bench");
     let mut bench = command(&program.display().to_string());
     bench.args(["overlay", "--secs", &options.secs.to_string()]);
@@ -29,7 +35,7 @@ pub(crate) fn overlay(options: &Overlay) -> Result {
 
 /// Builds in release and measures what many ports and mappings cost.
 pub(crate) fn scale(options: &Scale) -> Result {
-    run(cargo().args(["build", "--release", "--workspace"]))?;
+    release()?;
     let program = target_folder().join("release/culvert-bench");
     let mut bench = command(&program.display().to_string());
     bench.args(["scale", "--secs", &options.secs.to_string()]);
@@ -41,7 +47,7 @@ pub(crate) fn scale(options: &Scale) -> Result {
 
 /// Builds in release and measures how segments are best handed to the kernel.
 pub(crate) fn segments() -> Result {
-    run(cargo().args(["build", "--release", "-p", "culvert-tests", "--bin", "culvert-bench"]))?;
+    release()?;
     let program = target_folder().join("release/culvert-bench");
     run(command(&program.display().to_string()).arg("segments"))
 }

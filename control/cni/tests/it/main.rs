@@ -1,5 +1,5 @@
 //! The plug-in in network namespaces, against a control plane that answers as the test wants. With the real one:
-//! `tests/tests/e2e_cni.rs`.
+//! `tests/tests/e2e/cni.rs`.
 
 mod attach;
 mod checks;

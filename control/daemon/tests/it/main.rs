@@ -1,6 +1,6 @@
 //! The control plane of a host against a fake dataplane: what clients see, what the dataplane gets.
 
-#[path = "../../../model/tests/support/mod.rs"]
+#[path = "../../../model/tests/it/support/mod.rs"]
 mod any_host;
 mod support;
 

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::run::{Result, cargo, run, target_folder};
+use crate::run::{Result, target_folder};
 
 /// Options of `bench volume`.
 #[derive(Args)]
@@ -46,7 +46,7 @@ pub(crate) struct Volume {
 
 /// Builds the gateway in release, measures, prints Markdown.
 pub(crate) fn volume(options: &Volume) -> Result {
-    run(cargo().args(["build", "--release", "--package", "culvert-gateway"]))?;
+    super::release()?;
     let folder = match &options.folder {
         Some(folder) => folder.clone(),
         None => target_folder().join("bench-volume"),
