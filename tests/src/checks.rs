@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::stats::Arena;
-use crate::tools::{Datagrams, Iperf, ping, ping_df, tcp_transfer, udp_exchange};
+use crate::tools::{Amount, Datagrams, Iperf, ping, ping_df, tcp_transfer, udp_exchange};
 use crate::topology::Topology;
 use crate::{Family, lab, wait_until};
 
@@ -31,8 +31,11 @@ pub fn exercise(topology: &Topology, from: usize, to: usize) {
     if let Err(e) = tcp_transfer(&a.ns, &b.ns, dst, 8 << 20) {
         panic!("{combo}: {from} to {to}: {e}");
     }
+    // A guest of the lab is emulated, ten times slower.
+    let bytes = if lab::inside() { 3 << 20 } else { 32 << 20 };
     for reverse in [false, true] {
-        match (Iperf { reverse, ..Iperf::tcp(1) }).run(&topology.scratch, &a.ns, &b.ns, dst) {
+        let stream = Iperf { reverse, amount: Amount::Bytes(bytes), ..Iperf::tcp(1) };
+        match stream.run(&topology.scratch, &a.ns, &b.ns, dst) {
             Ok(report) => {
                 assert!(report.bits_per_second > 20e6, "{combo}: reverse {reverse}: {report:?}");
             }
@@ -41,7 +44,9 @@ pub fn exercise(topology: &Topology, from: usize, to: usize) {
     }
     // A receiver that gets no processor for a moment loses what its socket cannot hold; a path that loses, loses always.
     let mbits = if lab::inside() { 5 } else { 50 };
-    let stream = Iperf::udp(1, combo.tenant_mtu - 100, mbits);
+    let len = combo.tenant_mtu - 100;
+    let amount = Amount::Bytes(u64::from(len) * 200);
+    let stream = Iperf { amount, ..Iperf::udp(1, len, mbits) };
     let mut reports = Vec::new();
     let whole = (0..3).any(|_| match stream.run(&topology.scratch, &a.ns, &b.ns, dst) {
         Ok(report) => {

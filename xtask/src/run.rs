@@ -25,6 +25,14 @@ pub(crate) fn cargo() -> Command {
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root());
+    // Cargo tells the program that it runs of its package. Builds of some dependencies look at the same variables, and
+    // would begin anew each time that they are started from here after a start by hand, and the other way round.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 

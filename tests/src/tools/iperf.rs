@@ -23,11 +23,20 @@ pub enum Protocol {
     },
 }
 
+/// How much iperf3 sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amount {
+    /// For so many seconds.
+    Secs(u32),
+    /// So many bytes of payload.
+    Bytes(u64),
+}
+
 /// One iperf3 run.
 #[derive(Clone, Copy, Debug)]
 pub struct Iperf {
-    /// How long, in seconds.
-    pub secs: u32,
+    /// How much.
+    pub amount: Amount,
     /// Parallel streams.
     pub streams: u32,
     /// Whether the server sends.
@@ -63,12 +72,13 @@ pub enum IperfError {
 impl Iperf {
     /// One TCP stream for `secs` seconds.
     pub fn tcp(secs: u32) -> Self {
-        Self { secs, streams: 1, reverse: false, protocol: Protocol::Tcp }
+        Self { amount: Amount::Secs(secs), streams: 1, reverse: false, protocol: Protocol::Tcp }
     }
 
     /// One UDP stream for `secs` seconds.
     pub fn udp(secs: u32, len: u32, mbits: u32) -> Self {
-        Self { secs, streams: 1, reverse: false, protocol: Protocol::Udp { len, mbits } }
+        let protocol = Protocol::Udp { len, mbits };
+        Self { amount: Amount::Secs(secs), streams: 1, reverse: false, protocol }
     }
 
     /// Runs it from `client` to `dst` in `server`.
@@ -88,10 +98,11 @@ impl Iperf {
         let mut listening: Process =
             server.spawn(scratch, &format!("iperf3 -s -1 --forceflush -B {dst}"));
         listening.wait_for_log("Server listening", Duration::from_secs(5));
-        let mut line = format!(
-            "iperf3 -J -c {dst} -t {} -P {} --connect-timeout 5000",
-            self.secs, self.streams
-        );
+        let mut line = format!("iperf3 -J -c {dst} -P {} --connect-timeout 5000", self.streams);
+        match self.amount {
+            Amount::Secs(secs) => line.push_str(&format!(" -t {secs}")),
+            Amount::Bytes(bytes) => line.push_str(&format!(" -n {bytes}")),
+        }
         if self.reverse {
             line.push_str(" -R");
         }

@@ -11,7 +11,7 @@ mod transfer;
 
 pub use capture::{Capture, tshark_complaints, tshark_fields};
 pub use datagrams::{DatagramReport, Datagrams, udp_exchange};
-pub use iperf::{Iperf, IperfError, IperfReport, Protocol};
+pub use iperf::{Amount, Iperf, IperfError, IperfReport, Protocol};
 pub use offload_socket::{Delivered, OffloadSocket, VirtioHeader};
 pub use ping::{PingReport, ping, ping_df};
 pub use random::Random;

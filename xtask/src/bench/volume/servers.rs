@@ -105,7 +105,11 @@ impl Server {
         let export = if kind == Kind::Gateway { "vol" } else { "" };
         let mut server = Server { child, socket, export, metrics };
         let begun = Instant::now();
-        while UnixStream::connect(&server.socket).is_err() {
+        let is_silent = |server: &Server| {
+            UnixStream::connect(&server.socket).is_err()
+                || server.metrics.is_some_and(|at| TcpStream::connect(at).is_err())
+        };
+        while is_silent(&server) {
             if let Ok(Some(status)) = server.child.try_wait() {
                 return Err(format!("{} ended with {status}", kind.name()));
             }

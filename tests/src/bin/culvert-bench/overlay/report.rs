@@ -22,7 +22,8 @@ const P50: Figure = |s| s.rr_p50_us;
 struct Aim {
     what: &'static str,
     figure: Figure,
-    ours: Setup,
+    /// The better of them counts.
+    ours: &'static [Setup],
     theirs: Setup,
     /// Wanted: at least this, or at most if it is a latency.
     wanted: f64,
@@ -30,19 +31,31 @@ struct Aim {
 }
 
 #[rustfmt::skip]
-const AIMS: [Aim; 12] = [
-    Aim { what: "64-byte packets, native", figure: PPS, ours: Setup::CulvertNative, theirs: Setup::RawNative, wanted: 0.85, at_most: false },
-    Aim { what: "64-byte packets, generic", figure: PPS, ours: Setup::Culvert, theirs: Setup::RawGeneric, wanted: 0.85, at_most: false },
-    Aim { what: "64-byte packets, native", figure: PPS, ours: Setup::CulvertNative, theirs: Setup::Ovs, wanted: 1.25, at_most: false },
-    Aim { what: "64-byte packets, native", figure: PPS, ours: Setup::CulvertNative, theirs: Setup::KernelUncut, wanted: 2.0, at_most: false },
-    Aim { what: "one TCP stream, wire-sized frames", figure: TCP, ours: Setup::CulvertCut, theirs: Setup::Ovs, wanted: 2.0, at_most: false },
-    Aim { what: "one TCP stream, superframes uncut", figure: TCP, ours: Setup::Culvert, theirs: Setup::KernelUncut, wanted: 0.6, at_most: false },
-    Aim { what: "round trip, median", figure: P50, ours: Setup::Culvert, theirs: Setup::KernelUncut, wanted: 2.0, at_most: true },
-    Aim { what: "round trip, median", figure: P50, ours: Setup::Culvert, theirs: Setup::Ovs, wanted: 1.0, at_most: true },
-    Aim { what: "one TCP stream in shards, uncut", figure: TCP, ours: Setup::ShardUncut, theirs: Setup::SttUncut, wanted: 0.95, at_most: false },
-    Aim { what: "one TCP stream in shards, software GSO", figure: TCP, ours: Setup::ShardCut, theirs: Setup::SttCut, wanted: 0.95, at_most: false },
-    Aim { what: "one TCP stream in shards, AF_XDP", figure: TCP, ours: Setup::ShardCutXdp, theirs: Setup::SttCutXdp, wanted: 0.95, at_most: false },
-    Aim { what: "this run: 64-byte packets", figure: PPS, ours: Setup::RawNative, theirs: Setup::KernelUncut, wanted: VOID_BELOW, at_most: false },
+const AIMS: [Aim; 24] = [
+    Aim { what: "64-byte packets, native", figure: PPS, ours: &[Setup::CulvertNative], theirs: Setup::RawNative, wanted: 0.85, at_most: false },
+    Aim { what: "64-byte packets, generic", figure: PPS, ours: &[Setup::Culvert], theirs: Setup::RawGeneric, wanted: 0.85, at_most: false },
+    Aim { what: "64-byte packets, native", figure: PPS, ours: &[Setup::CulvertNative], theirs: Setup::Ovs, wanted: 1.25, at_most: false },
+    Aim { what: "64-byte packets, native", figure: PPS, ours: &[Setup::CulvertNative], theirs: Setup::KernelUncut, wanted: 2.0, at_most: false },
+    Aim { what: "one TCP stream, wire-sized frames", figure: TCP, ours: &[Setup::CulvertCut], theirs: Setup::Ovs, wanted: 2.0, at_most: false },
+    Aim { what: "one TCP stream, superframes uncut", figure: TCP, ours: &[Setup::Culvert], theirs: Setup::KernelUncut, wanted: 0.6, at_most: false },
+    Aim { what: "round trip, median", figure: P50, ours: &[Setup::Culvert], theirs: Setup::KernelUncut, wanted: 2.0, at_most: true },
+    Aim { what: "round trip, median", figure: P50, ours: &[Setup::Culvert], theirs: Setup::Ovs, wanted: 1.0, at_most: true },
+    Aim { what: "one TCP stream in shards, uncut", figure: TCP, ours: &[Setup::ShardUncut], theirs: Setup::SttUncut, wanted: 0.95, at_most: false },
+    Aim { what: "one TCP stream in shards, software GSO", figure: TCP, ours: &[Setup::ShardCut], theirs: Setup::SttCut, wanted: 0.95, at_most: false },
+    Aim { what: "one TCP stream in shards, AF_XDP", figure: TCP, ours: &[Setup::ShardCutXdp], theirs: Setup::SttCutXdp, wanted: 0.95, at_most: false },
+    Aim { what: "one TCP stream in vxlan, uncut", figure: TCP, ours: &[Setup::Culvert], theirs: Setup::RawSuperframes, wanted: 0.9, at_most: false },
+    Aim { what: "one TCP stream in vxlan, uncut", figure: TCP, ours: &[Setup::Culvert], theirs: Setup::Ovs, wanted: 3.5, at_most: false },
+    Aim { what: "one TCP stream in geneve, uncut", figure: TCP, ours: &[Setup::GeneveUncut], theirs: Setup::RawSuperframes, wanted: 0.9, at_most: false },
+    Aim { what: "one TCP stream in geneve, uncut", figure: TCP, ours: &[Setup::GeneveUncut], theirs: Setup::Ovs, wanted: 3.5, at_most: false },
+    Aim { what: "one TCP stream in stt, uncut", figure: TCP, ours: &[Setup::SttUncut], theirs: Setup::RawSuperframes, wanted: 0.9, at_most: false },
+    Aim { what: "one TCP stream in stt, uncut", figure: TCP, ours: &[Setup::SttUncut], theirs: Setup::Ovs, wanted: 3.5, at_most: false },
+    Aim { what: "one TCP stream in shard, uncut", figure: TCP, ours: &[Setup::ShardUncut], theirs: Setup::RawSuperframes, wanted: 0.9, at_most: false },
+    Aim { what: "one TCP stream in shard, uncut", figure: TCP, ours: &[Setup::ShardUncut], theirs: Setup::Ovs, wanted: 3.5, at_most: false },
+    Aim { what: "one TCP stream in vxlan, wire-sized by the better path", figure: TCP, ours: &[Setup::CulvertCut, Setup::CulvertCutXdp], theirs: Setup::KernelCut, wanted: 0.9, at_most: false },
+    Aim { what: "one TCP stream in geneve, wire-sized by the better path", figure: TCP, ours: &[Setup::GeneveCut, Setup::GeneveCutXdp], theirs: Setup::KernelCut, wanted: 0.9, at_most: false },
+    Aim { what: "one TCP stream in stt, wire-sized by the better path", figure: TCP, ours: &[Setup::SttCut, Setup::SttCutXdp], theirs: Setup::KernelCut, wanted: 0.9, at_most: false },
+    Aim { what: "one TCP stream in shard, wire-sized by the better path", figure: TCP, ours: &[Setup::ShardCut, Setup::ShardCutXdp], theirs: Setup::KernelCut, wanted: 0.9, at_most: false },
+    Aim { what: "this run: 64-byte packets", figure: PPS, ours: &[Setup::RawNative], theirs: Setup::KernelUncut, wanted: VOID_BELOW, at_most: false },
 ];
 
 /// The result of a run.
@@ -72,6 +85,15 @@ impl<'a> Report<'a> {
 
     fn ratio(&self, figure: Figure, ours: Setup, theirs: Setup) -> Option<f64> {
         Some(self.figure(ours, figure)? / self.figure(theirs, figure)?)
+    }
+
+    /// The best of ours to theirs, and which that is.
+    fn best(&self, aim: &Aim) -> Option<(Setup, f64)> {
+        let ratio = |&ours: &Setup| Some((ours, self.ratio(aim.figure, ours, aim.theirs)?));
+        aim.ours
+            .iter()
+            .filter_map(ratio)
+            .max_by(|(_, a), (_, b)| if aim.at_most { b.total_cmp(a) } else { a.total_cmp(b) })
     }
 
     /// Why the run proves nothing, if so.
@@ -154,13 +176,13 @@ impl<'a> Report<'a> {
              physical wire does.\n\n| aim | ours / peer | wanted | got | |\n|---|---|---|---|---|\n",
         );
         for aim in &AIMS {
-            let Some(got) = self.ratio(aim.figure, aim.ours, aim.theirs) else { continue };
+            let Some((ours, got)) = self.best(aim) else { continue };
             let met = if aim.at_most { got <= aim.wanted } else { got >= aim.wanted };
             let _ = writeln!(
                 out,
                 "| {} | {} / {} | {} {:.2} | {got:.2} | {} |",
                 aim.what,
-                aim.ours.name(),
+                ours.name(),
                 aim.theirs.name(),
                 if aim.at_most { "at most" } else { "at least" },
                 aim.wanted,

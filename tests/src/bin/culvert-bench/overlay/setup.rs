@@ -21,6 +21,8 @@ pub(crate) enum Setup {
     RawGeneric,
     /// Raw `AF_XDP` forwarding in native mode, no encapsulation.
     RawNative,
+    /// Raw forwarding of superframes, no encapsulation: generic `AF_XDP` in, packet socket out.
+    RawSuperframes,
     /// Culvert as it comes; superframes cross the wire uncut where it sends them so.
     Culvert,
     /// Culvert, native XDP at tenants and underlay.
@@ -58,12 +60,13 @@ enum Cutter {
 }
 
 impl Setup {
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::KernelUncut,
         Self::KernelCut,
         Self::Ovs,
         Self::RawGeneric,
         Self::RawNative,
+        Self::RawSuperframes,
         Self::Culvert,
         Self::CulvertNative,
         Self::CulvertCut,
@@ -86,6 +89,7 @@ impl Setup {
             Self::Ovs => "ovs",
             Self::RawGeneric => "raw-generic",
             Self::RawNative => "raw-native",
+            Self::RawSuperframes => "raw-superframes",
             Self::Culvert => "culvert",
             Self::CulvertNative => "culvert-native",
             Self::CulvertCut => "culvert-cut",
@@ -109,6 +113,9 @@ impl Setup {
             Self::Ovs => "Open vSwitch VXLAN on AF_XDP (native)",
             Self::RawGeneric => "Raw AF_XDP, generic, no encapsulation",
             Self::RawNative => "Raw AF_XDP, native, no encapsulation",
+            Self::RawSuperframes => {
+                "Raw superframes, generic AF_XDP in, packet socket out, no encapsulation"
+            }
             Self::Culvert => "Culvert `vxlan`, automatic modes, *uncut (veth)*",
             Self::CulvertNative => "Culvert `vxlan`, native",
             Self::CulvertCut => "Culvert `vxlan`, *wire-sized by software GSO*",
@@ -149,7 +156,13 @@ impl Setup {
             Self::RawGeneric | Self::RawNative => {
                 let topology = bare(Combo { offloads: Offloads::Off, ..Combo::SIMPLE });
                 let mode = if self == Self::RawNative { "native" } else { "generic" };
-                let forwarders = [0, 1].map(|host| forwarder(&topology, host, mode));
+                let forwarders = [0, 1].map(|host| forwarder(&topology, host, &["--mode", mode]));
+                Running { forwarders: forwarders.into(), ..Running::alone(topology) }
+            }
+            Self::RawSuperframes => {
+                let topology = bare(Combo::SIMPLE);
+                let words = ["--mode", "generic", "--superframes"];
+                let forwarders = [0, 1].map(|host| forwarder(&topology, host, &words));
                 Running { forwarders: forwarders.into(), ..Running::alone(topology) }
             }
             Self::Culvert => Running::alone(TopologySpec::pair(Combo::SIMPLE).build()),
@@ -200,11 +213,11 @@ fn in_format(vnet_toml: &'static str, cutter: Cutter) -> Running {
     Running::alone(topology)
 }
 
-fn forwarder(topology: &Topology, host: usize, mode: &str) -> Process {
+fn forwarder(topology: &Topology, host: usize, words: &[&str]) -> Process {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let own = std::env::current_exe().unwrap_or_else(|e| panic!("own program: {e}"));
     let mut command = topology.hosts[host].ns.command(own);
-    command.args(["raw", &topology.tenants[host].port, "wire", "--mode", mode]);
+    command.args(["raw", &topology.tenants[host].port, "wire"]).args(words);
     command.args(["--cpu", &(host % cpus).to_string()]);
     Process::spawn(&topology.scratch, "raw", command)
 }
