@@ -287,9 +287,11 @@ fn cut_shards(
         let (share, range) = encoded.segment(i);
         let start = headers + share.len();
         let end = start + range.len();
-        out[headers..start].copy_from_slice(share);
-        let sum = copy_and_sum(&mut out[start..end], &content[range]);
-        let sum = Sum::default().add(share).add_sum(sum);
+        let mut sum = copy_and_sum(&mut out[start..end], &content[range]);
+        if !share.is_empty() {
+            out[headers..start].copy_from_slice(share);
+            sum = Sum::default().add(share).add_sum(sum);
+        }
         plan.emit(encoded.headers(), i, sum, &mut out[..headers]);
         wires.lens.push(end);
     }

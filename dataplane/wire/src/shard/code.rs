@@ -60,6 +60,34 @@ static LOG: [u8; 256] = logarithms();
 /// A row for each factor: 64 KB, of which a frame touches the few rows of its coefficients.
 static PRODUCTS: [[u8; 256]; 256] = products();
 
+/// Weights of the data shares in each other share, by k and the share's number: what encoding needs, for any frame.
+static ENCODING: [[[u8; MAX_NEEDED]; MAX_SHARES]; MAX_NEEDED + 1] = encoding();
+
+const fn encoding() -> [[[u8; MAX_NEEDED]; MAX_SHARES]; MAX_NEEDED + 1] {
+    let mut table = [[[0; MAX_NEEDED]; MAX_SHARES]; MAX_NEEDED + 1];
+    let mut k = 1;
+    while k <= MAX_NEEDED {
+        let mut at = k;
+        while at < MAX_SHARES {
+            let mut i = 0;
+            while i < k {
+                let (mut log, mut other) = (0u32, 0);
+                while other < k {
+                    if other != i {
+                        log += LOG[at ^ other] as u32 + 255 - LOG[i ^ other] as u32;
+                    }
+                    other += 1;
+                }
+                table[k][at][i] = EXP[(log % 255) as usize];
+                i += 1;
+            }
+            at += 1;
+        }
+        k += 1;
+    }
+    table
+}
+
 /// Weights by which the values at `points` make the value at `at`: Lagrange's.
 fn weights(points: &[u8], at: u8) -> [u8; MAX_NEEDED] {
     let mut weights = [0; MAX_NEEDED];
@@ -93,6 +121,15 @@ fn add_product(to: &mut [u8], from: &[u8], factor: u8) {
     }
 }
 
+/// Makes `to` `factor` times `from`.
+#[inline]
+fn set_product(to: &mut [u8], from: &[u8], factor: u8) {
+    let Some(row) = PRODUCTS.get(usize::from(factor)) else { return };
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = row[usize::from(*from)];
+    }
+}
+
 /// Makes the shares, one behind the other: `shares` starts with the block, padded to k shares of
 /// `share_len` bytes, and gets the others behind it. Does nothing if it is shorter than n shares.
 pub fn encode(coding: Coding, share_len: usize, shares: &mut [u8]) {
@@ -105,13 +142,13 @@ pub fn encode(coding: Coding, share_len: usize, shares: &mut [u8]) {
     if share_len == 0 {
         return;
     }
-    let points: [u8; MAX_NEEDED] = std::array::from_fn(|i| i as u8);
-    for (share, at) in rest.chunks_exact_mut(share_len).zip(coding.k()..) {
-        let weights = weights(points.get(..k).unwrap_or_default(), at);
-        share.fill(0);
-        for (data, weight) in data.chunks_exact(share_len).zip(weights) {
-            add_product(share, data, weight);
+    let of_k = ENCODING.get(k).into_iter().flatten().skip(k);
+    for (share, weights) in rest.chunks_exact_mut(share_len).zip(of_k) {
+        let mut terms = data.chunks_exact(share_len).zip(weights);
+        if let Some((data, weight)) = terms.next() {
+            set_product(share, data, *weight);
         }
+        terms.for_each(|(data, weight)| add_product(share, data, *weight));
     }
 }
 
@@ -161,6 +198,16 @@ mod tests {
             assert_eq!(PRODUCTS[usize::from(a)].iter().filter(|x| **x == 1).count(), 1, "{a}");
             assert_eq!(PRODUCTS[usize::from(a)][0], 0);
             assert_eq!(PRODUCTS[1][usize::from(a)], a);
+        }
+    }
+
+    #[test]
+    fn the_weights_of_encoding_are_those_of_the_points_below_k() {
+        let points: [u8; MAX_NEEDED] = std::array::from_fn(|i| i as u8);
+        for (k, of_k) in ENCODING.iter().enumerate().skip(1) {
+            for (at, row) in of_k.iter().enumerate().skip(k) {
+                assert_eq!(*row, weights(&points[..k], at as u8), "{k}, {at}");
+            }
         }
     }
 

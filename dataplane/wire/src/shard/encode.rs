@@ -394,6 +394,7 @@ impl<'s> Encoded<'s> {
     }
 
     /// The share of segment `i`, empty where it has none, and the bytes of the content behind it.
+    #[inline]
     #[must_use]
     pub fn segment(&self, i: usize) -> (&'s [u8], Range<usize>) {
         let range = self.placement.payload_range(i);
@@ -407,7 +408,7 @@ impl<'s> Encoded<'s> {
         let start = self.payload.start;
         let mut carriers = self.placement.carriers().enumerate();
         let (mut done, mut share) = (0, None);
-        let placement = self.placement;
+        let placement = &self.placement;
         let len = placement.shape().payload_len();
         let shares = self.shares;
         let share_len = placement.shape().share_len();

@@ -208,26 +208,38 @@ impl Shape {
 }
 
 /// Which segments of a frame carry a share.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     frame: u32,
     shape: Shape,
     carriers: u128,
+    // Where the payload of each segment begins, since sender and receiver ask several times for each; the end from the
+    // last segment on.
+    starts: [u16; MAX_SEGMENTS + 1],
 }
 
 impl Placement {
     /// Computes it for the frame of this number.
     #[must_use]
     pub fn new(frame: u32, shape: Shape) -> Self {
-        let (segments, n) = (shape.segments(), usize::from(shape.coding.n()));
+        let (segments, n) = (u32::from(shape.segments), u32::from(shape.coding.n()));
         let mut carriers = 0u128;
+        let mut start = 0;
         for stratum in 0..n {
-            let start = stratum * segments / n;
-            let len = (stratum + 1) * segments / n - start;
-            let pick = (u64::from(spread(frame, stratum as u32)) * len as u64) >> 32;
-            carriers |= 1 << (start + pick as usize);
+            let end = (stratum + 1) * segments / n;
+            let pick = (u64::from(spread(frame, stratum)) * u64::from(end - start)) >> 32;
+            carriers |= 1 << (start + pick as u32);
+            start = end;
         }
-        Self { frame, shape, carriers }
+        let mut starts = [shape.payload_len() as u16; MAX_SEGMENTS + 1];
+        let (mss, share_len) = (usize::from(shape.mss), shape.share_len());
+        let (mut at, mut left) = (0, carriers);
+        for start in starts.iter_mut().take(shape.segments()) {
+            *start = at as u16;
+            at += mss - if left & 1 == 0 { 0 } else { share_len };
+            left >>= 1;
+        }
+        Self { frame, shape, carriers, starts }
     }
 
     /// The number of the frame.
@@ -243,6 +255,7 @@ impl Placement {
     }
 
     /// The number of the share that segment `i` carries.
+    #[inline]
     #[must_use]
     pub fn share_of(&self, i: usize) -> Option<usize> {
         let carries = self.carriers.checked_shr(i as u32).unwrap_or(0) & 1 != 0;
@@ -270,13 +283,12 @@ impl Placement {
     }
 
     /// The bytes of the frame's payload that segment `i` carries, behind its share if it has one.
+    #[inline]
     #[must_use]
     pub fn payload_range(&self, i: usize) -> Range<usize> {
-        let share_len = self.shape.share_len();
-        let stream = self.shape.stream_range(i);
-        let start = stream.start.saturating_sub(self.shares_before(i) * share_len);
-        let end = stream.end.saturating_sub(self.shares_before(i + 1) * share_len);
-        start..end.max(start)
+        let [.., end] = self.starts;
+        let at = |i: usize| usize::from(self.starts.get(i).copied().unwrap_or(end));
+        at(i)..at(i + 1)
     }
 }
 

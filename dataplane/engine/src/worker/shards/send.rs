@@ -133,8 +133,13 @@ impl Worker {
                 let made =
                     build(&mut self.cache, &buf, headers + share.len(), range, |out, sum| {
                         let Some((outer, room)) = out.split_at_mut_checked(headers) else { return };
-                        room.copy_from_slice(share);
-                        let sum = Sum::default().add(share).add_sum(sum);
+                        // Most segments have no share.
+                        let sum = if share.is_empty() {
+                            sum
+                        } else {
+                            room.copy_from_slice(share);
+                            Sum::default().add(share).add_sum(sum)
+                        };
                         plan.emit(encoded.headers(), i, sum, outer);
                     });
                 match made {

@@ -336,22 +336,22 @@ impl<T> Frame<T> {
 
     /// Lists the runs that can be delivered now and were not before, and counts the uses of each token.
     fn plan(&mut self, opened: &Opened) {
-        let placement = self.placement;
+        let Self { placement, holdings, owners, plan, have, flushed, .. } = self;
         let len = placement.shape().payload_len();
         let payload_of = |run: &Range<usize>| {
             let last = run.end.saturating_sub(1);
             placement.payload_range(run.start).start..placement.payload_range(last).end
         };
-        self.plan.clear();
-        for chain in runs(self.have) {
+        plan.clear();
+        for chain in runs(*have) {
             let all = opened.whole_units(&payload_of(&chain), len);
             let mut start = all.start;
             let mut add = |payload: Range<usize>| {
                 if !payload.is_empty() {
-                    self.plan.push((chain.clone(), payload));
+                    plan.push((chain.clone(), payload));
                 }
             };
-            for run in runs(self.flushed & bits(chain.clone())) {
+            for run in runs(*flushed & bits(chain.clone())) {
                 let done = opened.whole_units(&payload_of(&run), len);
                 if !done.is_empty() {
                     add(start..done.start);
@@ -362,15 +362,15 @@ impl<T> Frame<T> {
             for i in chain {
                 let payload = placement.payload_range(i);
                 let pending = payload.start < all.start || payload.end > all.end;
-                let owner = self.owners.get(i).copied().unwrap_or(NOBODY);
-                if let Some(holding) = self.holdings.get_mut(usize::from(owner)) {
+                let owner = owners.get(i).copied().unwrap_or(NOBODY);
+                if let Some(holding) = holdings.get_mut(usize::from(owner)) {
                     holding.pending |= pending;
                 }
             }
         }
-        for (segments, payload) in &self.plan {
-            walk(&placement, &self.owners, segments.clone(), payload, |owner, _| {
-                if let Some(holding) = self.holdings.get_mut(usize::from(owner)) {
+        for (segments, payload) in plan {
+            walk(placement, owners, segments.clone(), payload, |owner, _| {
+                if let Some(holding) = holdings.get_mut(usize::from(owner)) {
                     holding.uses += 1;
                 }
             });
@@ -413,20 +413,20 @@ impl<T> Frame<T> {
             payload: payload.clone(),
             outer_ecn,
         });
-        let placement = self.placement;
-        let (holdings, bytes) = (&mut self.holdings, &mut self.bytes);
-        walk(&placement, &self.owners, segments, &payload, |owner, segments| {
+        let Self { placement, holdings, bytes, owners, .. } = self;
+        let mut ranges = Ranges::new();
+        walk(placement, owners, segments, &payload, |owner, segments| {
             let Some(holding) = holdings.get_mut(usize::from(owner)) else { return };
-            let ranges = Ranges::new(&placement, usize::from(holding.first), segments, &payload);
+            let ranges = ranges.of(placement, usize::from(holding.first), segments, &payload);
             holding.uses = holding.uses.saturating_sub(1);
             if holding.uses == 0
                 && !holding.pending
                 && let Some(token) = holding.token.take()
             {
                 *bytes = bytes.saturating_sub(holding.cost_bytes as usize);
-                sink.piece(Held::Taken(token), ranges.as_slice());
+                sink.piece(Held::Taken(token), ranges);
             } else if let Some(token) = &holding.token {
-                sink.piece(Held::Shared(token), ranges.as_slice());
+                sink.piece(Held::Shared(token), ranges);
             }
         });
         sink.end();

@@ -65,13 +65,19 @@ pub(super) struct Ranges {
 }
 
 impl Ranges {
-    pub(super) fn new(
+    pub(super) fn new() -> Self {
+        Self { ranges: std::array::from_fn(|_| 0..0), count: 0 }
+    }
+
+    /// Those of the bytes of `payload` that are in `segments`, all of one token, whose first segment is `first`.
+    pub(super) fn of(
+        &mut self,
         placement: &Placement,
         first: usize,
         segments: Range<usize>,
         payload: &Range<usize>,
-    ) -> Self {
-        let mut ranges = Self { ranges: std::array::from_fn(|_| 0..0), count: 0 };
+    ) -> &[Range<usize>] {
+        self.count = 0;
         let token_start = placement.shape().stream_range(first).start;
         for i in segments {
             let stream = placement.shape().stream_range(i);
@@ -82,9 +88,9 @@ impl Ranges {
             }
             // Payload is at the end of its segment.
             let behind = |at: usize| stream.end - (carried.end - at) - token_start;
-            ranges.push(behind(start)..behind(end));
+            self.push(behind(start)..behind(end));
         }
-        ranges
+        self.ranges.get(..self.count).unwrap_or_default()
     }
 
     fn push(&mut self, range: Range<usize>) {
@@ -97,9 +103,5 @@ impl Ranges {
                 }
             }
         }
-    }
-
-    pub(super) fn as_slice(&self) -> &[Range<usize>] {
-        self.ranges.get(..self.count).unwrap_or_default()
     }
 }
