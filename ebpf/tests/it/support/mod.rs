@@ -11,7 +11,6 @@ use culvert_ebpf::{Counter, LoadOptions, Programs};
 
 pub(crate) const XDP_DROP: u32 = 1;
 pub(crate) const XDP_PASS: u32 = 2;
-pub(crate) const XDP_REDIRECT: u32 = 4;
 pub(crate) const TC_ACT_SHOT: u32 = 2;
 /// Whoever stands behind decides.
 pub(crate) const TC_ACT_UNSPEC: u32 = u32::MAX;
