@@ -207,7 +207,7 @@ fn a_killed_loader_leaks_nothing_and_its_successor_takes_over_without_a_gap() {
     know_neighbour(&near, &far);
     let ifindex = near.ifindex("n0");
     let pins = Pins::new("killed");
-    let name = "a_killed_loader_leaks_nothing_and_its_successor_takes_over_without_a_gap";
+    let name = "live::a_killed_loader_leaks_nothing_and_its_successor_takes_over_without_a_gap";
     let mut loader = spawn_loader(&near, &pins.0, ifindex, name);
     let before = received_by_stack(&near);
     let mut successor = under_load(&far, || {
@@ -500,7 +500,7 @@ fn a_loader_without_privileges_is_told_which() {
     let output = Command::new("setpriv")
         .args(["--bounding-set=-all", "--inh-caps=-all"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "a_loader_without_privileges_is_told_which", "--nocapture"])
+        .args(["--exact", "live::a_loader_without_privileges_is_told_which", "--nocapture"])
         .env(CHILD, "1")
         .output()
         .unwrap();

@@ -105,11 +105,7 @@ impl Server {
         let export = if kind == Kind::Gateway { "vol" } else { "" };
         let mut server = Server { child, socket, export, metrics };
         let begun = Instant::now();
-        let is_silent = |server: &Server| {
-            UnixStream::connect(&server.socket).is_err()
-                || server.metrics.is_some_and(|at| TcpStream::connect(at).is_err())
-        };
-        while is_silent(&server) {
+        while UnixStream::connect(&server.socket).is_err() {
             if let Ok(Some(status)) = server.child.try_wait() {
                 return Err(format!("{} ended with {status}", kind.name()));
             }
@@ -137,7 +133,15 @@ impl Server {
     pub(super) fn metric(&self, name: &str) -> Result<f64> {
         let address = self.metrics.ok_or("this server has no metrics")?;
         let failed = |e: std::io::Error| format!("metrics: {e}");
-        let mut stream = TcpStream::connect(address).map_err(failed)?;
+        // A server that has just started may serve before it tells.
+        let begun = Instant::now();
+        let mut stream = loop {
+            match TcpStream::connect(address) {
+                Ok(stream) => break stream,
+                Err(e) if begun.elapsed() > STARTS_WITHIN => return Err(failed(e)),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").map_err(failed)?;
         let mut text = String::new();
         stream.read_to_string(&mut text).map_err(failed)?;
