@@ -182,8 +182,14 @@ async fn serve_api(
 
 /// Whether something begins as if nothing was ever written to it.
 async fn is_blank(disk: &FileDisk) -> Result<bool, DiskError> {
-    let len = usize::try_from(disk.len()).unwrap_or(usize::MAX).min(1 << 20);
-    Ok(disk.read(0, len).await?.iter().all(|byte| *byte == 0))
+    // What is not blank mostly says so in its first block: a start does not wait for more.
+    for len in [4 << 10, 1 << 20] {
+        let len = usize::try_from(disk.len()).unwrap_or(usize::MAX).min(len);
+        if disk.read(0, len).await?.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 async fn open_cache(settings: &Settings, times: &Arc<StoreTimes>) -> Result<Cache, ServeError> {

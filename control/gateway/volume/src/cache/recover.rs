@@ -4,6 +4,7 @@
 //! last checkpoint; slot headers only where a directory page is damaged. What it read is made durable, and
 //! the new incarnation too, before anything is written; so a crash while opening changes nothing.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -355,27 +356,27 @@ impl Recovery<'_> {
     /// Says which chunk is in which slot.
     fn occupy(&mut self, slots: Vec<Slot>) {
         let state = &mut self.state;
-        let mut places: BTreeMap<Key, SlotId> = BTreeMap::new();
+        // Sorted, not looked up one by one: a cache has a quarter of a million slots per TiB, and they are mostly in order.
+        let mut places: Vec<(Key, u64, SlotId)> = Vec::with_capacity(slots.len());
         for (i, slot) in slots.iter().enumerate() {
             let key = Key { volume: slot.entry.volume, chunk: slot.entry.chunk };
-            if state.volumes.contains_key(&key.volume) {
-                // A chunk that moved may be in an older page still; the higher sequence is newer.
-                let other = places.get(&key).and_then(|other| slots.get(*other as usize));
-                if other.is_none_or(|other| other.entry.seq < slot.entry.seq) {
-                    places.insert(key, i as SlotId);
-                }
+            places.push((key, slot.entry.seq, i as SlotId));
+        }
+        places.retain(|(key, ..)| state.volumes.contains_key(&key.volume));
+        // A chunk that moved may be in an older page still; the higher sequence is newer, and of equal ones the first slot.
+        places.sort_unstable_by_key(|(key, seq, slot)| (*key, Reverse(*seq), *slot));
+        places.dedup_by_key(|(key, ..)| *key);
+        state.slots = slots;
+        for (key, _, slot) in &places {
+            let Some(slot) = state.slots.get_mut(*slot as usize) else { continue };
+            slot.occupant = Some(*key);
+            state.unvalidated += 1;
+            if let Some(volume) = state.volumes.get_mut(&key.volume) {
+                volume.dirty_slots += u64::from(slot.entry.dirty_blocks);
             }
         }
-        state.slots = slots;
         for (i, slot) in state.slots.iter_mut().enumerate() {
-            let key = Key { volume: slot.entry.volume, chunk: slot.entry.chunk };
-            if places.get(&key) == Some(&(i as SlotId)) {
-                slot.occupant = Some(key);
-                state.unvalidated += 1;
-                if let Some(volume) = state.volumes.get_mut(&key.volume) {
-                    volume.dirty_slots += u64::from(slot.entry.dirty_blocks);
-                }
-            } else {
+            if slot.occupant.is_none() {
                 slot.entry = Entry { version: slot.entry.version, ..Entry::default() };
                 slot.header_written = false;
                 state.unchecked.push(i as SlotId);
@@ -383,9 +384,7 @@ impl Recovery<'_> {
         }
         // The lowest first, so that a new cache fills from its beginning.
         state.unchecked.reverse();
-        for (key, slot) in places {
-            state.chunk(key).slot = Some(slot);
-        }
+        state.chunks_in_slots(places.into_iter().map(|(key, _, slot)| (key, slot)));
     }
 
     async fn log(&mut self) -> Result<()> {

@@ -42,6 +42,18 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
+    fn new(generation: u32) -> Chunk {
+        Chunk {
+            slot: None,
+            log: RunMap::default(),
+            moved: 0,
+            frozen: RunMap::default(),
+            generation,
+            io: Arc::new(RwLock::new(())),
+            fetching: 0,
+        }
+    }
+
     /// Blocks of the log that are neither published, by that mark, nor in the slot.
     fn dirty_log(&self, published: u64) -> u64 {
         let dirty = self.log.iter().filter(|run| run.seq() > published.max(self.moved));
@@ -234,19 +246,21 @@ pub(crate) struct State {
 
 impl State {
     /// The chunk's entry, made if there is none.
+    /// All chunks of a cache that was just opened, in the order of their keys.
+    pub(crate) fn chunks_in_slots(&mut self, places: impl Iterator<Item = (Key, SlotId)>) {
+        let next = &mut self.next_generation;
+        let chunks = places.map(|(key, slot)| {
+            *next = next.wrapping_add(1);
+            (key, Chunk { slot: Some(slot), ..Chunk::new(*next) })
+        });
+        self.chunks = chunks.collect();
+    }
+
     pub(crate) fn chunk(&mut self, key: Key) -> &mut Chunk {
         let next = &mut self.next_generation;
         self.chunks.entry(key).or_insert_with(|| {
             *next = next.wrapping_add(1);
-            Chunk {
-                slot: None,
-                log: RunMap::default(),
-                moved: 0,
-                frozen: RunMap::default(),
-                generation: *next,
-                io: Arc::new(RwLock::new(())),
-                fetching: 0,
-            }
+            Chunk::new(*next)
         })
     }
 
