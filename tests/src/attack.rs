@@ -27,7 +27,14 @@ impl Attack {
     /// # Panics
     /// If that cannot be set up.
     pub fn new(combo: Combo) -> Self {
-        let topology = TopologySpec::pair(combo).build();
+        Self::on(TopologySpec::pair(combo).build())
+    }
+
+    /// As [`Attack::new`], on a topology of two hosts that run Culvert.
+    ///
+    /// # Panics
+    /// If honest traffic does not pass.
+    pub fn on(topology: Topology) -> Self {
         topology.wait_connected(0, 1);
         topology.wait_connected(1, 0);
         let open =

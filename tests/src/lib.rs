@@ -34,6 +34,7 @@ pub mod process;
 pub mod rpc;
 pub mod scratch;
 pub mod segment;
+pub mod shards;
 pub mod skip;
 pub mod stats;
 pub mod sys;

@@ -92,28 +92,42 @@ fn only_reports_about_packets_that_we_can_have_sent_are_believed() {
 fn ipv6_keeps_its_minimum_over_an_ipv4_path_that_is_smaller() {
     let topology = TopologySpec::pair(Combo::SIMPLE).build();
     topology.wait_connected(0, 1);
-    report(&topology, &quoted(&topology, topology.hosts[0].vtep, 50_000, 100), 1300);
-    let told = wait_until(Duration::from_secs(5), || !passes(&topology, false, 1500));
+    let quoted = quoted(&topology, topology.hosts[0].vtep, 50_000, 100);
+    keeps_its_minimum(&topology, &quoted, 1300, 50);
+}
+
+/// A router reports this path MTU about a packet of ours; so many bytes of it are the tunnel's.
+#[track_caller]
+pub(crate) fn keeps_its_minimum(topology: &Topology, quoted: &[u8], mtu: u32, overhead: u32) {
+    report(topology, quoted, mtu);
+    let told = wait_until(Duration::from_secs(5), || !passes(topology, false, 1500));
     assert!(told, "the report was not believed");
-    assert!(!passes(&topology, false, 1251) && passes(&topology, false, 1250));
+    let inner = mtu - overhead;
+    assert!(!passes(topology, false, inner + 1) && passes(topology, false, inner));
     // The tenant is told 1,280 and no less, and what it sends then goes without DF.
-    assert!(!passes(&topology, true, 1500));
+    assert!(!passes(topology, true, 1500));
     let route = topology.tenants[0].ns.run(&format!("ip -6 route get {}", topology.tenants[1].v6));
     assert!(route.contains("mtu 1280"), "{route}");
-    assert!(passes(&topology, true, 1280), "IPv6's minimum was lost");
-    assert_eq!(dropped(&topology, "below_ipv6_minimum"), 0);
+    assert!(passes(topology, true, 1280), "IPv6's minimum was lost");
+    assert_eq!(dropped(topology, "below_ipv6_minimum"), 0);
 }
 
 #[test]
 fn an_ipv6_path_too_small_for_ipv6_tenants_is_named() {
     let topology = TopologySpec::pair(Combo { underlay: Family::V6, ..Combo::SIMPLE }).build();
     topology.wait_connected(0, 1);
-    report(&topology, &quoted(&topology, topology.hosts[0].vtep, 50_000, 100), 1280);
-    let told = wait_until(Duration::from_secs(5), || !passes(&topology, false, 1500));
+    let quoted = quoted(&topology, topology.hosts[0].vtep, 50_000, 100);
+    too_small_is_named(&topology, &quoted, 70);
+}
+
+/// A router reports an IPv6 link's minimum about a packet of ours; so many bytes of it are the tunnel's.
+#[track_caller]
+pub(crate) fn too_small_is_named(topology: &Topology, quoted: &[u8], overhead: u32) {
+    report(topology, quoted, 1280);
+    let told = wait_until(Duration::from_secs(5), || !passes(topology, false, 1500));
     assert!(told, "the report was not believed");
-    // 1,280 less 70 bytes of outer headers.
     let dst = topology.tenants[1].v6.into();
-    assert!(ping(&topology.tenants[0].ns, dst, 1, 1210 - 48).all_answered());
-    assert!(!passes(&topology, true, 1280));
-    assert!(dropped(&topology, "below_ipv6_minimum") > 0);
+    assert!(ping(&topology.tenants[0].ns, dst, 1, 1280 - overhead - 48).all_answered());
+    assert!(!passes(topology, true, 1280));
+    assert!(dropped(topology, "below_ipv6_minimum") > 0);
 }

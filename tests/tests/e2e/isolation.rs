@@ -9,11 +9,11 @@ use culvert_tests::{
     Attach, Combo, Family, Offloads, Peer, Topology, TopologySpec, craft, wait_until,
 };
 
-const MARK: &[u8] = b"this very datagram and no other, please";
+pub(crate) const MARK: &[u8] = b"this very datagram and no other, please";
 const COUNT: u64 = 5;
 const SHORT: Duration = Duration::from_millis(400);
 
-fn carries_mark(frame: &[u8]) -> bool {
+pub(crate) fn carries_mark(frame: &[u8]) -> bool {
     frame.windows(MARK.len()).any(|w| w == MARK)
 }
 
@@ -25,7 +25,13 @@ fn against_hand_made(underlay: Family, attach: Attach) -> Topology {
 
 /// Sends `frame` some times on `from`, and asserts that it never comes out of `at` and that counter `reason` moved as often.
 #[track_caller]
-fn never_passes(topology: &Topology, from: &RawSocket, frame: &[u8], at: &RawSocket, reason: &str) {
+pub(crate) fn never_passes(
+    topology: &Topology,
+    from: &RawSocket,
+    frame: &[u8],
+    at: &RawSocket,
+    reason: &str,
+) {
     at.drain().unwrap();
     let before = topology.stats(0);
     for _ in 0..COUNT {
@@ -46,7 +52,7 @@ fn never_passes(topology: &Topology, from: &RawSocket, frame: &[u8], at: &RawSoc
 }
 
 #[track_caller]
-fn passes(from: &RawSocket, frame: &[u8], at: &RawSocket) {
+pub(crate) fn passes(from: &RawSocket, frame: &[u8], at: &RawSocket) {
     at.drain().unwrap();
     let passed = wait_until(Duration::from_secs(5), || {
         from.send(frame).unwrap();

@@ -40,6 +40,8 @@ mod restart;
 mod routes;
 mod scale;
 mod shards;
+mod shards_dissector;
+mod shards_hostile;
 mod sight;
 mod spoofing;
 mod start;

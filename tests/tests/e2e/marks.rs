@@ -6,27 +6,27 @@ use culvert_tests::tools::{OffloadSocket, RawSocket, tcp_transfer};
 use culvert_tests::topology::{TENANT_DEVICE, Topology, WIRE, mac_bytes};
 use culvert_tests::{Combo, Family, Offloads, Peer, TopologySpec, checks, craft, view, wait_until};
 
-const MARK: &[u8] = b"marked";
+pub(crate) const MARK: &[u8] = b"marked";
 /// For what must come, and for what must not.
-const PATIENCE: Duration = Duration::from_secs(3);
-const SHORT: Duration = Duration::from_millis(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const SHORT: Duration = Duration::from_millis(300);
 
-const NOT_ECT: u8 = 0;
-const ECT1: u8 = 1;
-const ECT0: u8 = 2;
-const CE: u8 = 3;
+pub(crate) const NOT_ECT: u8 = 0;
+pub(crate) const ECT1: u8 = 1;
+pub(crate) const ECT0: u8 = 2;
+pub(crate) const CE: u8 = 3;
 /// Expedited forwarding, in its place above the ECN bits.
-const EF: u8 = 46 << 2;
+pub(crate) const EF: u8 = 46 << 2;
 
-fn carries_mark(frame: &[u8]) -> bool {
+pub(crate) fn carries_mark(frame: &[u8]) -> bool {
     frame.windows(MARK.len()).any(|w| w == MARK)
 }
 
 /// Host A runs Culvert; host B is played by the test.
-struct Ends {
-    topology: Topology,
-    tenant: RawSocket,
-    wire: RawSocket,
+pub(crate) struct Ends {
+    pub(crate) topology: Topology,
+    pub(crate) tenant: RawSocket,
+    pub(crate) wire: RawSocket,
 }
 
 impl Ends {
@@ -35,15 +35,20 @@ impl Ends {
     }
 
     fn of(combo: Combo) -> Self {
-        let topology = TopologySpec::pair(combo).with_peers(Peer::Culvert, Peer::Bare).build();
-        let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
-        let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
-        let ends = Self { topology, tenant, wire };
+        let ends = Self::on(TopologySpec::pair(combo));
         let [near, far] = [&ends.topology.tenants[0], &ends.topology.tenants[1]];
         let frame = craft::between(near, far, false, 9, MARK);
         let there = || ends.sent_out(SHORT, &frame).is_some();
         assert!(wait_until(Duration::from_secs(5), there), "no way at all");
         ends
+    }
+
+    /// The same, whether there is a way or not.
+    pub(crate) fn on(spec: TopologySpec) -> Self {
+        let topology = spec.with_peers(Peer::Culvert, Peer::Bare).build();
+        let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
+        let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
+        Self { topology, tenant, wire }
     }
 
     /// What comes out on the wire for a tenant's frame.
@@ -54,7 +59,7 @@ impl Ends {
     }
 
     /// What comes to the tenant for a frame on the wire.
-    fn taken_in(&self, frame: &[u8], patience: Duration) -> Option<Vec<u8>> {
+    pub(crate) fn taken_in(&self, frame: &[u8], patience: Duration) -> Option<Vec<u8>> {
         self.tenant.drain().unwrap();
         self.wire.send(frame).unwrap();
         self.tenant.receive_matching(patience, carries_mark).unwrap()
@@ -62,7 +67,7 @@ impl Ends {
 }
 
 /// RFC 6040, figure 4: what leaves a tunnel, by what was inside and outside; `None` is a drop.
-const AT_THE_EXIT: [(u8, [Option<u8>; 4]); 4] = [
+pub(crate) const AT_THE_EXIT: [(u8, [Option<u8>; 4]); 4] = [
     // Outer:      Not-ECT        ECT(1)         ECT(0)         CE
     (NOT_ECT, [Some(NOT_ECT), Some(NOT_ECT), Some(NOT_ECT), None]),
     (ECT1, [Some(ECT1), Some(ECT1), Some(ECT1), Some(CE)]),
@@ -126,7 +131,7 @@ fn class_and_mark_are_copied_outside_and_the_outer_ttl_is_our_own() {
 }
 
 /// Every frame on `socket` that carries the mark, until none comes for a moment.
-fn marked_frames(socket: &RawSocket, first: Duration) -> Vec<Vec<u8>> {
+pub(crate) fn marked_frames(socket: &RawSocket, first: Duration) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     let mut wait = first;
     while let Some(frame) = socket.receive_matching(wait, carries_mark).unwrap() {

@@ -286,8 +286,11 @@ fn forgeries(topology: &Topology, quoted: &[u8]) -> Vec<(&'static str, Vec<u8>)>
     quote("a VTEP that nobody knows", &|q| q[last_byte_of(dst)] ^= 0x40);
     quote("another destination port", &|q| q[l4 + 3] ^= 1);
     quote("a source port that we never use", &|q| q[l4..l4 + 2].copy_from_slice(&[0, 53]));
-    quote("another protocol", &|q| q[if ipv6 { 20 } else { 23 }] = 6);
-    quote("no UDP header", &|q| q.truncate(l4));
+    quote("another protocol", &|q| {
+        // TCP for UDP, UDP for TCP.
+        q[if ipv6 { 20 } else { 23 }] ^= 6 ^ 17;
+    });
+    quote("no transport header", &|q| q.truncate(l4));
     let small = if ipv6 { 1279 } else { 551 };
     for (what, mtu) in [("no MTU", 0), ("an MTU below the least", small), ("a larger MTU", 9000)] {
         list.push((what, craft::too_big(topology, 1, quoted, mtu)));
@@ -305,24 +308,35 @@ fn a_forged_icmp_error_changes_nothing_and_a_true_one_does() {
         let combo = Combo { underlay, ..Combo::SIMPLE };
         let topology = TopologySpec::pair(combo).build();
         topology.wait_connected(0, 1);
-        let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
-        let full = packet(&topology, false, combo.tenant_mtu);
-        let quoted = craft::tunnelled(&topology, 0, 100, &full);
-        let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
-        let socket = listen(&topology, topology.tenants[1].v4.into());
-        for (what, forged) in forgeries(&topology, &quoted) {
-            wire.send(&forged).unwrap();
-            std::thread::sleep(Duration::from_millis(100));
-            assert!(arrives(&tenant, &full, &socket), "{underlay:?}: believed: {what}");
-        }
-        // The control: the same error without a lie.
-        wire.send(&craft::too_big(&topology, 1, &quoted, 1400)).unwrap();
-        let mut told = None;
-        wait_until(Duration::from_secs(10), || {
-            told = error_about(&tenant, &full);
-            told.is_some()
-        });
-        let wanted = 1400 - combo.encapsulation_len();
-        assert_eq!(told.map(|(_, named)| named), Some(wanted), "{underlay:?}");
+        let tunnelled = |frame: &[u8]| craft::tunnelled(&topology, 0, 100, frame);
+        only_the_true_error_is_believed(&topology, combo.encapsulation_len(), tunnelled);
     }
+}
+
+/// Sends host A errors about its packets, of which `tunnelled` makes one, that take so many bytes beside the inner
+/// IP packet.
+#[track_caller]
+pub(crate) fn only_the_true_error_is_believed(
+    topology: &Topology,
+    encapsulation_len: u32,
+    tunnelled: impl Fn(&[u8]) -> Vec<u8>,
+) {
+    let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
+    let full = packet(topology, false, topology.spec.combo.tenant_mtu);
+    let quoted = tunnelled(&full);
+    let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
+    let socket = listen(topology, topology.tenants[1].v4.into());
+    for (what, forged) in forgeries(topology, &quoted) {
+        wire.send(&forged).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(arrives(&tenant, &full, &socket), "believed: {what}");
+    }
+    // The control: the same error without a lie.
+    wire.send(&craft::too_big(topology, 1, &quoted, 1400)).unwrap();
+    let mut told = None;
+    wait_until(Duration::from_secs(10), || {
+        told = error_about(&tenant, &full);
+        told.is_some()
+    });
+    assert_eq!(told.map(|(_, named)| named), Some(1400 - encapsulation_len));
 }

@@ -1,9 +1,8 @@
 //! The shard format between two hosts: keys, losses, settings, and what is counted.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
+use culvert_tests::control::Culvertd;
 use culvert_tests::stats::Stats;
 use culvert_tests::tools::{Capture, tcp_transfer};
 use culvert_tests::topology::{Topology, with_vnet_lines};
@@ -11,17 +10,49 @@ use culvert_tests::weather::{Loss, Weather};
 use culvert_tests::{Combo, Family, Offloads, Process, TopologySpec, checks, wait_until};
 use serde_json::Value;
 
+use crate::shards_dissector::dissected;
+
 /// Bytes around an inner Ethernet frame that is sent as it is, with a MAC.
 const ROOM: u32 = 120;
 
-const KEYS: &str = "keys = { 1 = \"000102030405060708090a0b0c0d0e0f\", \
+pub(crate) const KEYS: &str = "keys = { 1 = \"000102030405060708090a0b0c0d0e0f\", \
                     2 = \"101112131415161718191a1b1c1d1e1f\" }, send_key = ";
 
-/// Two hosts whose vnet is in the format, with more lines in their underlays.
-fn hosts(combo: Combo, middle: bool) -> Topology {
+/// All keys that are used here.
+const SECRETS: [&str; 3] = [
+    "000102030405060708090a0b0c0d0e0f",
+    "101112131415161718191a1b1c1d1e1f",
+    "ff1112131415161718191a1b1c1d1e1f",
+];
+
+/// Asserts that a log, which says something, has none of the keys in whatever form.
+#[track_caller]
+fn assert_no_secret(who: &str, log: &str) {
+    assert!(log.contains("TRACE") && log.len() > 2000, "{who} logs next to nothing:\n{log}");
+    let log = log.to_lowercase();
+    for secret in SECRETS {
+        let bytes = (0..16).map(|at| u8::from_str_radix(&secret[at * 2..at * 2 + 2], 16).unwrap());
+        let bytes: Vec<u8> = bytes.collect();
+        let numbers = format!("{bytes:?}");
+        let escaped = bytes.escape_ascii().to_string();
+        for form in [secret, numbers.trim_matches(['[', ']']), &escaped] {
+            // Half of a key is too much.
+            for half in [&form[..form.len() / 2], &form[form.len() / 2..]] {
+                assert!(!log.contains(half), "the log of {who} has {half:?} of a key");
+            }
+        }
+    }
+}
+
+/// Two hosts whose vnet is in the format.
+pub(crate) fn hosts(combo: Combo, middle: bool) -> Topology {
     let mut spec = TopologySpec::pair(combo);
-    spec.vnet_toml = "format = \"shard\"";
     spec.middle = middle;
+    hosts_of(spec)
+}
+
+fn hosts_of(mut spec: TopologySpec) -> Topology {
+    spec.vnet_toml = "format = \"shard\"";
     let topology = spec.build();
     topology.widen_wire(ROOM);
     topology.settle();
@@ -29,7 +60,7 @@ fn hosts(combo: Combo, middle: bool) -> Topology {
 }
 
 /// Gives a host an underlay with these lines for the other.
-fn set_peer(topology: &Topology, host: usize, peer: &str) {
+pub(crate) fn set_peer(topology: &Topology, host: usize, peer: &str) {
     let vtep = topology.hosts[1 - host].vtep;
     topology.reconfigure(host, |toml| {
         let line = format!("[underlay]\npeer = [{{ vtep = \"{vtep}\", {peer} }}]\n");
@@ -91,8 +122,9 @@ fn a_superframe_above_the_limit_of_a_stream_becomes_two() {
 
 #[test]
 fn keys_are_used_rotated_and_a_wrong_one_is_counted() {
-    let combo = Combo { underlay: Family::V6, ..Combo::SIMPLE };
-    let topology = hosts(combo, false);
+    let mut spec = TopologySpec::pair(Combo { underlay: Family::V6, ..Combo::SIMPLE });
+    spec.dataplane_args = ["--log", "trace"].map(str::to_owned).into();
+    let topology = hosts_of(spec);
     let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
     let ping = || {
         let dst = topology.address(1);
@@ -129,6 +161,42 @@ fn keys_are_used_rotated_and_a_wrong_one_is_counted() {
         drops(&topology, 1, "shard_unknown_key") > 0
     });
     assert!(counted, "{:?}", topology.stats(1).value());
+    for host in 0..2 {
+        assert_no_secret("culvert-dataplane", &topology.dataplane(host).log());
+    }
+}
+
+#[test]
+fn culvertd_that_is_given_keys_and_starts_with_them_logs_none() {
+    let mut spec = TopologySpec::pair(Combo::SIMPLE);
+    spec.dataplane_args = ["--log", "trace"].map(str::to_owned).into();
+    let topology = hosts_of(spec);
+    let (ns, vtep) = (&topology.hosts[0].ns, topology.hosts[1].vtep);
+    let socket = topology.dataplane(0).socket().to_owned();
+    let mut culvertd = Culvertd::new(&topology.scratch, "a", &socket, &["--log", "trace"]);
+    culvertd.start(ns, &topology.scratch);
+    let done = culvertd.client().apply(&topology.host_toml(0)).unwrap();
+    assert!(done.unapplied.is_empty(), "{:?}", done.unapplied);
+    let [first, second, third] = SECRETS;
+    for (flag, value) in [
+        ("--key", format!("{vtep}=1:{first}")),
+        ("--key", format!("{vtep}=2:{second}")),
+        ("--send-key", format!("{vtep}=2")),
+        ("--drop-key", format!("{vtep}=1")),
+    ] {
+        culvertd.cli(ns, &["host", "set", flag, &value]).unwrap();
+    }
+    let refused = culvertd.cli(ns, &["host", "set", "--key", &format!("{vtep}=8:{third}")]);
+    assert!(!refused.unwrap_err().to_string().contains(third));
+    let before = culvertd.process().log();
+    culvertd.process().kill();
+    culvertd.start(ns, &topology.scratch);
+    let shown = culvertd.cli(ns, &["export", "--show-keys"]).unwrap();
+    assert!(shown.contains(second) && !shown.contains(first), "{shown}");
+    for log in [before, culvertd.process().log()] {
+        assert_no_secret("culvertd", &log);
+    }
+    assert_no_secret("culvert-dataplane", &topology.dataplane(0).log());
 }
 
 #[test]
@@ -230,58 +298,6 @@ fn two_formats_are_spoken_at_once() {
     for host in 0..2 {
         assert_eq!(drops(&topology, host, "format_mismatch"), 0);
         assert_eq!(drops(&topology, host, "shard_bad"), 0);
-    }
-}
-
-/// The values of fields in each packet that a display filter accepts, by the dissector that ships with Culvert.
-fn dissected(pcap: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/wireshark/culvert-shard.lua");
-    let mut command = Command::new("tshark");
-    command.arg("-X").arg(format!("lua_script:{script}")).arg("-r").arg(pcap);
-    command.args(["-n", "-T", "fields", "-Y", filter]);
-    for field in fields {
-        command.args(["-e", field]);
-    }
-    let output = command.output().unwrap();
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !complaints.contains("Lua"), "{complaints}");
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
-}
-
-#[test]
-fn the_dissector_for_wireshark_reads_what_crosses_the_wire() {
-    for (underlay, keys) in [(Family::V4, None), (Family::V6, Some(1))] {
-        let combo = Combo { underlay, wire: Offloads::Off, ..Combo::SIMPLE };
-        let topology = hosts(combo, true);
-        if let Some(key) = keys {
-            set_peer(&topology, 0, &format!("{KEYS}{key}"));
-            set_peer(&topology, 1, &format!("{KEYS}{key}"));
-            topology.settle();
-        }
-        let middle = topology.middle.as_ref().unwrap();
-        let capture = Capture::start(middle.ns(), &topology.scratch, "left", "");
-        let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
-        tcp_transfer(&a.ns, &b.ns, topology.address(1), 500_000).unwrap();
-        let pcap = capture.finish();
-        let segments = dissected(&pcap, "culvert_shard", &["culvert_shard.segments"]);
-        assert!(segments.len() > 300, "{} segments", segments.len());
-        let wrong = "culvert_shard.illegal || culvert_shard.bad_checksum \
-                     || culvert_shard.bad_block || _ws.malformed || _ws.lua.error";
-        let wrong = dissected(&pcap, wrong, &["frame.number", "_ws.expert.message"]);
-        assert!(wrong.is_empty(), "{wrong:?}");
-        let fields = ["vni", "crc_good", "kind", "keyed", "mss"];
-        let fields = fields.map(|field| format!("culvert_shard.block.{field}"));
-        let fields: Vec<_> = fields.iter().map(String::as_str).collect();
-        let blocks = dissected(&pcap, "culvert_shard.block.vni", &fields);
-        assert!(blocks.iter().all(|block| block[0] == "100" && block[1] == "1"), "{blocks:?}");
-        let keyed = if keys.is_some() { "1" } else { "0" };
-        assert!(blocks.iter().all(|block| block[3] == keyed), "{blocks:?}");
-        let cut = blocks.iter().filter(|block| block[2] == "1" && block[4] == "1448").count();
-        assert!(cut > 5, "{cut} superframes: {blocks:?}");
-        // The inner frames that are not cut are shown as such.
-        let inner = dissected(&pcap, "culvert_shard && tcp.flags.syn == 1", &["ip.dst"]);
-        assert!(!inner.is_empty());
     }
 }
 

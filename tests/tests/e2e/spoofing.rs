@@ -28,8 +28,14 @@ fn link_option(mac: [u8; 6]) -> Vec<u8> {
 
 /// Two tenants on each host in a vnet that floods: what passes at all reaches everyone.
 fn flooding() -> Topology {
+    flooding_in("")
+}
+
+/// The same with these lines in the vnet.
+pub(crate) fn flooding_in(vnet_toml: &'static str) -> Topology {
     let mut spec = TopologySpec::quad(Combo::SIMPLE);
     spec.vnets[0].flood = true;
+    spec.vnet_toml = vnet_toml;
     let topology = spec.build();
     topology.wait_connected(0, 1);
     topology.wait_connected(0, 2);
@@ -141,6 +147,12 @@ fn a_tenant_that_claims_anothers_address_is_heard_by_nobody() {
 #[test]
 fn a_known_vtep_cannot_speak_for_addresses_that_do_not_live_there() {
     let topology = flooding();
+    nobody_speaks_for_others(&topology, |inner| craft::tunnelled(&topology, 1, 100, inner));
+}
+
+/// Tells tenants of host A from host B, by frames that `tunnelled` makes, of addresses that do not live there.
+#[track_caller]
+pub(crate) fn nobody_speaks_for_others(topology: &Topology, tunnelled: impl Fn(&[u8]) -> Vec<u8>) {
     let wire = RawSocket::open(&topology.hosts[1].ns, WIRE).unwrap();
     let tenant = RawSocket::open(&topology.tenants[0].ns, TENANT_DEVICE).unwrap();
     let [near, local, remote] = [0, 2, 1].map(|at| &topology.tenants[at]);
@@ -177,15 +189,15 @@ fn a_known_vtep_cannot_speak_for_addresses_that_do_not_live_there() {
     ];
     for (what, inner) in claims {
         tenant.drain().unwrap();
-        let frame = craft::tunnelled(&topology, 1, 100, &inner);
+        let frame = tunnelled(&inner);
         eprintln!("{what}");
-        checks::counted(&topology, 0, "source_mismatch", 1, || wire.send(&frame).unwrap());
+        checks::counted(topology, 0, "source_mismatch", 1, || wire.send(&frame).unwrap());
         std::thread::sleep(QUIET);
         let same = |seen: &[u8]| seen[12..] == inner[12..];
         let heard = tenant.receive_matching(Duration::ZERO, same).unwrap();
         assert!(heard.is_none(), "{what}: it is delivered");
     }
-    for line in believed(&topology, 0, 2) {
+    for line in believed(topology, 0, 2) {
         assert!(line.contains(local.mac.as_str()), "{line}");
     }
 }

@@ -269,6 +269,10 @@ pub(crate) fn pairs(data: &[u8]) {
         }
         assert!(host.receiver.frames() <= CONFIG.frames);
         assert!(host.receiver.held_bytes() <= CONFIG.bytes);
+        for (peer, frames, bytes) in host.receiver.holders() {
+            assert!(frames <= CONFIG.frames_per_peer, "{peer} holds {frames} frames");
+            assert!(bytes <= CONFIG.bytes_per_peer, "{peer} holds {bytes} bytes");
+        }
         assert!(host.receiver.deadline_us().is_none_or(|deadline| deadline > host.now));
         assert!(host.blocks.iter().all(|blocks| blocks.len() <= KEPT));
     }

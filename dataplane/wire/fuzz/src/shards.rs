@@ -264,6 +264,10 @@ pub(crate) fn shards(data: &[u8]) {
         }
         assert!(receiver.frames() <= CONFIG.frames);
         assert!(receiver.held_bytes() <= CONFIG.bytes);
+        for (peer, frames, bytes) in receiver.holders() {
+            assert!(frames <= CONFIG.frames_per_peer, "{peer} holds {frames} frames");
+            assert!(bytes <= CONFIG.bytes_per_peer, "{peer} holds {bytes} bytes");
+        }
         assert!(receiver.deadline_us().is_none_or(|deadline| deadline > now));
     }
     receiver.clear(&mut out);

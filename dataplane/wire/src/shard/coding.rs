@@ -17,12 +17,12 @@ pub struct Coding {
 pub enum CodingError {
     /// No share at all, or more than 8, rebuild the block. Choose k from 1 to 8.
     #[error("k is {0}; legal are 1 to {MAX_NEEDED}")]
-    Needed(u8),
+    Needed(u32),
     /// Fewer shares than rebuild the block, or more than 16. Choose n from k to 16.
     #[error("n is {n}; legal with k = {k} are {k} to {MAX_SHARES}")]
     Shares {
         /// What was asked for.
-        n: u8,
+        n: u32,
         /// The k beside it.
         k: u8,
     },
@@ -37,13 +37,22 @@ impl Coding {
     /// # Errors
     /// Any [`CodingError`].
     pub const fn new(k: u8, n: u8) -> Result<Self, CodingError> {
-        if k == 0 || k as usize > MAX_NEEDED {
+        Self::of(k as u32, n as u32)
+    }
+
+    /// The same for numbers that somebody chose, however large they are.
+    ///
+    /// # Errors
+    /// Any [`CodingError`], with these numbers.
+    pub const fn of(k: u32, n: u32) -> Result<Self, CodingError> {
+        if k == 0 || k > MAX_NEEDED as u32 {
             return Err(CodingError::Needed(k));
         }
-        if n < k || n as usize > MAX_SHARES {
+        let k = k as u8;
+        if n < k as u32 || n > MAX_SHARES as u32 {
             return Err(CodingError::Shares { n, k });
         }
-        Ok(Self { k, n })
+        Ok(Self { k, n: n as u8 })
     }
 
     /// Shares that rebuild the block.
@@ -99,6 +108,9 @@ mod tests {
         assert_eq!(Coding::new(9, 16), Err(CodingError::Needed(9)));
         assert_eq!(Coding::new(4, 3), Err(CodingError::Shares { n: 3, k: 4 }));
         assert_eq!(Coding::new(4, 17), Err(CodingError::Shares { n: 17, k: 4 }));
+        assert_eq!(Coding::of(4, 260), Err(CodingError::Shares { n: 260, k: 4 }));
+        assert_eq!(Coding::of(257, 8), Err(CodingError::Needed(257)));
+        assert_eq!(Coding::of(8, 16), Coding::new(8, 16));
         assert_eq!(
             CodingError::Shares { n: 17, k: 4 }.to_string(),
             "n is 17; legal with k = 4 are 4 to 16"

@@ -203,17 +203,26 @@ pub(crate) fn verify(frame: &[u8]) -> Seen {
     }
 }
 
-/// A packet of any kind with `max` payload bytes at most.
+/// A packet of any kind with `max` payload bytes at most, and no more than its IP packet has room for. Both
+/// ends come often.
 pub(crate) fn any_forge(max: usize) -> impl Strategy<Value = Forge> {
     let ip = (any::<bool>(), 0..=2usize, any::<u8>(), 1..=255u8, any::<u16>(), any::<bool>());
     let tcp = (any::<u32>(), any::<u32>(), any::<u16>(), 0..=10usize, 0u8..=0xff);
     // The length and a seed, rather than the bytes, so that shrinking stays fast.
-    let payload = (0..=max, any::<u64>());
+    let len = prop_oneof![1 => Just(0), 8 => 0..=max.min(65_535), 1 => Just(max)];
+    let payload = (len, any::<u64>());
     (ip, tcp, any::<bool>(), any::<bool>(), payload).prop_map(|(ip, tcp, udp, zero, payload)| {
         let (v6, tags, tos, ttl, id, df) = ip;
         let (seq, ack, window, words, flags) = tcp;
         let keep =
             tcp::flags::ACK | tcp::flags::PSH | tcp::flags::FIN | tcp::flags::ECE | tcp::flags::CWR;
+        let mut options = vec![1; if udp { 0 } else { words * 4 }];
+        // The same choice of TCP is whether there are timestamps.
+        if let Some(timestamps) = options.get_mut(2..12).filter(|_| zero) {
+            timestamps.copy_from_slice(&[&[8, 10][..], &ack.to_be_bytes(), &[0, 0, 1, 2]].concat());
+        }
+        let headers = if udp { udp::HEADER_LEN } else { tcp::HEADER_LEN + options.len() };
+        let room = 65_535 - headers - if v6 { 0 } else { ipv4::HEADER_LEN };
         Forge {
             v6,
             udp,
@@ -228,9 +237,9 @@ pub(crate) fn any_forge(max: usize) -> impl Strategy<Value = Forge> {
             ack,
             flags: flags & keep,
             window,
-            options: if udp { vec![] } else { vec![1; words * 4] },
+            options,
             zero_checksum: zero,
-            payload: noise(payload.0, payload.1),
+            payload: noise(payload.0.min(room), payload.1),
         }
     })
 }

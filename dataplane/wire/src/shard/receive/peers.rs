@@ -85,6 +85,12 @@ impl Peers {
         self.list.get_mut(index)
     }
 
+    /// Who holds frames, and how many of them and of bytes.
+    pub(super) fn holders(&self) -> impl Iterator<Item = (IpAddr, usize, usize)> {
+        let those = self.list.iter().filter(|peer| peer.frames > 0);
+        those.map(|peer| (peer.address, peer.frames, peer.bytes))
+    }
+
     /// What all strangers hold together.
     pub(super) fn strangers_hold(&self, measure: Measure) -> usize {
         self.list.iter().filter(|peer| !peer.proven).map(|peer| peer.holds(measure)).sum()

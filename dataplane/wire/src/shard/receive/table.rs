@@ -1,5 +1,7 @@
 //! All frames on their way, and who has to go when there are too many.
 
+use std::net::IpAddr;
+
 use crate::segment::Pieces;
 use crate::shard::block::BlockFault;
 use crate::shard::receive::frame::{Frame, Taken};
@@ -80,6 +82,11 @@ impl<T> Receiver<T> {
     #[must_use]
     pub const fn held_bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Who holds frames: each peer with its frames and what their tokens cost, in bytes.
+    pub fn holders(&self) -> impl Iterator<Item = (IpAddr, usize, usize)> {
+        self.peers.holders()
     }
 
     /// How frames ended.

@@ -114,6 +114,7 @@ pub(crate) struct FarEnd {
     pub(crate) now_us: u64,
     pub(crate) offered: usize,
     pub(crate) sum: OuterSum,
+    limits: ReceiveConfig,
 }
 
 impl FarEnd {
@@ -125,6 +126,14 @@ impl FarEnd {
             now_us: 0,
             offered: 0,
             sum: OuterSum::Complete,
+            // No limit is below these.
+            limits: ReceiveConfig {
+                frames: config.frames.max(2),
+                frames_per_peer: config.frames_per_peer.max(1),
+                bytes: config.bytes.max(256 << 10),
+                bytes_per_peer: config.bytes_per_peer.max(128 << 10),
+                ..config
+            },
         }
     }
 
@@ -143,6 +152,20 @@ impl FarEnd {
         let (now, keys, out) = (self.now_us, &self.keys, &mut self.out);
         self.receiver.offer(now, segment, &mut pieces, token, cost, keys, out);
         self.offered += 1;
+        self.check_limits();
+    }
+
+    /// What is held is within its limits, for all and for each peer.
+    fn check_limits(&self) {
+        let (limits, receiver) = (&self.limits, &self.receiver);
+        assert!(receiver.frames() <= limits.frames && receiver.held_bytes() <= limits.bytes);
+        let (mut all_frames, mut all_bytes) = (0, 0);
+        for (peer, frames, bytes) in receiver.holders() {
+            assert!(frames <= limits.frames_per_peer, "{peer} holds {frames} frames");
+            assert!(bytes <= limits.bytes_per_peer, "{peer} holds {bytes} bytes");
+            (all_frames, all_bytes) = (all_frames + frames, all_bytes + bytes);
+        }
+        assert_eq!((all_frames, all_bytes), (receiver.frames(), receiver.held_bytes()));
     }
 
     pub(crate) fn flush(&mut self) {

@@ -6,5 +6,6 @@ mod mixtures;
 mod receiving;
 mod repair;
 mod sending;
+mod subsets;
 mod table;
 mod vectors;

@@ -24,7 +24,7 @@ fn config() -> ReceiveConfig {
 }
 
 /// The way from the first end to the second, or back.
-fn way(v6: bool, back: bool) -> EncapSpec<'static> {
+pub(crate) fn way(v6: bool, back: bool) -> EncapSpec<'static> {
     let (src, dst) = ends(v6);
     let (src, dst) = if back { (dst, src) } else { (src, dst) };
     EncapSpec {

@@ -105,32 +105,78 @@ fn a_flood_from_many_strangers_does_not_push_out_a_peer_that_is_known() {
     far.close();
 }
 
-#[test]
-fn bytes_are_bounded_for_all_and_for_each() {
-    let config = ReceiveConfig {
+/// All of a frame that is there before its second share: long, and never opened.
+fn heavy(peer: u8, number: u32) -> Vec<Vec<u8>> {
+    let stream = frame_of(peer, number);
+    let (_, placement) = placement_of(&stream[0]);
+    let [first, second] = [0, 1].map(|share| placement.carriers().nth(share).unwrap());
+    let mut packets = vec![merge(&stream[..=first], true)];
+    if second > first + 1 {
+        packets.push(merge(&stream[first + 1..second], true));
+    }
+    packets
+}
+
+const fn few_bytes() -> ReceiveConfig {
+    ReceiveConfig {
         frames: 64,
         frames_per_peer: 64,
         bytes: 256 << 10,
         bytes_per_peer: 128 << 10,
-        ..Default::default()
-    };
-    let mut far = FarEnd::new(config, Keyring::default());
-    for number in 0..300 {
-        let stream = frame_of(2 + (number % 5) as u8, number);
-        let (_, placement) = placement_of(&stream[0]);
-        let first = placement.carriers().next().unwrap();
-        let second = placement.carriers().nth(1).unwrap();
-        // All but one share, so that it never opens.
-        far.offer(&merge(&stream[..=first], true)).unwrap();
-        if second > first + 1 {
-            far.offer(&merge(&stream[first + 1..second], true)).unwrap();
-        }
-        assert!(far.receiver.held_bytes() <= 256 << 10);
+        hold_us: 50_000,
+        ask_after_us: None,
     }
-    assert!(far.out.runs.is_empty() && far.receiver.stats().evicted > 0);
-    let held = far.receiver.held_bytes();
-    assert!(held > 100 << 10, "{held} of them are used");
-    far.close();
+}
+
+#[test]
+fn bytes_are_bounded_for_all_and_for_each() {
+    // Five peers share what all may hold; one alone has what each may. `offer` compares both limits.
+    for (peers, least, most) in [(5, 100 << 10, 256 << 10), (1, 100 << 10, 128 << 10)] {
+        let mut far = FarEnd::new(few_bytes(), Keyring::default());
+        // It is no stranger, and strangers together have half of all.
+        for packet in honest(1000) {
+            far.offer(&packet).unwrap();
+        }
+        for number in 0..300 {
+            for packet in heavy(1 + (number % peers) as u8, number) {
+                far.offer(&packet).unwrap();
+            }
+        }
+        assert!(far.receiver.stats().evicted > 0);
+        let held = far.receiver.held_bytes();
+        assert!((least..=most).contains(&held), "{held} bytes are held of {peers} peers");
+        far.close();
+    }
+}
+
+#[test]
+fn a_flood_of_bytes_does_not_push_out_a_peer_that_behaves() {
+    // From strangers, many or one.
+    for floods in [40, 1] {
+        let mut far = FarEnd::new(few_bytes(), Keyring::default());
+        // It is no stranger.
+        for packet in honest(1000) {
+            far.offer(&packet).unwrap();
+        }
+        for number in 0..100u32 {
+            let stream = honest(number);
+            for (i, packet) in stream.iter().enumerate() {
+                far.offer(packet).unwrap();
+                for flood in 0..8 {
+                    let id = number * 1000 + i as u32 * 8 + flood;
+                    for packet in heavy(10 + (id % floods) as u8, 1_000_000 + id % 997) {
+                        far.offer(&packet).unwrap();
+                    }
+                }
+                far.flush();
+                far.now_us += 10;
+            }
+            assert_eq!(delivered(&far, number), 8 * 1400, "frame {number} among {floods}");
+        }
+        assert_eq!(far.receiver.stats().whole, 101);
+        assert!(far.receiver.stats().evicted > 1000);
+        far.close();
+    }
 }
 
 #[test]

@@ -23,19 +23,26 @@ const FORMATS: [(&str, &str, &str); 5] = [
     ("`shard`, 4 of 16", "format = \"shard\"", "shard = { k = 4, n = 16 }\n"),
 ];
 
-/// Losses with which iperf3's lengths are listed.
-const LENGTHS: [Loss; 2] = [Loss::NONE, Loss::Independent { rate: 0.01 }];
+/// Weather in which iperf3's lengths are listed.
+const LENGTHS: [Weather; 2] =
+    [Weather::losing(Loss::NONE), Weather::losing(Loss::Independent { rate: 0.01 })];
 
-const LOSSES: [Loss; 9] = [
-    Loss::NONE,
-    Loss::Independent { rate: 0.001 },
-    Loss::Independent { rate: 0.01 },
-    Loss::Independent { rate: 0.05 },
-    Loss::Independent { rate: 0.1 },
-    Loss::Bursts { rate: 0.01, mean: 3.0 },
-    Loss::Bursts { rate: 0.01, mean: 10.0 },
-    Loss::Bursts { rate: 0.05, mean: 3.0 },
-    Loss::Bursts { rate: 0.05, mean: 10.0 },
+const WEATHERS: [Weather; 14] = [
+    Weather::losing(Loss::NONE),
+    Weather::losing(Loss::Independent { rate: 0.001 }),
+    Weather::losing(Loss::Independent { rate: 0.01 }),
+    Weather::losing(Loss::Independent { rate: 0.05 }),
+    Weather::losing(Loss::Independent { rate: 0.1 }),
+    Weather::losing(Loss::Bursts { rate: 0.001, mean: 3.0 }),
+    Weather::losing(Loss::Bursts { rate: 0.001, mean: 10.0 }),
+    Weather::losing(Loss::Bursts { rate: 0.01, mean: 3.0 }),
+    Weather::losing(Loss::Bursts { rate: 0.01, mean: 10.0 }),
+    Weather::losing(Loss::Bursts { rate: 0.05, mean: 3.0 }),
+    Weather::losing(Loss::Bursts { rate: 0.05, mean: 10.0 }),
+    Weather::losing(Loss::Bursts { rate: 0.1, mean: 3.0 }),
+    Weather::losing(Loss::Bursts { rate: 0.1, mean: 10.0 }),
+    // As in the model.
+    Weather { loss: Loss::Independent { rate: 0.01 }, repeated: 0.02, overtaken: 0.05 },
 ];
 
 /// Frames that were counted at both ends.
@@ -57,6 +64,16 @@ fn counted(topology: &Topology) -> Counted {
         line.map_or(0, |line| names.iter().filter_map(|name| line[*name].as_u64()).sum())
     };
     Counted { sent: of(0, &["sent"]), rebuilt: of(1, &["whole", "rebuilt"]) }
+}
+
+/// Weather as the tables name it.
+fn described(weather: Weather) -> String {
+    let Weather { loss, repeated, overtaken } = weather;
+    if repeated == 0.0 && overtaken == 0.0 {
+        return loss.to_string();
+    }
+    let [repeated, overtaken] = [repeated, overtaken].map(|share| share * 100.0);
+    format!("{loss}, {repeated} % repeated, {overtaken} % overtaken")
 }
 
 fn build(vnet_toml: &'static str, underlay_toml: &'static str) -> Topology {
@@ -81,10 +98,12 @@ pub(crate) fn main(secs: u32, seed: u64) -> crate::CommandResult {
         let topology = build(vnet_toml, underlay_toml);
         let middle = topology.middle.as_ref().ok_or("the wire has nothing in it")?;
         let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
-        for loss in LOSSES {
+        for weather in WEATHERS {
+            let loss = weather.loss;
+            let what = described(weather);
             let before = counted(&topology);
             middle.take_shapes();
-            middle.set_weather(Some(Weather::losing(loss)), seed);
+            middle.set_weather(Some(weather), seed);
             let report = Iperf::tcp(secs).run(&topology.scratch, &a.ns, &b.ns, topology.address(1));
             middle.set_weather(None, 0);
             // The last frames' time has to be over.
@@ -94,7 +113,7 @@ pub(crate) fn main(secs: u32, seed: u64) -> crate::CommandResult {
             let goodput = match report {
                 Ok(report) => format!("{:.1}", report.bits_per_second / 1e6),
                 Err(e) => {
-                    eprintln!("{name}, {loss}: {e}");
+                    eprintln!("{name}, {what}: {e}");
                     "none".to_owned()
                 }
             };
@@ -109,8 +128,8 @@ pub(crate) fn main(secs: u32, seed: u64) -> crate::CommandResult {
                 let predicted = odds.sum::<f64>() / all.max(1) as f64 * 100.0;
                 format!("{share:.2} ({low:.2}-{high:.2}) | {predicted:.2}")
             };
-            println!("| {name} | {loss} | {goodput} | {frames} |");
-            if LENGTHS.contains(&loss) && underlay_toml.is_empty() && sent > 0 {
+            println!("| {name} | {what} | {goodput} | {frames} |");
+            if LENGTHS.contains(&weather) && underlay_toml.is_empty() && sent > 0 {
                 lengths.push((loss, shapes));
             }
         }
