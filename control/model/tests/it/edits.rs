@@ -75,7 +75,7 @@ proptest! {
 }
 
 /// The parts after the edits, by the plainest means; none where there is nothing to delete.
-fn applied(host: &Host, edits: &[Edit]) -> Option<HostParts> {
+pub(crate) fn applied(host: &Host, edits: &[Edit]) -> Option<HostParts> {
     let mut parts = host.clone().into_parts();
     for edit in edits {
         let key = edit.key();

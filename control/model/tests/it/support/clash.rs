@@ -206,7 +206,7 @@ pub(crate) fn state() -> impl Strategy<Value = Host> {
     prop::collection::vec(edit(), 0..40).prop_map(move |edits| {
         let start = culvert_model::host_toml::read(start).unwrap();
         edits.iter().fold(start, |host, edit| {
-            let parts = crate::applied(&host, std::slice::from_ref(edit));
+            let parts = crate::edits::applied(&host, std::slice::from_ref(edit));
             parts.and_then(|parts| Host::new(parts).ok()).unwrap_or(host)
         })
     })
