@@ -232,7 +232,7 @@ pub(crate) enum What {
     Ingress,
     /// ACL groups, rule by rule.
     Acls,
-    /// The physical network, as wanted and as it is.
+    /// The physical network, as wanted and as it is, and who cuts superframes there: the device, the kernel, the dataplane.
     Underlay,
     /// Frames of the shard format by VTEP: whole, rebuilt of their shares, or lost.
     Shards,

@@ -207,6 +207,7 @@ fn the_wanted_state_is_shown_in_parts() {
             "wanted: addresses 192.0.2.1, 2001:db8::1; mtu 1500; mode auto; rx xdp; tx auto",
         ),
         ("underlay", "not zero-copy: not supported by the driver"),
+        ("underlay", "up    UDP dataplane, TCP device  "),
         (
             "shards",
             "192.0.2.2     9       400      7        2        4  1: 3, 2: 1                  1        5",
@@ -257,6 +258,7 @@ fn json_has_stable_names() {
     assert_eq!(show("host")["ports"][0]["meter"]["rx"]["rate_bps"], 1_000_000_000);
     assert_eq!(show("underlay")["wanted"]["interfaces"], json!(["eth0"]));
     assert_eq!(show("underlay")["devices"][0]["up"], true);
+    assert_eq!(show("underlay")["devices"][0]["cut_by"]["tcp_ipv6"], "device");
     assert_eq!(show("info")["workers"], json!([{ "index": 0, "cpu": 1 }]));
     assert_eq!(show("host")["ports"][1]["device"], "tap0");
 }

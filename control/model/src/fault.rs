@@ -514,6 +514,15 @@ pub enum Fault {
         /// As given.
         mtu: Mtu,
     },
+    /// Raise the mapping's MTU, or leave it out.
+    #[error(
+        "{mtu}: too small for an IPv6 address; legal is {} or more (RFC 8200)",
+        crate::IPV6_MTU_MIN
+    )]
+    MappingMtuTooSmall {
+        /// As given.
+        mtu: Mtu,
+    },
     /// Give the underlay an address of that family, or use a VTEP of the other.
     #[error(
         "{vtep}: the underlay has no {} address to send from; legal is a VTEP of a family in underlay addresses",

@@ -103,7 +103,8 @@ pub struct Mapping {
     pub mac: MacAddr,
     /// The VTEP it lives behind: another host's underlay address.
     pub vtep: IpAddr,
-    /// The largest IP packet that the far end takes, where known.
+    /// The largest IP packet that the far end takes, where known; of an IPv6 address, 1280 bytes at least. It may be
+    /// more than the underlay carries: the lesser of both holds.
     pub mtu: Option<Mtu>,
 }
 

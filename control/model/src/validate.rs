@@ -493,6 +493,13 @@ impl<'a> Check<'a> {
         }
         self.unicast_ip(&place("vtep"), mapping.vtep);
         self.reachable(&place("vtep"), mapping.vtep);
+        // More than the underlay carries is no fault: it is what the far end takes, and the lesser of both holds.
+        if let Some(mtu) = mapping.mtu
+            && mtu.get() < IPV6_MTU_MIN
+            && mapping.ip.is_ipv6()
+        {
+            self.fault(place("mtu"), Fault::MappingMtuTooSmall { mtu });
+        }
     }
 
     fn ingress(&mut self, index: usize, rule: &IngressRule) {

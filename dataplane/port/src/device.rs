@@ -97,6 +97,13 @@ impl Features {
     }
 }
 
+impl<'a> FromIterator<&'a str> for Features {
+    /// Features of these names, and no others.
+    fn from_iter<I: IntoIterator<Item = &'a str>>(names: I) -> Self {
+        Self { active: names.into_iter().map(str::to_owned).collect() }
+    }
+}
+
 /// A network device of the namespace in which it was looked up. It is known by its index, so that
 /// a rename changes nothing.
 #[derive(Debug)]

@@ -19,6 +19,8 @@ use crate::segment::GsoKind;
 use crate::tcp::flags;
 use crate::{eth, ipv4, ipv6, tcp};
 
+pub use crate::outer::{OuterHeaders, OuterKey};
+
 /// Bytes of the longest headers that are merged: two tags, IPv6, TCP with 40 bytes of options.
 pub const MAX_HEADERS_LEN: usize =
     eth::HEADER_LEN + eth::MAX_TAGS * eth::TAG_LEN + ipv6::HEADER_LEN + tcp::MAX_HEADER_LEN;
@@ -40,16 +42,6 @@ impl Default for CoalesceConfig {
     fn default() -> Self {
         Self { flows: 32, max_segs: 64, max_len: 0xffff, udp: false }
     }
-}
-
-/// What the tunnel says about a frame.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct OuterKey {
-    /// Tells flows apart: virtual network and receiving port. Frames that differ here are never of
-    /// one flow, whatever their addresses.
-    pub flow: u64,
-    /// Must be equal to merge frames of one flow: source VTEP, outer DSCP and ECN, outer VLAN.
-    pub merge: u64,
 }
 
 /// One frame held for a superframe.

@@ -23,6 +23,7 @@
 mod bytes;
 mod cut;
 mod hash;
+mod outer;
 mod pieces;
 mod writer;
 

@@ -9,6 +9,7 @@ mod cni;
 mod combos;
 mod control;
 mod counters;
+mod cutters;
 mod cutting;
 mod demo;
 mod devices;

@@ -82,6 +82,27 @@ pub(super) struct Device {
     pub(super) queues: u32,
     pub(super) mtu: u32,
     pub(super) up: bool,
+    /// Absent while it is not open.
+    pub(super) cut_by: Option<Cutters>,
+}
+
+/// Who cuts superframes, by their outer headers: `device`, `kernel`, `dataplane`.
+#[derive(Serialize)]
+pub(super) struct Cutters {
+    udp: String,
+    tcp_ipv4: String,
+    tcp_ipv6: String,
+}
+
+impl Cutters {
+    fn in_short(&self) -> String {
+        let Cutters { udp, tcp_ipv4, tcp_ipv6 } = self;
+        match (udp == tcp_ipv4, tcp_ipv4 == tcp_ipv6) {
+            (true, true) => udp.clone(),
+            (_, true) => format!("UDP {udp}, TCP {tcp_ipv4}"),
+            _ => format!("UDP {udp}, TCP/IPv4 {tcp_ipv4}, TCP/IPv6 {tcp_ipv6}"),
+        }
+    }
 }
 
 impl From<api::UnderlayDevice> for Device {
@@ -93,13 +114,17 @@ impl From<api::UnderlayDevice> for Device {
             queues: device.queues,
             mtu: device.mtu,
             up: device.up,
+            cut_by: device.cut_by.map(|cut_by| {
+                let api::SuperframeCutters { udp, tcp_ipv4, tcp_ipv6 } = cut_by;
+                Cutters { udp, tcp_ipv4, tcp_ipv6 }
+            }),
         }
     }
 }
 
 impl Row for Device {
     const HEADERS: &'static [&'static str] =
-        &["interface", "mode", "#queues", "#mtu", "link", "notes"];
+        &["interface", "mode", "#queues", "#mtu", "link", "superframes cut by", "notes"];
     fn cells(&self) -> Vec<String> {
         vec![
             self.interface.clone(),
@@ -107,6 +132,7 @@ impl Row for Device {
             self.queues.to_string(),
             self.mtu.to_string(),
             if self.up { "up" } else { "down" }.to_owned(),
+            self.cut_by.as_ref().map_or_else(|| "-".to_owned(), Cutters::in_short),
             why_not(&self.refusals),
         ]
     }

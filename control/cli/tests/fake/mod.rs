@@ -114,6 +114,11 @@ impl Dataplane for Fake {
                 queues: 4,
                 mtu: 1500,
                 up: true,
+                cut_by: Some(api::SuperframeCutters {
+                    udp: "dataplane".into(),
+                    tcp_ipv4: "device".into(),
+                    tcp_ipv6: "device".into(),
+                }),
             }],
             workers: vec![api::WorkerInfo { index: 0, cpu: Some(1) }],
         }))

@@ -222,6 +222,39 @@ fn an_ipv6_port_needs_an_ipv6_mtu() {
 }
 
 #[test]
+fn mtus_are_what_ip_packets_may_be_of_ports_and_mappings() {
+    type Set = fn(&mut api::State, Option<u32>);
+    let port: Set = |s, mtu| s.ports[0].mtu = mtu;
+    let mapping: Set = |s, mtu| s.mappings[0].mtu = mtu;
+    let whose = ["port[0] \"a\": mtu", "mapping[0]: mtu"];
+    for (place, set) in whose.into_iter().zip([port, mapping]) {
+        for bytes in [0, 575, 65_536, u32::MAX] {
+            let fault = fault(place, |s| set(s, Some(bytes)));
+            assert_eq!(fault, Fault::BadMtu { value: bytes.into() });
+            assert!(fault.to_string().contains("legal is 576 to 65535"), "{fault}");
+        }
+        // What is above the underlay's own is for the far end, or for packets that stay here.
+        for bytes in [576, 1500, 65_535] {
+            assert_eq!(faults(|s| set(s, Some(bytes))), [], "{place} {bytes}");
+        }
+    }
+}
+
+#[test]
+fn a_mapping_of_an_ipv6_address_needs_an_ipv6_mtu() {
+    let set = |mtu| {
+        move |s: &mut api::State| {
+            s.mappings[0].ip = "fd00::9".into();
+            s.mappings[0].mtu = Some(mtu);
+        }
+    };
+    let fault = fault("mapping[0]: mtu", set(1279));
+    assert_eq!(fault, Fault::MappingMtuTooSmall { mtu: Mtu::new(1279).unwrap() });
+    assert!(fault.to_string().ends_with("legal is 1280 or more (RFC 8200)"), "{fault}");
+    assert_eq!(faults(set(1280)), []);
+}
+
+#[test]
 fn macs_are_those_of_one_station() {
     for mac in ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"] {
         let mac_fault = Fault::MacNotUnicast { mac: mac.parse().unwrap() };

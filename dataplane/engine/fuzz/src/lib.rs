@@ -15,6 +15,7 @@ use culvert_dataplane::sight::{Watch, Watching};
 use culvert_dataplane::tables::{
     self, Hop, Indices, Inputs, PortFacts, PortIndex, Reach, Scope, Tables,
 };
+use culvert_dataplane::worker::cutter::{Cutter, Cutters};
 use culvert_dataplane::worker::device::{Facts, Role};
 use culvert_dataplane::worker::explain::KnownDevice;
 use culvert_dataplane::worker::offload::{Csum, Gso, Offload};
@@ -155,16 +156,20 @@ impl Engine {
         let cache = FrameCache::new(arena);
         let mut worker = Worker::new(config, Arc::clone(&shared), commands.remove(0), cache)
             .expect("descriptors");
-        let facts = |sends_trains| Facts {
+        let facts = |cutter| Facts {
             mtu: 1500,
-            sends_trains,
+            cutters: Cutters::all(cutter),
             packet_only: false,
             unmarked: Offload::default(),
         };
-        let mut devices = vec![KnownDevice { role: LINK, facts: facts(!cuts), tap: false }];
+        let mut devices = vec![KnownDevice {
+            role: LINK,
+            facts: facts(if cuts { Cutter::Dataplane } else { Cutter::Device }),
+            tap: false,
+        }];
         devices.extend([0, 1].map(|network| KnownDevice {
             role: Role::Tenant(world.port(network)),
-            facts: facts(false),
+            facts: facts(Cutter::Dataplane),
             tap: true,
         }));
         worker.attach_sinks(&devices);

@@ -13,6 +13,7 @@ use culvert_port::{
 
 use super::slots::Slots;
 use crate::limits::{SLOTS_PER_LINK, SLOTS_PER_PORT};
+use crate::worker::cutter::{Cutter, Cutters};
 use crate::worker::device::{AttachmentId, Device, Facts, Io, Role};
 use crate::worker::offload::Offload;
 
@@ -262,7 +263,8 @@ impl Opener {
         })?;
         let net = NetDevice::by_name(name)?;
         let unmarked = Offload::default();
-        let facts = Facts { mtu: net.mtu()?, sends_trains: false, packet_only: false, unmarked };
+        let cutters = Cutters::all(Cutter::Dataplane);
+        let facts = Facts { mtu: net.mtu()?, cutters, packet_only: false, unmarked };
         let id = self.new_id();
         let mut device = Device::new(role, Io::Tap(Box::new(tap)), facts.mtu);
         device.attachment = id;
@@ -468,7 +470,7 @@ pub(super) fn facts(
 ) -> Facts {
     Facts {
         mtu,
-        sends_trains: sends_trains(wanted, mode, features),
+        cutters: cutters(wanted, mode, features),
         packet_only: is_underlay(wanted.role)
             && (wanted.tx == UnderlayTx::Packet || !mode.has_rings()),
         unmarked: unmarked(driver, mode),
@@ -487,15 +489,22 @@ const fn is_underlay(role: Role) -> bool {
     matches!(role, Role::Underlay(_))
 }
 
-/// Whether superframes leave as trains by the packet socket: where the device cuts them, and where
-/// the kernel would copy each frame of a ring, so that it may as well cut.
-pub(super) fn sends_trains(wanted: &Wanted, mode: Mode, features: &Features) -> bool {
-    is_underlay(wanted.role)
-        && match wanted.tx {
-            UnderlayTx::Xdp => false,
-            UnderlayTx::Packet => true,
-            UnderlayTx::Auto => mode != Mode::ZeroCopy || features.is_on("tx-udp-segmentation"),
-        }
+/// Who cuts superframes: the device what it segments, and the kernel the rest where it would copy each frame of a ring,
+/// so that it may as well cut.
+pub(super) fn cutters(wanted: &Wanted, mode: Mode, features: &Features) -> Cutters {
+    if !is_underlay(wanted.role) || wanted.tx == UnderlayTx::Xdp {
+        return Cutters::all(Cutter::Dataplane);
+    }
+    let rest = match wanted.tx == UnderlayTx::Packet || mode != Mode::ZeroCopy {
+        true => Cutter::Kernel,
+        false => Cutter::Dataplane,
+    };
+    let of = |feature| if features.is_on(feature) { Cutter::Device } else { rest };
+    Cutters {
+        udp: of("tx-udp-segmentation"),
+        tcp_v4: of("tx-tcp-segmentation"),
+        tcp_v6: of("tx-tcp6-segmentation"),
+    }
 }
 
 #[cfg(test)]
@@ -533,8 +542,8 @@ mod tests {
     }
 
     #[test]
-    fn superframes_leave_as_trains_unless_rings_are_cheap_or_asked_for() {
-        let none = Features::default();
+    fn a_device_cuts_what_it_segments_and_the_rest_is_cut_where_that_is_cheapest() {
+        use Cutter::{Dataplane, Device, Kernel};
         let underlay = |tx| Wanted {
             role: Role::Underlay(0),
             attach: Attach::Xdp { ifname: "eth0".parse().unwrap() },
@@ -542,18 +551,27 @@ mod tests {
             rx: UnderlayRx::Xdp,
             tx,
         };
-        for (tx, mode, trains) in [
-            (UnderlayTx::Auto, Mode::Packet, true),
-            (UnderlayTx::Auto, Mode::Generic, true),
-            (UnderlayTx::Auto, Mode::Native, true),
-            (UnderlayTx::Auto, Mode::ZeroCopy, false),
-            (UnderlayTx::Packet, Mode::ZeroCopy, true),
-            (UnderlayTx::Xdp, Mode::Generic, false),
+        for (tx, mode, rest) in [
+            (UnderlayTx::Auto, Mode::Packet, Kernel),
+            (UnderlayTx::Auto, Mode::Generic, Kernel),
+            (UnderlayTx::Auto, Mode::Native, Kernel),
+            (UnderlayTx::Auto, Mode::ZeroCopy, Dataplane),
+            (UnderlayTx::Packet, Mode::ZeroCopy, Kernel),
         ] {
-            assert_eq!(sends_trains(&underlay(tx), mode, &none), trains, "{tx:?} {mode:?}");
+            for kinds in 0..8 {
+                let is_on = |kind: usize| kinds & 1 << kind != 0;
+                let names = ["tx-udp-segmentation", "tx-tcp-segmentation", "tx-tcp6-segmentation"];
+                let on = (0..3).filter(|kind| is_on(*kind)).map(|kind| names[kind]);
+                let features = on.collect::<Features>();
+                let [udp, tcp_v4, tcp_v6] = [0, 1, 2].map(|k| if is_on(k) { Device } else { rest });
+                let found = cutters(&underlay(tx), mode, &features);
+                assert_eq!(found, Cutters { udp, tcp_v4, tcp_v6 }, "{tx:?} {mode:?} {features:?}");
+                let tenant = Wanted { role: Role::Tenant(0), ..underlay(tx) };
+                assert_eq!(cutters(&tenant, mode, &features), Cutters::all(Dataplane));
+                let rings = cutters(&underlay(UnderlayTx::Xdp), mode, &features);
+                assert_eq!(rings, Cutters::all(Dataplane));
+            }
         }
-        let tenant = Wanted { role: Role::Tenant(0), ..underlay(UnderlayTx::Packet) };
-        assert!(!sends_trains(&tenant, Mode::Generic, &none));
     }
 
     #[test]

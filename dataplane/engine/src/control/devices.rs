@@ -281,7 +281,7 @@ impl Controller {
         if matches!(attached.wanted.role, Role::Underlay(_))
             && let Ok(features) = NetDevice::by_name(name.as_str()).and_then(|d| d.features())
         {
-            facts.sends_trains = attach::sends_trains(&attached.wanted, open.mode, &features);
+            facts.cutters = attach::cutters(&attached.wanted, open.mode, &features);
         }
         self.update_device(name, facts)
     }

@@ -15,6 +15,7 @@ use super::devices::{Attached, Fault, links};
 use crate::counters::PortCounters;
 use crate::drops::DropReason;
 use crate::shared::{Command, Shared};
+use crate::worker::cutter::Cutters;
 use crate::worker::device::{AttachmentId, DeviceStats, Role};
 use crate::worker::shards::ShardCounts;
 
@@ -46,6 +47,7 @@ impl Controller {
                     queues: open.map_or(0, |o| o.workers.len() as u32),
                     mtu: open.map_or(0, |o| o.facts.mtu),
                     up: open.is_some() && is_up(&links, name.as_str()),
+                    cut_by: open.map(|o| cut_by(o.facts.cutters)),
                 });
             }
         }
@@ -217,6 +219,12 @@ fn refusals(refusals: &[Refusal]) -> Vec<api::ModeRefusal> {
     let each = refusals.iter();
     each.map(|r| api::ModeRefusal { mode: r.mode.name().to_owned(), reason: r.reason.clone() })
         .collect()
+}
+
+fn cut_by(cutters: Cutters) -> api::SuperframeCutters {
+    let Cutters { udp, tcp_v4, tcp_v6 } = cutters;
+    let [udp, tcp_ipv4, tcp_ipv6] = [udp, tcp_v4, tcp_v6].map(|cutter| cutter.name().to_owned());
+    api::SuperframeCutters { udp, tcp_ipv4, tcp_ipv6 }
 }
 
 fn is_up(links: &Links, name: &str) -> bool {

@@ -113,6 +113,7 @@ mod tests {
 
     use super::*;
     use crate::tables::{Gateway, PortEntry, Tables};
+    use crate::worker::cutter::{Cutter, Cutters};
     use crate::worker::device::{Facts, Role};
     use crate::worker::explain::KnownDevice;
     use crate::worker::tests::{tables, worker_with};
@@ -134,7 +135,7 @@ mod tests {
         let mut worker = worker_with(tables, 64);
         let facts = Facts {
             mtu: 1500,
-            sends_trains: false,
+            cutters: Cutters::all(Cutter::Dataplane),
             packet_only: false,
             unmarked: Offload::default(),
         };

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use culvert_port::{Buf, HoldId, Place, VnetHdr};
-use culvert_wire::coalesce::{CoalesceConfig, Coalescer, MAX_HEADERS_LEN, Merged, OuterKey};
+use culvert_wire::coalesce::{
+    CoalesceConfig, Coalescer, MAX_HEADERS_LEN, Merged, OuterHeaders, OuterKey,
+};
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::GsoKind;
-use culvert_wire::{eth, tcp};
+use culvert_wire::{Vni, eth, tcp};
 
 use super::device::{Losses, Role};
 use super::offload::{Csum, Gso, Offload};
@@ -85,8 +87,8 @@ impl Merging {
     }
 }
 
-fn outer_key(port: PortIndex, (vni, rest): (u64, u64)) -> OuterKey {
-    OuterKey { flow: vni << 16 | u64::from(port), merge: rest }
+fn outer_key(port: PortIndex, (vni, headers): (Vni, OuterHeaders)) -> OuterKey {
+    OuterKey { flow: u64::from(vni.get()) << 16 | u64::from(port), headers }
 }
 
 impl Worker {
@@ -211,7 +213,7 @@ impl Worker {
     pub(super) fn merge_own(
         &mut self,
         port: PortIndex,
-        key: (u64, u64),
+        key: (Vni, OuterHeaders),
         piece: Piece,
         pkt: &Packet,
     ) {
@@ -230,7 +232,7 @@ impl Worker {
     pub(super) fn merge(
         &mut self,
         port: PortIndex,
-        key: (u64, u64),
+        key: (Vni, OuterHeaders),
         piece: Piece,
         head: &[u8],
         pkt: &Packet,
@@ -299,7 +301,7 @@ impl Worker {
     pub(super) fn flush_flow(
         &mut self,
         port: PortIndex,
-        key: (u64, u64),
+        key: (Vni, OuterHeaders),
         head: &[u8],
         pkt: &Packet,
     ) {
@@ -580,7 +582,8 @@ mod tests {
         worker.merging.coalescer = None;
         let (off, raised) = (Offload::default(), Raised::default());
         let piece = Piece::Own { buf, off, raised };
-        worker.merge(3, (100, 0), piece, &frame, &pkt, false);
+        let key = (Vni::MIN, OuterHeaders::default());
+        worker.merge(3, key, piece, &frame, &pkt, false);
         assert_eq!(worker.counters.port(3).dropped(DropReason::PortGone), 1);
         assert_eq!(worker.cache.len(), free + 1);
         assert_eq!(worker.merging.held_frames(), 0);

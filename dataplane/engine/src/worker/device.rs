@@ -13,6 +13,7 @@ use culvert_port::{
     PacketRxStats, PacketTx, Sink, Tap, TapStats, VnetHdr, Xsk, XskStats,
 };
 
+use super::cutter::{Cutter, Cutters};
 use super::offload::Offload;
 use crate::drops::DropReason;
 
@@ -42,8 +43,8 @@ pub struct AttachmentId(pub u64);
 pub struct Facts {
     /// The largest IP packet that the device takes, in bytes.
     pub mtu: u32,
-    /// Whether superframes leave as trains by the packet socket, for device or kernel to cut.
-    pub sends_trains: bool,
+    /// Who cuts superframes: not used for tenants.
+    pub cutters: Cutters,
     /// Whether single frames go by the packet socket, too.
     pub packet_only: bool,
     /// What a frame without metadata is taken for.
@@ -89,8 +90,8 @@ pub struct Device {
     io: Io,
     /// The largest IP packet that the device takes, in bytes.
     pub mtu: u32,
-    /// Whether superframes leave as trains by the packet socket, for device or kernel to cut.
-    pub sends_trains: bool,
+    /// Who cuts superframes: not used for tenants.
+    pub cutters: Cutters,
     /// Whether single frames go by the packet socket, too.
     pub packet_only: bool,
     packet_pending: bool,
@@ -161,7 +162,7 @@ impl Device {
             unmarked: Offload::default(),
             io,
             mtu,
-            sends_trains: false,
+            cutters: Cutters::all(Cutter::Dataplane),
             packet_only: false,
             packet_pending: false,
             ring_pending: false,
@@ -173,7 +174,7 @@ impl Device {
     /// Takes new facts over.
     pub fn update(&mut self, facts: Facts) {
         self.mtu = facts.mtu;
-        self.sends_trains = facts.sends_trains;
+        self.cutters = facts.cutters;
         self.packet_only = facts.packet_only;
         self.unmarked = facts.unmarked;
     }

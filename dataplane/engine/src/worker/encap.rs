@@ -218,8 +218,8 @@ impl Worker {
             Ok(plan) if plan.headers_len() <= INNER_MAX => plan,
             _ => return self.drop_tenant(port, buf, DropReason::NotSegmentable),
         };
-        let sends_trains = self.devices[slot].as_ref().is_some_and(|device| device.sends_trains)
-            && matches!(tunnel.template.outer(), Transport::Udp { .. });
+        let sends_trains = matches!(tunnel.template.outer(), Transport::Udp { .. })
+            && self.leaves_whole(slot, tunnel);
         self.sight.trace.saw(|| {
             let each = format!("{} segments of up to {mss} bytes", plan.count());
             let asked = match (raised, fits) {
@@ -241,6 +241,12 @@ impl Worker {
         } else {
             self.send_segments(port, slot, buf, pkt, (&plan, facts), tunnel);
         }
+    }
+
+    /// Whether a superframe leaves uncut, for the device or the kernel behind its packet socket to cut.
+    pub(super) fn leaves_whole(&self, slot: Slot, tunnel: &Tunnel) -> bool {
+        let device = self.devices.get(slot).and_then(Option::as_ref);
+        device.is_some_and(|device| device.cutters.of(&tunnel.template).takes_whole())
     }
 
     /// Cuts into AF_XDP frames.

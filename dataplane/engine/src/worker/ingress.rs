@@ -6,6 +6,7 @@ use std::sync::Arc;
 use culvert_model::Direction;
 use culvert_port::Buf;
 use culvert_wire::checksum::Sum;
+use culvert_wire::coalesce::OuterHeaders;
 use culvert_wire::format::{Facts, FormatIndex, Outer as FormatOuter, Stream};
 use culvert_wire::packet::{Frag, IpKind, Packet};
 use culvert_wire::reassemble::StreamPart;
@@ -55,8 +56,8 @@ pub(super) struct Outer {
     pub(super) is_stream: bool,
     /// What the tunnel header states of the inner frame.
     pub(super) facts: Facts,
-    /// Tells tunnel headers apart that must not be merged.
-    pub(super) digest: u32,
+    /// Tells packets apart that must not be merged.
+    pub(super) headers: OuterHeaders,
 }
 
 impl Outer {
@@ -68,15 +69,9 @@ impl Outer {
         usize::from(self.pkt.payload) + self.tunnel_len
     }
 
-    /// What must be equal in all that is merged: network and VTEP, the outer TOS, and
-    /// the tunnel header.
-    pub(super) fn key(&self) -> (u64, u64) {
-        let vtep = match self.from {
-            IpAddr::V4(ip) => u64::from(ip.to_bits()),
-            IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
-        };
-        let merge = (vtep << 8 ^ u64::from(self.pkt.tos)).rotate_left(24);
-        (self.vni.get().into(), merge ^ u64::from(self.digest))
+    /// What must be equal in all that is merged.
+    pub(super) fn key(&self) -> (Vni, OuterHeaders) {
+        (self.vni, self.headers)
     }
 }
 
@@ -508,7 +503,7 @@ fn parse_outer(tables: &Tables, head: &[u8], pkt: Packet) -> Result<Outside, Dro
         checksum_at: outer.and_then(FormatOuter::checksum_offset),
         is_stream: stream == Some(format),
         facts: found.facts,
-        digest: found.digest,
+        headers: OuterHeaders::of(head, &pkt, found.digest),
     }))
 }
 

@@ -14,6 +14,7 @@
 //! | [`answer`] | ARP and neighbour discovery, answered from the mappings |
 //! | [`configure`] | DHCP, DHCPv6, router discovery |
 //! | [`tunnel`], [`encap`] | to a remote VTEP: cut, encapsulate, queue |
+//! | [`cutter`] | who cuts superframes on their way out |
 //! | [`ingress`] | from the underlay: verify, decapsulate, source check |
 //! | `stream` | formats whose header rides on the first segment only |
 //! | [`shards`] | the shard format |
@@ -29,6 +30,7 @@ pub mod admission;
 pub mod answer;
 pub mod checksum;
 pub mod configure;
+pub mod cutter;
 pub mod deliver;
 pub mod device;
 pub mod egress;

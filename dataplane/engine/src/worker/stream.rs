@@ -256,7 +256,7 @@ impl Worker {
             }
             _ => return self.drop_tenant(port, buf, DropReason::NotSegmentable),
         };
-        let whole = self.devices[slot].as_ref().is_some_and(|device| device.sends_trains);
+        let whole = self.leaves_whole(slot, tunnel);
         self.sight.trace.saw(|| {
             let outcome = if whole { "trains" } else { "frames" };
             let streams = if plan.count() == 1 { "stream" } else { "streams" };

@@ -11,6 +11,7 @@ use culvert_wire::format::{FormatIndex, VXLAN};
 use culvert_wire::packet::Packet;
 use culvert_wire::segment::{GsoKind, Segmenter};
 
+use super::cutter::{Cutter, Cutters};
 use super::device::{Facts, Role};
 use super::explain::KnownDevice;
 use super::offload::Offload;
@@ -265,7 +266,7 @@ fn a_packet_of_another_worker_does_not_reach_a_port_that_took_its_receivers_plac
         role: Role::Tenant(0),
         facts: Facts {
             mtu: 1500,
-            sends_trains: false,
+            cutters: Cutters::all(Cutter::Dataplane),
             packet_only: false,
             unmarked: Offload::default(),
         },

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use culvert_port::{Buf, HoldId, Place};
+use culvert_wire::coalesce::OuterHeaders;
 use culvert_wire::ecn;
 use culvert_wire::format::{self, Formats};
 use culvert_wire::packet::Packet;
@@ -135,7 +136,8 @@ impl Worker {
         let piece = read_piece(self.tables.formats(), held, place, outer, range, &mut scratch)?;
         let (head, mut inner, right) = (piece.head, piece.pkt, piece.right);
         let raised = Raised::of(piece.mss, &inner).map_err(|_| DropReason::BadTunnelHeader)?;
-        let key = Outer { digest: piece.digest, ..*outer }.key();
+        let headers = OuterHeaders { digest: piece.digest, ..outer.headers };
+        let key = Outer { headers, ..*outer }.key();
         let flow = self.ingress_flow(outer, head, &inner);
         if self.sight.on {
             self.count_inner(outer.flow_source(), head, &inner, port_of(flow.verdict));

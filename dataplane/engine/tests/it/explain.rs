@@ -19,6 +19,7 @@ use culvert_dataplane::sight::Watch;
 use culvert_dataplane::sight::capture::{Capture, Point, Record};
 use culvert_dataplane::sight::select::Select;
 use culvert_dataplane::sight::trace::{Joining, Trace, Tracing};
+use culvert_dataplane::worker::cutter::{Cutter, Cutters};
 use culvert_dataplane::worker::device::{Facts, Role};
 use culvert_dataplane::worker::explain::{KnownDevice, explain};
 use culvert_dataplane::worker::offload::{Gso, Offload};
@@ -56,21 +57,21 @@ struct Done {
 }
 
 impl Engine {
-    fn new(world: World, sends_trains: bool) -> Engine {
+    fn new(world: World, cutter: Cutter) -> Engine {
         let (shared, mut commands) = Shared::new(1).unwrap();
         let ports: Vec<_> = (0..64).filter(|index| world.tables.port(*index).is_some()).collect();
         shared.tables.store(Arc::new(world.tables));
         let arena = Arena::new(512).unwrap();
-        let facts = |sends_trains| Facts {
+        let facts = |cutter| Facts {
             mtu: 1500,
-            sends_trains,
+            cutters: Cutters::all(cutter),
             packet_only: false,
             unmarked: Offload::default(),
         };
-        let mut devices = vec![KnownDevice { role: LINK, facts: facts(sends_trains), tap: false }];
+        let mut devices = vec![KnownDevice { role: LINK, facts: facts(cutter), tap: false }];
         devices.extend(ports.into_iter().map(|port| KnownDevice {
             role: Role::Tenant(port),
-            facts: facts(false),
+            facts: facts(Cutter::Dataplane),
             tap: port % 2 == 0,
         }));
         let config =
@@ -457,23 +458,23 @@ fn what_is_explained_is_what_is_traced_and_what_is_done() {
             failure_persistence: None,
             ..ProptestConfig::with_cases(128)
         });
-        let run =
-            runner.run(&(states(), plans(), any::<bool>()), |(parts, plans, sends_trains)| {
-                let world = World::new(parts.clone());
-                let packets: Vec<_> =
-                    plans.iter().flat_map(|plan| plan.frames(&parts, &world)).collect();
-                let mut engine = Engine::new(world, sends_trains);
-                for (role, frame, off) in packets {
-                    let steps = check(&mut engine, role, &frame, off)?;
-                    seen.borrow_mut()
-                        .extend(steps.iter().map(|step| (step.stage.name(), step.outcome.clone())));
-                }
-                let arena = engine.arena;
-                drop(engine);
-                let stats = arena.stats();
-                prop_assert_eq!(stats.pooled, stats.capacity, "no frame is lost");
-                Ok(())
-            });
+        let cutters = select(vec![Cutter::Dataplane, Cutter::Device]);
+        let run = runner.run(&(states(), plans(), cutters), |(parts, plans, cutter)| {
+            let world = World::new(parts.clone());
+            let packets: Vec<_> =
+                plans.iter().flat_map(|plan| plan.frames(&parts, &world)).collect();
+            let mut engine = Engine::new(world, cutter);
+            for (role, frame, off) in packets {
+                let steps = check(&mut engine, role, &frame, off)?;
+                seen.borrow_mut()
+                    .extend(steps.iter().map(|step| (step.stage.name(), step.outcome.clone())));
+            }
+            let arena = engine.arena;
+            drop(engine);
+            let stats = arena.stats();
+            prop_assert_eq!(stats.pooled, stats.capacity, "no frame is lost");
+            Ok(())
+        });
         run.unwrap_or_else(|e| panic!("{e}"));
         if missed().is_empty() {
             return;

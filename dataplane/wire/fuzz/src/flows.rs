@@ -1,7 +1,7 @@
 //! A coalescer in use: flows that go on, stumble and differ, in two networks, batch after batch, while time moves.
 
 use super::formats::Numbers;
-use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterKey};
+use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterHeaders, OuterKey};
 use culvert_wire::segment::{GsoKind, Segmenter};
 use culvert_wire::{MacAddr, Packet, checksum::Sum, eth, ipv4, ipv6, proto, tcp};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -59,7 +59,8 @@ pub(crate) fn coalescer(data: &[u8]) {
         let frame = next_frame(&mut senders[flow], flow, what, &mut n);
         let pkt = Packet::parse(&frame, frame.len()).expect("a frame of ours");
         // Flows 4 to 7 are those of the first four in another network.
-        let key = OuterKey { flow: (flow / 4) as u64, merge: u64::from(what == 0xf0) };
+        let headers = OuterHeaders { digest: u32::from(what == 0xf0), ..Default::default() };
+        let key = OuterKey { flow: (flow / 4) as u64, headers };
         let token = offered.len();
         offered.push(Offered { flow, frame });
         due.push(now + hold);

@@ -123,7 +123,7 @@ pub fn decap(desc: &FormatDescriptor, message: &[u8]) -> Result<Decap, DecapErro
 }
 
 /// Walks all options: their lengths have to add up to the room for them, to the byte.
-fn read_options(
+pub(super) fn read_options(
     options: &Options,
     header: &[u8],
     base: usize,

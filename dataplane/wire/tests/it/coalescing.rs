@@ -1,13 +1,29 @@
 //! Merged superframes against the segments they were made of; one test for each rule.
 
 use crate::forge::{Forge, any_forge, noise, parse};
+use crate::formats::template;
 use crate::segments::cut;
-use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterKey};
+use culvert_wire::checksum::Sum;
+use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterHeaders, OuterKey};
+use culvert_wire::encap::{OuterChecksum, OuterFrame};
+use culvert_wire::format::VXLAN;
+use culvert_wire::reassemble::insert_tag;
 use culvert_wire::segment::GsoKind;
 use culvert_wire::tcp::flags;
 use proptest::prelude::*;
 
-const OUTER: OuterKey = OuterKey { flow: 1, merge: 2 };
+const OUTER: OuterKey = OuterKey { flow: 1, headers: HEADERS };
+
+const HEADERS: OuterHeaders = OuterHeaders {
+    addresses: [1, 2],
+    tags: [None; 2],
+    flow_label: 3,
+    tos: 4,
+    ttl: 64,
+    df: true,
+    src_port: 5,
+    digest: 6,
+};
 
 /// What came out: a superframe (or a single frame) with the indexes of the frames in it.
 #[derive(Debug, PartialEq, Eq)]
@@ -328,11 +344,77 @@ fn syn_rst_urg_and_pure_acks_flush_and_pass() {
 #[test]
 fn another_tunnel_keeps_segments_apart_and_in_order() {
     let frames = pair(false, |_| {});
-    for other in [OuterKey { merge: 9, ..OUTER }, OuterKey { flow: 9, ..OUTER }] {
+    let headers = [
+        OuterHeaders { addresses: [9, 2], ..HEADERS },
+        OuterHeaders { addresses: [1, 9], ..HEADERS },
+        OuterHeaders { tags: [Some(9), None], ..HEADERS },
+        OuterHeaders { tags: [None, Some(9)], ..HEADERS },
+        OuterHeaders { flow_label: 9, ..HEADERS },
+        OuterHeaders { tos: 9, ..HEADERS },
+        OuterHeaders { ttl: 9, ..HEADERS },
+        OuterHeaders { df: false, ..HEADERS },
+        OuterHeaders { src_port: 9, ..HEADERS },
+        OuterHeaders { digest: 9, ..HEADERS },
+    ];
+    let others = headers.map(|headers| OuterKey { headers, ..OUTER });
+    for other in others.into_iter().chain([OuterKey { flow: 9, ..OUTER }]) {
         let mut bench = Bench::new(CoalesceConfig::default());
         bench.offer(&frames[0], OUTER);
         bench.offer(&frames[1], other);
         assert_eq!(members(&bench.finish()), [[0], [1]]);
+    }
+}
+
+/// Outer headers around nothing, with so many VLAN tags.
+fn outer(v6: bool, tags: u16) -> Vec<u8> {
+    let template = template(&VXLAN, v6, false);
+    let mut head = vec![0; template.len()];
+    let frame = OuterFrame::new(0, 7, 0, 1, OuterChecksum::Zero);
+    assert_eq!(template.emit(&mut head, &frame), head.len());
+    for tag in 1..=tags {
+        head.splice(0..0, [0; 4]);
+        insert_tag(&mut head, tag);
+    }
+    head
+}
+
+#[test]
+fn every_bit_of_outer_headers_that_the_kernel_looks_at_keeps_segments_apart() {
+    // After the tags: addresses, TOS, TTL, DF or flow label, source port.
+    let of_v4 = [vec![1, 6, 8, 34 - 14, 35 - 14], (12..20).collect()].concat();
+    let of_v6 = [vec![0, 1, 2, 3, 7, 54 - 14, 55 - 14], (8..40).collect()].concat();
+    for (v6, tags) in [(false, 0), (false, 2), (true, 0), (true, 1)] {
+        let head = outer(v6, tags);
+        let l3 = 14 + 4 * usize::from(tags);
+        let of = |head: &[u8]| OuterHeaders::of(head, &parse(head), 6);
+        let changed = |at: usize, mask: u8| {
+            let mut head = head.clone();
+            head[at] ^= mask;
+            if !v6 {
+                head[l3 + 10..l3 + 12].fill(0);
+                let sum = Sum::default().add(&head[l3..l3 + 20]).finish();
+                head[l3 + 10..l3 + 12].copy_from_slice(&sum.to_be_bytes());
+            }
+            of(&head)
+        };
+        for &at in if v6 { &of_v6 } else { &of_v4 } {
+            for bit in 0..8 {
+                // The version; the bits beside DF make fragments, or are reserved.
+                if (v6, at) == (true, 0) && bit >= 4 || (v6, at) == (false, 6) && bit != 6 {
+                    continue;
+                }
+                assert_ne!(changed(l3 + at, 1 << bit), of(&head), "IPv6 {v6}: {at}, bit {bit}");
+            }
+        }
+        for tag in 0..usize::from(tags) {
+            assert_ne!(changed(15 + 4 * tag, 1), of(&head), "tag {tag}");
+        }
+        // Which hop a packet came by, and how many its sender sent.
+        assert_eq!(changed(6, 0x40), of(&head));
+        if !v6 {
+            assert_eq!(changed(l3 + 5, 1), of(&head));
+        }
+        assert_ne!(OuterHeaders::of(&head, &parse(&head), 7), of(&head));
     }
 }
 

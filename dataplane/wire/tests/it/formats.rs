@@ -6,7 +6,7 @@
 use crate::forge::{DST_MAC, Forge, SRC_MAC, any_forge, noise, parse, verify};
 use crate::golden::{complaints, tshark, tshark_with};
 use culvert_wire::checksum::Sum;
-use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterKey};
+use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterHeaders, OuterKey};
 use culvert_wire::encap::{
     DscpMode, EncapSpec, EncapTemplate, OuterChecksum, OuterFrame, Position, inner_sum_from_headers,
 };
@@ -23,6 +23,12 @@ use culvert_wire::{Vni, tcp};
 use proptest::prelude::*;
 
 const VNI: u32 = 0x00ab_cdef;
+
+/// Bytes of TCP payload that every format carries: what an IPv4 packet holds beside headers without options.
+const PAYLOAD_MAX: usize = 65_495;
+
+/// Segments of one superframe, and its bytes from the IP header on, at most.
+const MERGED_MAX: (usize, usize) = (64, 65_535);
 
 /// A format over UDP that nobody else has: its header counts segments, states their length and which is
 /// the last, and protects itself by a checksum.
@@ -95,9 +101,37 @@ pub(crate) fn send(
 ) -> Vec<Vec<u8>> {
     let pkt = parse(inner);
     if template.is_stream() {
-        return send_stream(template, inner, &pkt, mss, mtu, number);
+        let parts = parts(template, inner, &pkt, mss);
+        let numbered = parts.iter().zip(number..);
+        let sent = numbered
+            .map(|(part, number)| send_stream(template, part, &parse(part), mss, mtu, number));
+        return sent.flatten().collect();
     }
     send_cut(template, inner, mss, mss)
+}
+
+/// What streams are made of: the frame, or two where its length is more than the outer headers can state.
+fn parts(template: &EncapTemplate, inner: &[u8], pkt: &Packet, mss: u16) -> Vec<Vec<u8>> {
+    let room = template.max_inner_len();
+    if inner.len() <= room {
+        return vec![inner.to_vec()];
+    }
+    let mss = usize::from(mss);
+    cut_at(inner, ((room - pkt.headers_len()) / mss * mss) as u16)
+}
+
+/// The segments of a frame, without anything around them.
+fn cut_at(frame: &[u8], mss: u16) -> Vec<Vec<u8>> {
+    let pkt = parse(frame);
+    let plan = Segmenter::new(frame, &pkt, GsoKind::of(&pkt).unwrap(), mss).unwrap();
+    let segment = |i| {
+        let payload = &frame[plan.headers_len()..][plan.payload_range(i)];
+        let mut out = vec![0; plan.headers_len()];
+        plan.emit(frame, i, Sum::default().add(payload), &mut out);
+        out.extend(payload);
+        out
+    };
+    (0..plan.count()).map(segment).collect()
 }
 
 /// As [`send`] where each segment is a frame: cut at `cut` bytes, whatever MSS the headers state.
@@ -208,7 +242,7 @@ impl Receiver {
         let stream = formats.carried_by(outer.proto, port).find_map(|(_, f)| f.stream());
         let Some(stream) = stream else {
             let (_, found) = formats.decap(outer.proto, port, message).unwrap().unwrap();
-            return self.deliver(&found, &message[found.header_len..]);
+            return self.deliver(&found, frame, &outer, &message[found.header_len..]);
         };
         let part = StreamPart::read(stream, frame, &outer).unwrap();
         let key = StreamKey { from: outer.src_ip(frame).unwrap(), path: 0, frame: part.frame };
@@ -233,14 +267,15 @@ impl Receiver {
         let message = &joined[widened.headers_len()..];
         let (_, found) = formats.decap(widened.proto, port, message).unwrap().unwrap();
         let inner = message[found.header_len..].to_vec();
-        self.deliver(&found, &inner);
+        self.deliver(&found, &joined, &widened, &inner);
     }
 
-    fn deliver(&mut self, found: &Decap, inner: &[u8]) {
+    fn deliver(&mut self, found: &Decap, head: &[u8], outer: &Packet, inner: &[u8]) {
         assert_eq!(found.vni.get(), VNI);
         self.mss.push(found.facts.mss);
         let pkt = parse(inner);
-        let key = OuterKey { flow: found.vni.get().into(), merge: found.digest.into() };
+        let headers = OuterHeaders::of(head, outer, found.digest);
+        let key = OuterKey { flow: found.vni.get().into(), headers };
         let (mut out, mut merged) = (vec![], vec![]);
         let mut sink = |m: Merged<'_, Vec<u8>>| merged.push(join(m, &mut out));
         if let Some(alone) = self.coalescer.offer(inner, &pkt, key, inner.to_vec(), &mut sink) {
@@ -259,20 +294,22 @@ impl Receiver {
     }
 }
 
+/// The bytes of a superframe, its checksum completed as a device does.
 fn join(merged: Merged<'_, Vec<u8>>, out: &mut Vec<Vec<u8>>) -> (u16, u16) {
     let (segs, size) = (merged.segs, merged.gso_size);
+    let (l4, is_tcp) = (usize::from(merged.packet.l4), merged.packet.is_tcp());
     let mut frame = merged.headers.to_vec();
     for held in merged.tokens {
         let at = usize::from(held.payload_offset);
         frame.extend(&held.token[at..at + usize::from(held.payload_len)]);
     }
+    if segs > 1 {
+        let sum = Sum::default().add(&frame[l4..]);
+        let (at, sum) = if is_tcp { (l4 + 16, sum.finish()) } else { (l4 + 6, sum.finish_udp()) };
+        frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    }
     out.push(frame);
     (segs, size)
-}
-
-fn payload(frame: &[u8]) -> &[u8] {
-    let pkt = parse(frame);
-    &frame[pkt.headers_len()..pkt.len as usize]
 }
 
 fn any_format() -> impl Strategy<Value = FormatDescriptor> {
@@ -290,10 +327,46 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
     prop::sample::select(vec![vec![], timestamps, sack, both])
 }
 
-/// The largest inner frame that one superframe of any format carries, less headers.
-fn bounded(mut forge: Forge, template: &EncapTemplate) -> Forge {
-    forge.payload.truncate(template.max_inner_len() - 14 - 8 - 40 - 60);
+/// Bytes from the IP header to the payload.
+fn l3_headers_len(forge: &Forge) -> usize {
+    20 + forge.options.len() + if forge.v6 { 40 } else { 20 }
+}
+
+/// With no more payload than its own length fields can state.
+fn legal(mut forge: Forge) -> Forge {
+    // IPv6 does not count its own header.
+    let max = 65_535 + if forge.v6 { 40 } else { 0 } - l3_headers_len(&forge);
+    forge.payload.truncate(max);
     forge
+}
+
+/// Payload of every length, the least and the most among them.
+fn payload_len() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        2 => 0..3000usize,
+        2 => 0..=PAYLOAD_MAX,
+        1 => PAYLOAD_MAX - 200..=PAYLOAD_MAX,
+        1 => Just(PAYLOAD_MAX),
+    ]
+}
+
+/// How many superframes are made of all segments in order.
+fn superframes(forge: &Forge, mss: u16) -> usize {
+    let (segs_max, room) = (MERGED_MAX.0, MERGED_MAX.1 - l3_headers_len(forge));
+    let (mut count, mut segs, mut len) = (0, segs_max, 0);
+    for segment in forge.payload.chunks(mss.into()) {
+        if segs == segs_max || len + segment.len() > room {
+            (count, segs, len) = (count + 1, 0, 0);
+        }
+        (segs, len) = (segs + 1, len + segment.len());
+    }
+    count.max(1)
+}
+
+/// Flags of a superframe: the last two are its last segment's alone.
+fn flags() -> impl Strategy<Value = u8> {
+    use culvert_wire::tcp::flags::{ACK, ECE, FIN, PSH};
+    prop::sample::select(vec![ACK, ACK | ECE, ACK | PSH, ACK | PSH | FIN])
 }
 
 proptest! {
@@ -301,76 +374,73 @@ proptest! {
 
     #[test]
     fn in_order_what_is_cut_is_merged_to_the_same_bytes(
-        format in any_format(), v6_outer: bool, v6: bool, options in options(),
-        len in prop_oneof![0..3000usize, 0..=65_495usize], mss in 536..=8960u16,
+        format in any_format(), v6_outer: bool, v6: bool, options in options(), flags in flags(),
+        len in payload_len(), mss in 536..=8960u16,
         mtu in prop::sample::select(vec![1500usize, 1550, 4000, 9000]), id: u16,
     ) {
         let template = template(&format, v6_outer, false);
-        let forge = Forge { options, id, ..Forge::tcp(v6, noise(len, u64::from(mss))) };
-        let forge = bounded(forge, &template);
+        let forge = Forge { options, flags, id, ..Forge::tcp(v6, noise(len, u64::from(mss))) };
+        let forge = legal(forge);
         let inner = forge.frame();
         let mut receiver = Receiver::new();
         for frame in send(&template, &inner, mss, mtu, 9) {
             receiver.receive(&frame);
         }
         let receiver = receiver.finish();
-        let bytes: Vec<u8> = receiver.delivered.iter().flat_map(|f| payload(f)).copied().collect();
-        prop_assert!(bytes == forge.payload);
         prop_assert!(receiver.lost.is_empty());
-        // What the coalescer may merge at once is bounded by segments only.
-        let segments = forge.payload.len().div_ceil(mss.into()).max(1);
         if format.stream().is_some() {
-            prop_assert_eq!(receiver.delivered, [inner]);
-            prop_assert_eq!(receiver.mss, [mss]);
-        } else if segments > 1 {
-            prop_assert_eq!(receiver.delivered.len(), segments.div_ceil(64));
-            prop_assert_eq!(receiver.merged[0], (segments.min(64) as u16, mss));
+            prop_assert!(receiver.mss.iter().all(|stated| *stated == mss));
+            prop_assert_eq!(receiver.mss.len(), if inner.len() > template.max_inner_len() { 2 } else { 1 });
+        } else {
+            // What the coalescer may merge at once is bounded.
+            prop_assert_eq!(receiver.delivered.len(), superframes(&forge, mss));
+            prop_assert!(receiver.merged.iter().all(|(segs, size)| *segs == 1 || *size == mss));
+        }
+        if l3_headers_len(&forge) + forge.payload.len() <= MERGED_MAX.1
+            && (format.stream().is_some() || forge.payload.len().div_ceil(mss.into()) <= MERGED_MAX.0)
+        {
+            prop_assert!(receiver.delivered == [inner]);
+        } else {
+            // Several superframes are what the one was, to the last byte of each segment.
+            let again: Vec<_> = receiver.delivered.iter().flat_map(|f| cut_at(f, mss)).collect();
+            prop_assert!(again == cut_at(&inner, mss));
         }
     }
 
     #[test]
     fn what_is_cut_at_a_raised_mss_is_delivered_with_the_tenants(
         format in any_format(), v6_outer: bool, v6: bool, options in options(),
-        len in 1..=65_495usize, mss in 48..=1400u16, more in 1..=8000u16, id: u16,
+        len in 1..=PAYLOAD_MAX, mss in 48..=1400u16, more in 1..=8000u16, id: u16,
     ) {
         // No more segments than are merged at once.
         let raised = (mss + more).max(1100);
         prop_assume!(format.states_mss() && format.stream().is_none());
         let template = template(&format, v6_outer, true);
         let forge = Forge { options, id, ..Forge::tcp(v6, noise(len, u64::from(mss))) };
-        let inner = bounded(forge, &template).frame();
+        let mut forge = legal(forge);
+        forge.payload.truncate(MERGED_MAX.1 - l3_headers_len(&forge));
+        let inner = forge.frame();
         let mut receiver = Receiver::new();
         for frame in send_cut(&template, &inner, raised, mss) {
             receiver.receive(&frame);
         }
         let receiver = receiver.finish();
         prop_assert!(receiver.mss.iter().all(|stated| *stated == mss));
-        prop_assert_eq!(receiver.delivered.len(), 1);
         // Cut by what is stated it is what the tenant's own segments would have been, to the byte.
-        let cut = |frame: &[u8]| {
-            let pkt = parse(frame);
-            let plan = Segmenter::new(frame, &pkt, GsoKind::of(&pkt).unwrap(), mss).unwrap();
-            let segment = |i| {
-                let payload = &frame[plan.headers_len()..][plan.payload_range(i)];
-                let mut out = vec![0; plan.headers_len()];
-                plan.emit(frame, i, Sum::default().add(payload), &mut out);
-                out.extend(payload);
-                out
-            };
-            (0..plan.count()).map(segment).collect::<Vec<_>>()
-        };
-        prop_assert_eq!(cut(&receiver.delivered[0]), cut(&inner));
+        prop_assert!(receiver.delivered == [inner]);
     }
 
     #[test]
     fn shuffled_the_same_bytes_come_at_the_same_sequence_numbers(
-        format in any_format(), v6_outer: bool, v6: bool, options in options(),
-        len in 0..40_000usize, mss in 536..=8960u16, seed: u64,
+        format in any_format(), v6_outer: bool, v6: bool, options in options(), flags in flags(),
+        len in payload_len(), mss in 536..=8960u16,
+        mtu in prop::sample::select(vec![1500usize, 4000, 9000]), seed: u64,
     ) {
         let template = template(&format, v6_outer, false);
-        let forge = Forge { options, ..Forge::tcp(v6, noise(len, u64::from(mss))) };
+        let forge = Forge { options, flags, ..Forge::tcp(v6, noise(len, u64::from(mss))) };
+        let forge = legal(forge);
         let inner = forge.frame();
-        let mut frames = send(&template, &inner, mss, 1500, 9);
+        let mut frames = send(&template, &inner, mss, mtu, 9);
         let mut state = seed | 1;
         for i in (1..frames.len()).rev() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -380,33 +450,37 @@ proptest! {
         frames.iter().for_each(|frame| receiver.receive(frame));
         let receiver = receiver.finish();
         // Every delivered byte is at its sequence number, each once: so nothing was merged over a gap.
-        let mut bytes = vec![None; forge.payload.len()];
-        for frame in &receiver.delivered {
+        let mut runs: Vec<_> = receiver.delivered.iter().map(|frame| {
             let pkt = parse(frame);
             let tcp = tcp::View::new(&frame[usize::from(pkt.l4)..pkt.len as usize]).unwrap();
-            let at = tcp.repr().seq.wrapping_sub(forge.seq) as usize;
-            for (i, byte) in tcp.payload().iter().enumerate() {
-                prop_assert_eq!(bytes[at + i].replace(*byte), None);
-            }
+            (tcp.repr().seq.wrapping_sub(forge.seq) as usize, tcp.payload())
+        }).collect();
+        runs.sort_by_key(|(at, _)| *at);
+        let mut end = 0;
+        for (at, payload) in runs {
+            prop_assert_eq!(at, end);
+            end += payload.len();
+            prop_assert!(forge.payload.get(at..end) == Some(payload));
         }
-        let want: Vec<_> = forge.payload.iter().copied().map(Some).collect();
-        prop_assert!(bytes == want);
+        prop_assert_eq!(end, forge.payload.len());
     }
 
     #[test]
     fn datagrams_keep_their_boundaries(
-        format in any_format(), v6_outer: bool, v6: bool, count in 1..20usize, size in 536..=1400u16,
+        format in any_format(), v6_outer: bool, v6: bool, count in 1..=64usize,
+        size in 536..=8960u16,
     ) {
         let template = template(&format, v6_outer, false);
         prop_assume!(!template.is_stream());
+        // As many as one superframe of either family holds.
+        let count = count.min(65_487 / usize::from(size));
         let forge = Forge::udp(v6, noise(count * usize::from(size), 5));
         let mut receiver = Receiver::new();
         for frame in send(&template, &forge.frame(), size, 1500, 9) {
             receiver.receive(&frame);
         }
         let receiver = receiver.finish();
-        let bytes: Vec<u8> = receiver.delivered.iter().flat_map(|f| payload(f)).copied().collect();
-        prop_assert!(bytes == forge.payload);
+        prop_assert!(receiver.delivered == [forge.frame()]);
         prop_assert_eq!(receiver.merged, [(count as u16, size)]);
     }
 
@@ -515,6 +589,26 @@ fn a_stream_of_the_longest_frame_is_carried_over_both_families() {
         let mut receiver = Receiver::new();
         send(&template, &inner, 1448, 1500, 3).iter().for_each(|frame| receiver.receive(frame));
         assert_eq!(receiver.finish().delivered, [inner]);
+    }
+}
+
+#[test]
+fn the_most_payload_is_carried_in_every_format() {
+    for (_, format) in formats().iter().filter(|(_, format)| !format.is_shards()) {
+        for (v6_outer, v6) in [(false, false), (false, true), (true, false), (true, true)] {
+            let template = template(format, v6_outer, false);
+            let forge = Forge { options: vec![], ..Forge::tcp(v6, noise(PAYLOAD_MAX, 3)) };
+            let inner = forge.frame();
+            let mut receiver = Receiver::new();
+            for frame in send(&template, &inner, 1448, 1500, 3) {
+                receiver.receive(&frame);
+            }
+            let receiver = receiver.finish();
+            let again: Vec<_> = receiver.delivered.iter().flat_map(|f| cut_at(f, 1448)).collect();
+            assert!(again == cut_at(&inner, 1448), "{}", format.name);
+            // With an IPv6 header in front of it it is more than one superframe.
+            assert_eq!(receiver.delivered.len(), if v6 { 2 } else { 1 }, "{}", format.name);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use culvert_port::Buf;
+use culvert_wire::coalesce::OuterHeaders;
 use culvert_wire::ecn;
 use culvert_wire::format::{FormatIndex, SHARD};
 use culvert_wire::packet::{Frag, Packet};
@@ -235,7 +236,7 @@ impl Worker {
             checksum_at: None,
             is_stream: false,
             facts: Default::default(),
-            digest: 0,
+            headers: OuterHeaders::from_vtep(head.src, head.outer_ecn),
         }
     }
 }

@@ -91,7 +91,7 @@ impl Worker {
             Err(error) => return self.drop_tenant(port, buf, error.into()),
         };
         let parts = std::iter::once(first).chain(second);
-        let whole = self.devices[slot].as_ref().is_some_and(|device| device.sends_trains);
+        let whole = self.leaves_whole(slot, tunnel);
         if whole {
             self.send_shards_uncut(port, slot, buf, &frame, parts, (tunnel, path));
         } else {

@@ -16,6 +16,7 @@ use culvert_wire::shard::receive::FrameKey;
 use culvert_wire::shard::repair::{MAX_MESSAGE_LEN, answer, request};
 use culvert_wire::shard::{Keyring, Placement, Policy};
 
+use super::super::cutter::{Cutter, Cutters};
 use super::super::device::{Facts, Role};
 use super::super::explain::KnownDevice;
 use super::super::offload::Offload;
@@ -215,7 +216,8 @@ fn repairing(repair_ms: u16) -> Tables {
 fn with_wire(tables: Tables) -> Worker {
     let mut worker = worker_with(tables, FRAMES);
     let unmarked = Offload::default();
-    let facts = Facts { mtu: 1500, sends_trains: false, packet_only: false, unmarked };
+    let facts =
+        Facts { mtu: 1500, cutters: Cutters::all(Cutter::Dataplane), packet_only: false, unmarked };
     worker.attach_sinks(&[KnownDevice { role: Role::Underlay(0), facts, tap: false }]);
     // Time stands still but where a test has it pass.
     worker.shards.begun = worker.polling.now();

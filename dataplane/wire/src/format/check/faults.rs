@@ -1,6 +1,6 @@
 //! What can be wrong with a descriptor.
 
-use super::super::Fact;
+use super::super::{DecapError, Fact};
 use super::{MAX_HEADER_LEN, MAX_NAME_LEN};
 
 /// Why a descriptor is not legal. Places are named as in a configuration file.
@@ -126,6 +126,35 @@ pub enum FormatFault {
     /// Give options a place: `inner` has to be told by a length.
     #[error("options: there is no room for any, since `inner` is fixed")]
     OptionsWithoutLength,
+    /// The receiver is told where the inner frame starts by a number that cannot state it. Choose another scale, or more
+    /// bits for the length.
+    #[error(
+        "options: {room} bytes of them, the one for the MSS included, cannot be stated by `inner`: units of {scale}, at most {max}"
+    )]
+    NoRoomForMss {
+        /// Bytes of options.
+        room: usize,
+        /// Bytes for each unit.
+        scale: u32,
+        /// The most units.
+        max: u32,
+    },
+    /// The receiver would refuse what is sent. Correct what the header has behind its fixed part.
+    #[error("options: what is sent from byte {base} on cannot be read: {error}")]
+    BadOptions {
+        /// Where options begin.
+        base: usize,
+        /// What the receiver would say.
+        error: DecapError,
+    },
+    /// The sum is over words of two bytes from the header's start. Move the field by a byte.
+    #[error("field[{field}]: a checksum at byte {offset}; legal are even bytes")]
+    OddChecksum {
+        /// The number of the field.
+        field: usize,
+        /// Where it is.
+        offset: u8,
+    },
     /// TCP-shaped packets are cut by devices that repeat nothing behind the TCP header.
     #[error(
         "travel: \"every\" is not possible in TCP-shaped packets, of which devices cut the payload; use \"first\""
@@ -157,7 +186,7 @@ pub enum FormatFault {
         /// The rule.
         rule: &'static str,
     },
-    /// A fact may be stated once.
+    /// A fact may be stated once, in the header or in one option.
     #[error("fact: {0:?} twice")]
     TwiceStated(Fact),
     /// The tag needs all three, the presence first.

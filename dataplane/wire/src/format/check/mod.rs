@@ -2,6 +2,7 @@
 //! would be right.
 
 mod faults;
+mod sent;
 mod set;
 #[cfg(test)]
 mod tests;
@@ -52,6 +53,9 @@ impl FormatDescriptor {
         if let Some(options) = &self.options {
             self.check_options(options, &mut faults);
         }
+        if faults.is_empty() {
+            self.check_sent(&mut faults);
+        }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
@@ -89,9 +93,12 @@ impl FormatDescriptor {
                 faults.push(FormatFault::TooMany { what, count, max });
             }
         }
-        for (i, at) in self.facts.iter().enumerate() {
-            if self.facts.iter().take(i).any(|before| before.fact == at.fact) {
-                faults.push(FormatFault::TwiceStated(at.fact));
+        let in_options = self.options.iter().flat_map(|options| options.known.iter());
+        let stated = self.facts.iter().chain(in_options.map(|known| &known.states));
+        let stated: Vec<Fact> = stated.map(|at| at.fact).collect();
+        for (i, fact) in stated.iter().enumerate() {
+            if stated.iter().take(i).any(|before| before == fact) {
+                faults.push(FormatFault::TwiceStated(*fact));
             }
         }
         let place = |fact| self.facts.iter().position(|at| at.fact == fact);

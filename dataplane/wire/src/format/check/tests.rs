@@ -136,16 +136,104 @@ fn rules_that_need_the_payload_are_no_rules_of_a_tunnel_header() {
 
 #[test]
 fn facts_are_stated_once_and_tags_as_a_whole() {
-    let mss = FactAt { fact: Fact::Mss, bits: Bits::new(2, 0, 8) };
-    let again = FactAt { bits: Bits::new(3, 0, 8), ..mss };
+    let mss = FactAt { fact: Fact::Mss, bits: Bits::new(2, 0, 16) };
+    let again = FactAt { bits: Bits::new(8, 0, 16), ..mss };
     let mut format = own();
-    format.template = vec![0xac, 0x3e, 0, 0, 0, 0, 0, 0].into();
+    format.template = vec![0xac, 0x3e, 0, 0, 0, 0, 0, 0, 0, 0].into();
+    format.inner_offset = InnerOffset::Fixed(10);
     format.facts = vec![mss, again].into();
     assert_eq!(faults(&format), "fact: Mss twice\n");
     format.facts = vec![FactAt { fact: Fact::VlanId, ..mss }].into();
     assert!(faults(&format).contains("belong together"));
     format.facts = vec![mss].into();
     assert_eq!(format.check(), Ok(()));
+}
+
+#[test]
+fn a_header_does_not_state_what_an_option_states() {
+    let mss = FactAt { fact: Fact::Mss, bits: Bits::new(8, 0, 16) };
+    let mut format = FormatDescriptor { facts: vec![mss].into(), ..GENEVE.clone() };
+    format.template.to_mut().extend([0; 4]);
+    format.inner_offset = InnerOffset::Scaled { bits: Bits::new(0, 2, 6), base: 12, scale: 4 };
+    assert_eq!(faults(&format), "fact: Mss twice\n");
+}
+
+#[test]
+fn facts_need_room_for_every_value() {
+    let mut format = own();
+    format.template = vec![0xac, 0x3e, 0, 0, 0, 0, 0, 0].into();
+    for (fact, width, legal) in [
+        (Fact::Mss, 15, "16 bits or more for an MSS"),
+        (Fact::L4Offset, 7, "8 bits or more for an offset"),
+    ] {
+        format.facts = vec![FactAt { fact, bits: Bits::new(2, 0, width) }].into();
+        let wrong = format!("fact[0]: a width of {width}; legal is {legal}\n");
+        assert_eq!(faults(&format), wrong);
+        format.facts = vec![FactAt { fact, bits: Bits::new(2, 0, width + 1) }].into();
+        assert_eq!(format.check(), Ok(()));
+    }
+    let narrow = |fact, bit, width| FactAt { fact, bits: Bits { bit, width } };
+    format.facts = vec![
+        narrow(Fact::VlanPresent, 16, 1),
+        narrow(Fact::VlanId, 17, 11),
+        narrow(Fact::VlanPriority, 28, 2),
+    ]
+    .into();
+    let text = faults(&format);
+    assert!(text.contains("fact[1]: a width of 11; legal is 12 bits or more"), "{text}");
+    assert!(text.contains("fact[2]: a width of 2; legal is 3 bits or more"), "{text}");
+    let mut geneve = GENEVE.clone();
+    let mut options = geneve.options.clone().unwrap();
+    options.known.to_mut()[0].states.bits.width = 12;
+    geneve.options = Some(options);
+    assert!(faults(&geneve).starts_with("options.known[0]: a width of 12;"));
+}
+
+#[test]
+fn a_checksum_is_a_word_of_the_header() {
+    let mut format = own();
+    format.template = vec![0xac, 0x3e, 0, 0, 0, 0, 0, 0, 0, 0, 0].into();
+    format.inner_offset = InnerOffset::Fixed(11);
+    format.fields = vec![Field::new(7, 2, Rule::HeaderChecksum)].into();
+    assert_eq!(faults(&format), "field[0]: a checksum at byte 7; legal are even bytes\n");
+    format.fields = vec![Field::new(8, 2, Rule::HeaderChecksum)].into();
+    assert_eq!(format.check(), Ok(()));
+}
+
+#[test]
+fn options_that_are_sent_can_be_read() {
+    let with = |edit: &dyn Fn(&mut FormatDescriptor, &mut Options)| {
+        let mut format = FormatDescriptor { name: "own".into(), ..GENEVE.clone() };
+        let mut options = format.options.take().unwrap();
+        edit(&mut format, &mut options);
+        FormatDescriptor { options: Some(options), ..format }
+    };
+    // Eight bytes for the MSS: no multiple of 16, and more than one bit of units of four.
+    let inner = |width, scale| {
+        move |format: &mut FormatDescriptor, _: &mut Options| {
+            format.inner_offset = InnerOffset::Scaled {
+                bits: Bits { bit: 8 - u16::from(width), width },
+                base: 8,
+                scale,
+            };
+        }
+    };
+    assert!(faults(&with(&inner(6, 16))).contains("8 bytes of them, the one for the MSS included"));
+    assert!(faults(&with(&inner(1, 4))).contains("units of 4, at most 1"));
+    assert_eq!(with(&inner(2, 4)).check(), Ok(()));
+    // The header as sent has an option of its own, which ends too early, or is the MSS already.
+    let own = |option: [u8; 8]| {
+        move |format: &mut FormatDescriptor, _: &mut Options| {
+            let template = format.template.to_mut();
+            template[0] = 2;
+            template.extend(option);
+        }
+    };
+    let short = with(&own([1, 2, 3, 2, 0, 0, 0, 0]));
+    assert!(faults(&short).contains("from byte 8 on cannot be read: options of a wrong length"));
+    let twice = with(&own([0xff, 0xc7, 1, 1, 0, 0, 0, 0]));
+    assert!(faults(&twice).contains("an option that is there twice"));
+    assert_eq!(with(&own([1, 2, 3, 1, 0, 0, 0, 0])).check(), Ok(()));
 }
 
 #[test]
