@@ -8,10 +8,10 @@ use super::directory::{DirectoryPage, Entry};
 use super::index::{Extent, Leaf, Node, PageRef};
 use super::log_frame::{Content, FrameHeader, Record};
 use super::pack::{ObjectId, PackEntry, PackHeader, header_blocks};
-use super::root::Root;
+use super::root::{Root, RootState};
 use super::slot_header::SlotHeader;
 use super::superblock::{Layout, Superblock};
-use super::volume_page::{Durability, VolumePage, VolumeState};
+use super::volume_page::{Durability, MAX_ATTEMPTS, VolumePage, VolumeState};
 use super::*;
 use crate::bits::BlockSet;
 use crate::volume_name::VolumeName;
@@ -115,15 +115,16 @@ proptest! {
     fn volume_pages_round_trip(
         (generation, id, epoch, published) in (COUNTER, COUNTER, COUNTER, COUNTER),
         uuid in any::<u128>(), name in "[a-z0-9][a-z0-9._-]{0,63}", blocks in 1_u64..1 << 34,
-        state in 0_usize..4, remote in any::<bool>(), root_nonce in any::<u64>(),
+        state in 0_usize..5, remote in any::<bool>(), root_nonce in any::<u64>(),
+        attempts in vec(any::<u64>(), 0..=MAX_ATTEMPTS),
     ) {
         let page = VolumePage {
             cache_id: CACHE, generation, id, uuid, name: VolumeName::new(&name).unwrap(),
             size: blocks * 4096, epoch, published, root_nonce,
             state: [VolumeState::Gone, VolumeState::Active, VolumeState::Released,
-                VolumeState::Quarantined][state],
+                VolumeState::Quarantined, VolumeState::Deleting][state],
             durability: if remote { Durability::Remote } else { Durability::Local },
-            dirty_quota: 4096, published_at_ms: 3,
+            dirty_quota: 4096, published_at_ms: 3, attempts,
         };
         prop_assert_eq!(VolumePage::parse(&page.emit()), Ok(page));
     }
@@ -244,8 +245,9 @@ proptest! {
     }
 
     #[test]
-    fn roots_round_trip(nodes in page_refs(0, 1024), epoch in COUNTER, released in any::<bool>()) {
-        let root = Root { uuid: 5, size: 8192, epoch, seq: 4, nonce: epoch, owner: CACHE, released,
+    fn roots_round_trip(nodes in page_refs(0, 1024), epoch in COUNTER, state in 0_usize..3) {
+        let state = [RootState::Owned, RootState::Released, RootState::Deleted][state];
+        let root = Root { uuid: 5, size: 8192, epoch, seq: 4, nonce: epoch, owner: CACHE, state,
             published_at_ms: 1, nodes };
         prop_assert_eq!(Root::parse(&root.emit()), Ok(root));
     }
@@ -266,10 +268,10 @@ proptest! {
     /// Made-up fields behind a right checksum reach every range check.
     #[test]
     fn made_up_structures_never_panic(
-        kind in 0_usize..8, noise in vec((0_usize..8192, any::<u64>()), 0..40), len in 0_usize..9000,
+        kind in 0_usize..9, noise in vec((0_usize..8192, any::<u64>()), 0..40), len in 0_usize..9000,
     ) {
-        const MAGICS: [&[u8; 8]; 8] = [b"CVLTSUPR", b"CVLTVOLP", b"CVLTDIRP", b"CVLTSLOT",
-            b"CVLTLOGF", b"CVLTPACK", b"CVLTLEAF", b"CVLTROOT"];
+        const MAGICS: [&[u8; 8]; 9] = [b"CVLTSUPR", b"CVLTVOLP", b"CVLTDIRP", b"CVLTSLOT",
+            b"CVLTLOGF", b"CVLTPACK", b"CVLTLEAF", b"CVLTNODE", b"CVLTROOT"];
         let len = match kind { 3 => 8192, 0 | 1 | 2 | 4 => 4096, _ => len.max(16) };
         let mut bytes = vec![0; len];
         for (at, value) in noise {
@@ -295,4 +297,60 @@ proptest! {
 fn the_checksum_is_castagnolis() {
     assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     assert_eq!(crc32c(&[0; BLOCK]), ZERO_BLOCK_CRC);
+}
+
+#[test]
+fn zz_make_corpus() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/volume_formats");
+    std::fs::create_dir_all(&folder).unwrap();
+    let save = |name: &str, kind: u8, bytes: &[u8]| {
+        let end = bytes.iter().rposition(|b| *b != 0).map_or(0, |e| e + 1);
+        // Trailing zeros are filled up by the target where the length is fixed.
+        let body = if kind <= 4 { &bytes[..end] } else { bytes };
+        std::fs::write(folder.join(name), [&[kind], body].concat()).unwrap();
+    };
+    let mut runner = TestRunner::deterministic();
+    save("superblock", 0, &superblock().new_tree(&mut runner).unwrap().current().emit());
+    let page = VolumePage {
+        cache_id: CACHE, generation: 3, id: 4, uuid: 5, name: VolumeName::new("vol").unwrap(),
+        size: 1 << 30, epoch: 2, published: 77, root_nonce: 8,
+        state: VolumeState::Active, durability: Durability::Remote,
+        dirty_quota: 4096, published_at_ms: 3, attempts: vec![1, 2, 3],
+    };
+    save("volume_page", 1, &page.emit());
+    let page = DirectoryPage { cache_id: 0, first: 0, entries: vec![
+        Entry { volume: 1, chunk: 2, generation: 3, seq: 4, version: 5, dirty: 6, valid_blocks: 7, dirty_blocks: 2 },
+        Entry::default(),
+    ] };
+    save("directory_page", 2, &page.emit());
+    let mut header = SlotHeader::empty(0, 0, 9);
+    header.valid.insert_range(3..40);
+    header.dirty.insert_range(3..20);
+    header.zero.insert_range(10..12);
+    header.lost.insert_range(100..102);
+    (header.volume, header.chunk, header.seq) = (1, 2, 55);
+    header.crcs[3] = 77;
+    save("slot_header", 3, &header.emit());
+    let records: Vec<Record> = (0..3).map(|_| record().new_tree(&mut runner).unwrap().current()).collect();
+    let blocks = 1 + records.iter().map(|r| u32::from(r.data_blocks())).sum::<u32>();
+    let frame = FrameHeader { cache_id: CACHE, incarnation: 2, pos: 4096, first_seq: 9, durable_seq: 4, blocks, records };
+    save("log_frame", 4, &frame.emit());
+    let run = |data| MappedRun { volume: 1, seq: 9, chunk: 2, first: 3, count: 2, data, frame: 8192 };
+    let map = checkpoint::emit(&[run(None), run(Some(MappedData { pos: 12288, crcs: vec![1, 2] }))]);
+    save("checkpoint", 5, &map);
+    let entries = (0..3).map(|block| PackEntry { chunk: 1, block, crc: 7 }).collect::<Vec<_>>();
+    let mut pack = PackHeader { uuid: 5, epoch: 6, entries }.emit();
+    pack.truncate(200);
+    pack.resize(4 * BLOCK - 4000, 0);
+    let mut pack = pack;
+    pack.resize(4 * BLOCK, 0);
+    // Only the beginning matters: the target fills up to whole blocks, so one byte of the last is enough.
+    save("pack", 6, &pack[..3 * BLOCK + 1]);
+    save("leaf", 7, &{ let mut l = leaf().new_tree(&mut runner).unwrap().current(); l.uuid = 0; l.number = 0; l.extents.truncate(5); l }.emit());
+    let leaves = page_refs(0, 1024).new_tree(&mut runner).unwrap().current().into_iter().take(5).collect();
+    save("node", 8, &Node { uuid: 0, number: 0, leaves }.emit());
+    let nodes = page_refs(0, 1024).new_tree(&mut runner).unwrap().current().into_iter().take(5).collect();
+    save("root", 9, &Root { uuid: 5, size: 8192, epoch: 3, seq: 4, nonce: 6, owner: CACHE, state: RootState::Released, published_at_ms: 1, nodes }.emit());
 }
