@@ -162,8 +162,7 @@ fn of_two_copies_of_a_cache_at_one_store_the_second_to_upload_is_stopped_and_kee
     let store = scratch.path("store").display().to_string();
     // Neither uploads before it is told to.
     let first = Gateway::start(&scratch, &["--upload-interval", "3600"]);
-    let second =
-        Gateway::start(&other, &["--store", &store, "--upload-interval", "3600"]);
+    let second = Gateway::start(&other, &["--store", &store, "--upload-interval", "3600"]);
     let write = |gateway: &Gateway, what: &str| {
         run("qemu-io", &["-f", "raw", "-c", what, "-c", "flush", &gateway.uri("vol")]);
     };
@@ -203,8 +202,7 @@ fn a_former_owner_cannot_delete_a_volume_that_was_taken_over() {
     let (scratch, other) = (Scratch::new(), Scratch::new());
     let first = Gateway::start(&scratch, &["--volume", "vol=8M"]);
     let store = scratch.path("store").display().to_string();
-    let second =
-        Gateway::start(&other, &["--store", &store, "--volume", "vol", "--take-over"]);
+    let second = Gateway::start(&other, &["--store", &store, "--volume", "vol", "--take-over"]);
     let uri = second.uri("vol");
     run("qemu-io", &["-f", "raw", "-c", "write -P 4 0 1M", "-c", "flush", &uri]);
     let (_, said) = cli_fails(&scratch, &["volume", "delete", "vol"]);

@@ -139,7 +139,8 @@ impl Proxying {
         if self.script.down.load(Ordering::Relaxed) {
             return Err("down".into());
         }
-        let has_condition = [IF_MATCH, IF_NONE_MATCH].iter().any(|c| request.headers().contains_key(c));
+        let has_condition =
+            [IF_MATCH, IF_NONE_MATCH].iter().any(|c| request.headers().contains_key(c));
         if self.script.old.load(Ordering::Relaxed) && has_condition {
             return Ok(plain(
                 StatusCode::NOT_IMPLEMENTED,

@@ -514,5 +514,7 @@ impl Inner {
 /// The first block of a run whose checksum is wrong.
 fn wrong_block(run: &Run, data: &[u8]) -> Option<u16> {
     let mut blocks = (run.first..).zip(data.chunks(BLOCK_BYTES as usize));
-    blocks.find(|(block, data)| crate::format::crc32c(data) != run.crc(*block)).map(|(block, _)| block)
+    blocks
+        .find(|(block, data)| crate::format::crc32c(data) != run.crc(*block))
+        .map(|(block, _)| block)
 }

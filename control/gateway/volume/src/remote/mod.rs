@@ -110,7 +110,9 @@ pub enum ProbeError {
     },
     /// It refuses puts with a condition. Ownership of volumes rests on them; use another store, or another
     /// version of it.
-    #[error("{store} refuses puts with a condition ({which}), without which ownership of volumes cannot be kept: {cause}")]
+    #[error(
+        "{store} refuses puts with a condition ({which}), without which ownership of volumes cannot be kept: {cause}"
+    )]
     RefusesConditions {
         /// The store.
         store: String,

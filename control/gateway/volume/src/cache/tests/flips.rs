@@ -65,6 +65,10 @@ fn base() -> Base {
             volume.upload().await.unwrap();
             cache.destage().await.unwrap();
         }
+        // Zeros where there is nothing would leave nothing.
+        let two = Bytes::from(vec![8; 2 * BLOCK_BYTES as usize]);
+        volume.write(CHUNK_BYTES, two, false).await.unwrap();
+        cache.destage().await.unwrap();
         volume.write_zeroes(CHUNK_BYTES, 2 * BLOCK_BYTES, false).await.unwrap();
         cache.destage().await.unwrap();
         volume.write(CHUNK_BYTES, block(2), false).await.unwrap();
@@ -81,7 +85,10 @@ fn base() -> Base {
         let state = cache.inner.state();
         let slot = |chunk| state.chunks[&Key { volume: volume.id(), chunk }].slot.unwrap();
         let frames: Vec<u64> = state.log.frames.iter().map(|frame| frame.pos).collect();
-        assert_eq!((frames.len(), frames.iter().filter(|p| **p >= state.log.scan_at).count()), (4, 3));
+        assert_eq!(
+            (frames.len(), frames.iter().filter(|p| **p >= state.log.scan_at).count()),
+            (4, 3)
+        );
         ([slot(0), slot(1)], frames)
     });
     disk.restart(Survivors::All);
@@ -97,7 +104,9 @@ fn base() -> Base {
         let at = layout.slots_at + u64::from(slot) * crate::format::slot_header::SLOT_BYTES;
         let version = |at| {
             let bytes = disk.peek(at, HEADER_BYTES);
-            SlotHeader::parse(&bytes, superblock.cache_id, slot).unwrap().version
+            SlotHeader::parse(&bytes, superblock.cache_id, slot)
+                .unwrap_or_else(|e| panic!("slot {slot} at {at}: {e}"))
+                .version
         };
         newer([at, at + HEADER_BYTES as u64], &version)
     });
@@ -150,7 +159,10 @@ impl Base {
                     Ok(found) if found == block(tag) => outcome.right += 1,
                     Ok(found) if last_may_be_gone && tag == 5 && found == block(0) => {}
                     Ok(found) => panic!("{what}: at {at} {} instead of {tag}", found[0]),
-                    Err(Error::Lost { volume, offset, end } | Error::UnknownLoss { volume, offset, end, .. }) => {
+                    Err(
+                        Error::Lost { volume, offset, end }
+                        | Error::UnknownLoss { volume, offset, end, .. },
+                    ) => {
                         assert!(volume == name() && offset <= at && at < end, "{what}: {offset}");
                         outcome.errors += 1;
                     }

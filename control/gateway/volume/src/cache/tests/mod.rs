@@ -3,8 +3,8 @@
 
 mod enumerate;
 mod faults;
-mod flips;
 mod fitness;
+mod flips;
 mod history;
 mod ownership;
 mod plants;

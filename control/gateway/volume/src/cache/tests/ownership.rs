@@ -195,8 +195,8 @@ fn a_deletion_cut_short_anywhere_is_finished_by_asking_again() {
 
 #[test]
 fn a_volume_half_deleted_is_not_served_and_one_whose_root_is_gone_can_be_deleted() {
+    let (disk, store) = base();
     run(async {
-        let (disk, store) = base();
         let cache = open(&disk, &store, 8).await;
         let volume = cache.volume(&name()).unwrap();
         // The store is away before anything was said: nothing happens.
@@ -224,8 +224,8 @@ fn a_volume_half_deleted_is_not_served_and_one_whose_root_is_gone_can_be_deleted
 
 #[test]
 fn of_two_copies_of_a_cache_one_uploads_and_the_other_keeps_its_data() {
+    let (disk, store) = base();
     run(async {
-        let (disk, store) = base();
         let (first, second) = (open(&disk.copy(1), &store, 1).await, open(&disk, &store, 2).await);
         let (a, b) = (first.volume(&name()).unwrap(), second.volume(&name()).unwrap());
         a.write(2 * CHUNK_BYTES, block(3), false).await.unwrap();

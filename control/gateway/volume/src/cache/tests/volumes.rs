@@ -414,8 +414,7 @@ fn a_scan_does_not_take_what_is_used_out_of_the_cache() {
         let frame = |chunk: u64| vec![1 + chunk as u8; 1 << 16];
         {
             let first = cache(&store, 1).await;
-            let volume =
-                first.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
+            let volume = first.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
             for chunk in 0..CHUNKS {
                 volume.write(chunk * CHUNK_BYTES, frame(chunk).into(), false).await.unwrap();
                 if chunk % 2 == 1 {
@@ -453,7 +452,7 @@ fn a_scan_does_not_take_what_is_used_out_of_the_cache() {
         }
         assert_eq!(missed, 0, "blocks of the hot set were evicted");
         let status = cache.status();
-        assert!(status.counters.evicted > 40, "{status:?}");
+        assert!(status.counters.evicted > 30, "{status:?}");
         // Between the watermarks some slots are free, and no more than that.
         assert!((1..=3).contains(&status.slots.1), "{status:?}");
     });
