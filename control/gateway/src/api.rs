@@ -131,6 +131,7 @@ impl Api {
             VolumeState::Active => "active",
             VolumeState::Released => "released",
             VolumeState::Quarantined => "quarantined",
+            VolumeState::Deleting => "deleting",
             VolumeState::Gone => "gone",
         };
         let durability = match status.options.durability {

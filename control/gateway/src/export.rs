@@ -7,7 +7,7 @@ use culvert_nbd::export::{
     STATE_ZERO, ZeroMode,
 };
 use culvert_nbd::{Buffer, BufferPool, Errno, Export, ExportError, ExportInfo};
-use culvert_volume::{BlockStatus, Error, Segment, Volume};
+use culvert_volume::{BLOCK_BYTES, BlockStatus, Error, Segment, Volume};
 
 /// A volume as an NBD export.
 #[derive(Debug)]
@@ -42,6 +42,14 @@ fn tell(error: &Error) -> ExportError {
         Error::Superseded { .. } | Error::NotServed { .. } | Error::Gone => (Errno::Shutdown, None),
         _ => (Errno::Io, None),
     };
+    // Most clients show the number only.
+    match error {
+        Error::Lost { .. } | Error::UnknownLoss { .. } | Error::RemoteDamaged { .. } => {
+            tracing::error!(%error, "a request failed");
+        }
+        _ if errno == Errno::Io => tracing::warn!(%error, "a request failed"),
+        _ => {}
+    }
     ExportError { errno, message: error.to_string().into(), offset: at }
 }
 
@@ -95,14 +103,19 @@ impl Export for VolumeExport {
         self.volume.trim(offset, length, fua).await.map_err(|e| tell(&e))
     }
 
-    /// Zeroes are records without data, hence always fast. No space is kept for what is written
-    /// later, with `no_hole` or without: a cache that is short of it slows writers and fails none.
+    /// Zeroes are records without data, hence fast, unless they share a block with something that may have to
+    /// be fetched first. No space is kept for what is written later, with `no_hole` or without: a cache
+    /// that is short of it slows writers and fails none. What is cached as zeros is not called a hole.
     async fn write_zeroes(
         &self,
         offset: u64,
         length: u64,
         mode: ZeroMode,
     ) -> Result<(), ExportError> {
+        if mode.fast && !(offset | length).is_multiple_of(BLOCK_BYTES) {
+            let message = "not whole blocks of 4096 bytes: not faster than writing".into();
+            return Err(ExportError { errno: Errno::NotSup, message, offset: Some(offset) });
+        }
         self.volume.write_zeroes(offset, length, mode.fua).await.map_err(|e| tell(&e))
     }
 

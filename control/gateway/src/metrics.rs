@@ -170,6 +170,11 @@ fn of_volumes(cache: &Cache, text: &mut Text) {
             text.value(name, &[("volume", &volume.name.to_string())], value(volume));
         }
     }
+    let name = "culvert_volume_lost_total";
+    text.metric(name, Kind::Counter, "Times that bytes were needed whose only copy is damaged.");
+    for volume in &volumes {
+        text.value(name, &[("volume", &volume.name.to_string())], volume.lost);
+    }
 }
 
 /// Answers every HTTP request at `address` with the metrics, until the process ends.

@@ -10,6 +10,7 @@ use culvert_model::{DEFAULT_RUN_DIR, GATEWAY_SOCKET};
 use culvert_nbd::observe::Statistics;
 use culvert_nbd::{Lanes, Limits, Listener, Server, Shutdown, Stream};
 use culvert_volume::disk::{Disk, DiskError, FileDisk};
+use culvert_volume::remote::ProbeError;
 use culvert_volume::{Cache, Config, Error, VolumeName, VolumeOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -26,6 +27,9 @@ use crate::store_times::{StoreTimes, TimedStore};
 
 /// NBD's port, on this host only.
 const DEFAULT_PLACE: ([u8; 4], u16) = ([127, 0, 0, 1], 10_809);
+
+/// How often it is said what keeps it from serving.
+const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// Why the gateway does not serve, or served to a bad end.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +88,13 @@ pub enum ServeError {
     /// Signals cannot be waited for.
     #[error("cannot wait for signals: {0}")]
     Signal(io::Error),
+    /// The store cannot hold volumes: it was found out after the start, since what is cached does not wait for
+    /// it. What was written is in the cache; start again with a store that keeps conditions.
+    #[error("{cause}; what was written is kept in the cache")]
+    Unfit {
+        /// What was found.
+        cause: ProbeError,
+    },
     /// The cache's disk failed while it was in use. What was flushed is kept; repair the disk and
     /// start again.
     #[error("the cache stopped: {cause}")]
@@ -104,9 +115,11 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     let listeners = if settings.stdio { Vec::new() } else { listeners(settings)? };
     let lanes = Arc::new(Lanes::for_this_machine().map_err(ServeError::Threads)?);
     let store_times = Arc::new(StoreTimes::default());
-    let cache = Arc::new(open_cache(settings, &store_times).await?);
+    let opening = open_cache(settings, &store_times);
+    let cache = Arc::new(saying("the cache is being opened or made", opening).await?);
     for wanted in &settings.volumes {
-        provide(&cache, wanted, settings.take_over).await?;
+        let providing = provide(&cache, wanted, settings.take_over);
+        saying("the store is asked for a volume", providing).await?;
     }
     let statistics = Arc::new(Statistics::default());
     let exports = VolumeExports::new(&cache);
@@ -141,8 +154,12 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     }
     api.stop().await;
     drop(api);
-    served?;
-    close(cache).await
+    if let Err(stopped @ ServeError::Stopped { .. }) = served {
+        // Nothing more can be promised of what is on its disk.
+        return Err(stopped);
+    }
+    close(cache).await?;
+    served
 }
 
 /// Serves the API. Where no place was asked for and the usual one cannot be had, the gateway does without.
@@ -190,6 +207,20 @@ async fn is_blank(disk: &FileDisk) -> Result<bool, DiskError> {
         }
     }
     Ok(true)
+}
+
+/// Does what must be done before anybody is served, and says from time to time that it goes on.
+async fn saying<T>(what: &'static str, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let begun = tokio::time::Instant::now();
+    let mut patience = Duration::from_secs(1);
+    loop {
+        match tokio::time::timeout(patience, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => info!(seconds = begun.elapsed().as_secs(), "not served yet: {what}"),
+        }
+        patience = SAY_EVERY;
+    }
 }
 
 async fn open_cache(settings: &Settings, times: &Arc<StoreTimes>) -> Result<Cache, ServeError> {
@@ -283,7 +314,7 @@ impl Signals {
     }
 }
 
-/// Waits for the end of `work`, a signal to stop, or the failure of the cache.
+/// Waits for the end of `work`, a signal to stop, or a failure of the cache or the store.
 async fn until_stopped(
     cache: &Cache,
     signals: &mut Signals,
@@ -292,8 +323,13 @@ async fn until_stopped(
     tell_manager(READY);
     let failure = async {
         loop {
-            if let Some(cause) = cache.status().stopped {
-                return cause;
+            let status = cache.status();
+            if let Some(cause) = status.stopped {
+                error!("the cache stopped: {cause}");
+                return ServeError::Stopped { cause };
+            }
+            if let Some(cause) = status.unfit_store {
+                return ServeError::Unfit { cause };
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -302,10 +338,7 @@ async fn until_stopped(
         () = work => Ok(()),
         _ = signals.terminate.recv() => Ok(()),
         _ = signals.interrupt.recv() => Ok(()),
-        cause = failure => {
-            error!("the cache stopped: {cause}");
-            Err(ServeError::Stopped { cause })
-        }
+        failure = failure => Err(failure),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::args::{Args, Output};
 use crate::client::Gateway;
 use crate::error::CliError;
 use crate::output::{or_dash, print, print_value, table};
-use progress::Progress;
+use progress::{Progress, waiting};
 
 /// Where the gateway is.
 #[derive(Debug, clap::Args)]
@@ -144,7 +144,7 @@ enum Durability {
 #[derive(Serialize)]
 struct Shown {
     name: String,
-    /// active, released, quarantined, or stored: in the store only.
+    /// active, released, quarantined, deleting, or stored: in the store only.
     state: String,
     uuid: String,
     size: u64,
@@ -245,7 +245,7 @@ pub(crate) async fn run(args: &Args, volume: &VolumeArgs) -> Result<(), CliError
                 remote_durability: options.durability == Durability::Remote,
                 dirty_quota: options.dirty_quota.0,
             };
-            let answer = gateway.calls.create_volume(request).await;
+            let answer = waiting("making the volume", gateway.calls.create_volume(request)).await;
             gateway.answer(answer)?
         }
         VolumeVerb::Attach { name, take_over, options } => {
@@ -255,13 +255,13 @@ pub(crate) async fn run(args: &Args, volume: &VolumeArgs) -> Result<(), CliError
                 remote_durability: options.durability == Durability::Remote,
                 dirty_quota: options.dirty_quota.0,
             };
-            let answer = gateway.calls.attach_volume(request).await;
+            let answer = waiting("taking the volume", gateway.calls.attach_volume(request)).await;
             gateway.answer(answer)?
         }
         VolumeVerb::Resize { name, size, shrink } => {
             let (name, size, shrink) = (name.clone(), size.0, *shrink);
             let request = api::ResizeVolumeRequest { name, size, shrink };
-            let answer = gateway.calls.resize_volume(request).await;
+            let answer = waiting("resizing the volume", gateway.calls.resize_volume(request)).await;
             gateway.answer(answer)?
         }
         VolumeVerb::Set { name, durability, dirty_quota } => {
@@ -270,7 +270,7 @@ pub(crate) async fn run(args: &Args, volume: &VolumeArgs) -> Result<(), CliError
                 remote_durability: durability.map(|to| to == Durability::Remote),
                 dirty_quota: dirty_quota.map(|quota| quota.0),
             };
-            let answer = gateway.calls.set_volume(request).await;
+            let answer = waiting("changing the volume", gateway.calls.set_volume(request)).await;
             gateway.answer(answer)?
         }
         VolumeVerb::Flush { name } => {
@@ -287,7 +287,7 @@ pub(crate) async fn run(args: &Args, volume: &VolumeArgs) -> Result<(), CliError
         }
         VolumeVerb::Delete { name, forget } => {
             let request = api::DeleteVolumeRequest { name: name.clone(), forget: *forget };
-            let answer = gateway.calls.delete_volume(request).await;
+            let answer = waiting("deleting the volume", gateway.calls.delete_volume(request)).await;
             let was = Shown::from(gateway.answer(answer)?);
             let what = if *forget { "forgotten" } else { "deleted" };
             return match args.output {
@@ -316,7 +316,8 @@ async fn uploaded(
 }
 
 async fn volumes(gateway: &mut Gateway, stored: bool) -> Result<Vec<Shown>, CliError> {
-    let answer = gateway.calls.list_volumes(api::ListVolumesRequest { stored }).await;
+    let call = gateway.calls.list_volumes(api::ListVolumesRequest { stored });
+    let answer = waiting("asking for the volumes", call).await;
     Ok(gateway.answer(answer)?.volumes.into_iter().map(Shown::from).collect())
 }
 

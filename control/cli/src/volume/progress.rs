@@ -39,8 +39,34 @@ impl Progress {
     }
 }
 
+/// Waits for something that says nothing before its end, and shows after a second that it goes on.
+pub(crate) async fn waiting<T>(what: &'static str, call: impl Future<Output = T>) -> T {
+    let mut call = std::pin::pin!(call);
+    if let Ok(done) = tokio::time::timeout(Duration::from_secs(1), &mut call).await {
+        return done;
+    }
+    let _shown = Progress::new(what, "{spinner} {msg}, {elapsed}");
+    call.await
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_long_is_waited_for_like_what_does_not() {
+        for seconds in [0, 5] {
+            let call = async move {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                seconds
+            };
+            assert_eq!(waiting("waiting", call).await, seconds);
+        }
     }
 }

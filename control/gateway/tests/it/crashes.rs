@@ -52,12 +52,12 @@ print(top)
 
 /// What the writer was promised.
 #[derive(Clone, Copy, Debug, Default)]
-struct Promised {
-    answered: u64,
-    flushed: u64,
+pub(crate) struct Promised {
+    pub(crate) answered: u64,
+    pub(crate) flushed: u64,
 }
 
-fn writer(uri: &str, first: u64) -> Child {
+pub(crate) fn writer(uri: &str, first: u64) -> Child {
     let script = format!("h.connect_uri({uri:?})\n{COMMON}\nfirst = {first}\n{WRITER}");
     Command::new("nbdsh")
         .args(["-c", &script])
@@ -70,7 +70,7 @@ fn writer(uri: &str, first: u64) -> Child {
 }
 
 /// Reads what the writer says until it ends.
-fn promised(mut writer: Child) -> Promised {
+pub(crate) fn promised(mut writer: Child) -> Promised {
     let mut promised = Promised::default();
     let mut said = BufReader::new(writer.stdout.take().unwrap());
     let mut line = String::new();
@@ -87,7 +87,7 @@ fn promised(mut writer: Child) -> Promised {
 }
 
 /// Checks what is there, and returns the newest write that is.
-fn check(uri: &str, promised: u64, asked: u64) -> u64 {
+pub(crate) fn check(uri: &str, promised: u64, asked: u64) -> u64 {
     let script = format!(
         "h.connect_uri({uri:?})\n{COMMON}\npromised = {promised}\nasked = {asked}\n{CHECKER}"
     );

@@ -2,6 +2,7 @@
 
 mod commands;
 mod crashes;
+mod damage;
 mod filesystems;
 mod lifecycle;
 mod observing;

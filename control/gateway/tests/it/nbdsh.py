@@ -76,6 +76,15 @@ h.pwrite(b"b" * 700, 12000)
 h.zero(4096, 16384, nbd.CMD_FLAG_FAST_ZERO)
 h.zero(4096, 20480, nbd.CMD_FLAG_NO_HOLE)
 h.trim(4096, 24576)
+# Zeros that may need the rest of a block first are not fast, and then nothing happens.
+h.pwrite(b"c" * 4096, 28672)
+for offset, length in [(28672, 512), (28672 + 512, 4096 - 512), (28672 + 1, 8192)]:
+    fails(errno.ENOTSUP, h.zero, length, offset, nbd.CMD_FLAG_FAST_ZERO)
+    fails(errno.ENOTSUP, h.zero, length, offset, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE)
+assert h.pread(4096, 28672) == b"c" * 4096
+h.zero(512, 28672)
+assert h.pread(4096, 28672) == bytes(512) + b"c" * 3584
+h.zero(4096, 32768, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE)
 h.cache(size, 0)
 h.flush()
 assert h.pread(700, 12000) == b"b" * 700
@@ -90,6 +99,12 @@ found = {}
 h.block_status(size, 0, lambda context, at, extents, e: found.setdefault(context, extents) and 0)
 assert set(found) == {"base:allocation", "culvert:cache"}, found
 assert found["base:allocation"][:4] == [4096, 3, 12288, 0], found
+# Hole is 1, zero is 2: zeros that were asked for without a hole are none, what was trimmed may be one.
+flags = []
+for length, flag in zip(found["base:allocation"][::2], found["base:allocation"][1::2]):
+    flags += [flag] * (length // 4096)
+assert flags[5] == 2 and flags[8] == 2, flags[:10]
+assert flags[6] in (2, 3) and flags[7] == 0 and flags[9] == 3, flags[:10]
 # Dirty is 2, cached is 1; what was written lately is both.
 assert found["culvert:cache"][3] & 1 == 1, found
 h.shutdown()

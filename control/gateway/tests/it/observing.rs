@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Gateway, Scratch, free_address, run};
+use crate::support::{Gateway, Scratch, cli, free_address, run};
 
 pub(crate) fn scrape(address: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -34,6 +34,52 @@ fn metrics_count_what_was_done() {
         "culvert_cache_stopped 0",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+    }
+    gateway.stop();
+}
+
+#[test]
+fn metrics_tell_hits_misses_bytes_the_watermark_and_its_age() {
+    let scratch = Scratch::new();
+    let address = free_address().to_string();
+    let arguments = ["--metrics", &address, "--upload-interval", "3600"];
+    let gateway = Gateway::start(&scratch, &[&arguments[..], &["--volume", "vol=8M"]].concat());
+    let value = |name: &str| {
+        let samples = parse(&scrape(&address));
+        let found = samples.iter().find(|sample| sample.name == name);
+        found.unwrap_or_else(|| panic!("no {name}")).value
+    };
+    let io = |what: &str| {
+        run("qemu-io", &["-f", "raw", "-c", what, &gateway.uri("vol")]);
+    };
+    io("write -P 1 0 1M");
+    assert_eq!(value("culvert_volume_dirty_bytes"), f64::from(1 << 20));
+    assert_eq!(value("culvert_store_uploaded_bytes_total"), 0.0);
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(value("culvert_volume_watermark_age_seconds") >= 1.0);
+    let before = value("culvert_volume_watermark");
+    cli(&scratch, &["volume", "flush", "vol"]);
+    assert!(value("culvert_volume_watermark") > before);
+    assert!(value("culvert_volume_watermark_age_seconds") < 1.0);
+    assert_eq!(value("culvert_volume_dirty_bytes"), 0.0);
+    let uploaded = value("culvert_store_uploaded_bytes_total");
+    assert!(((1 << 20) as f64..(2 << 20) as f64).contains(&uploaded), "{uploaded}");
+    io("read -P 1 0 64k");
+    assert_eq!(value("culvert_cache_hit_blocks_total"), 16.0);
+    assert_eq!(value("culvert_cache_missed_blocks_total"), 0.0);
+    // Given up and taken again: nothing of it is cached.
+    cli(&scratch, &["volume", "detach", "vol"]);
+    cli(&scratch, &["volume", "attach", "vol"]);
+    io("read -P 1 0 64k");
+    assert_eq!(value("culvert_cache_hit_blocks_total"), 16.0);
+    assert_eq!(value("culvert_cache_missed_blocks_total"), 16.0);
+    assert_eq!(value("culvert_store_fetched_bytes_total"), 65536.0);
+    gateway.kill();
+    let gateway = Gateway::start(&scratch, &arguments);
+    let begun = Instant::now();
+    while value("culvert_cache_unvalidated_chunks") > 0.0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it is not validated");
+        std::thread::sleep(Duration::from_millis(20));
     }
     gateway.stop();
 }

@@ -138,22 +138,84 @@ fn a_cache_of_another_version_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_cache_that_another_gateway_made_does_not_take_its_volumes() {
+fn a_cache_without_its_store_serves_what_it_has_and_another_cache_does_not_get_its_volumes() {
     let (scratch, other) = (Scratch::new(), Scratch::new());
     Gateway::start(&scratch, &["--volume", "vol=8M"]).stop();
-    // A copy of the cache serves on: nobody else has the volume. With another store it is told so.
     std::fs::copy(scratch.path("cache"), other.path("cache")).unwrap();
     let gateway = Gateway::start(&other, &[]);
-    let said = output("qemu-io", &["-f", "raw", "-c", "write 0 4k", &gateway.uri("vol")]);
-    assert!(said.status.success());
+    run("qemu-io", &["-f", "raw", "-c", "write 0 4k", &gateway.uri("vol")]);
     let (_, said) = cli_fails(&other, &["volume", "flush", "vol"]);
-    assert!(said.contains("vol"), "{said}");
+    assert!(said.contains("volume vol: no such volume"), "{said}");
     gateway.kill();
     // Another cache at the same store does not get it.
     std::fs::remove_file(other.path("cache")).unwrap();
     let store = scratch.path("store").display().to_string();
     let said = refused(&other, &["--volume", "vol", "--store", &store]);
     assert!(said.contains("take it over"), "{said}");
+}
+
+#[test]
+fn of_two_copies_of_a_cache_at_one_store_the_second_to_upload_is_stopped_and_keeps_its_data() {
+    let (scratch, other) = (Scratch::new(), Scratch::new());
+    Gateway::start(&scratch, &["--volume", "vol=8M"]).stop();
+    std::fs::copy(scratch.path("cache"), other.path("cache")).unwrap();
+    let store = scratch.path("store").display().to_string();
+    // Neither uploads before it is told to.
+    let first = Gateway::start(&scratch, &["--upload-interval", "3600"]);
+    let second = Gateway::start(&other, &["--store", &store, "--upload-interval", "3600"]);
+    let write = |gateway: &Gateway, what: &str| {
+        run("qemu-io", &["-f", "raw", "-c", what, "-c", "flush", &gateway.uri("vol")]);
+    };
+    write(&first, "write -P 1 0 1M");
+    write(&second, "write -P 2 1M 1M");
+    cli(&scratch, &["volume", "flush", "vol"]);
+    let (_, said) = cli_fails(&other, &["volume", "flush", "vol"]);
+    assert!(said.contains("another copy of this cache"), "{said}");
+    assert!(cli(&other, &["volume", "list"]).contains("quarantined"));
+    let read = ["-f", "raw", "-c", "read 0 4k", &second.uri("vol")];
+    assert!(!output("qemu-io", &read).status.success(), "it still serves");
+    // The first goes on, and nothing of the second is in the store.
+    write(&first, "write -P 3 2M 1M");
+    cli(&scratch, &["volume", "flush", "vol"]);
+    let file = other.path("rest").display().to_string();
+    let exported = cli(&other, &["cache", "export-quarantine", "vol", &file]);
+    assert!(exported.contains("1048576 bytes"), "{exported}");
+    let rest = std::fs::read(&file).unwrap();
+    assert!(rest[1 << 20..2 << 20].iter().all(|byte| *byte == 2));
+    second.stop();
+    first.kill();
+    std::fs::remove_file(scratch.path("cache")).unwrap();
+    let gateway = Gateway::start(&scratch, &["--volume", "vol", "--take-over"]);
+    let mut check = vec!["-f", "raw"];
+    for command in ["read -P 1 0 1M", "read -P 0 1M 1M", "read -P 3 2M 1M"] {
+        check.extend(["-c", command]);
+    }
+    let uri = gateway.uri("vol");
+    check.push(&uri);
+    let said = run("qemu-io", &check);
+    assert!(!said.contains("verification failed"), "{said}");
+    gateway.stop();
+}
+
+#[test]
+fn a_former_owner_cannot_delete_a_volume_that_was_taken_over() {
+    let (scratch, other) = (Scratch::new(), Scratch::new());
+    let first = Gateway::start(&scratch, &["--volume", "vol=8M"]);
+    let store = scratch.path("store").display().to_string();
+    let second = Gateway::start(&other, &["--store", &store, "--volume", "vol", "--take-over"]);
+    let uri = second.uri("vol");
+    run("qemu-io", &["-f", "raw", "-c", "write -P 4 0 1M", "-c", "flush", &uri]);
+    let (_, said) = cli_fails(&scratch, &["volume", "delete", "vol"]);
+    assert!(said.contains("taken over"), "{said}");
+    cli(&other, &["volume", "flush", "vol"]);
+    // Its owner may; then it is nowhere, and its name is free.
+    cli(&other, &["volume", "delete", "vol"]);
+    assert!(!cli(&other, &["volume", "list", "--stored"]).contains("vol "));
+    let (_, said) = cli_fails(&other, &["volume", "attach", "vol", "--take-over"]);
+    assert!(said.contains("no such volume"), "{said}");
+    cli(&other, &["volume", "create", "vol", "4M"]);
+    first.stop();
+    second.stop();
 }
 
 /// A mounted tmpfs of a few MiB, gone with the value.

@@ -1,9 +1,11 @@
 //! Volumes in an S3 server over HTTP.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
+use crate::observing::scrape;
 use crate::s3_proxy::{BUCKET, S3};
-use crate::support::{GATEWAY, Gateway, Scratch, cli, cli_fails, image, run};
+use crate::support::{GATEWAY, Gateway, Scratch, cli, cli_fails, free_address, image, run};
 
 fn store() -> String {
     format!("s3://{BUCKET}/some/prefix")
@@ -54,18 +56,130 @@ fn a_volume_in_s3_survives_its_cache_and_a_network_that_fails_all_the_time() {
     }
 }
 
-#[test]
-fn a_server_that_ignores_conditions_is_refused_at_start() {
-    let scratch = Scratch::new();
-    let s3 = S3::start(&scratch.path("objects"));
+/// What a gateway says that does not start, or stops by itself.
+fn refused(scratch: &Scratch, address: SocketAddr) -> String {
     let output = std::process::Command::new(GATEWAY)
         .args(scratch.arguments_with(&["--store", &store()]))
-        .envs(S3::environment(s3.server))
+        .envs(S3::environment(address))
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("ignores the condition"), "{said}");
+    assert!(!output.status.success(), "it served");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_server_that_ignores_or_refuses_conditions_is_refused_and_takes_nothing() {
+    let scratch = Scratch::new();
+    let s3 = S3::start(&scratch.path("objects"));
+    let old = |old| s3.script.old.store(old, Ordering::Relaxed);
+    // No cache is made for it.
+    let said = refused(&scratch, s3.server);
+    assert!(said.contains("ignores the condition"), "{said}");
+    old(true);
+    let said = refused(&scratch, s3.proxy);
+    assert!(said.contains("refuses puts with a condition"), "{said}");
     assert!(!scratch.path("cache").exists());
+    old(false);
+
+    // One that is there and is pointed at it stops, and has what it had.
+    let (store, environment) = (store(), S3::environment(s3.proxy));
+    let arguments = ["--store", &store, "--upload-interval", "3600"];
+    let gateway = Gateway::start_with(&scratch, &arguments, &environment);
+    cli(&scratch, &["volume", "create", "vol", "8M"]);
+    let uri = gateway.uri("vol");
+    run("qemu-io", &["-f", "raw", "-c", "write -P 1 0 1M", "-c", "flush", &uri]);
+    gateway.kill();
+    let said = refused(&scratch, s3.server);
+    assert!(said.contains("ignores the condition") && said.contains("kept in the cache"), "{said}");
+    old(true);
+    let said = refused(&scratch, s3.proxy);
+    assert!(said.contains("refuses puts with a condition"), "{said}");
+    old(false);
+    let gateway = Gateway::start_with(&scratch, &arguments, &environment);
+    let said = run("qemu-io", &["-f", "raw", "-c", "read -P 1 0 1M", &uri]);
+    assert!(!said.contains("verification failed"), "{said}");
+    cli(&scratch, &["volume", "flush", "vol"]);
+    gateway.stop();
+}
+
+#[test]
+fn with_credentials_expired_at_the_start_no_cache_is_made_and_an_old_one_is_served() {
+    let scratch = Scratch::new();
+    let s3 = S3::start(&scratch.path("objects"));
+    let environment = S3::environment(s3.proxy);
+    let expired = |expired| s3.script.refuse.store(expired, Ordering::Relaxed);
+    expired(true);
+    let said = refused(&scratch, s3.proxy);
+    assert!(said.contains("ExpiredToken"), "{said}");
+    assert!(!scratch.path("cache").exists());
+    expired(false);
+    let store = store();
+    let arguments = ["--store", &store, "--upload-interval", "3600"];
+    let gateway = Gateway::start_with(&scratch, &arguments, &environment);
+    cli(&scratch, &["volume", "create", "vol", "8M"]);
+    let uri = gateway.uri("vol");
+    run("qemu-io", &["-f", "raw", "-c", "write -P 1 0 1M", "-c", "flush", &uri]);
+    gateway.kill();
+    expired(true);
+    let gateway = Gateway::start_with(&scratch, &arguments, &environment);
+    let commands = ["-f", "raw", "-c", "read -P 1 0 1M", "-c", "write -P 2 1M 1M", "-c", "flush"];
+    let said = run("qemu-io", &[&commands[..], &[&uri]].concat());
+    assert!(!said.contains("verification failed"), "{said}");
+    let (_, said) = cli_fails(&scratch, &["volume", "flush", "vol"]);
+    assert!(said.contains("ExpiredToken"), "{said}");
+    let log = std::fs::read_to_string(scratch.path("log")).unwrap();
+    assert!(log.contains("nothing is uploaded before the store was tried"), "{log}");
+    expired(false);
+    cli(&scratch, &["volume", "flush", "vol"]);
+    gateway.stop();
+}
+
+#[test]
+fn in_an_outage_a_read_of_what_is_not_cached_fails_in_time_and_says_why() {
+    let scratch = Scratch::new();
+    let s3 = S3::start(&scratch.path("objects"));
+    let environment = S3::environment(s3.proxy);
+    let address = free_address().to_string();
+    let store = store();
+    let arguments = ["--store", &store, "--fetch-timeout", "2", "--metrics", &address];
+    let gateway = Gateway::start_with(&scratch, &arguments, &environment);
+    cli(&scratch, &["volume", "create", "vol", "8M"]);
+    let uri = gateway.uri("vol");
+    run("qemu-io", &["-f", "raw", "-c", "write -P 1 0 8M", &uri]);
+    cli(&scratch, &["volume", "detach", "vol"]);
+    cli(&scratch, &["volume", "attach", "vol"]);
+    let uri = gateway.uri("vol");
+    // What is cached by then.
+    run("qemu-io", &["-f", "raw", "-c", "read -P 1 0 64k", &uri]);
+    let failures = || {
+        let text = scrape(&address);
+        let line = text.lines().find(|line| line.starts_with("culvert_store_failures_total "));
+        line.and_then(|line| line.rsplit_once(' ')).unwrap().1.parse::<f64>().unwrap()
+    };
+    let before = failures();
+    s3.script.down.store(true, Ordering::Relaxed);
+    let script = format!(
+        "h.connect_uri({uri:?})\n\
+         import errno, time\n\
+         assert h.pread(65536, 0) == b'\\x01' * 65536\n\
+         begun = time.monotonic()\n\
+         try: h.pread(4096, 4 << 20); assert False\n\
+         except nbd.Error as e: assert e.errnum == errno.EIO, e; print(e.string)\n\
+         print('took', time.monotonic() - begun)\n\
+         h.pwrite(b'2' * 4096, 4 << 20)\n\
+         assert h.pread(4096, 4 << 20) == b'2' * 4096\n\
+         h.shutdown()"
+    );
+    let said = run("nbdsh", &["-c", &script]);
+    let took: f64 = said.rsplit_once("took ").unwrap().1.trim().parse().unwrap();
+    assert!((1.0..12.0).contains(&took), "{said}");
+    let log = std::fs::read_to_string(scratch.path("log")).unwrap();
+    let why = "volume vol: the store did not answer within 2 s";
+    assert!(said.contains(why) || log.contains(why), "{said}\n{log}");
+    assert!(failures() > before, "{} failures", failures());
+    s3.script.down.store(false, Ordering::Relaxed);
+    run("qemu-io", &["-f", "raw", "-c", "read -P 1 5M 1M", &uri]);
+    gateway.stop();
 }
 
 #[test]

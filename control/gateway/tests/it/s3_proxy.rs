@@ -29,6 +29,10 @@ pub(crate) struct Script {
     pub(crate) fail_one_in: AtomicU64,
     /// All are refused, as with credentials that have expired.
     pub(crate) refuse: AtomicBool,
+    /// None is answered.
+    pub(crate) down: AtomicBool,
+    /// Puts with a condition are not implemented, as in servers of some years ago.
+    pub(crate) old: AtomicBool,
     /// Requests so far.
     requests: AtomicU64,
     pub(crate) lost_answers: AtomicU64,
@@ -131,6 +135,17 @@ impl Proxying {
         let number = self.script.requests.fetch_add(1, Ordering::Relaxed) + 1;
         if self.script.refuse.load(Ordering::Relaxed) {
             return Ok(plain(StatusCode::FORBIDDEN, "<Error><Code>ExpiredToken</Code></Error>"));
+        }
+        if self.script.down.load(Ordering::Relaxed) {
+            return Err("down".into());
+        }
+        let has_condition =
+            [IF_MATCH, IF_NONE_MATCH].iter().any(|c| request.headers().contains_key(c));
+        if self.script.old.load(Ordering::Relaxed) && has_condition {
+            return Ok(plain(
+                StatusCode::NOT_IMPLEMENTED,
+                "<Error><Code>NotImplemented</Code></Error>",
+            ));
         }
         let n = self.script.fail_one_in.load(Ordering::Relaxed);
         let fault = (n > 0 && number.is_multiple_of(n)).then(|| match number / n % 5 {

@@ -61,8 +61,8 @@ pub enum Error {
         /// Sequence of the first record that is lost.
         seq: u64,
     },
-    /// A structure of the cache is damaged beyond its copies. Repair the disk, or make a new cache and
-    /// open volumes from the store.
+    /// Both copies of a structure of the cache are damaged. Repair the disk; or open with `accept_loss`, which
+    /// gives a volume up whose pages these were, and open it from the store at its last cut.
     #[error("{disk}: {cause}")]
     Damaged {
         /// The disk.
@@ -125,9 +125,11 @@ pub enum Error {
         /// What is wrong.
         cause: String,
     },
-    /// Another gateway owns the volume. What this one did not upload is in quarantine and can be
-    /// exported.
-    #[error("volume {volume}: taken over by another gateway (epoch {epoch}, ours is {ours})")]
+    /// Another gateway owns the volume, or, where the epochs are the same, this cache was copied and the other
+    /// copy uploaded first. What this one did not upload is in quarantine and can be exported.
+    #[error(
+        "volume {volume}: taken over by another gateway, or by another copy of this cache (epoch {epoch}, ours is {ours})"
+    )]
     Superseded {
         /// The volume.
         volume: VolumeName,

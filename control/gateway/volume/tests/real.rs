@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use culvert_volume::disk::FileDisk;
+use culvert_volume::disk::{Disk, FileDisk};
 use culvert_volume::remote::FolderStore;
 use culvert_volume::{Cache, Config, VolumeName, VolumeOptions};
 
@@ -64,4 +64,25 @@ async fn many_writers_lose_nothing_when_the_cache_is_dropped_or_gone() {
     check(volume).await;
     assert!(cache.status().counters.evicted > 0);
     cache.close().await.unwrap();
+}
+
+/// After a failed sync the page cache may hold what the medium does not have.
+#[tokio::test]
+async fn what_is_read_after_opening_comes_from_the_medium() {
+    // On a file system with a medium: the one that tests are built on.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("cache");
+    let block = || vec![Bytes::from(vec![7; 4096])];
+    {
+        let disk = FileDisk::create(&path, 8 << 20).unwrap();
+        for at in (0..8 << 20).step_by(4096) {
+            disk.write(at, block()).await.unwrap();
+        }
+        assert!(disk.read_now(1 << 20, 4096).is_some(), "what was just written is in memory");
+    }
+    let disk = FileDisk::open(&path).unwrap();
+    // A read ahead brings in a little of what lies around, so one look at each place.
+    let kept = (0..8_u64).filter(|mib| disk.read_now(mib << 20, 4096).is_some()).count();
+    assert_eq!(kept, 0, "so many of eight places are in memory still");
+    assert_eq!(disk.read(1 << 20, 4096).await.unwrap(), vec![7; 4096]);
 }

@@ -62,6 +62,8 @@ impl Inner {
             return Ok(0);
         }
         self.barrier().await?;
+        #[cfg(test)]
+        self.destaging.store(false, std::sync::atomic::Ordering::Relaxed);
         let mut state = self.state();
         for (key, seq) in &done {
             state.drop_destaged(*key, *seq);
@@ -90,6 +92,8 @@ impl Inner {
             } else {
                 self.write_disk(at, self.read_runs(group).await?).await?;
             }
+            #[cfg(test)]
+            self.destaging.store(true, std::sync::atomic::Ordering::Relaxed);
         }
         {
             let mut state = self.state();

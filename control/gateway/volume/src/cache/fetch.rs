@@ -275,8 +275,8 @@ impl Inner {
                     }
                 }
             }
+            // Not visited by that: what is read once, as in a scan, is the first to go.
             entry.stale = true;
-            entry.visited = true;
             entry.summarize();
             state.counters.filled_blocks += u64::from(wanted.len());
         }
@@ -326,6 +326,7 @@ impl Inner {
                 Ok(Err(
                     error @ (StoreError::NotFound { .. }
                     | StoreError::Conflict { .. }
+                    | StoreError::Unsupported { .. }
                     | StoreError::Denied { .. }),
                 )) => {
                     return Err(error.into());
@@ -333,8 +334,7 @@ impl Inner {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "no answer".to_owned(),
             };
-            let jitter = 0.5 + (self.random() % 1000) as f64 / 1000.0;
-            let wait = pause.mul_f64(jitter);
+            let wait = pause.mul_f64(0.5 + self.random_unit());
             self.state().counters.store_failures += 1;
             if tokio::time::Instant::now() + wait >= deadline {
                 let seconds = self.config.fetch_timeout.as_secs();

@@ -37,15 +37,25 @@ impl Inner {
 
     /// Reads both copies of a slot's header.
     pub(crate) async fn read_headers(&self, slot: SlotId) -> Result<Copies> {
-        let mut copies = Copies { best: None, broken: false };
-        let both = match self.disk.read(self.slot_at(slot), 2 * HEADER_BYTES).await {
+        let at = self.slot_at(slot);
+        let both = match self.disk.read(at, 2 * HEADER_BYTES).await {
             Ok(both) => both,
             Err(error) => {
                 tracing::warn!(slot, %error, "slot header cannot be read");
-                copies.broken = true;
-                return Ok(copies);
+                return Ok(Copies { best: None, broken: true });
             }
         };
+        let copies = self.parse_headers(slot, &both);
+        if !copies.broken {
+            return Ok(copies);
+        }
+        // Memory may be at fault, and the medium not.
+        let again = self.disk.reread(at, 2 * HEADER_BYTES).await;
+        Ok(again.map_or(copies, |both| self.parse_headers(slot, &both)))
+    }
+
+    fn parse_headers(&self, slot: SlotId, both: &[u8]) -> Copies {
+        let mut copies = Copies { best: None, broken: false };
         for (i, bytes) in both.chunks(HEADER_BYTES).enumerate() {
             match SlotHeader::parse(bytes, self.cache_id, slot) {
                 Ok(header) => {
@@ -60,7 +70,7 @@ impl Inner {
                 Err(_) => copies.broken = true,
             }
         }
-        Ok(copies)
+        copies
     }
 
     /// Sees to it that the header of the chunk's slot, if it has one, is in memory. At the first access
@@ -125,7 +135,10 @@ impl Inner {
         }
         let listed = entry.entry;
         match copies.best {
-            Some((copy, header)) if header.version >= listed.version => {
+            Some((copy, mut header)) if header.version >= listed.version => {
+                if entry.is_doubtful {
+                    header.distrust_zeros();
+                }
                 entry.durable_copy.get_or_insert(copy);
                 if header.volume != key.volume || header.chunk != key.chunk {
                     // The slot was given up, and the chunk was clean then; the directory is behind.
@@ -297,13 +310,26 @@ impl Inner {
     /// The error for a block whose only copy is damaged.
     pub(crate) fn lost(&self, key: Key, block: u16) -> Error {
         let offset = u64::from(key.chunk) * CHUNK_BYTES + u64::from(block) * BLOCK_BYTES;
-        let state = self.state();
-        match state.volumes.get(&key.volume) {
+        let mut state = self.state();
+        match state.volumes.get_mut(&key.volume) {
             Some(volume) => {
+                volume.lost += 1;
                 Error::Lost { volume: volume.page.name.clone(), offset, end: offset + BLOCK_BYTES }
             }
             None => self.stopped(),
         }
+    }
+}
+
+impl SlotHeader {
+    /// Believes nothing that no checksum proves, where a newer header may be gone.
+    fn distrust_zeros(&mut self) {
+        let zero = std::mem::replace(&mut self.zero, BlockSet::EMPTY);
+        for block in zero.iter().filter(|block| self.dirty.contains(*block)) {
+            self.lost.insert(block);
+        }
+        self.valid.subtract(&zero);
+        self.dirty.subtract(&zero);
     }
 }
 

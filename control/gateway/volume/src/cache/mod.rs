@@ -18,9 +18,11 @@
 //! reading while its slot is read and for writing while its slot changes.
 
 mod checkpoint;
+mod deletion;
 mod destage;
 mod evict;
 mod fetch;
+mod fitness;
 mod headers;
 mod index;
 mod log;
@@ -29,6 +31,7 @@ mod ownership;
 mod pace;
 mod read;
 mod recover;
+mod roots;
 mod runmap;
 mod scrub;
 mod state;
@@ -50,7 +53,7 @@ use crate::disk::Disk;
 use crate::disk::sim::Rng;
 use crate::error::{Error, Result};
 use crate::format::superblock::Layout;
-use crate::remote::Store;
+use crate::remote::{ProbeError, Store};
 use crate::volume_name::VolumeName;
 
 pub use read::Segment;
@@ -85,7 +88,7 @@ pub struct Config {
     pub fetch_timeout: Duration,
     /// Time between two uploads.
     pub upload_interval: Duration,
-    /// Pause after an upload that failed.
+    /// Pause after an upload that failed. Each further failure doubles it, up to a minute.
     pub upload_retry: Duration,
     /// Bytes per second that may be put into the store; 0: any number.
     pub upload_rate: u64,
@@ -193,6 +196,8 @@ pub struct CacheStatus {
     pub unknown_slots: u32,
     /// Why the cache stopped, if it did.
     pub stopped: Option<String>,
+    /// Why the store cannot hold volumes, if that was found. Nothing is uploaded then.
+    pub unfit_store: Option<ProbeError>,
     /// Counts since the start.
     pub counters: Counters,
     /// What was done to the disk since it was opened.
@@ -224,6 +229,10 @@ pub(crate) struct Inner {
     /// Where what goes on behind a request runs: a request's own runtime may end with its connection.
     runtime: tokio::runtime::Handle,
     failure: OnceLock<String>,
+    /// Whether the store keeps the conditions of puts, once that is known.
+    fitness: OnceLock<Result<(), ProbeError>>,
+    /// Held while that is found out.
+    probing: tokio::sync::Mutex<()>,
     /// Whether somebody is writing records to the log.
     appending: AtomicBool,
     /// Whether a thread is syncing.
@@ -236,6 +245,9 @@ pub(crate) struct Inner {
     rmw_done: Notify,
     cut_published: Notify,
     maintenance: tokio::sync::Mutex<()>,
+    /// Whether slots were written whose records are still in the map: what a crash should meet.
+    #[cfg(test)]
+    destaging: AtomicBool,
     pages: tokio::sync::Mutex<()>,
 }
 
@@ -292,6 +304,7 @@ impl Cache {
             tokio::spawn(Arc::clone(&inner).run_syncer()),
             tokio::spawn(Arc::clone(&inner).run_ticker()),
             tokio::spawn(Arc::clone(&inner).run_maintenance()),
+            tokio::spawn(Arc::clone(&inner).run_probe()),
             tokio::spawn(Arc::clone(&inner).run_uploads()),
             tokio::spawn(Arc::clone(&inner).run_validation()),
         ];
@@ -310,6 +323,7 @@ impl Cache {
             unvalidated: state.unvalidated,
             unknown_slots: state.unknown_slots,
             stopped: self.inner.failure.get().cloned(),
+            unfit_store: self.inner.fitness.get().and_then(|fitness| fitness.clone().err()),
             counters: state.counters,
             disk: self.inner.disk.counts(),
         }

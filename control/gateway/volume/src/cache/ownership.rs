@@ -10,17 +10,17 @@ use bytes::Bytes;
 use super::state::{Key, RemoteRoot, VolumeEntry};
 use super::upload::Purpose;
 use super::volume::VolumeOptions;
-use super::{Cache, Inner, Volume, index, unix_ms};
+use super::{Cache, Inner, Volume, unix_ms};
 use crate::error::{Error, Result};
-use crate::format::root::Root;
+use crate::format::root::{Root, RootState};
 use crate::format::superblock::{MAX_VOLUMES, VOLUME_PAGES};
 use crate::format::volume_page::{Durability, VolumePage, VolumeState};
-use crate::remote::{ObjectVersion, StoreError};
+use crate::remote::StoreError;
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, MAX_VOLUME_BYTES, SlotId};
 
 /// Why requests are refused after a release of which nobody knows whether it took effect.
-const IN_DOUBT: &str = "perhaps released: the store did not say; release it again";
+pub(crate) const IN_DOUBT: &str = "perhaps released: the store did not say; release it again";
 
 impl Cache {
     /// Makes a new volume of `size` bytes, all zeros, in the store and here.
@@ -33,33 +33,27 @@ impl Cache {
         check_size(size)?;
         let inner = &self.inner;
         inner.check_free_name(name)?;
-        let root = Root {
-            uuid: u128::from(inner.random()) << 64 | u128::from(inner.random()),
-            size,
-            epoch: 1,
-            seq: inner.state().log.next_seq.saturating_sub(1),
-            nonce: inner.random(),
-            owner: inner.cache_id,
-            released: false,
-            published_at_ms: unix_ms(),
-            nodes: Vec::new(),
-        };
-        let path = format!("{name}/root");
-        let bytes = Bytes::from(root.emit());
-        let remote = match inner.patiently(name, || inner.store.create(&path, bytes.clone())).await
-        {
-            Ok(version) => RemoteRoot { root: Arc::new(root), version },
-            Err(Error::Store(StoreError::Conflict { .. })) => {
-                // An attempt that seemed to fail may have made it after all.
-                let (found, version) = inner.get_root(name).await?;
-                if found.nonce != root.nonce {
-                    return Err(Error::VolumeExists { volume: name.clone() });
-                }
-                RemoteRoot { root: Arc::new(root), version }
+        let (uuid, nonce) =
+            (u128::from(inner.random()) << 64 | u128::from(inner.random()), inner.random());
+        let seq = inner.state().log.next_seq.saturating_sub(1);
+        let claimed = inner.claim(name, nonce, |found| match found {
+            // Epochs go on where a deleted volume of this name ended, so that none is used twice.
+            Some(found) if found.state != RootState::Deleted => {
+                Err(Error::VolumeExists { volume: name.clone() })
             }
-            Err(error) => return Err(error),
-        };
-        inner.add_volume(name, remote, options).await
+            found => Ok(Root {
+                uuid,
+                size,
+                epoch: found.map_or(1, |found| found.epoch + 1),
+                seq,
+                nonce,
+                owner: inner.cache_id,
+                state: RootState::Owned,
+                published_at_ms: unix_ms(),
+                nodes: Vec::new(),
+            }),
+        });
+        inner.add_volume(name, claimed.await?, options).await
     }
 
     /// Takes a volume that is in the store: one that its owner released, one of this cache whose page was
@@ -72,39 +66,35 @@ impl Cache {
         take_over: bool,
     ) -> Result<Volume> {
         let inner = &self.inner;
-        inner.forget_released(name).await?;
-        inner.check_free_name(name)?;
-        loop {
-            let (found, version) = inner.get_root(name).await?;
-            if !found.released && found.owner != inner.cache_id && !take_over {
-                return Err(Error::Owned { volume: name.clone(), owner: found.owner });
-            }
-            let root = Root {
-                epoch: found.epoch + 1,
-                seq: inner.state().log.next_seq.saturating_sub(1),
-                nonce: inner.random(),
-                owner: inner.cache_id,
-                released: false,
-                ..found
-            };
-            let path = format!("{name}/root");
-            let bytes = Bytes::from(root.emit());
-            let version = match inner.store.replace(&path, bytes, &version).await {
-                Ok(version) => version,
-                Err(StoreError::Conflict { .. } | StoreError::Unavailable { .. }) => {
-                    let (found, version) = inner.get_root(name).await?;
-                    if found.nonce != root.nonce {
-                        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                        continue;
-                    }
-                    version
-                }
-                Err(error) => return Err(error.into()),
-            };
-            return inner
-                .add_volume(name, RemoteRoot { root: Arc::new(root), version }, options)
-                .await;
+        if let Some(volume) = inner.settle_released(name).await? {
+            volume.set_options(options).await?;
+            return Ok(volume);
         }
+        inner.check_free_name(name)?;
+        let nonce = inner.random();
+        let seq = inner.state().log.next_seq.saturating_sub(1);
+        let claimed = inner.claim(name, nonce, |found| match found {
+            None => Err(Error::NoVolume { volume: name.clone() }),
+            Some(found) if found.state == RootState::Deleted => {
+                Err(Error::NoVolume { volume: name.clone() })
+            }
+            Some(found)
+                if found.state == RootState::Owned
+                    && found.owner != inner.cache_id
+                    && !take_over =>
+            {
+                Err(Error::Owned { volume: name.clone(), owner: found.owner })
+            }
+            Some(found) => Ok(Root {
+                epoch: found.epoch + 1,
+                seq,
+                nonce,
+                owner: inner.cache_id,
+                state: RootState::Owned,
+                ..found
+            }),
+        });
+        inner.add_volume(name, claimed.await?, options).await
     }
 
     /// The volumes in this cache.
@@ -119,8 +109,10 @@ impl Cache {
         let names = self.inner.store.list().await?;
         let mut found = Vec::new();
         for name in names.iter().filter_map(|name| VolumeName::new(name).ok()) {
-            // Of a volume that was deleted packs and index pages are left, but no root.
             match self.inner.store.get(&format!("{name}/root")).await {
+                // Of a volume that was deleted the root says so.
+                Ok((root, _))
+                    if Root::parse(&root).is_ok_and(|root| root.state == RootState::Deleted) => {}
                 Ok(_) => found.push(name),
                 Err(StoreError::NotFound { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -177,19 +169,6 @@ impl Cache {
         Err(error)
     }
 
-    /// Deletes the volume's root in the store, and forgets it here. Its packs and index pages stay until
-    /// somebody collects them.
-    pub async fn delete_volume(&self, name: &VolumeName) -> Result<()> {
-        let volume = self.volume(name)?.id();
-        self.inner.root(volume).await?;
-        if let Some(entry) = self.inner.state().volumes.get_mut(&volume) {
-            entry.refusing = Some("deleted");
-        }
-        let path = format!("{name}/root");
-        self.inner.patiently(name, || self.inner.store.delete(&path)).await?;
-        self.inner.discard(volume).await
-    }
-
     /// Forgets a volume that is released or in quarantine, with whatever this cache has of it.
     pub async fn forget_volume(&self, name: &VolumeName) -> Result<()> {
         let volume = self.volume(name)?.id();
@@ -206,8 +185,10 @@ pub(crate) fn check_size(size: u64) -> Result<()> {
 }
 
 impl Inner {
-    /// Forgets a volume of this name that was released here, of which the store has all.
-    async fn forget_released(&self, name: &VolumeName) -> Result<()> {
+    /// Finds out about a volume of this name whose release began here. If the store knows of it, it has
+    /// everything, and what is here is forgotten; if not, only this cache has what was not uploaded: the
+    /// volume is served again.
+    async fn settle_released(self: &Arc<Inner>, name: &VolumeName) -> Result<Option<Volume>> {
         let released = {
             let state = self.state();
             let found = state.volumes.iter().find(|(_, entry)| entry.page.name == *name);
@@ -215,10 +196,19 @@ impl Inner {
                 .filter(|(_, v)| matches!(v.refusing, Some("released" | IN_DOUBT)))
                 .map(|(id, _)| *id)
         };
-        match released {
-            Some(volume) => self.discard(volume).await,
-            None => Ok(()),
+        let Some(volume) = released else {
+            return Ok(None);
+        };
+        self.forget_root(volume);
+        if self.root(volume).await?.root.state == RootState::Released {
+            self.discard(volume).await?;
+            return Ok(None);
         }
+        self.cut(volume, Purpose::Publish).await?;
+        if let Some(entry) = self.state().volumes.get_mut(&volume) {
+            entry.refusing = None;
+        }
+        Ok(Some(Volume::new(Arc::clone(self), volume)))
     }
 
     fn check_free_name(&self, name: &VolumeName) -> Result<()> {
@@ -261,13 +251,17 @@ impl Inner {
                 durability: options.durability,
                 dirty_quota: options.dirty_quota,
                 published_at_ms: remote.root.published_at_ms,
+                attempts: Vec::new(),
             };
             let mut entry = VolumeEntry::new(page_index, page, Some("being made"));
             entry.remote = Some(remote);
             state.volumes.insert(id, entry);
             id
         };
-        self.write_page(id, &mut |_| {}).await?;
+        // Both copies, so that from the first answer on one that is damaged takes nothing.
+        for _ in 0..2 {
+            self.write_page(id, &mut |_| {}).await?;
+        }
         if let Some(entry) = self.state().volumes.get_mut(&id) {
             entry.refusing = None;
         }
@@ -306,108 +300,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads a volume's root.
-    pub(crate) async fn get_root(&self, name: &VolumeName) -> Result<(Root, ObjectVersion)> {
-        let path = format!("{name}/root");
-        let mut asked_again = false;
-        loop {
-            let (bytes, version) = match self.patiently(name, || self.store.get(&path)).await {
-                Err(Error::Store(StoreError::NotFound { .. })) => {
-                    return Err(Error::NoVolume { volume: name.clone() });
-                }
-                other => other?,
-            };
-            match Root::parse(&bytes) {
-                Ok(root) => return Ok((root, version)),
-                Err(error) if asked_again => return Err(index::damaged(name, &path, &error)),
-                // A wrong answer may be the way's fault, not the object's: ask twice.
-                Err(_) => asked_again = true,
-            }
-        }
-    }
-
-    /// Forgets that the root was read, so that the next use reads it again. What was read is kept for
-    /// those who read by it.
-    pub(crate) fn forget_root(&self, volume: u64) {
-        if let Some(entry) = self.state().volumes.get_mut(&volume) {
-            entry.root_unsure = true;
-        }
-    }
-
-    /// The newest root of a volume of ours. Read at first use; from then on only we replace it, or lose
-    /// the volume.
-    pub(crate) async fn root(&self, volume: u64) -> Result<RemoteRoot> {
-        let (known, name) = {
-            let state = self.state();
-            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
-            let known = entry.remote.clone().filter(|_| !entry.root_unsure);
-            (known, entry.page.name.clone())
-        };
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let (root, version) = self.get_root(&name).await?;
-        let (epoch, uuid, published, next) = {
-            let state = self.state();
-            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
-            (entry.page.epoch, entry.page.uuid, entry.page.published, state.log.next_seq)
-        };
-        let path = format!("{name}/root");
-        if root.uuid != uuid {
-            return Err(index::damaged(&name, &path, &"it is another volume of the same name"));
-        }
-        if root.epoch > epoch || root.owner != self.cache_id {
-            return Err(self.superseded(volume, root.epoch).await);
-        }
-        if root.epoch < epoch || root.seq < published || root.seq >= next {
-            return Err(index::damaged(
-                &name,
-                &path,
-                &format!(
-                    "epoch {} and sequence {} are not those published last (epoch {epoch}, sequence {published})",
-                    root.epoch, root.seq
-                ),
-            ));
-        }
-        let remote = RemoteRoot { root: Arc::new(root), version };
-        let mut state = self.state();
-        if let Some(entry) = state.volumes.get_mut(&volume) {
-            let newer = entry.remote.as_ref().is_none_or(|r| r.root.seq <= remote.root.seq);
-            entry.root_unsure = false;
-            if newer {
-                entry.page.published = remote.root.seq;
-                entry.page.root_nonce = remote.root.nonce;
-                entry.remote = Some(remote.clone());
-                if remote.root.seq != published {
-                    state.recount_log(volume);
-                }
-            }
-        }
-        Ok(remote)
-    }
-
-    /// Another gateway has the volume: from here on nothing is served or uploaded, and what is dirty is
-    /// kept for export.
-    pub(crate) async fn superseded(&self, volume: u64, epoch: u64) -> Error {
-        let (name, ours, first) = {
-            let mut state = self.state();
-            let Some(entry) = state.volumes.get_mut(&volume) else {
-                return Error::Gone;
-            };
-            let first = entry.superseded_by.replace(epoch).is_none();
-            entry.refusing = Some("in quarantine");
-            (entry.page.name.clone(), entry.page.epoch, first)
-        };
-        if first {
-            tracing::error!(volume = %name, epoch, ours, "another gateway took the volume over");
-            let mut change = |page: &mut VolumePage| page.state = VolumeState::Quarantined;
-            if let Err(error) = self.write_page(volume, &mut change).await {
-                return error;
-            }
-        }
-        Error::Superseded { volume: name, epoch, ours }
-    }
-
     /// Changes what FLUSH promises and how much may be dirty.
     pub(crate) async fn set_options(&self, volume: u64, options: VolumeOptions) -> Result<()> {
         self.serving(volume)?;
@@ -421,7 +313,7 @@ impl Inner {
     }
 
     /// Drops everything that the cache has of a volume, and its page.
-    async fn discard(&self, volume: u64) -> Result<()> {
+    pub(crate) async fn discard(&self, volume: u64) -> Result<()> {
         // The page first: records and slots of a volume that is gone mean nothing to recovery.
         self.write_page(volume, &mut |page| page.state = VolumeState::Gone).await?;
         let _turn = self.maintenance.lock().await;

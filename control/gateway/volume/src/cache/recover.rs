@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use super::deletion::DELETING;
 use super::log::Marks;
+use super::ownership::IN_DOUBT;
 use super::pace::Pace;
 use super::runmap::{LogRecord, Place, Run};
 use super::state::{Frame, Key, Log, Slot, State, VolumeEntry};
@@ -27,7 +29,7 @@ use crate::format::directory::{DirectoryPage, ENTRIES, Entry, pages};
 use crate::format::log_frame::{Content, FrameHeader, Record};
 use crate::format::superblock::{COPIES, Layout, MAX_VOLUMES, Superblock, VOLUME_PAGES};
 use crate::format::volume_page::{VolumePage, VolumeState};
-use crate::remote::{self, Store};
+use crate::remote::{self, ProbeError, Store};
 use crate::{BLOCK_BYTES, SlotId};
 
 /// How much of the log is read at once.
@@ -96,12 +98,22 @@ impl Cache {
             disk.write(at, vec![superblock.emit().into()]).await?;
             disk.sync().await?;
         }
-        Cache::open(disk, store, config).await
+        Cache::open_with(disk, store, config, OnceLock::from(Ok(()))).await
     }
 
     /// Opens a cache. Volumes are served at once; chunks are validated at their first access, or all
-    /// before this returns if the configuration says so.
+    /// before this returns if the configuration says so. Whether the store is fit is found out meanwhile:
+    /// see [`CacheStatus::unfit_store`](super::CacheStatus::unfit_store).
     pub async fn open(disk: Arc<dyn Disk>, store: Arc<dyn Store>, config: Config) -> Result<Cache> {
+        Cache::open_with(disk, store, config, OnceLock::new()).await
+    }
+
+    async fn open_with(
+        disk: Arc<dyn Disk>,
+        store: Arc<dyn Store>,
+        config: Config,
+        fitness: OnceLock<Result<(), ProbeError>>,
+    ) -> Result<Cache> {
         let superblock = read_superblock(disk.as_ref()).await?;
         let mut recovery = Recovery {
             disk: disk.as_ref(),
@@ -155,6 +167,8 @@ impl Cache {
             fetch_pace: Pace::new(config.fetch_rate),
             upload_places: tokio::sync::Semaphore::new(config.uploads_at_once.max(1)),
             failure: OnceLock::new(),
+            fitness,
+            probing: tokio::sync::Mutex::new(()),
             runtime: tokio::runtime::Handle::current(),
             appending: AtomicBool::new(false),
             syncing: AtomicBool::new(false),
@@ -166,6 +180,8 @@ impl Cache {
             rmw_done: Notify::new(),
             cut_published: Notify::new(),
             maintenance: tokio::sync::Mutex::new(()),
+            #[cfg(test)]
+            destaging: AtomicBool::new(false),
             pages: tokio::sync::Mutex::new(()),
             disk,
             store,
@@ -246,15 +262,30 @@ impl Recovery<'_> {
         self.state.next_volume = 1;
         for (index, copies) in pages.chunks(2 * BLOCK_BYTES as usize).enumerate() {
             let mut newest: Option<(u8, VolumePage)> = None;
-            for (copy, page) in copies.chunks(BLOCK_BYTES as usize).enumerate() {
-                if let Ok(page) = VolumePage::parse(page)
-                    && page.cache_id == self.superblock.cache_id
-                    && newest.as_ref().is_none_or(|(_, other)| other.generation < page.generation)
-                {
-                    newest = Some((copy as u8, page));
+            let mut broken = Vec::new();
+            for (copy, bytes) in copies.chunks(BLOCK_BYTES as usize).enumerate() {
+                match VolumePage::parse(bytes) {
+                    Ok(page) => {
+                        if page.cache_id == self.superblock.cache_id
+                            && newest.as_ref().is_none_or(|(_, b)| b.generation < page.generation)
+                        {
+                            newest = Some((copy as u8, page));
+                        }
+                    }
+                    Err(error) if bytes.iter().any(|byte| *byte != 0) => broken.push(error),
+                    Err(_) => {}
                 }
             }
             let Some((page_copy, page)) = newest else {
+                // A power cut tears one of them; a volume that somebody was told of has both.
+                let mut broken = broken.into_iter();
+                if let (Some(_), Some(cause)) = (broken.next(), broken.next()) {
+                    let disk = self.disk.name();
+                    if !self.accept_loss {
+                        return Err(Error::Damaged { disk, cause: Box::new(cause) });
+                    }
+                    tracing::error!(disk, index, %cause, "both pages of a volume are damaged: what it did not upload is lost");
+                }
                 continue;
             };
             self.state.page_copies.insert(index as u32, page_copy);
@@ -262,8 +293,10 @@ impl Recovery<'_> {
             self.state.next_volume = self.state.next_volume.max(page.id + 1);
             let refusing = match page.state {
                 VolumeState::Active => None,
-                VolumeState::Released => Some("released"),
+                // A release that was finished leaves no page.
+                VolumeState::Released => Some(IN_DOUBT),
                 VolumeState::Quarantined => Some("in quarantine"),
+                VolumeState::Deleting => Some(DELETING),
                 VolumeState::Gone => continue,
             };
             let entry = VolumeEntry::new(index as u32, page, refusing);
@@ -338,6 +371,7 @@ impl Recovery<'_> {
             tracing::error!(slot, "directory and header of a slot are damaged");
             self.state.unknown_slots += 1;
         }
+        entry.is_doubtful = broken;
         if let Some((copy, header)) = best {
             entry.durable_copy = Some(copy);
             entry.entry.version = header.version;
@@ -651,6 +685,7 @@ impl VolumeEntry {
             cut: None,
             dirty_slots: 0,
             dirty_log: 0,
+            lost: 0,
             superseded_by: None,
             refusing,
             uploading: Arc::default(),

@@ -67,6 +67,8 @@ pub(crate) struct Slot {
     pub(crate) occupant: Option<Key>,
     /// What the directory says, or would if it were written now.
     pub(crate) entry: Entry,
+    /// Whether only one of its headers is whole, and no directory tells whether that is the newest.
+    pub(crate) is_doubtful: bool,
     /// Whether a header that names the occupant was written.
     pub(crate) header_written: bool,
     /// Whether the header on disk was read and checked since the start.
@@ -180,6 +182,8 @@ pub(crate) struct VolumeEntry {
     pub(crate) dirty_slots: u64,
     /// Blocks in the log that are not published.
     pub(crate) dirty_log: u64,
+    /// Times that a block was needed whose only copy is damaged.
+    pub(crate) lost: u64,
     /// Epoch of whoever superseded us.
     pub(crate) superseded_by: Option<u64>,
     /// Why requests are refused, if they are.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::deletion::DELETING;
 use super::fetch::FRAME_BLOCKS;
 use super::state::{Cut, Key, RemoteRoot};
 use super::{Inner, Plant, planted};
@@ -20,11 +21,14 @@ use crate::error::{Error, Result};
 use crate::format::crc32c;
 use crate::format::index::{Extent, LEAF_CHUNKS, Leaf, NODE_LEAVES, Node, PageRef};
 use crate::format::pack::{MAX_BLOCKS, ObjectId, PackEntry, PackHeader, header_blocks};
-use crate::format::root::Root;
+use crate::format::root::{Root, RootState};
 use crate::format::volume_page::VolumeState;
 use crate::remote::StoreError;
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BLOCKS};
+
+/// Longest pause between two uploads that fail, give or take half of it.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// What a cut changes in the index: ranges of a chunk and where they are now.
 type Changes = BTreeMap<u32, Vec<(Range<u16>, Option<Extent>)>>;
@@ -68,11 +72,16 @@ impl Inner {
             Arc::clone(&entry.uploading)
         };
         let _turn = turn.lock().await;
+        let name = self.name(volume)?;
+        if self.is_deleting(volume) {
+            return Err(Error::NotServed { volume: name, state: DELETING });
+        }
+        self.fit(&name).await?;
         // Asking for the root first keeps cuts from beginning, and holding the log up, in an outage.
         self.forget_root(volume);
         let remote = self.root(volume).await?;
         // A release that nobody was told of must not stand while the volume is served.
-        let always = purpose != Purpose::Upload || remote.root.released;
+        let always = purpose != Purpose::Upload || remote.root.state != RootState::Owned;
         let Some(seq) = self.begin_cut(volume, always) else {
             return Ok(self.state().volumes.get(&volume).map_or(0, |v| v.page.published));
         };
@@ -376,18 +385,21 @@ impl Inner {
             let size = entry.cut.as_ref().map_or(entry.page.size, |cut| cut.size);
             (remote, size, entry.page.name.clone())
         };
-        if purpose == Purpose::Release {
-            // Given up here before it is there: whatever happens between, two never serve it.
-            self.write_page(volume, &mut |page| page.state = VolumeState::Released).await?;
-        }
+        let nonce = self.random();
+        // Given up here before it is there: whatever happens between, two never serve it.
+        let (page_state, root_state) = match purpose {
+            Purpose::Release => (Some(VolumeState::Released), RootState::Released),
+            Purpose::Upload | Purpose::Publish => (None, RootState::Owned),
+        };
+        self.attempt(volume, nonce, page_state).await?;
         let root = Root {
             uuid: old.root.uuid,
             size,
             epoch: old.root.epoch,
             seq,
-            nonce: self.random(),
+            nonce,
             owner: self.cache_id,
-            released: purpose == Purpose::Release,
+            state: root_state,
             published_at_ms: super::unix_ms(),
             nodes,
         };
@@ -407,62 +419,15 @@ impl Inner {
         Ok(())
     }
 
-    /// Replaces the root by a conditional put, and finds out what a doubtful answer meant.
-    pub(crate) async fn put_root(
-        &self,
-        volume: u64,
-        name: &VolumeName,
-        root: Root,
-        old: RemoteRoot,
-    ) -> Result<RemoteRoot> {
-        let path = format!("{name}/root");
-        let bytes = Bytes::from(root.emit());
-        let deadline = tokio::time::Instant::now() + self.config.fetch_timeout;
-        let mut version = old.version;
-        let mut pause = Duration::from_millis(50);
-        loop {
-            let answer = if planted(Plant::PutWithoutCondition) {
-                let _ = self.store.delete(&path).await;
-                self.store.create(&path, bytes.clone()).await
-            } else {
-                self.store.replace(&path, bytes.clone(), &version).await
-            };
-            match answer {
-                Ok(version) => return Ok(RemoteRoot { root: Arc::new(root), version }),
-                Err(StoreError::NotFound { .. }) => {
-                    return Err(Error::NoVolume { volume: name.clone() });
-                }
-                Err(StoreError::Conflict { .. } | StoreError::Unavailable { .. }) => {}
-                Err(error @ StoreError::Denied { .. }) => return Err(error.into()),
-            }
-            if tokio::time::Instant::now() >= deadline {
-                let seconds = self.config.fetch_timeout.as_secs();
-                let cause = "the root could not be replaced".to_owned();
-                return Err(Error::StoreTimeout { volume: name.clone(), seconds, cause });
-            }
-            let (found, now) = self.get_root(name).await?;
-            if found.nonce == root.nonce {
-                return Ok(RemoteRoot { root: Arc::new(root), version: now });
-            }
-            let skip = planted(Plant::NoEpochCheck);
-            if (found.epoch != root.epoch || found.owner != root.owner) && !skip {
-                return Err(self.superseded(volume, found.epoch).await);
-            }
-            version = now;
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(5));
-        }
-    }
-
     /// Takes a root as the newest. Returns chunks whose headers must be read to make them clean.
     fn published_root(&self, volume: u64, remote: &RemoteRoot) -> Vec<Key> {
         let mut state = self.state();
         let mut left = Vec::new();
         let mut clean = BTreeMap::new();
         if let Some(entry) = state.volumes.get_mut(&volume) {
-            entry.page.published = remote.root.seq;
-            entry.page.root_nonce = remote.root.nonce;
-            entry.page.published_at_ms = remote.root.published_at_ms;
+            entry.is_published(&remote.root);
+            // Their condition was the root before: those that were not there by now never will be.
+            entry.page.attempts.clear();
             entry.remote = Some(remote.clone());
             if let Some(cut) = &mut entry.cut {
                 clean = std::mem::take(&mut cut.uploaded);
@@ -505,6 +470,7 @@ impl Inner {
 
     /// The task that uploads whatever is dirty.
     pub(crate) async fn run_uploads(self: Arc<Inner>) {
+        let mut retry = self.config.upload_retry;
         loop {
             let wake = self.upload_wake.notified();
             let _ = tokio::time::timeout(self.config.upload_interval, wake).await;
@@ -529,8 +495,10 @@ impl Inner {
             });
             let failed = futures_util::future::join_all(cuts).await;
             if failed.contains(&true) {
-                tokio::time::sleep(self.config.upload_retry.mul_f64(0.5 + self.random_unit()))
-                    .await;
+                tokio::time::sleep(retry.mul_f64(0.5 + self.random_unit())).await;
+                retry = (retry * 2).min(LONGEST_RETRY).max(self.config.upload_retry);
+            } else {
+                retry = self.config.upload_retry;
             }
         }
     }

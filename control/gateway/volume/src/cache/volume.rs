@@ -46,6 +46,8 @@ pub struct VolumeStatus {
     pub published: u64,
     /// When that was published, in milliseconds since the Unix epoch.
     pub published_at_ms: u64,
+    /// Times since the start that a block was needed whose only copy is damaged.
+    pub lost: u64,
 }
 
 /// What BLOCK_STATUS tells of a range.
@@ -53,7 +55,8 @@ pub struct VolumeStatus {
 pub struct BlockStatus {
     /// Reads as zeros.
     pub zero: bool,
-    /// Nothing is stored for it anywhere.
+    /// Nothing is stored for it anywhere: it was never written, was given up by a trim, or is zeros that left
+    /// the cache. Zeros in the cache have their place there.
     pub hole: bool,
     /// It is in the cache.
     pub cached: bool,
@@ -107,6 +110,7 @@ impl Volume {
             dirty_bytes: entry.dirty_bytes(),
             published: page.published,
             published_at_ms: page.published_at_ms,
+            lost: entry.lost,
         })
     }
 
@@ -280,7 +284,7 @@ impl Inner {
                     let zero = header.zero.contains(block);
                     let dirty = header.dirty.contains(block);
                     if let Some(status) = blocks.get_mut(usize::from(block)) {
-                        *status = BlockStatus { zero, hole: zero, cached: true, dirty };
+                        *status = BlockStatus { zero, hole: false, cached: true, dirty };
                     }
                 }
                 for block in header.lost.iter() {
@@ -292,10 +296,7 @@ impl Inner {
             if let Some(chunk) = state.chunks.get(&key) {
                 for run in chunk.log.iter() {
                     let zero = run.record.is_zero();
-                    let hole = matches!(
-                        run.record.record,
-                        Record { content: Content::Trim | Content::Zeroes, .. }
-                    );
+                    let hole = matches!(run.record.record, Record { content: Content::Trim, .. });
                     let dirty = run.seq() > published;
                     for status in blocks.iter_mut().take(run.end().into()).skip(run.first.into()) {
                         *status = BlockStatus { zero, hole, cached: true, dirty };

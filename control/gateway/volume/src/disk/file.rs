@@ -2,8 +2,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut, Seek, SeekFrom};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,6 +27,9 @@ const QUICK_BYTES: u64 = 128 << 10;
 
 /// Longest read. It never waits, but while a thread copies one that is longer another one can send the last.
 const QUICK_READ_BYTES: usize = 128 << 10;
+
+/// Alignment of memory for direct I/O, in bytes: enough for every device.
+const DIRECT_ALIGN: usize = 4096;
 
 /// A quick write that took longer was none.
 const QUICK_WRITE: Duration = Duration::from_micros(500);
@@ -223,6 +226,22 @@ impl Inner {
         Ok(data.freeze())
     }
 
+    /// Reads with direct I/O, where the file system has it. What is newer in memory goes to the medium first.
+    fn reread(&self, offset: u64, len: usize) -> Result<Bytes, DiskError> {
+        // The same file, also if it was renamed meanwhile.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+        let Ok(direct) = OpenOptions::new().read(true).custom_flags(flags).open(path) else {
+            return self.read(offset, len);
+        };
+        let mut memory = vec![0; len + DIRECT_ALIGN];
+        let from = memory.as_ptr().align_offset(DIRECT_ALIGN).min(DIRECT_ALIGN);
+        let read = direct.read_exact_at(&mut memory[from..from + len], offset);
+        read.map_err(|e| self.failed("read", offset, len as u64, &e))?;
+        self.counted.read(len);
+        Ok(Bytes::from(memory).slice(from..from + len))
+    }
+
     fn sync(&self) -> Result<(), DiskError> {
         self.file.sync_data().map_err(|e| self.failed("sync", 0, self.len, &e))?;
         self.counted.syncs.fetch_add(1, Ordering::Relaxed);
@@ -263,6 +282,10 @@ impl Disk for FileDisk {
 
     fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
         self.run(move |inner| inner.read(offset, len))
+    }
+
+    fn reread(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
+        self.run(move |inner| inner.reread(offset, len))
     }
 
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {
@@ -376,6 +399,11 @@ mod tests {
         disk.write(4096, parts.clone()).await.unwrap();
         disk.sync().await.unwrap();
         assert_eq!(disk.read(4096, 3000 * 64).await.unwrap(), parts.concat());
+        // Also what is not synced.
+        disk.write(0, vec![Bytes::from(vec![9; 4096])]).await.unwrap();
+        let direct = disk.reread(0, 8192).await.unwrap();
+        assert_eq!((&direct[..4096], &direct[4096..4160]), (&[9; 4096][..], &parts[0][..]));
+        assert!(disk.reread(1 << 20, 4096).await.is_err());
         disk.punch(8192, 4096).await.unwrap();
         assert_eq!(disk.read(8192, 4096).await.unwrap(), vec![0; 4096]);
         assert!(matches!(disk.read((1 << 20) - 10, 20).await, Err(DiskError::Io { .. })));

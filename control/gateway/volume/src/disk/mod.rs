@@ -35,6 +35,12 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Reads exactly `len` bytes at `offset`.
     fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes>;
 
+    /// Reads past whatever keeps a copy of the medium in memory, as far as there is a way: what was read
+    /// before is not what was written. Both are multiples of 4 KiB.
+    fn reread(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
+        self.read(offset, len)
+    }
+
     /// Writes the parts one after the other, beginning at `offset`.
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()>;
 

@@ -4,6 +4,7 @@
 //! Everything random comes from one seed, so that a failing run can be repeated.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::{Bytes, BytesMut};
@@ -113,10 +114,14 @@ struct State {
     die_at: Option<u64>,
     dead: bool,
     counts: Counts,
+    /// Where writes began of which a power cut left a part.
+    torn: Vec<u64>,
     fail_sync: bool,
     fail_writes: bool,
     bad: BTreeMap<u64, u64>,
     slow_reads: bool,
+    /// Bytes that memory shows with flipped bits.
+    spoiled: Vec<u64>,
 }
 
 impl SimDisk {
@@ -134,10 +139,12 @@ impl SimDisk {
             die_at: None,
             dead: false,
             counts: Counts::default(),
+            torn: Vec::new(),
             fail_sync: false,
             fail_writes: false,
             bad: BTreeMap::new(),
             slow_reads: false,
+            spoiled: Vec::new(),
         };
         SimDisk { state: Arc::new(Mutex::new(state)), died: Arc::new(watch::Sender::new(false)) }
     }
@@ -193,6 +200,7 @@ impl SimDisk {
             to.newest.clone_from(&from.newest);
             to.writes = from.writes;
             to.counts = from.counts;
+            to.torn.clone_from(&from.torn);
         }
         copy
     }
@@ -210,7 +218,8 @@ impl SimDisk {
         };
         // A random disk first chooses how eager it was, or short and long losses would both be rare.
         let keep_of_16 = 1 + rng.below(15);
-        let mut parts: FxHashMap<u64, (u64, u64)> = FxHashMap::default();
+        // By write: where it began, how many sectors it changed, and how many of those are left.
+        let mut parts: FxHashMap<u64, (u64, u64, u64)> = FxHashMap::default();
         let mut i = 0;
         for Version { write, sector, data, changes } in volatile {
             if !changes {
@@ -227,19 +236,26 @@ impl SimDisk {
                 Survivors::Mask(mask) => i < 64 && mask >> i & 1 == 1,
             };
             i += 1;
-            let part = parts.entry(write).or_default();
-            part.0 += 1;
+            let part = parts.entry(write).or_insert((sector * SECTOR, 0, 0));
+            part.1 += 1;
             if survives {
-                part.1 += 1;
+                part.2 += 1;
                 state.durable.insert(sector, data);
             }
         }
-        state.counts.torn +=
-            parts.values().filter(|(all, kept)| *kept > 0 && kept < all).count() as u64;
+        let torn = parts.values().filter(|(_, all, kept)| *kept > 0 && kept < all);
+        state.torn.extend(torn.map(|(at, _, _)| at));
+        state.counts.torn = state.torn.len() as u64;
         state.dead = false;
         state.die_at = None;
         state.steps = 0;
         self.died.send_replace(false);
+    }
+
+    /// Number of writes that began in `range` and of which a power cut left a part.
+    #[must_use]
+    pub fn torn_in(&self, range: Range<u64>) -> u64 {
+        self.state().torn.iter().filter(|at| range.contains(at)).count() as u64
     }
 
     /// A digest of what is on the disk, by which equal disks are known. Call it on one where nothing is
@@ -310,6 +326,11 @@ impl SimDisk {
         *durable = flipped(durable);
     }
 
+    /// From now on reads show the byte at `offset` with flipped bits, though the medium has it right.
+    pub fn spoil_memory(&self, offset: u64) {
+        self.state().spoiled.push(offset);
+    }
+
     /// The bytes as a reader sees them now.
     #[must_use]
     pub fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
@@ -317,7 +338,7 @@ impl SimDisk {
     }
 
     /// Lets a random number of other tasks run, then takes a step. Never returns once the power is cut.
-    async fn step(&self) {
+    pub(crate) async fn step(&self) {
         let turns = {
             let mut state = self.state();
             state.rng.below(4)
@@ -337,6 +358,48 @@ impl SimDisk {
             self.died.send_replace(true);
             std::future::pending::<()>().await;
         }
+    }
+
+    fn answer(&self, offset: u64, len: usize, is_direct: bool) -> Io<'_, Bytes> {
+        Box::pin(async move {
+            let turns = {
+                let mut state = self.state();
+                let slow = state.slow_reads && state.rng.one_in(3);
+                state.rng.below(if slow { 300 } else { 4 })
+            };
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            let answer = {
+                let mut state = self.state();
+                state.counts.reads += 1;
+                if state.dead {
+                    None
+                } else if offset + len as u64 > state.len {
+                    Some(Err("end of the disk"))
+                } else if state
+                    .bad
+                    .iter()
+                    .any(|(&from, &n)| from < offset + len as u64 && offset < from + n)
+                {
+                    Some(Err("Input/output error"))
+                } else {
+                    let mut data = state.read(offset, len);
+                    for at in state.spoiled.iter().filter(|_| !is_direct) {
+                        let byte = at.checked_sub(offset).and_then(|at| data.get_mut(at as usize));
+                        if let Some(byte) = byte {
+                            *byte ^= 0xff;
+                        }
+                    }
+                    Some(Ok(data))
+                }
+            };
+            match answer {
+                None => std::future::pending().await,
+                Some(Ok(data)) => Ok(Bytes::from(data)),
+                Some(Err(reason)) => Err(self.error("read", offset, len as u64, reason)),
+            }
+        })
     }
 
     fn error(&self, operation: &'static str, offset: u64, len: u64, reason: &str) -> DiskError {
@@ -403,38 +466,11 @@ impl Disk for SimDisk {
     }
 
     fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
-        Box::pin(async move {
-            let turns = {
-                let mut state = self.state();
-                let slow = state.slow_reads && state.rng.one_in(3);
-                state.rng.below(if slow { 300 } else { 4 })
-            };
-            for _ in 0..turns {
-                tokio::task::yield_now().await;
-            }
-            let answer = {
-                let mut state = self.state();
-                state.counts.reads += 1;
-                if state.dead {
-                    None
-                } else if offset + len as u64 > state.len {
-                    Some(Err("end of the disk"))
-                } else if state
-                    .bad
-                    .iter()
-                    .any(|(&from, &n)| from < offset + len as u64 && offset < from + n)
-                {
-                    Some(Err("Input/output error"))
-                } else {
-                    Some(Ok(state.read(offset, len)))
-                }
-            };
-            match answer {
-                None => std::future::pending().await,
-                Some(Ok(data)) => Ok(Bytes::from(data)),
-                Some(Err(reason)) => Err(self.error("read", offset, len as u64, reason)),
-            }
-        })
+        self.answer(offset, len, false)
+    }
+
+    fn reread(&self, offset: u64, len: usize) -> Io<'_, Bytes> {
+        self.answer(offset, len, true)
     }
 
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {

@@ -14,6 +14,19 @@ pub const MAX_BYTES: usize = 64 << 10;
 /// Most nodes: 64 TiB.
 pub const MAX_NODES: u32 = 1024;
 
+/// What a root says of its volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RootState {
+    /// The owner serves it.
+    #[default]
+    Owned,
+    /// The owner gave it up: anybody may take it.
+    Released,
+    /// The owner deleted it: the name is free. A root is never removed, since a store removes without a
+    /// condition, and would remove what another gateway put there meanwhile.
+    Deleted,
+}
+
 /// A volume's root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
@@ -30,8 +43,8 @@ pub struct Root {
     pub nonce: u64,
     /// The owning cache.
     pub owner: u64,
-    /// Whether the owner gave it up: anybody may take it.
-    pub released: bool,
+    /// What the owner did with it last.
+    pub state: RootState,
     /// When it was published, in milliseconds since the Unix epoch.
     pub published_at_ms: u64,
     /// Nodes by number, in rising order.
@@ -51,7 +64,12 @@ impl Root {
         put(&mut out, 64, &self.owner.to_le_bytes());
         put(&mut out, 72, &self.published_at_ms.to_le_bytes());
         put(&mut out, 80, &(self.nodes.len() as u32).to_le_bytes());
-        put(&mut out, 84, &[u8::from(self.released)]);
+        let state = match self.state {
+            RootState::Owned => 0,
+            RootState::Released => 1,
+            RootState::Deleted => 2,
+        };
+        put(&mut out, 84, &[state]);
         put_refs(&mut out, &self.nodes);
         seal(&mut out, MAGIC, REMOTE_VERSION);
         out
@@ -72,7 +90,15 @@ impl Root {
             size,
             "a multiple of 4096 up to 64 TiB",
         )?;
-        require(view.u8(84) <= 1, WHAT, "released", view.u8(84).into(), "0 or 1")?;
+        let state = match view.u8(84) {
+            0 => RootState::Owned,
+            1 => RootState::Released,
+            2 => RootState::Deleted,
+            other => {
+                let (value, legal) = (other.into(), "0 to 2");
+                return Err(FormatError::Field { what: WHAT, field: "state", value, legal });
+            }
+        };
         require(view.u64(40) <= u64::MAX / 2, WHAT, "epoch", view.u64(40), "below 2^63")?;
         let nodes = take_refs(WHAT, bytes, HEADER, view.u32(80), 0, MAX_NODES)?;
         Ok(Root {
@@ -82,7 +108,7 @@ impl Root {
             seq: view.u64(48),
             nonce: view.u64(56),
             owner: view.u64(64),
-            released: view.u8(84) == 1,
+            state,
             published_at_ms: view.u64(72),
             nodes,
         })

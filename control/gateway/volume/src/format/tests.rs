@@ -8,10 +8,10 @@ use super::directory::{DirectoryPage, Entry};
 use super::index::{Extent, Leaf, Node, PageRef};
 use super::log_frame::{Content, FrameHeader, Record};
 use super::pack::{ObjectId, PackEntry, PackHeader, header_blocks};
-use super::root::Root;
+use super::root::{Root, RootState};
 use super::slot_header::SlotHeader;
 use super::superblock::{Layout, Superblock};
-use super::volume_page::{Durability, VolumePage, VolumeState};
+use super::volume_page::{Durability, MAX_ATTEMPTS, VolumePage, VolumeState};
 use super::*;
 use crate::bits::BlockSet;
 use crate::volume_name::VolumeName;
@@ -115,15 +115,16 @@ proptest! {
     fn volume_pages_round_trip(
         (generation, id, epoch, published) in (COUNTER, COUNTER, COUNTER, COUNTER),
         uuid in any::<u128>(), name in "[a-z0-9][a-z0-9._-]{0,63}", blocks in 1_u64..1 << 34,
-        state in 0_usize..4, remote in any::<bool>(), root_nonce in any::<u64>(),
+        state in 0_usize..5, remote in any::<bool>(), root_nonce in any::<u64>(),
+        attempts in vec(any::<u64>(), 0..=MAX_ATTEMPTS),
     ) {
         let page = VolumePage {
             cache_id: CACHE, generation, id, uuid, name: VolumeName::new(&name).unwrap(),
             size: blocks * 4096, epoch, published, root_nonce,
             state: [VolumeState::Gone, VolumeState::Active, VolumeState::Released,
-                VolumeState::Quarantined][state],
+                VolumeState::Quarantined, VolumeState::Deleting][state],
             durability: if remote { Durability::Remote } else { Durability::Local },
-            dirty_quota: 4096, published_at_ms: 3,
+            dirty_quota: 4096, published_at_ms: 3, attempts,
         };
         prop_assert_eq!(VolumePage::parse(&page.emit()), Ok(page));
     }
@@ -244,8 +245,9 @@ proptest! {
     }
 
     #[test]
-    fn roots_round_trip(nodes in page_refs(0, 1024), epoch in COUNTER, released in any::<bool>()) {
-        let root = Root { uuid: 5, size: 8192, epoch, seq: 4, nonce: epoch, owner: CACHE, released,
+    fn roots_round_trip(nodes in page_refs(0, 1024), epoch in COUNTER, state in 0_usize..3) {
+        let state = [RootState::Owned, RootState::Released, RootState::Deleted][state];
+        let root = Root { uuid: 5, size: 8192, epoch, seq: 4, nonce: epoch, owner: CACHE, state,
             published_at_ms: 1, nodes };
         prop_assert_eq!(Root::parse(&root.emit()), Ok(root));
     }
@@ -266,10 +268,10 @@ proptest! {
     /// Made-up fields behind a right checksum reach every range check.
     #[test]
     fn made_up_structures_never_panic(
-        kind in 0_usize..8, noise in vec((0_usize..8192, any::<u64>()), 0..40), len in 0_usize..9000,
+        kind in 0_usize..9, noise in vec((0_usize..8192, any::<u64>()), 0..40), len in 0_usize..9000,
     ) {
-        const MAGICS: [&[u8; 8]; 8] = [b"CVLTSUPR", b"CVLTVOLP", b"CVLTDIRP", b"CVLTSLOT",
-            b"CVLTLOGF", b"CVLTPACK", b"CVLTLEAF", b"CVLTROOT"];
+        const MAGICS: [&[u8; 8]; 9] = [b"CVLTSUPR", b"CVLTVOLP", b"CVLTDIRP", b"CVLTSLOT",
+            b"CVLTLOGF", b"CVLTPACK", b"CVLTLEAF", b"CVLTNODE", b"CVLTROOT"];
         let len = match kind { 3 => 8192, 0 | 1 | 2 | 4 => 4096, _ => len.max(16) };
         let mut bytes = vec![0; len];
         for (at, value) in noise {

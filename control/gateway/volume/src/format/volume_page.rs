@@ -7,6 +7,12 @@ use crate::{BLOCK_BYTES, MAX_VOLUME_BYTES};
 
 const WHAT: &str = "volume page";
 const MAGIC: &[u8; 8] = b"CVLTVOLP";
+/// Where the nonces of attempts begin.
+const ATTEMPTS_AT: usize = 192;
+
+/// Most attempts that a page names. Whoever makes one more forgets the oldest: at one every few seconds, a put
+/// that was answered with an error so long ago does not arrive any more.
+pub const MAX_ATTEMPTS: usize = 128;
 
 /// What this cache may do with a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +23,8 @@ pub enum VolumeState {
     Released,
     /// Another gateway took it over. What was not uploaded is kept for export and never uploaded.
     Quarantined,
+    /// Being deleted: perhaps it is in the store already. Nothing is served or uploaded any more.
+    Deleting,
     /// The page is free.
     Gone,
 }
@@ -60,6 +68,9 @@ pub struct VolumePage {
     pub dirty_quota: u64,
     /// When the last root was published, in milliseconds since the Unix epoch.
     pub published_at_ms: u64,
+    /// Nonces of roots that this cache put, or is about to, since `root_nonce`, the oldest first: one of them
+    /// may be in the store, now or later. At most [`MAX_ATTEMPTS`].
+    pub attempts: Vec<u64>,
 }
 
 impl VolumePage {
@@ -83,13 +94,17 @@ impl VolumePage {
             VolumeState::Active => 1,
             VolumeState::Released => 2,
             VolumeState::Quarantined => 3,
+            VolumeState::Deleting => 4,
         };
         let durability = match self.durability {
             Durability::Local => 0,
             Durability::Remote => 1,
         };
-        put(&mut out, 104, &[state, durability, name.len() as u8]);
+        put(&mut out, 104, &[state, durability, name.len() as u8, self.attempts.len() as u8]);
         put(&mut out, 128, name);
+        for (i, nonce) in self.attempts.iter().take(MAX_ATTEMPTS).enumerate() {
+            put(&mut out, ATTEMPTS_AT + 8 * i, &nonce.to_le_bytes());
+        }
         seal(&mut out, MAGIC, CACHE_VERSION);
         out
     }
@@ -105,12 +120,13 @@ impl VolumePage {
             1 => VolumeState::Active,
             2 => VolumeState::Released,
             3 => VolumeState::Quarantined,
+            4 => VolumeState::Deleting,
             other => {
                 return Err(FormatError::Field {
                     what: WHAT,
                     field: "state",
                     value: other.into(),
-                    legal: "0 to 3",
+                    legal: "0 to 4",
                 });
             }
         };
@@ -147,6 +163,9 @@ impl VolumePage {
             size,
             "a multiple of 4096 up to 64 TiB",
         )?;
+        let attempts = usize::from(view.u8(107));
+        require(attempts <= MAX_ATTEMPTS, WHAT, "attempts", attempts as u64, "0 to 128")?;
+        let attempts = (0..attempts).map(|i| view.u64(ATTEMPTS_AT + 8 * i)).collect();
         let page = VolumePage {
             cache_id: view.u64(16),
             generation: view.u64(24),
@@ -161,6 +180,7 @@ impl VolumePage {
             durability,
             dirty_quota: view.u64(88),
             published_at_ms: view.u64(96),
+            attempts,
         };
         require(
             page.generation <= u64::MAX / 2 && page.epoch <= u64::MAX / 2,

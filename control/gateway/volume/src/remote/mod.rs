@@ -77,6 +77,14 @@ pub enum StoreError {
         /// What the store said.
         reason: String,
     },
+    /// The store does not know such an operation. Use another store, or another version of it.
+    #[error("{path}: not supported: {reason}")]
+    Unsupported {
+        /// The object.
+        path: String,
+        /// What the store said.
+        reason: String,
+    },
     /// The store did not answer, or not sensibly. It is tried again.
     #[error("{path}: {reason}")]
     Unavailable {
@@ -100,6 +108,19 @@ pub enum ProbeError {
         /// `create` or `replace`.
         which: &'static str,
     },
+    /// It refuses puts with a condition. Ownership of volumes rests on them; use another store, or another
+    /// version of it.
+    #[error(
+        "{store} refuses puts with a condition ({which}), without which ownership of volumes cannot be kept: {cause}"
+    )]
+    RefusesConditions {
+        /// The store.
+        store: String,
+        /// `create` or `replace`.
+        which: &'static str,
+        /// What it said.
+        cause: StoreError,
+    },
     /// It could not be tried. See the cause.
     #[error("{store} cannot be probed: {cause}")]
     Store {
@@ -110,26 +131,43 @@ pub enum ProbeError {
     },
 }
 
-/// Finds out whether the store keeps the conditions of puts. Leaves nothing behind.
+/// How the names of objects begin that [`probe`] makes. No volume has such a name.
+pub const PROBE_PREFIX: &str = "_probe-";
+
+/// Finds out whether the store keeps the conditions of puts. Leaves nothing behind, as far as the store lets
+/// it.
 pub async fn probe(store: &dyn Store, nonce: u64) -> Result<(), ProbeError> {
-    let failed = |cause| ProbeError::Store { store: store.name(), cause };
-    let ignores = |which| ProbeError::IgnoresConditions { store: store.name(), which };
-    let path = format!("probe-{nonce:016x}/root");
-    let first = store.create(&path, Bytes::from_static(b"1")).await.map_err(failed)?;
-    let result = async {
-        match store.create(&path, Bytes::from_static(b"2")).await {
-            Err(StoreError::Conflict { .. }) => {}
-            Ok(_) => return Err(ignores("create")),
-            Err(e) => return Err(failed(e)),
-        }
-        store.replace(&path, Bytes::from_static(b"3"), &first).await.map_err(failed)?;
-        match store.replace(&path, Bytes::from_static(b"4"), &first).await {
-            Err(StoreError::Conflict { .. }) => Ok(()),
-            Ok(_) => Err(ignores("replace")),
-            Err(e) => Err(failed(e)),
-        }
+    let path = format!("{PROBE_PREFIX}{nonce:016x}/root");
+    let found = try_conditions(store, &path).await;
+    // Also after an error: what failed may have taken effect.
+    if let Err(error) = store.delete(&path).await {
+        tracing::warn!(store = store.name(), %error, "an object is left of the attempt to find out whether conditions are kept");
     }
-    .await;
-    store.delete(&path).await.map_err(failed)?;
-    result
+    found
+}
+
+async fn try_conditions(store: &dyn Store, path: &str) -> Result<(), ProbeError> {
+    let failed = |which| {
+        move |cause| match cause {
+            StoreError::Unsupported { .. } => {
+                ProbeError::RefusesConditions { store: store.name(), which, cause }
+            }
+            cause => ProbeError::Store { store: store.name(), cause },
+        }
+    };
+    let ignores = |which| ProbeError::IgnoresConditions { store: store.name(), which };
+    let which = "create";
+    let first = store.create(path, Bytes::from_static(b"1")).await.map_err(failed(which))?;
+    match store.create(path, Bytes::from_static(b"2")).await {
+        Err(StoreError::Conflict { .. }) => {}
+        Ok(_) => return Err(ignores(which)),
+        Err(error) => return Err(failed(which)(error)),
+    }
+    let which = "replace";
+    store.replace(path, Bytes::from_static(b"3"), &first).await.map_err(failed(which))?;
+    match store.replace(path, Bytes::from_static(b"4"), &first).await {
+        Err(StoreError::Conflict { .. }) => Ok(()),
+        Ok(_) => Err(ignores(which)),
+        Err(error) => Err(failed(which)(error)),
+    }
 }

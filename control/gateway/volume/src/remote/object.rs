@@ -64,7 +64,18 @@ fn translate(path: &str, error: Error) -> StoreError {
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
             StoreError::Denied { path, reason: error.to_string() }
         }
-        other => StoreError::Unavailable { path, reason: other.to_string() },
+        Error::NotImplemented { .. } | Error::NotSupported { .. } => {
+            StoreError::Unsupported { path, reason: error.to_string() }
+        }
+        other => {
+            let reason = other.to_string();
+            // The crate has no kind for this status, and shows it only in words.
+            if reason.contains("501 Not Implemented") {
+                StoreError::Unsupported { path, reason }
+            } else {
+                StoreError::Unavailable { path, reason }
+            }
+        }
     }
 }
 

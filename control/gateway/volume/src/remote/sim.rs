@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Answer, ObjectVersion, Store, StoreError};
-use crate::disk::sim::Rng;
+use super::{Answer, ObjectVersion, PROBE_PREFIX, Store, StoreError};
+use crate::disk::sim::{Rng, SimDisk};
 
 /// A simulated store. Clones share it.
 #[derive(Clone, Debug)]
 pub struct SimStore {
     state: Arc<Mutex<State>>,
+    /// Whose power is cut at a step of this store, too.
+    machine: Option<SimDisk>,
 }
 
 #[derive(Debug)]
@@ -27,6 +29,9 @@ struct State {
     /// One in so many operations fails; 0: none.
     fail_one_in: u64,
     ignore_conditions: bool,
+    refuse_conditions: bool,
+    deny: bool,
+    deny_puts: bool,
     gets: u64,
     got_bytes: u64,
     puts: u64,
@@ -89,6 +94,9 @@ impl SimStore {
                 down: false,
                 fail_one_in: 0,
                 ignore_conditions: false,
+                refuse_conditions: false,
+                deny: false,
+                deny_puts: false,
                 gets: 0,
                 got_bytes: 0,
                 puts: 0,
@@ -97,6 +105,20 @@ impl SimStore {
                 late: Vec::new(),
                 stale: Vec::new(),
             })),
+            machine: None,
+        }
+    }
+
+    /// The same store as the machine with this disk sees it: each operation is a step, and a put another one
+    /// once it took effect, at which that machine's power may be cut.
+    #[must_use]
+    pub fn seen_from(&self, machine: &SimDisk) -> SimStore {
+        SimStore { state: Arc::clone(&self.state), machine: Some(machine.clone()) }
+    }
+
+    async fn step(&self) {
+        if let Some(machine) = &self.machine {
+            machine.step().await;
         }
     }
 
@@ -124,6 +146,26 @@ impl SimStore {
         self.state().ignore_conditions = true;
     }
 
+    /// Puts with a condition, which all are, are refused from now on.
+    pub fn refuse_conditions(&self) {
+        self.state().refuse_conditions = true;
+    }
+
+    /// From now on the credentials are refused, or not any more.
+    pub fn deny(&self, deny: bool) {
+        self.state().deny = deny;
+    }
+
+    /// From now on the credentials do not do for puts, or do again.
+    pub fn deny_puts(&self, deny: bool) {
+        self.state().deny_puts = deny;
+    }
+
+    /// Removes an object, as an operator may.
+    pub fn remove(&self, path: &str) {
+        self.state().objects.remove(path);
+    }
+
     /// Number of reads, and the bytes they got.
     #[must_use]
     pub fn reads(&self) -> (u64, u64) {
@@ -131,7 +173,7 @@ impl SimStore {
         (state.gets, state.got_bytes)
     }
 
-    /// Number of puts.
+    /// Number of puts, without those that try whether conditions are kept.
     #[must_use]
     pub fn puts(&self) -> u64 {
         self.state().puts
@@ -200,7 +242,13 @@ impl SimStore {
         for _ in 0..turns {
             tokio::task::yield_now().await;
         }
+        self.step().await;
         fault
+    }
+
+    /// Whether the credentials are good.
+    fn allows(&self, path: &str) -> Result<(), StoreError> {
+        if self.state().deny { Err(denied(path)) } else { Ok(()) }
     }
 
     async fn put(
@@ -210,6 +258,14 @@ impl SimStore {
         condition: Option<&ObjectVersion>,
     ) -> Result<ObjectVersion, StoreError> {
         let fault = self.turn().await;
+        self.allows(path)?;
+        if self.state().deny_puts {
+            return Err(denied(path));
+        }
+        if self.state().refuse_conditions {
+            let (path, reason) = (path.to_owned(), "simulated old version".to_owned());
+            return Err(StoreError::Unsupported { path, reason });
+        }
         if fault == Some(Fault::Before) {
             return Err(unavailable(path));
         }
@@ -229,6 +285,7 @@ impl SimStore {
             }
         };
         tokio::task::yield_now().await;
+        self.step().await;
         match version {
             Some(version) if fault.is_none() => Ok(version),
             _ => Err(unavailable(path)),
@@ -255,7 +312,7 @@ impl State {
         data: Bytes,
         condition: Option<&ObjectVersion>,
     ) -> Option<ObjectVersion> {
-        self.puts += 1;
+        self.puts += u64::from(!path.starts_with(PROBE_PREFIX));
         let found = self.objects.get(path).map(|(_, v)| ObjectVersion(v.to_string()));
         if found.as_ref() != condition && !self.ignore_conditions {
             return None;
@@ -296,6 +353,10 @@ fn fails(fault: Option<Fault>) -> bool {
     fault.is_some_and(|fault| fault != Fault::Short)
 }
 
+fn denied(path: &str) -> StoreError {
+    StoreError::Denied { path: path.to_owned(), reason: "simulated expiry".to_owned() }
+}
+
 fn unavailable(path: &str) -> StoreError {
     StoreError::Unavailable { path: path.to_owned(), reason: "simulated outage".to_owned() }
 }
@@ -303,7 +364,9 @@ fn unavailable(path: &str) -> StoreError {
 impl Store for SimStore {
     fn get<'a>(&'a self, path: &'a str) -> Answer<'a, (Bytes, ObjectVersion)> {
         Box::pin(async move {
-            if self.turn().await.is_some() {
+            let fault = self.turn().await;
+            self.allows(path)?;
+            if fault.is_some() {
                 return Err(unavailable(path));
             }
             let found = {
@@ -323,6 +386,7 @@ impl Store for SimStore {
     fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
         Box::pin(async move {
             let fault = self.turn().await;
+            self.allows(path)?;
             let time = self.state().range_time;
             if !time.is_zero() {
                 tokio::time::sleep(time).await;
@@ -362,6 +426,7 @@ impl Store for SimStore {
     fn list(&self) -> Answer<'_, Vec<String>> {
         Box::pin(async move {
             let fault = self.turn().await;
+            self.allows("")?;
             if fails(fault) {
                 return Err(unavailable(""));
             }
@@ -376,7 +441,9 @@ impl Store for SimStore {
 
     fn delete<'a>(&'a self, path: &'a str) -> Answer<'a, ()> {
         Box::pin(async move {
-            if self.turn().await.is_some() {
+            let fault = self.turn().await;
+            self.allows(path)?;
+            if fault.is_some() {
                 return Err(unavailable(path));
             }
             let mut state = self.state();
@@ -399,12 +466,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_store_that_ignores_conditions_is_refused() {
+    async fn a_store_that_ignores_or_refuses_conditions_is_refused() {
         let store = SimStore::new(1);
         probe(&store, 1).await.unwrap();
         assert_eq!(store.paths(), Vec::<String>::new());
         store.ignore_conditions();
         assert!(matches!(probe(&store, 1).await, Err(ProbeError::IgnoresConditions { .. })));
         assert_eq!(store.paths(), Vec::<String>::new());
+        let store = SimStore::new(1);
+        store.refuse_conditions();
+        assert!(matches!(probe(&store, 1).await, Err(ProbeError::RefusesConditions { .. })));
     }
 }

@@ -1,4 +1,5 @@
-//! Every short sequence of operations, with the power cut at every write and sync.
+//! Every short sequence of operations, with the power cut at every write and sync, and at every
+//! operation of the store.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,15 +17,20 @@ enum Operation {
     WritePart,
     Flush,
     Trim,
+    Zeroes,
+    Resize,
     Destage,
     Evict,
     Upload,
     Read,
 }
 
-use Operation::{Destage, Evict, Flush, Read, Trim, Upload, Write, WriteFua, WritePart};
+use Operation::{
+    Destage, Evict, Flush, Read, Resize, Trim, Upload, Write, WriteFua, WritePart, Zeroes,
+};
 
-const ALL: [Operation; 9] = [Write, WriteFua, WritePart, Flush, Trim, Destage, Evict, Upload, Read];
+const ALL: [Operation; 11] =
+    [Write, WriteFua, WritePart, Flush, Trim, Zeroes, Resize, Destage, Evict, Upload, Read];
 
 async fn perform(
     world: &mut World,
@@ -38,6 +44,8 @@ async fn perform(
         WritePart => world.write(volume, BLOCK_BYTES / 2, BLOCK_BYTES, false).await?,
         Flush => world.flush(volume).await?,
         Trim => world.empty(volume, BLOCK_BYTES, 2 * BLOCK_BYTES, false, true).await?,
+        Zeroes => world.empty(volume, BLOCK_BYTES / 2, 2 * BLOCK_BYTES, false, false).await?,
+        Resize => world.shrink_and_grow(volume, 2).await?,
         Destage => cache.destage().await?,
         Evict => {
             cache.evict(1).await?;

@@ -3,7 +3,10 @@
 
 mod enumerate;
 mod faults;
+mod fitness;
+mod flips;
 mod history;
+mod ownership;
 mod plants;
 mod random;
 mod volumes;

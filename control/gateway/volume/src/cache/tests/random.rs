@@ -61,9 +61,12 @@ fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
     }
     assert!(seen.crashes >= CRASHES * count && seen.operations >= OPERATIONS * count, "{seen:?}");
     for (what, times) in [
-        ("torn writes", seen.torn),
-        ("crashes while records were moved", seen.in_maintenance),
-        ("crashes in a cut", seen.in_cut),
+        ("torn tails of the log", seen.torn_tails),
+        ("crashes while records were moved", seen.in_destage),
+        ("crashes in a publication", seen.in_publication),
+        ("crashes when the root was ahead", seen.root_ahead),
+        ("crashes in a validation", seen.in_validation),
+        ("stale lists", seen.stale_lists),
         ("crashes in recovery", seen.in_recovery),
         ("planned stops", seen.stops),
         ("evictions", seen.evicted),

@@ -154,7 +154,7 @@ fn bad_names_sizes_and_ranges_are_refused_and_leave_nothing_behind() {
         let missing = cache.attach_volume(&other, VolumeOptions::default(), true).await;
         assert!(matches!(missing, Err(Error::NoVolume { .. })));
         cache.delete_volume(&name()).await.unwrap();
-        assert!(!store.paths().contains(&"v/root".to_owned()));
+        assert!(cache.stored_volumes().await.unwrap().is_empty());
         cache.create_volume(&name(), 4096, VolumeOptions::default()).await.unwrap();
     });
 }
@@ -401,5 +401,101 @@ fn objects_end_between_frames() {
             assert_eq!(read, vec![1 | (at >> 16) as u8; BLOCK_BYTES as usize]);
             assert_eq!(store.reads().0 - gets, 1, "the frame at {at} lies in several objects");
         }
+    });
+}
+
+#[test]
+fn a_scan_does_not_take_what_is_used_out_of_the_cache() {
+    const CHUNKS: u64 = 64;
+    const HOT: u64 = 4;
+    run(async {
+        let store = SimStore::new(1);
+        let options = VolumeOptions::default();
+        let frame = |chunk: u64| vec![1 + chunk as u8; 1 << 16];
+        {
+            let first = cache(&store, 1).await;
+            let volume = first.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
+            for chunk in 0..CHUNKS {
+                volume.write(chunk * CHUNK_BYTES, frame(chunk).into(), false).await.unwrap();
+                if chunk % 2 == 1 {
+                    volume.upload().await.unwrap();
+                }
+            }
+            first.release_volume(&name()).await.unwrap();
+        }
+        // Twelve slots; a scan of five times as many chunks.
+        let disk = Arc::new(SimDisk::new(disk_len(12), 2));
+        let cache = Cache::create(disk, Arc::new(store.clone()), LOG, config(2)).await.unwrap();
+        let volume = cache.attach_volume(&name(), options, false).await.unwrap();
+        let read = async |chunk: u64| {
+            let found = volume.read_vec(chunk * CHUNK_BYTES, 1 << 16).await.unwrap();
+            assert_eq!(found, frame(chunk));
+            // What was fetched is kept meanwhile, and room is made.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let misses = || cache.status().counters.misses;
+        for _ in 0..2 {
+            for chunk in 0..HOT {
+                read(chunk).await;
+            }
+        }
+        let mut missed = 0;
+        for chunk in HOT..CHUNKS {
+            read(chunk).await;
+            if chunk % 4 == 3 {
+                let before = misses();
+                for chunk in 0..HOT {
+                    read(chunk).await;
+                }
+                missed += misses() - before;
+            }
+        }
+        assert_eq!(missed, 0, "blocks of the hot set were evicted");
+        let status = cache.status();
+        assert!(status.counters.evicted > 30, "{status:?}");
+        // Between the watermarks some slots are free, and no more than that.
+        assert!((1..=3).contains(&status.slots.1), "{status:?}");
+    });
+}
+
+#[test]
+fn reads_of_the_store_do_not_wait_for_a_drain() {
+    run(async {
+        let store = SimStore::new(1);
+        let options = VolumeOptions::default();
+        {
+            let first = cache(&store, 1).await;
+            let volume = first.create_volume(&name(), 2 * CHUNK_BYTES, options).await.unwrap();
+            volume.write(0, vec![1; 1 << 20].into(), false).await.unwrap();
+            first.release_volume(&name()).await.unwrap();
+        }
+        let disk = Arc::new(SimDisk::new(disk_len(4), 2));
+        let slow = Config { upload_rate: 1 << 20, ..config(2) };
+        let cache = Cache::create(disk, Arc::new(store.clone()), LOG, slow).await.unwrap();
+        let volume = cache.attach_volume(&name(), options, false).await.unwrap();
+        for at in (0..CHUNK_BYTES).step_by(1 << 16) {
+            volume.write(CHUNK_BYTES + at, vec![2; 1 << 16].into(), false).await.unwrap();
+        }
+        store.set_range_time(Duration::from_millis(10));
+        let drained = async {
+            let begun = tokio::time::Instant::now();
+            volume.upload().await.unwrap();
+            // A first megabyte goes at once, or is on its way since the writes.
+            begun.elapsed()
+        };
+        let reads = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let mut longest = Duration::ZERO;
+            for at in (0..1 << 20).step_by(1 << 16) {
+                let begun = tokio::time::Instant::now();
+                assert_eq!(volume.read_vec(at, 4096).await.unwrap(), block(1));
+                longest = longest.max(begun.elapsed());
+            }
+            assert!(volume.status().unwrap().dirty_bytes > 0, "it was drained before");
+            longest
+        };
+        let (drained, longest) = tokio::join!(drained, reads);
+        assert!(drained > Duration::from_secs(1), "{drained:?}");
+        assert!(longest < Duration::from_millis(50), "{longest:?}");
     });
 }

@@ -13,6 +13,10 @@ use super::history::History;
 use crate::disk::sim::{Rng, SimDisk, Survivors};
 use crate::error::Error;
 use crate::format::BLOCK;
+use crate::format::root::Root;
+use crate::format::superblock::{Layout, VOLUME_PAGES};
+use crate::format::volume_page::VolumePage;
+use crate::remote::StoreError;
 use crate::remote::sim::SimStore;
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
@@ -26,9 +30,16 @@ pub(super) const CHUNKS: u64 = 4;
 pub(super) struct Seen {
     pub(super) operations: u64,
     pub(super) crashes: u64,
-    pub(super) torn: u64,
-    pub(super) in_maintenance: u64,
-    pub(super) in_cut: u64,
+    /// Writes to the log that a power cut tore.
+    pub(super) torn_tails: u64,
+    /// Crashes when slots were written whose records were not dropped from the map yet.
+    pub(super) in_destage: u64,
+    /// Crashes after the intention to put a root was on the disk, and before its success was.
+    pub(super) in_publication: u64,
+    /// Those of them when the root was in the store.
+    pub(super) root_ahead: u64,
+    /// Crashes when some chunks were validated and some not.
+    pub(super) in_validation: u64,
     pub(super) in_recovery: u64,
     /// Sessions that ended as planned.
     pub(super) stops: u64,
@@ -39,15 +50,18 @@ pub(super) struct Seen {
     pub(super) lost_answers: u64,
     pub(super) late_puts: u64,
     pub(super) short_reads: u64,
+    pub(super) stale_lists: u64,
 }
 
 impl Seen {
     pub(super) fn add(&mut self, other: &Seen) {
         self.operations += other.operations;
         self.crashes += other.crashes;
-        self.torn += other.torn;
-        self.in_maintenance += other.in_maintenance;
-        self.in_cut += other.in_cut;
+        self.torn_tails += other.torn_tails;
+        self.in_destage += other.in_destage;
+        self.in_publication += other.in_publication;
+        self.root_ahead += other.root_ahead;
+        self.in_validation += other.in_validation;
         self.in_recovery += other.in_recovery;
         self.stops += other.stops;
         self.evicted += other.evicted;
@@ -57,6 +71,7 @@ impl Seen {
         self.lost_answers += other.lost_answers;
         self.late_puts += other.late_puts;
         self.short_reads += other.short_reads;
+        self.stale_lists += other.stale_lists;
     }
 }
 
@@ -108,7 +123,7 @@ pub(super) fn config(seed: u64) -> Config {
 
 /// Length of a disk with `slots` slots.
 pub(super) fn disk_len(slots: u64) -> u64 {
-    let base = crate::format::superblock::Layout::for_len(1 << 30, LOG).unwrap();
+    let base = Layout::for_len(1 << 30, LOG).unwrap();
     base.directory_at + BLOCK_BYTES + LOG + slots * crate::format::slot_header::SLOT_BYTES
 }
 
@@ -146,7 +161,9 @@ impl World {
 
     /// Opens the cache and the volume, or makes them.
     pub(super) async fn open(&mut self) -> Result<(Cache, Volume), Error> {
-        let (disk, store) = (Arc::new(self.disk.clone()), Arc::new(self.store.clone()));
+        // The power may also be cut at a step of the store.
+        let store = Arc::new(self.store.seen_from(&self.disk));
+        let disk = Arc::new(self.disk.clone());
         let mut config = config(self.rng.draw());
         config.eager_validation = !self.lazy;
         // One request in five fails, and so, among millions, now and then all that fit into half a minute.
@@ -302,6 +319,20 @@ impl World {
         Ok(())
     }
 
+    /// Makes the volume smaller, so that its last chunk keeps some blocks, and as large again as it was.
+    pub(super) async fn shrink_and_grow(
+        &mut self,
+        volume: &Volume,
+        blocks: u64,
+    ) -> Result<(), Error> {
+        let size = CHUNKS * CHUNK_BYTES;
+        let smaller = (CHUNKS - 1) * CHUNK_BYTES + blocks * BLOCK_BYTES;
+        let asked = self.history.ask_zeros(smaller, size);
+        volume.resize(smaller).await?;
+        self.history.answer(&asked, true);
+        volume.resize(size).await
+    }
+
     /// One random operation.
     pub(super) async fn step(&mut self, cache: &Cache, volume: &Volume) -> Result<(), Fault> {
         self.seen.operations += 1;
@@ -343,15 +374,20 @@ impl World {
             }
             95 => volume.cache(offset / CHUNK_BYTES * CHUNK_BYTES, CHUNK_BYTES).await?,
             96 => {
-                let size = CHUNKS * CHUNK_BYTES;
-                let smaller =
-                    (CHUNKS - 1) * CHUNK_BYTES + self.rng.below(30) * BLOCK_BYTES + BLOCK_BYTES;
-                let asked = self.history.ask_zeros(smaller, size);
-                volume.resize(smaller).await?;
-                self.history.answer(&asked, true);
-                volume.resize(size).await?;
+                let blocks = 1 + self.rng.below(30);
+                self.shrink_and_grow(volume, blocks).await?;
             }
             97 => self.write_both(volume).await?,
+            98 => match cache.stored_volumes().await {
+                // A list of yesterday may lack it; nothing may be there that is not.
+                Ok(names) => {
+                    if names.iter().any(|found| *found != name()) {
+                        return Err(Fault::Wrong(format!("volumes that are not: {names:?}")));
+                    }
+                }
+                Err(Error::Store(StoreError::Unavailable { .. })) => {}
+                Err(error) => return Err(error.into()),
+            },
             _ => tokio::time::sleep(Duration::from_millis(self.rng.below(3000))).await,
         }
         Ok(())
@@ -415,7 +451,6 @@ impl World {
         self.observed = false;
         let disk = self.disk.clone();
         let mut inner = None;
-        let mut seen = Seen::default();
         let end = run(async {
             let body = async {
                 let (cache, volume) = self.open().await?;
@@ -448,12 +483,6 @@ impl World {
                 }
                 (_, fault) => fault,
             });
-            if let Some(inner) = &inner {
-                let inner: &Arc<super::super::Inner> = inner;
-                let state = inner.state();
-                seen.in_cut += u64::from(state.volumes.values().any(|v| v.cut.is_some()));
-                seen.in_maintenance += u64::from(inner.maintenance.try_lock().is_err());
-            }
             end
         })?;
         match inner {
@@ -464,8 +493,12 @@ impl World {
                 self.seen.cuts += counters.cuts;
                 self.seen.checkpoints += counters.checkpoints;
                 if end == End::Crashed {
-                    self.seen.in_cut += seen.in_cut;
-                    self.seen.in_maintenance += seen.in_maintenance;
+                    let destaging = inner.destaging.load(std::sync::atomic::Ordering::Relaxed);
+                    self.seen.in_destage += u64::from(destaging);
+                    let is_between = state.unvalidated > 0 && counters.validated > 0;
+                    self.seen.in_validation += u64::from(is_between);
+                    drop(state);
+                    self.look_at_publication();
                 }
             }
             None if end == End::Crashed => self.seen.in_recovery += 1,
@@ -475,6 +508,22 @@ impl World {
             self.seen.crashes += 1;
         }
         Ok(end)
+    }
+}
+
+impl World {
+    /// Counts a crash if it came between the two writes of a volume's page that enclose a publication.
+    fn look_at_publication(&mut self) {
+        let copies = [VOLUME_PAGES, VOLUME_PAGES + BLOCK_BYTES];
+        let pages = copies.map(|at| VolumePage::parse(&self.disk.peek(at, BLOCK)).ok());
+        let Some(page) = pages.into_iter().flatten().max_by_key(|page| page.generation) else {
+            return;
+        };
+        let root = self.store.peek(&format!("{}/root", name()));
+        let root = root.and_then(|root| Root::parse(&root).ok());
+        let is_ahead = root.is_some_and(|root| page.attempts.contains(&root.nonce));
+        self.seen.in_publication += u64::from(!page.attempts.is_empty());
+        self.seen.root_ahead += u64::from(is_ahead);
     }
 }
 
@@ -581,11 +630,13 @@ pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<Seen,
         // What a kill kept and nobody looked at yet, a power cut may still take.
         killed = Some(was_killed && (world.observed || killed == Some(true)));
     }
-    world.seen.torn = world.disk.counts().torn;
+    let layout = Layout::for_len(crate::disk::Disk::len(&world.disk), LOG).unwrap();
+    world.seen.torn_tails = world.disk.torn_in(layout.log_at..layout.log_at + layout.log_len);
     let faults = world.store.faults();
     world.seen.lost_answers = faults.applied_then_failed;
     world.seen.late_puts = faults.late + faults.too_late;
     world.seen.short_reads = faults.short;
+    world.seen.stale_lists = faults.stale_lists;
     Ok(world.seen)
 }
 

@@ -1,0 +1,273 @@
+//! Roots: reading them, telling whose they are, and replacing them.
+//!
+//! A root is ours if it has our epoch, names this cache, and has a nonce that this cache chose. The nonce is
+//! what tells copies of one cache file apart, which have epoch and identity in common. Each nonce is on the disk
+//! before a root with it is put, so that a put whose answer was lost is known as ours, also after a restart.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::state::{RemoteRoot, VolumeEntry};
+use super::{Inner, Plant, index, planted};
+use crate::error::{Error, Result};
+use crate::format::root::Root;
+use crate::format::volume_page::{MAX_ATTEMPTS, VolumePage, VolumeState};
+use crate::remote::{ObjectVersion, StoreError};
+use crate::volume_name::VolumeName;
+
+/// Whose a root is.
+#[derive(Debug)]
+enum Whose {
+    /// This cache put it, or took the volume with it.
+    Ours,
+    /// Another gateway has the volume, or another copy of this cache.
+    Theirs,
+    /// Neither: the store lost something, or this disk did. Says what.
+    Wrong(String),
+}
+
+impl Inner {
+    /// Reads a volume's root.
+    pub(crate) async fn get_root(&self, name: &VolumeName) -> Result<(Root, ObjectVersion)> {
+        let path = format!("{name}/root");
+        let mut asked_again = false;
+        loop {
+            let (bytes, version) = match self.patiently(name, || self.store.get(&path)).await {
+                Err(Error::Store(StoreError::NotFound { .. })) => {
+                    return Err(Error::NoVolume { volume: name.clone() });
+                }
+                other => other?,
+            };
+            match Root::parse(&bytes) {
+                Ok(root) => return Ok((root, version)),
+                Err(error) if asked_again => return Err(index::damaged(name, &path, &error)),
+                // A wrong answer may be the way's fault, not the object's: ask twice.
+                Err(_) => asked_again = true,
+            }
+        }
+    }
+
+    /// Forgets that the root was read, so that the next use reads it again. What was read is kept for
+    /// those who read by it.
+    pub(crate) fn forget_root(&self, volume: u64) {
+        if let Some(entry) = self.state().volumes.get_mut(&volume) {
+            entry.root_unsure = true;
+        }
+    }
+
+    fn whose(&self, volume: u64, root: &Root) -> Result<Whose> {
+        let state = self.state();
+        let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
+        let VolumePage { uuid, epoch, published, root_nonce, attempts, .. } = &entry.page;
+        if root.uuid != *uuid || root.epoch > *epoch || root.owner != self.cache_id {
+            return Ok(Whose::Theirs);
+        }
+        let is_known = root.nonce == *root_nonce || attempts.contains(&root.nonce);
+        let is_older = root.epoch < *epoch || root.seq < *published;
+        if !is_known && !is_older {
+            return Ok(Whose::Theirs);
+        }
+        if is_older || root.seq >= state.log.next_seq {
+            return Ok(Whose::Wrong(format!(
+                "epoch {} and sequence {} are not those published last (epoch {epoch}, sequence {published})",
+                root.epoch, root.seq
+            )));
+        }
+        Ok(Whose::Ours)
+    }
+
+    /// The newest root of a volume of ours. Read at first use; from then on only we replace it, or lose
+    /// the volume.
+    pub(crate) async fn root(&self, volume: u64) -> Result<RemoteRoot> {
+        let (known, name) = {
+            let state = self.state();
+            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
+            let known = entry.remote.clone().filter(|_| !entry.root_unsure);
+            (known, entry.page.name.clone())
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let (root, version) = self.get_root(&name).await?;
+        match self.whose(volume, &root)? {
+            Whose::Ours => {}
+            Whose::Theirs => return Err(self.superseded(volume, root.epoch).await),
+            Whose::Wrong(what) => {
+                return Err(index::damaged(&name, &format!("{name}/root"), &what));
+            }
+        }
+        let remote = RemoteRoot { root: Arc::new(root), version };
+        let mut state = self.state();
+        if let Some(entry) = state.volumes.get_mut(&volume) {
+            let newer = entry.remote.as_ref().is_none_or(|r| r.root.seq <= remote.root.seq);
+            entry.root_unsure = false;
+            if newer {
+                let published = entry.page.published;
+                entry.is_published(&remote.root);
+                entry.remote = Some(remote.clone());
+                if remote.root.seq != published {
+                    state.recount_log(volume);
+                }
+            }
+        }
+        Ok(remote)
+    }
+
+    /// Another gateway has the volume: from here on nothing is served or uploaded, and what is dirty is
+    /// kept for export.
+    pub(crate) async fn superseded(&self, volume: u64, epoch: u64) -> Error {
+        let (name, ours, first) = {
+            let mut state = self.state();
+            let Some(entry) = state.volumes.get_mut(&volume) else {
+                return Error::Gone;
+            };
+            let first = entry.superseded_by.replace(epoch).is_none();
+            entry.refusing = Some("in quarantine");
+            (entry.page.name.clone(), entry.page.epoch, first)
+        };
+        let error = Error::Superseded { volume: name, epoch, ours };
+        if first {
+            tracing::error!(%error, "nothing of it is served or uploaded any more");
+            let mut change = |page: &mut VolumePage| page.state = VolumeState::Quarantined;
+            if let Err(error) = self.write_page(volume, &mut change).await {
+                return error;
+            }
+        }
+        error
+    }
+
+    /// Notes on the disk that a root with this nonce is about to be put, and with it what the volume becomes.
+    pub(crate) async fn attempt(
+        &self,
+        volume: u64,
+        nonce: u64,
+        state: Option<VolumeState>,
+    ) -> Result<()> {
+        let mut change = |page: &mut VolumePage| {
+            if page.attempts.len() >= MAX_ATTEMPTS {
+                page.attempts.remove(0);
+            }
+            page.attempts.push(nonce);
+            page.state = state.unwrap_or(page.state);
+        };
+        self.write_page(volume, &mut change).await
+    }
+
+    /// Replaces the root by a conditional put, and finds out what a doubtful answer meant. Its nonce is
+    /// among the attempts.
+    pub(crate) async fn put_root(
+        &self,
+        volume: u64,
+        name: &VolumeName,
+        root: Root,
+        old: RemoteRoot,
+    ) -> Result<RemoteRoot> {
+        let path = format!("{name}/root");
+        let bytes = Bytes::from(root.emit());
+        let deadline = tokio::time::Instant::now() + self.config.fetch_timeout;
+        let mut version = old.version;
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let answer = if planted(Plant::PutWithoutCondition) {
+                let _ = self.store.delete(&path).await;
+                self.store.create(&path, bytes.clone()).await
+            } else {
+                self.store.replace(&path, bytes.clone(), &version).await
+            };
+            match answer {
+                Ok(version) => return Ok(RemoteRoot { root: Arc::new(root), version }),
+                Err(StoreError::NotFound { .. }) => {
+                    return Err(Error::NoVolume { volume: name.clone() });
+                }
+                Err(StoreError::Conflict { .. }) => {}
+                Err(StoreError::Unavailable { .. }) => self.state().counters.store_failures += 1,
+                Err(error @ (StoreError::Denied { .. } | StoreError::Unsupported { .. })) => {
+                    return Err(error.into());
+                }
+            }
+            self.in_time(deadline, name)?;
+            let (found, now) = self.get_root(name).await?;
+            if found.nonce == root.nonce {
+                return Ok(RemoteRoot { root: Arc::new(root), version: now });
+            }
+            match self.whose(volume, &found)? {
+                // An earlier put of ours, or what was there before.
+                Whose::Ours => {}
+                _ if planted(Plant::NoEpochCheck) => {}
+                Whose::Theirs => return Err(self.superseded(volume, found.epoch).await),
+                Whose::Wrong(what) => return Err(index::damaged(name, &path, &what)),
+            }
+            version = now;
+            self.pause(&mut pause).await;
+        }
+    }
+
+    /// Puts a root that makes a volume ours over what is there, or where there is nothing, if `next` finds
+    /// that right, and finds out what a doubtful answer meant. All roots that `next` gives have `nonce`.
+    pub(crate) async fn claim(
+        &self,
+        name: &VolumeName,
+        nonce: u64,
+        next: impl Fn(Option<Root>) -> Result<Root> + Send + Sync,
+    ) -> Result<RemoteRoot> {
+        self.fit(name).await?;
+        let path = format!("{name}/root");
+        let deadline = tokio::time::Instant::now() + self.config.fetch_timeout;
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let (found, version) = match self.get_root(name).await {
+                Ok((root, version)) if root.nonce == nonce => {
+                    return Ok(RemoteRoot { root: Arc::new(root), version });
+                }
+                Ok((root, version)) => (Some(root), Some(version)),
+                Err(Error::NoVolume { .. }) => (None, None),
+                Err(error) => return Err(error),
+            };
+            let root = next(found)?;
+            let bytes = Bytes::from(root.emit());
+            let answer = match &version {
+                Some(version) => self.store.replace(&path, bytes, version).await,
+                None => self.store.create(&path, bytes).await,
+            };
+            match answer {
+                Ok(version) => return Ok(RemoteRoot { root: Arc::new(root), version }),
+                // Somebody was faster.
+                Err(StoreError::Conflict { .. } | StoreError::NotFound { .. }) => {}
+                // It may have taken effect, or may still do.
+                Err(StoreError::Unavailable { .. }) => self.state().counters.store_failures += 1,
+                Err(error @ (StoreError::Denied { .. } | StoreError::Unsupported { .. })) => {
+                    return Err(error.into());
+                }
+            }
+            self.in_time(deadline, name)?;
+            self.pause(&mut pause).await;
+        }
+    }
+
+    /// Gives up on a root at `deadline`.
+    fn in_time(&self, deadline: tokio::time::Instant, name: &VolumeName) -> Result<()> {
+        if tokio::time::Instant::now() < deadline {
+            return Ok(());
+        }
+        let seconds = self.config.fetch_timeout.as_secs();
+        let cause = "the root could not be replaced".to_owned();
+        Err(Error::StoreTimeout { volume: name.clone(), seconds, cause })
+    }
+
+    /// Waits before the next attempt, each time up to twice as long, and never as long as others do.
+    pub(crate) async fn pause(&self, pause: &mut Duration) {
+        tokio::time::sleep(pause.mul_f64(0.5 + self.random_unit())).await;
+        *pause = (*pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+impl VolumeEntry {
+    /// `root` is the one in the store.
+    pub(crate) fn is_published(&mut self, root: &Root) {
+        self.page.published = root.seq;
+        self.page.root_nonce = root.nonce;
+        self.page.published_at_ms = root.published_at_ms;
+    }
+}

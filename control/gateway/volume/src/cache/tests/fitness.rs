@@ -1,0 +1,118 @@
+//! Stores that are not fit, found out when a cache is made and when it is opened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::super::{Cache, VolumeOptions};
+use super::world::{LOG, config, disk_len, name, run};
+use crate::disk::sim::{SimDisk, Survivors};
+use crate::error::Error;
+use crate::remote::ProbeError;
+use crate::remote::sim::SimStore;
+use crate::{BLOCK_BYTES, CHUNK_BYTES};
+
+fn block(tag: u8) -> Bytes {
+    Bytes::from(vec![tag; BLOCK_BYTES as usize])
+}
+
+/// A cache in use, cut from power, and its store.
+async fn used() -> (SimDisk, SimStore) {
+    let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+    let (at, remote) = (Arc::new(disk.clone()), Arc::new(store.clone()));
+    let cache = Cache::create(at, remote, LOG, config(1)).await.unwrap();
+    let options = VolumeOptions::default();
+    let volume = cache.create_volume(&name(), 2 * CHUNK_BYTES, options).await.unwrap();
+    volume.write(0, block(1), true).await.unwrap();
+    volume.upload().await.unwrap();
+    drop(cache);
+    disk.restart(Survivors::All);
+    (disk, store)
+}
+
+async fn open(disk: &SimDisk, store: &SimStore) -> Cache {
+    Cache::open(Arc::new(disk.clone()), Arc::new(store.clone()), config(2)).await.unwrap()
+}
+
+#[test]
+fn a_cache_opened_at_an_unfit_store_serves_what_it_has_and_puts_nothing_there() {
+    let spoil: [(fn(&SimStore), fn(&ProbeError) -> bool); 2] = [
+        (SimStore::ignore_conditions, |e| matches!(e, ProbeError::IgnoresConditions { .. })),
+        (SimStore::refuse_conditions, |e| matches!(e, ProbeError::RefusesConditions { .. })),
+    ];
+    for (spoil, is_right) in spoil {
+        run(async {
+            let (disk, store) = used().await;
+            spoil(&store);
+            let before = store.peek("v/root");
+            let cache = open(&disk, &store).await;
+            let volume = cache.volume(&name()).unwrap();
+            assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1));
+            volume.write(4096, block(2), true).await.unwrap();
+            let uploaded = volume.upload().await;
+            assert!(matches!(&uploaded, Err(Error::Probe(e)) if is_right(e)), "{uploaded:?}");
+            let other = crate::volume_name::VolumeName::new("other").unwrap();
+            let options = VolumeOptions::default();
+            let made = cache.create_volume(&other, CHUNK_BYTES, options).await;
+            assert!(matches!(made, Err(Error::Probe(_))), "{made:?}");
+            let deleted = cache.delete_volume(&name()).await;
+            assert!(matches!(deleted, Err(Error::Probe(_))), "{deleted:?}");
+            assert!(matches!(cache.release_volume(&name()).await, Err(Error::Probe(_))));
+            assert_eq!(volume.read_vec(4096, BLOCK_BYTES).await.unwrap(), block(2));
+            assert!(is_right(&cache.status().unfit_store.unwrap()));
+            assert_eq!((store.peek("v/root"), store.peek("other/root")), (before, None));
+            assert!(store.paths().iter().all(|path| !path.starts_with('_')), "{:?}", store.paths());
+        });
+    }
+}
+
+#[test]
+fn a_cache_opened_in_an_outage_or_with_expired_credentials_serves_and_uploads_later() {
+    let spoil: [fn(&SimStore, bool); 2] = [SimStore::set_down, SimStore::deny];
+    for spoil in spoil {
+        run(async {
+            let (disk, store) = used().await;
+            spoil(&store, true);
+            let begun = tokio::time::Instant::now();
+            let cache = open(&disk, &store).await;
+            let volume = cache.volume(&name()).unwrap();
+            assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1));
+            volume.write(4096, block(2), true).await.unwrap();
+            assert!(begun.elapsed() < Duration::from_millis(50), "it waited for the store");
+            assert!(volume.upload().await.is_err());
+            // Some attempts in the background, too.
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            assert!(cache.status().counters.store_failures > 2);
+            assert!(cache.status().unfit_store.is_none());
+            spoil(&store, false);
+            let later = Duration::from_secs(200);
+            let uploaded = async {
+                while volume.status().unwrap().dirty_bytes > 0 {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            tokio::time::timeout(later, uploaded).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn no_cache_is_made_with_an_unfit_store() {
+    let spoil: [fn(&SimStore); 4] = [
+        SimStore::ignore_conditions,
+        SimStore::refuse_conditions,
+        |store| store.set_down(true),
+        |store| store.deny(true),
+    ];
+    for spoil in spoil {
+        run(async {
+            let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+            spoil(&store);
+            let (at, remote) = (Arc::new(disk.clone()), Arc::new(store));
+            let made = Cache::create(at, remote, LOG, config(1)).await;
+            assert!(matches!(made, Err(Error::Probe(_))), "{made:?}");
+            assert_eq!(disk.counts().writes, 0);
+        });
+    }
+}

@@ -1,0 +1,361 @@
+//! Changes of owner, deletions and copies, with the power cut at every step of disk and store.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::{Cache, Volume, VolumeOptions};
+use super::world::{LOG, config, disk_len, name, run};
+use crate::disk::sim::{SimDisk, Survivors};
+use crate::error::Error;
+use crate::format::root::{Root, RootState};
+use crate::remote::sim::SimStore;
+use crate::volume_name::VolumeName;
+use crate::{BLOCK_BYTES, CHUNK_BYTES};
+
+const SIZE: u64 = 4 * CHUNK_BYTES;
+
+fn block(tag: u8) -> Bytes {
+    Bytes::from(vec![tag; BLOCK_BYTES as usize])
+}
+
+async fn new_cache(disk: &SimDisk, store: &SimStore, seed: u64) -> Cache {
+    let (disk, store) = (Arc::new(disk.clone()), Arc::new(store.clone()));
+    Cache::create(disk, store, LOG, config(seed)).await.unwrap()
+}
+
+async fn open(disk: &SimDisk, store: &SimStore, seed: u64) -> Cache {
+    let (disk, store) = (Arc::new(disk.clone()), Arc::new(store.clone()));
+    Cache::open(disk, store, config(seed)).await.unwrap()
+}
+
+/// A new cache of another gateway.
+async fn other(store: &SimStore, seed: u64) -> Cache {
+    new_cache(&SimDisk::new(disk_len(4), seed), store, seed).await
+}
+
+async fn tag(volume: &Volume, chunk: u64) -> u8 {
+    volume.read_vec(chunk * CHUNK_BYTES, 1).await.unwrap()[0]
+}
+
+async fn tags(volume: &Volume) -> [u8; 4] {
+    [tag(volume, 0).await, tag(volume, 1).await, tag(volume, 2).await, tag(volume, 3).await]
+}
+
+fn root(store: &SimStore) -> Option<Root> {
+    store.peek("v/root").map(|root| Root::parse(&root).unwrap())
+}
+
+/// Another volume of the base, which whatever happens to the first leaves alone.
+fn bystander() -> VolumeName {
+    VolumeName::new("bystander").unwrap()
+}
+
+async fn bystander_is_whole(cache: &Cache) {
+    let volume = cache.volume(&bystander()).unwrap();
+    assert_eq!((tag(&volume, 0).await, tag(&volume, 1).await), (8, 7));
+}
+
+/// A cache and a volume: 1 in its first block is in the store, 2 in its second chunk is not. Another volume with
+/// the same. The power was cut.
+fn base() -> (SimDisk, SimStore) {
+    let (disk, store) = (SimDisk::new(disk_len(4), 5), SimStore::new(5));
+    run(async {
+        let cache = new_cache(&disk, &store, 5).await;
+        let volume = cache.create_volume(&name(), SIZE, VolumeOptions::default()).await.unwrap();
+        volume.write(0, block(1), false).await.unwrap();
+        volume.upload().await.unwrap();
+        volume.write(CHUNK_BYTES, block(2), true).await.unwrap();
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&bystander(), SIZE, options).await.unwrap();
+        volume.write(0, block(8), false).await.unwrap();
+        volume.upload().await.unwrap();
+        volume.write(CHUNK_BYTES, block(7), true).await.unwrap();
+    });
+    disk.restart(Survivors::All);
+    (disk, store)
+}
+
+/// Opens a copy of the cache, works with it, and cuts the power at every step of that; `check` sees what is
+/// left. Returns the number of crashes.
+fn at_every_step(
+    (disk, store): &(SimDisk, SimStore),
+    work: impl AsyncFn(&Cache),
+    check: impl AsyncFn(&SimDisk, &SimStore),
+) -> u64 {
+    let session = |die_at: Option<u64>| {
+        let (disk, store) = (disk.copy(1), store.copy());
+        let begun = run(async {
+            let cache = open(&disk, &store.seen_from(&disk), 7).await;
+            let begun = disk.steps();
+            disk.die_at(die_at);
+            tokio::select! {
+                biased;
+                () = disk.died() => {}
+                () = work(&cache) => {}
+            }
+            begun
+        });
+        (disk, store, begun)
+    };
+    let (whole, _, begun) = session(None);
+    let steps = whole.steps();
+    for die_at in begun + 1..=steps {
+        for survivors in [Survivors::None, Survivors::All, Survivors::Random(die_at)] {
+            let (disk, store, _) = session(Some(die_at));
+            disk.restart(survivors);
+            run(check(&disk, &store));
+        }
+    }
+    steps - begun
+}
+
+#[test]
+fn a_former_owner_cannot_delete_what_another_gateway_took_over() {
+    run(async {
+        let store = SimStore::new(1);
+        let (first, second) = (other(&store, 1).await, other(&store, 2).await);
+        let options = VolumeOptions::default();
+        let old = first.create_volume(&name(), SIZE, options).await.unwrap();
+        old.write(0, block(1), false).await.unwrap();
+        old.upload().await.unwrap();
+        old.write(CHUNK_BYTES, block(2), false).await.unwrap();
+        let new = second.attach_volume(&name(), options, true).await.unwrap();
+        new.write(2 * CHUNK_BYTES, block(3), false).await.unwrap();
+        new.upload().await.unwrap();
+        // It does not know yet, and later it does.
+        for _ in 0..2 {
+            let deleted = first.delete_volume(&name()).await;
+            assert!(matches!(deleted, Err(Error::Superseded { .. })), "{deleted:?}");
+        }
+        new.write(3 * CHUNK_BYTES, block(4), false).await.unwrap();
+        new.upload().await.unwrap();
+        assert_eq!(tags(&new).await, [1, 0, 3, 4]);
+        // What it did not upload is still there.
+        let range = first.export_quarantine(&name()).unwrap().next().await.unwrap().unwrap();
+        assert_eq!((range.offset, range.data), (CHUNK_BYTES, Some(block(2))));
+        first.forget_volume(&name()).await.unwrap();
+        assert_eq!(root(&store).unwrap().state, RootState::Owned);
+    });
+}
+
+#[test]
+fn a_deleted_volume_is_gone_for_everybody_and_its_name_is_free() {
+    run(async {
+        let store = SimStore::new(1);
+        let (first, second) = (other(&store, 1).await, other(&store, 2).await);
+        let options = VolumeOptions::default();
+        let old = first.create_volume(&name(), SIZE, options).await.unwrap();
+        old.write(0, block(1), false).await.unwrap();
+        let taken = second.attach_volume(&name(), options, true).await.unwrap();
+        second.delete_volume(&name()).await.unwrap();
+        assert!(taken.read(0, 1).await.is_err());
+        assert!(second.stored_volumes().await.unwrap().is_empty());
+        let attached = second.attach_volume(&name(), options, true).await;
+        assert!(matches!(attached, Err(Error::NoVolume { .. })), "{attached:?}");
+        let epoch = root(&store).unwrap().epoch;
+        let new = second.create_volume(&name(), SIZE, options).await.unwrap();
+        assert!(new.status().unwrap().epoch > epoch);
+        assert_eq!(tags(&new).await, [0; 4]);
+        // The first one's volume is another of that name.
+        assert!(matches!(old.upload().await, Err(Error::Superseded { .. })));
+        new.write(0, block(9), false).await.unwrap();
+        new.upload().await.unwrap();
+        assert_eq!(second.stored_volumes().await.unwrap(), [name()]);
+    });
+}
+
+#[test]
+fn a_deletion_cut_short_anywhere_is_finished_by_asking_again() {
+    let crashes = at_every_step(
+        &base(),
+        async |cache| cache.delete_volume(&name()).await.unwrap(),
+        async |disk, store| {
+            let cache = open(disk, store, 8).await;
+            bystander_is_whole(&cache).await;
+            match cache.volume(&name()) {
+                Ok(volume) => {
+                    if volume.read(0, 1).await.is_ok() {
+                        assert_eq!(root(store).unwrap().state, RootState::Owned);
+                    }
+                    cache.delete_volume(&name()).await.unwrap();
+                }
+                Err(Error::NoVolume { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+            assert_eq!(root(store).unwrap().state, RootState::Deleted);
+            assert_eq!(cache.stored_volumes().await.unwrap(), [bystander()]);
+            let again = cache.create_volume(&name(), SIZE, VolumeOptions::default()).await;
+            assert_eq!(tags(&again.unwrap()).await, [0; 4]);
+            bystander_is_whole(&cache).await;
+        },
+    );
+    assert!(crashes > 10, "{crashes} crashes");
+}
+
+#[test]
+fn a_volume_half_deleted_is_not_served_and_one_whose_root_is_gone_can_be_deleted() {
+    let (disk, store) = base();
+    run(async {
+        let cache = open(&disk, &store, 8).await;
+        let volume = cache.volume(&name()).unwrap();
+        // The store is away before anything was said: nothing happens.
+        store.set_down(true);
+        assert!(matches!(cache.delete_volume(&name()).await, Err(Error::StoreTimeout { .. })));
+        volume.write(2 * CHUNK_BYTES, block(3), false).await.unwrap();
+        store.set_down(false);
+        volume.upload().await.unwrap();
+        // It goes away in between: served by nobody until it is deleted again, also not after a restart.
+        store.deny_puts(true);
+        assert!(matches!(cache.delete_volume(&name()).await, Err(Error::Store(_))));
+        assert!(matches!(volume.read(0, 1).await, Err(Error::NotServed { .. })));
+        assert!(matches!(volume.upload().await, Err(Error::NotServed { .. })));
+        drop(cache);
+        disk.restart(Survivors::All);
+        store.deny_puts(false);
+        let cache = open(&disk, &store, 9).await;
+        let volume = cache.volume(&name()).unwrap();
+        assert!(matches!(volume.read(0, 1).await, Err(Error::NotServed { .. })));
+        store.remove("v/root");
+        cache.delete_volume(&name()).await.unwrap();
+        assert!(matches!(cache.volume(&name()), Err(Error::NoVolume { .. })));
+    });
+}
+
+#[test]
+fn of_two_copies_of_a_cache_one_uploads_and_the_other_keeps_its_data() {
+    let (disk, store) = base();
+    run(async {
+        let (first, second) = (open(&disk.copy(1), &store, 1).await, open(&disk, &store, 2).await);
+        let (a, b) = (first.volume(&name()).unwrap(), second.volume(&name()).unwrap());
+        a.write(2 * CHUNK_BYTES, block(3), false).await.unwrap();
+        b.write(3 * CHUNK_BYTES, block(4), false).await.unwrap();
+        // Both know the root.
+        assert_eq!((tag(&a, 0).await, tag(&b, 0).await), (1, 1));
+        a.upload().await.unwrap();
+        let refused = b.upload().await;
+        assert!(matches!(refused, Err(Error::Superseded { .. })), "{refused:?}");
+        assert!(b.read(0, 1).await.is_err() && b.write(0, block(5), false).await.is_err());
+        a.write(0, block(6), false).await.unwrap();
+        a.upload().await.unwrap();
+        let mut export = second.export_quarantine(&name()).unwrap();
+        let mut kept = Vec::new();
+        while let Some(range) = export.next().await.unwrap() {
+            kept.push((range.offset / CHUNK_BYTES, range.data.unwrap()[0]));
+        }
+        assert_eq!(kept, [(1, 2), (3, 4)]);
+        let third = other(&store.copy(), 3).await;
+        let found = third.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
+        assert_eq!(tags(&found).await, [6, 2, 3, 0]);
+    });
+}
+
+/// The copy may be of a cache that was cut from power in the middle of an upload, whose root may be there.
+#[test]
+fn a_cache_knows_its_own_roots_after_a_crash_and_not_those_of_its_copy() {
+    let crashes = at_every_step(
+        &base(),
+        async |cache| {
+            let volume = cache.volume(&name()).unwrap();
+            volume.upload().await.unwrap();
+            volume.write(0, block(7), true).await.unwrap();
+            volume.upload().await.unwrap();
+        },
+        async |disk, store| {
+            let copy = disk.copy(2);
+            let cache = open(disk, store, 8).await;
+            let volume = cache.volume(&name()).unwrap();
+            volume.write(2 * CHUNK_BYTES, block(3), false).await.unwrap();
+            // What was there before is its own, whichever of its puts that was.
+            volume.upload().await.unwrap();
+            let copy = open(&copy, store, 9).await;
+            let other_volume = copy.volume(&name()).unwrap();
+            other_volume.write(3 * CHUNK_BYTES, block(4), false).await.unwrap();
+            let refused = other_volume.upload().await;
+            assert!(matches!(refused, Err(Error::Superseded { .. })), "{refused:?}");
+            volume.write(CHUNK_BYTES, block(5), false).await.unwrap();
+            volume.upload().await.unwrap();
+            assert_eq!(tags(&volume).await[1..], [5, 3, 0]);
+        },
+    );
+    assert!(crashes > 20, "{crashes} crashes");
+}
+
+#[test]
+fn a_release_cut_short_anywhere_loses_nothing() {
+    let released = async |cache: &Cache| cache.release_volume(&name()).await.unwrap();
+    let options = VolumeOptions::default();
+    // Where it is taken back, and where it is released again.
+    for take_back in [true, false] {
+        let crashes = at_every_step(&base(), released, async |disk, store| {
+            let cache = open(disk, store, 8).await;
+            let is_here = cache.volume(&name()).is_ok();
+            bystander_is_whole(&cache).await;
+            if take_back {
+                let volume = match cache.volume(&name()) {
+                    Ok(volume) if volume.read(0, 1).await.is_ok() => volume,
+                    _ => cache.attach_volume(&name(), options, false).await.unwrap(),
+                };
+                assert_eq!(tags(&volume).await, [1, 2, 0, 0]);
+                volume.write(0, block(3), false).await.unwrap();
+                volume.upload().await.unwrap();
+                return;
+            }
+            if is_here {
+                cache.release_volume(&name()).await.unwrap();
+            }
+            let taker = other(store, 9).await;
+            let volume = taker.attach_volume(&name(), options, false).await.unwrap();
+            assert_eq!(tags(&volume).await, [1, 2, 0, 0]);
+        });
+        assert!(crashes > 20, "{crashes} crashes");
+    }
+}
+
+#[test]
+fn a_volume_half_made_or_half_taken_is_taken_by_asking_again() {
+    let options = VolumeOptions::default();
+    let empty = (SimDisk::new(disk_len(4), 6), SimStore::new(6));
+    run(async {
+        let _ = new_cache(&empty.0, &empty.1, 6).await;
+    });
+    empty.0.restart(Survivors::All);
+    let crashes = at_every_step(
+        &empty,
+        async |cache| {
+            cache.create_volume(&name(), SIZE, options).await.unwrap();
+        },
+        async |disk, store| {
+            let cache = open(disk, store, 8).await;
+            let volume = match cache.volume(&name()) {
+                Ok(volume) => volume,
+                Err(_) if root(store).is_some() => {
+                    cache.attach_volume(&name(), options, false).await.unwrap()
+                }
+                Err(_) => cache.create_volume(&name(), SIZE, options).await.unwrap(),
+            };
+            volume.write(0, block(1), true).await.unwrap();
+            volume.upload().await.unwrap();
+        },
+    );
+    assert!(crashes > 5, "{crashes} crashes");
+    // Another gateway takes it over from the one that is dead.
+    let (_, store) = base();
+    let crashes = at_every_step(
+        &(empty.0.copy(1), store),
+        async |cache| {
+            cache.attach_volume(&name(), options, true).await.unwrap();
+        },
+        async |disk, store| {
+            let cache = open(disk, store, 8).await;
+            let volume = match cache.volume(&name()) {
+                Ok(volume) => volume,
+                Err(_) => cache.attach_volume(&name(), options, true).await.unwrap(),
+            };
+            assert_eq!(tags(&volume).await, [1, 0, 0, 0]);
+            volume.write(CHUNK_BYTES, block(3), true).await.unwrap();
+            volume.upload().await.unwrap();
+        },
+    );
+    assert!(crashes > 5, "{crashes} crashes");
+}
