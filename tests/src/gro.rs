@@ -73,15 +73,27 @@ impl Oracle {
     }
 }
 
+/// Bytes in front of the IP header: a tag is beside the frame that a socket gets, and in the frame that it sends.
+fn l3(frame: &[u8]) -> usize {
+    14 + if frame[12..14] == [0x81, 0] { 4 } else { 0 }
+}
+
+/// Bytes of the IP header, and of a destination options header of eight.
+fn ip_len(ip: &[u8]) -> usize {
+    match ip[0] >> 4 {
+        4 => usize::from(ip[0] & 0xf) * 4,
+        _ if matches!(ip[6], 6 | 17) => 40,
+        _ => 48,
+    }
+}
+
 /// Bytes from the IP header to the end of the packet, and of these the ones in front of the payload.
 fn lengths(frame: &[u8]) -> (usize, usize) {
-    let word = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
-    let (len, l4) = match frame[14] >> 4 {
-        4 => (word(16), usize::from(frame[14] & 0xf) * 4),
-        _ => (word(18) + 40, if matches!(frame[20], 6 | 17) { 40 } else { 48 }),
-    };
-    let protocol = frame[if frame[14] >> 4 == 4 { 23 } else { 20 }];
-    let header = if protocol == 17 { 8 } else { usize::from(frame[14 + l4 + 12] >> 4) * 4 };
+    let ip = &frame[l3(frame)..];
+    let word = |at: usize| usize::from(u16::from_be_bytes([ip[at], ip[at + 1]]));
+    let (len, protocol) = if ip[0] >> 4 == 4 { (word(2), ip[9]) } else { (word(4) + 40, ip[6]) };
+    let l4 = ip_len(ip);
+    let header = if protocol == 17 { 8 } else { usize::from(ip[l4 + 12] >> 4) * 4 };
     (len, l4 + header)
 }
 
@@ -91,10 +103,7 @@ fn payload_len(frame: &[u8]) -> usize {
 }
 
 fn source_port(frame: &[u8]) -> u16 {
-    let l4 = match frame[14] >> 4 {
-        4 => 14 + usize::from(frame[14] & 0xf) * 4,
-        _ => 14 + if matches!(frame[20], 6 | 17) { 40 } else { 48 },
-    };
+    let l4 = l3(frame) + ip_len(&frame[l3(frame)..]);
     u16::from_be_bytes([frame[l4], frame[l4 + 1]])
 }
 
@@ -104,9 +113,10 @@ fn source_port(frame: &[u8]) -> u16 {
 /// If the device goes away.
 pub fn seen(socket: &OffloadSocket, case: &Case) -> Option<Vec<Seen>> {
     let weight = |frame: &[u8]| payload_len(frame).max(1);
-    let macs = &case.frames[0][..12];
-    let ours =
-        |frame: &[u8]| frame.starts_with(macs) && case.merged.contains_key(&source_port(frame));
+    let ours = |frame: &[u8]| {
+        case.frames.iter().any(|sent| frame.starts_with(&sent[..12]))
+            && case.merged.contains_key(&source_port(frame))
+    };
     let mut left: usize = case.frames.iter().map(|frame| weight(frame)).sum();
     let mut seen: Vec<Seen> = Vec::new();
     while left > 0 {
@@ -160,7 +170,7 @@ pub fn payload<'a>(frames: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     frames
         .flat_map(|frame| {
             let (len, headers) = lengths(frame);
-            &frame[14 + headers..14 + len]
+            &frame[l3(frame)..][headers..len]
         })
         .copied()
         .collect()

@@ -5,8 +5,8 @@ use culvert_tests::segment::Segment;
 use culvert_tests::tools::{
     Capture, OffloadSocket, tcp_transfer, tshark_complaints, tshark_fields,
 };
-use culvert_tests::topology::{TENANT_DEVICE, Topology, with_vnet_lines};
-use culvert_tests::{Combo, Family, Offloads, TopologySpec, checks, wait_until};
+use culvert_tests::topology::{TENANT_DEVICE, Topology, WIRE, with_vnet_lines};
+use culvert_tests::{Combo, Family, Offloads, TopologySpec, checks, craft, wait_until};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -173,6 +173,122 @@ fn a_format_that_the_other_side_does_not_speak_is_counted_and_named() {
     });
     assert!(counted, "{:?}", topology.stats(1).value());
     assert!(ping().is_err(), "a packet in another format was delivered");
+    names_the_mismatch(&topology, "vnet blue", || drop(ping()));
+}
+
+/// On host 1, `blue`'s packets from host 0 come in VXLAN while Geneve is expected, as `by` says: trace and explanation
+/// name both.
+fn names_the_mismatch(topology: &Topology, by: &str, send: impl FnOnce()) {
+    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+    let trace = traced(topology, 1, &["--underlay"], send);
+    let frame = craft::tunnelled(topology, 0, 100, &craft::between(a, b, false, 9, b"hello"));
+    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+    let ns = &topology.hosts[1].ns;
+    let explain = ["explain", "--device", WIRE, "--hex", &hex];
+    // It exits as what it explains fares.
+    let explained = match topology.dataplane(1).cli(ns, &explain) {
+        Ok(text) => text,
+        Err(error) => error.to_string(),
+    };
+    for text in [&trace, &explained] {
+        for word in ["format geneve, not vxlan", by, "format_mismatch"] {
+            assert!(text.contains(word), "no \"{word}\" in\n{text}");
+        }
+    }
+}
+
+/// Host addresses of a second pair of VTEPs.
+fn second_vtep(host: usize) -> String {
+    format!("fd18::{}", host + 1)
+}
+
+/// Two hosts with two pairs of VTEPs. `blue` lives behind those of IPv4, `green` behind those of IPv6; both vnets speak
+/// VXLAN.
+fn two_pairs() -> Topology {
+    let mut spec = TopologySpec::twins(Combo { wire: Offloads::Off, ..Combo::SIMPLE });
+    spec.vnet_toml = vnet_toml("vxlan");
+    spec.middle = true;
+    let topology = spec.build();
+    topology.widen_wire(100);
+    for (host, number) in topology.hosts.iter().zip([1, 2]) {
+        for address in [second_vtep(number - 1), format!("fe80::{number}")] {
+            host.ns.run(&format!("ip addr add {address}/64 dev {WIRE} nodad"));
+        }
+    }
+    topology
+}
+
+/// The configuration of a host of [`two_pairs`], with more in the underlay's section.
+fn with_two_pairs(topology: &Topology, host: usize, underlay: &str) -> String {
+    let [near, far] = [host, 1 - host].map(|at| topology.hosts[at].vtep);
+    let [near6, far6] = [host, 1 - host].map(second_vtep);
+    let toml = topology.host_toml(host).replacen(
+        &format!("addresses = [\"{near}\"]\n"),
+        &format!("addresses = [\"{near}\", \"{near6}\"]\n{underlay}"),
+        1,
+    );
+    let of_green = |part: &str| part.starts_with("vnet = \"green\"");
+    let moved = |part: &str| match of_green(part) {
+        true => part.replace(&format!("vtep = \"{far}\""), &format!("vtep = \"{far6}\"")),
+        false => part.to_owned(),
+    };
+    let separator = "\n[[mapping]]\n";
+    toml.split(separator).map(moved).collect::<Vec<_>>().join(separator)
+}
+
+#[test]
+fn a_pair_of_vteps_speaks_its_own_format_beside_others_that_speak_their_vnets() {
+    let topology = two_pairs();
+    let peer = |host: usize| {
+        let far = topology.hosts[1 - host].vtep;
+        format!("peer = [{{ vtep = \"{far}\", format = \"geneve\" }}]\n")
+    };
+    for host in 0..2 {
+        topology.reconfigure(host, |_| with_two_pairs(&topology, host, &peer(host)));
+    }
+    topology.wait_connected(0, 1);
+    topology.wait_connected(2, 3);
+    let middle = topology.middle.as_ref().unwrap().ns();
+    let captures = ["left", "right"].map(|end| {
+        Capture::start(middle, &topology.scratch, end, "udp port 4789 or udp port 6081")
+    });
+    std::thread::scope(|scope| {
+        for (a, b) in [(0, 1), (2, 3)] {
+            let (topology, [a, b]) = (&topology, [a, b].map(|at| &topology.tenants[at]));
+            scope.spawn(move || {
+                for (from, to) in [(a, b), (b, a)] {
+                    let dst = to.address(topology.spec.combo.tenant);
+                    tcp_transfer(&from.ns, &to.ns, dst, 500_000).unwrap();
+                }
+            });
+        }
+    });
+    for pcap in captures.map(Capture::finish) {
+        let count = |filter: &str| tshark_fields(&pcap, filter, &["frame.len"]).unwrap().len();
+        for (all, own) in [
+            ("geneve", "geneve.vni == 100 && udp.dstport == 6081 && ip.src == 198.18.0.0/24"),
+            ("vxlan", "vxlan.vni == 200 && udp.dstport == 4789 && ipv6.src == fd18::/64"),
+        ] {
+            let (all, own) = (count(all), count(own));
+            assert!(own > 300 && all == own, "{own} of {all} in {}", pcap.display());
+        }
+    }
+    assert_no_drops(&topology, "geneve beside vxlan");
+
+    // One end of the pair forgets. What it then sends is in a format that the other takes, but not from it.
+    topology.reconfigure(0, |_| with_two_pairs(&topology, 0, ""));
+    let ping = || {
+        let dst = topology.address(1);
+        topology.tenants[0].ns.try_run(&format!("ping -c 1 -W 1 {dst}"))
+    };
+    let before = drops(&topology, 1, "format_mismatch");
+    assert!(ping().is_err(), "a packet in another format was delivered");
+    assert!(drops(&topology, 1, "format_mismatch") > before, "{:?}", topology.stats(1).value());
+    names_the_mismatch(&topology, &format!("peer {}", topology.hosts[0].vtep), || drop(ping()));
+    // The other pair hears nothing of it.
+    topology.wait_connected(2, 3);
+    topology.reconfigure(0, |_| with_two_pairs(&topology, 0, &peer(0)));
+    topology.wait_connected(0, 1);
 }
 
 /// What `culvert trace` with these arguments writes while `action` runs.

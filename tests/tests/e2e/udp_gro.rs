@@ -46,6 +46,23 @@ fn set_id(frame: &mut [u8], id: u16) {
     }
 }
 
+/// Changes a word of a datagram's headers, or of its addresses, and its checksum by it (RFC 1624).
+fn set_word(frame: &mut [u8], udp: usize, at: usize, change: impl Fn(u16) -> u16) {
+    let get = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let (old, sum) = (get(frame, at), get(frame, udp + 6));
+    let new = change(old);
+    let mut folded = u32::from(!sum) + u32::from(!old) + u32::from(new);
+    while folded > 0xffff {
+        folded = (folded & 0xffff) + (folded >> 16);
+    }
+    frame[at..at + 2].copy_from_slice(&new.to_be_bytes());
+    frame[udp + 6..udp + 8].copy_from_slice(&(!folded as u16).to_be_bytes());
+    if frame[14] >> 4 == 4 {
+        // For the header's own checksum.
+        craft::edit_ipv4(frame, |_| ());
+    }
+}
+
 /// Does something with the second datagram only.
 fn second(edit: impl Fn(&mut Vec<u8>)) -> impl Fn(usize, &mut Vec<u8>) {
     move |n, frame| {
@@ -72,6 +89,13 @@ fn cases(topology: &Topology, ipv6: bool) -> Vec<Case> {
     add("at most 64 in one", &[100; 66], &|_, _| (), &[6400, 200]);
     add("no more than IP can state", &[1400; 48], &|_, _| (), &[46 * 1400, 2800]);
     add("an empty datagram is not merged", &[1000, 0, 1000, 1000], &|_, _| (), &[1000, 0, 2000]);
+    add("the source's MAC address differs", &three, &second(|f| f[11] ^= 1), &apart);
+    let word = |at: usize| second(move |f| set_word(f, udp, at, |word| word ^ 0x40));
+    // Their last words.
+    let (source, destination) = if ipv6 { (36, 52) } else { (28, 32) };
+    add("source addresses differ", &three, &word(source), &apart);
+    add("destinations differ", &three, &word(destination), &apart);
+    add("destination ports differ", &three, &word(udp + 2), &apart);
     add("DSCP differs", &three, &second(|f| craft::set_tos(f, 0x20)), &apart);
     add("ECN differs", &three, &second(|f| craft::set_tos(f, 3)), &apart);
     add("CE on all", &three, &|_, f| craft::set_tos(f, 3), &[3000]);
@@ -97,6 +121,10 @@ fn cases(topology: &Topology, ipv6: bool) -> Vec<Case> {
 fn topology(combo: Combo, format: &'static str) -> Topology {
     let mut spec = TopologySpec::pair(combo);
     spec.vnet_toml = format;
+    // Their tenants may send from any address.
+    let anything = "\n[[ingress]]\nvni = 100\nvtep = \"any\"\npriority = 1\naction = \"decap\"\n";
+    spec.extra_toml = [anything.to_owned(), anything.to_owned()];
+    spec.tenants.iter_mut().for_each(|tenant| tenant.anti_spoof = false);
     let topology = spec.build();
     for host in &topology.hosts {
         host.ns.run(&format!("ip link set {WIRE} mtu 1600"));
@@ -145,6 +173,11 @@ fn datagrams_are_merged_by_the_kernels_rules_behind_geneve() {
 #[test]
 fn datagrams_are_merged_by_the_kernels_rules_behind_stt() {
     rules_hold("format = \"stt\"");
+}
+
+#[test]
+fn datagrams_are_merged_by_the_kernels_rules_behind_shard() {
+    rules_hold("format = \"shard\"");
 }
 
 #[test]
