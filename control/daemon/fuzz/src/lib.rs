@@ -8,6 +8,7 @@ use culvert_daemon::cluster::Cluster;
 use culvert_daemon::store::file::FileStore;
 use culvert_daemon::store::{Entry, Snapshot, Store, Txn};
 use culvert_model::edit::{self, diff};
+use culvert_model::format::{self, DescriptionError};
 use culvert_model::{Edit, Host, api, host_toml};
 use prost::Message;
 
@@ -15,7 +16,8 @@ use prost::Message;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const ALL: &[Target] = &[("control_api", control_api), ("state_file", state_file)];
+pub const ALL: &[Target] =
+    &[("control_api", control_api), ("format_text", format_text), ("state_file", state_file)];
 
 /// A state with an object of each kind, for edits to meet.
 pub const HOST: &str = r#"
@@ -122,6 +124,33 @@ fn whole(host: &Host) {
     match host_toml::read(&text) {
         Ok(again) => assert_eq!(&again, host, "{text}"),
         Err(errors) => panic!("{errors:?}\n{text}"),
+    }
+}
+
+/// The description of a format. It is refused, each fault with its place and what is legal, or a format that is written
+/// as it reads, and that a host takes unless it is told from no other.
+pub fn format_text(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match format::read(text) {
+        Ok(read) => {
+            let written = format::to_toml(&read);
+            assert_eq!(format::read(&written).as_ref(), Ok(&read), "{written}");
+            let clashes = read.clashes(std::iter::empty());
+            let whole = format!("{HOST}\n[[format]]\n{written}");
+            match host_toml::read(&whole) {
+                Ok(host) => assert!(clashes.is_empty() && host.formats().iter().eq([&read])),
+                Err(errors) => assert!(!clashes.is_empty(), "{errors:?}\n{whole}"),
+            }
+        }
+        Err(errors) => {
+            assert!(!errors.is_empty(), "refused without a fault");
+            for error in errors {
+                assert!(!error.to_string().is_empty());
+                if let DescriptionError::Text { at: Some(at), .. } = error {
+                    assert!(at <= text.len(), "a fault behind the end");
+                }
+            }
+        }
     }
 }
 
