@@ -186,7 +186,7 @@ pub const DROPS: &[DropMeaning] = &[
         "below_ipv6_minimum",
         Concern::Network,
         "An IPv6 packet of up to 1,280 bytes, which nobody may ask to be smaller, on a path that cannot carry it.",
-        "Raise the underlay's MTU to 1,350 at least, over IPv4 to 1,330.",
+        "Raise the underlay's MTU to 1,350 at least, over IPv4 to 1,330; in the shard format to 1,374 and 1,354.",
     ),
     drop(
         "bad_path_mtu_report",

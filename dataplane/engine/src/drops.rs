@@ -79,7 +79,8 @@ drop_reasons! {
     /// Too big for the path and may not be fragmented; the sender was told.
     PacketTooBig = "packet_too_big",
     /// An IPv6 packet of up to 1,280 bytes, which its sender may not make smaller (RFC 8200 section
-    /// 5), on a path that cannot carry it: raise the underlay's MTU to 1,350 (IPv4: 1,330) at least.
+    /// 5), on a path that cannot carry it: raise the underlay's MTU to 1,350 (IPv4: 1,330) at least, with
+    /// STT to 1,372 (1,352), in the shard format to 1,366 (1,346), with keys to 1,374 (1,354).
     BelowIpv6Minimum = "below_ipv6_minimum",
     /// From the underlay: an ICMP error about a tunnel packet that we cannot have sent, or more of
     /// them than are believed in a second.

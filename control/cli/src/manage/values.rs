@@ -120,7 +120,7 @@ pub(crate) fn coding(text: &str) -> Result<Setting<Coding>, Fault> {
     };
     let (k, n) = text.split_once('/').ok_or_else(legal)?;
     let (k, n) = (k.parse().map_err(|_| legal())?, n.parse().map_err(|_| legal())?);
-    Ok(Setting::To(Coding::new(k, n)?))
+    Ok(Setting::To(Coding::of(k, n)?))
 }
 
 pub(crate) fn ip(text: &str) -> Result<IpAddr, Fault> {

@@ -52,6 +52,7 @@ fn what_is_wrong_with_keys_and_settings_is_said_and_no_key_repeated() {
         (&["--drop-key", "192.0.2.9=1"], "192.0.2.9 has no key 1"),
         (&["--shard-code", "0/4"], "k is 0; legal are 1 to 8"),
         (&["--shard-code", "4/3"], "n is 3; legal with k = 4 are 4 to 16"),
+        (&["--shard-code", "4/300"], "n is 300; legal with k = 4 are 4 to 16"),
         (&["--shard-code", "4"], "legal is auto, or K/N"),
         (&["--shard-hold", "0"], "0: out of range; legal is 1 to 10000"),
         (&["--shard-frames", "0"], "0: out of range; legal is 2 to 4096"),

@@ -15,11 +15,10 @@ impl Read {
     ) -> Option<ShardSettings> {
         let default = ShardSettings::default();
         let Some(message) = message else { return Some(default) };
-        let small = |value: u32| u8::try_from(value).unwrap_or(u8::MAX);
         let coding = match (message.k, message.n) {
             (None, None) => Some(None),
             (Some(k), Some(n)) => {
-                let coding = Coding::new(small(k), small(n)).map_err(Fault::from);
+                let coding = Coding::of(k, n).map_err(Fault::from);
                 self.keep(place("shard.n"), coding).map(Some)
             }
             (Some(_), None) => self.keep(place("shard.k"), Err(Fault::HalfCoding)),

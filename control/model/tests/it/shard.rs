@@ -78,10 +78,11 @@ fn keys_of_the_shard_format_are_legal_or_refused_without_being_shown() {
 #[test]
 fn settings_of_the_shard_format_are_legal_or_refused() {
     type Change = fn(&mut api::ShardSettings);
-    let cases: [(&str, Change, &str); 10] = [
+    let cases: [(&str, Change, &str); 11] = [
         ("n", |s| (s.k, s.n) = (Some(0), Some(1)), "k is 0; legal are 1 to 8"),
         ("n", |s| (s.k, s.n) = (Some(4), Some(3)), "n is 3; legal with k = 4 are 4 to 16"),
-        ("n", |s| (s.k, s.n) = (Some(4), Some(300)), "n is 255; legal with k = 4 are 4 to 16"),
+        ("n", |s| (s.k, s.n) = (Some(4), Some(300)), "n is 300; legal with k = 4 are 4 to 16"),
+        ("n", |s| (s.k, s.n) = (Some(256), Some(300)), "k is 256; legal are 1 to 8"),
         ("k", |s| s.k = Some(4), "k without n"),
         ("hold_ms", |s| s.hold_ms = Some(0), "0: out of range; legal is 1 to 10000"),
         ("frames", |s| s.frames = Some(0), "0: out of range; legal is 2 to 4096"),

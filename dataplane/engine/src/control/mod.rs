@@ -133,7 +133,7 @@ impl Controller {
             match event {
                 Event::PathMtu { vtep, mtu } => {
                     let learned = self.path_mtus.learn(vtep, mtu, Instant::now());
-                    let least = pmtu::least_for_ipv6(vtep);
+                    let least = pmtu::least_for_ipv6(&self.shared.tables.load(), vtep);
                     if learned && mtu < least {
                         tracing::warn!(%vtep, mtu, least, "the path is too small for IPv6 tenants");
                     }

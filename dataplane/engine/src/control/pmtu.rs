@@ -4,7 +4,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use culvert_wire::format::{FormatDescriptor, VXLAN};
+use culvert_wire::shard::block::block_len;
+
 use crate::limits::PMTU_LIFETIME_S;
+use crate::tables::{Tables, VnetEntry};
 use crate::worker::too_big::IPV6_MIN_MTU;
 
 /// Learned path MTUs, each for its time.
@@ -41,20 +45,96 @@ impl PathMtus {
 }
 
 /// The least path MTU to a VTEP that carries the 1,280 bytes that IPv6 tenants may count on, in
-/// bytes of an outer IP packet: with it the IP, UDP and VXLAN headers and the inner Ethernet header.
-pub fn least_for_ipv6(vtep: IpAddr) -> u32 {
+/// bytes of an outer IP packet: with it the inner Ethernet header and the outer headers, by the longest
+/// format that is spoken to that VTEP.
+pub fn least_for_ipv6(tables: &Tables, vtep: IpAddr) -> u32 {
+    let index = tables.vtep_of(&vtep);
+    let own = index.and_then(|index| tables.vtep(index)).and_then(|entry| entry.format);
+    let there = |vnet: &&VnetEntry| index.is_some_and(|index| vnet.flood_vteps.contains(&index));
+    let vnets = tables.vnets.iter().flatten().map(|vnet| &**vnet).filter(there);
+    let formats = vnets.filter_map(|vnet| tables.formats().get(own.unwrap_or(vnet.format)));
+    let keyed = tables.shard().keys_of(&vtep).is_keyed();
+    // A VTEP that has no network here would be spoken to in the default format.
+    let tunnel = formats.map(|format| tunnel_len(format, keyed)).max();
+    let tunnel = tunnel.unwrap_or_else(|| tunnel_len(&VXLAN, keyed));
     let ip_header_len = if vtep.is_ipv4() { 20 } else { 40 };
-    IPV6_MIN_MTU + 14 + 8 + 8 + ip_header_len
+    IPV6_MIN_MTU + ETHERNET_LEN + tunnel + ip_header_len
+}
+
+const ETHERNET_LEN: u32 = 14;
+
+/// Bytes between the outer IP header and a frame that is not cut.
+fn tunnel_len(format: &FormatDescriptor, keyed: bool) -> u32 {
+    let tunnel = if format.is_shards() { block_len(0, keyed) } else { format.template.len() };
+    (format.outer.header_len() + tunnel) as u32
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use culvert_wire::format::{Formats, SHARD, STT};
+    use culvert_wire::vni::Vni;
+
     use super::*;
+    use crate::tables::{Reach, VtepEntry};
 
     #[test]
     fn ipv6_tenants_need_room_for_the_headers_beside_their_minimum() {
-        assert_eq!(least_for_ipv6("192.0.2.2".parse().unwrap()), 1330);
-        assert_eq!(least_for_ipv6("2001:db8::2".parse().unwrap()), 1350);
+        let tables = Tables::default();
+        assert_eq!(least_for_ipv6(&tables, "192.0.2.2".parse().unwrap()), 1330);
+        assert_eq!(least_for_ipv6(&tables, "2001:db8::2".parse().unwrap()), 1350);
+        for (format, lens) in [(&VXLAN, [16, 16]), (&STT, [38, 38]), (&SHARD, [32, 40])] {
+            assert_eq!([false, true].map(|keyed| tunnel_len(format, keyed)), lens);
+        }
+    }
+
+    #[test]
+    fn the_longest_format_that_is_spoken_to_a_vtep_counts() {
+        let ip: IpAddr = "192.0.2.2".parse().unwrap();
+        let index = |format: &FormatDescriptor| Formats::default().by_name(&format.name).unwrap().0;
+        let least = |spoken: &[&FormatDescriptor], own: Option<&FormatDescriptor>| {
+            let vnet = |(at, format): (usize, &&FormatDescriptor)| VnetEntry {
+                index: at as u16,
+                id: "blue".parse().unwrap(),
+                vni: Vni::new(100).unwrap(),
+                format: index(format),
+                raise_mss: false,
+                flood: false,
+                miss: culvert_model::Miss::Drop,
+                gateways: Vec::new(),
+                neighbours: Default::default(),
+                macs: Default::default(),
+                // The last network has nothing there.
+                flood_vteps: if at + 1 < spoken.len() { [0].into() } else { [].into() },
+                local_ports: Default::default(),
+                routes: None,
+                routed_from: Vec::new(),
+                ingress: Vec::new(),
+                changed_in: 1,
+            };
+            let vnets: Vec<_> =
+                spoken.iter().enumerate().map(|at| Some(Arc::new(vnet(at)))).collect();
+            let vtep = VtepEntry {
+                index: 0,
+                ip,
+                source: "192.0.2.1".parse().unwrap(),
+                format: own.map(index),
+                raise_mss: None,
+                reach: Reach::Pending,
+                changed_in: 1,
+            };
+            let tables = Tables {
+                vteps: Arc::new([Some(Arc::new(vtep))]),
+                vtep_of_ip: [(ip, 0)].into_iter().collect(),
+                vnets: vnets.into(),
+                ..Tables::default()
+            };
+            least_for_ipv6(&tables, ip)
+        };
+        assert_eq!(least(&[&VXLAN, &SHARD], None), 1330);
+        assert_eq!(least(&[&VXLAN, &SHARD, &STT], None), 1346);
+        assert_eq!(least(&[&VXLAN, &SHARD], Some(&STT)), 1352);
     }
 
     #[test]

@@ -186,6 +186,40 @@ fn damage_and_wrong_keys_are_told_apart() {
     assert_eq!((worker.shards.held_frames(), free(&mut worker)), (0, FRAMES));
 }
 
+/// With another version, under a right checksum.
+fn of_version(segment: &[u8], version: u8) -> Vec<u8> {
+    let mut other = segment.to_vec();
+    other[52] = other[52] & 0x3f | version << 6;
+    other[50..52].fill(0);
+    let pkt = Packet::parse(&other, other.len()).unwrap();
+    let sum = pkt.pseudo_header(&other, pkt.l4_len() as u32).add(&other[34..]).finish();
+    other[50..52].copy_from_slice(&sum.to_be_bytes());
+    other
+}
+
+#[test]
+fn versions_that_are_not_spoken_here_are_counted_and_nothing_of_them_is_held() {
+    let mut worker = worker_with(hosts(), FRAMES);
+    let good = segments(6, 20_000, Keyring::default());
+    assert_eq!(of_version(&good[0], 1), good[0]);
+    for (version, reason) in [
+        (0, DropReason::ShardBadVersion),
+        (3, DropReason::ShardBadVersion),
+        // The number of messages about blocks, of which this is none.
+        (2, DropReason::ShardBadMessage),
+    ] {
+        let before = dropped(&worker, reason);
+        let other: Vec<_> = good.iter().map(|segment| of_version(segment, version)).collect();
+        offer(&mut worker, &other);
+        assert_eq!(dropped(&worker, reason) - before, good.len() as u64, "version {version}");
+        assert!(!worker.shards.waits() && worker.shards.held_frames() == 0, "version {version}");
+    }
+    assert!(worker.shards.counts().is_empty());
+    assert_eq!(free(&mut worker), FRAMES);
+    offer(&mut worker, &good);
+    assert_eq!(worker.shards.counts()[0].1.whole, 1);
+}
+
 const NEXT: MacAddr = MacAddr([2, 0, 0, 0, 1, 2]);
 
 /// As [`hosts`], with a way to the far VTEP, and blocks kept for so long.
@@ -295,6 +329,34 @@ fn no_more_requests_than_allowed_are_looked_at_in_a_second() {
     let refused = dropped(&worker, DropReason::ShardRequestRefused);
     // A slow machine may begin another second.
     assert!(refused == 5 || worker.shards.begun.elapsed() > Duration::from_secs(1), "{refused}");
+    assert_eq!(free(&mut worker), FRAMES);
+}
+
+#[test]
+fn no_more_blocks_than_allowed_are_asked_for_in_a_second() {
+    let mut worker = with_wire(repairing(20));
+    let start = worker.polling.now();
+    let mut wanted = 0;
+    while wanted < crate::limits::REPAIRS_PER_SECOND + 20 {
+        // As many as there is room for at once.
+        for _ in 0..20 {
+            let (whole, key, _) = sent(wanted, 13_000, Keyring::default());
+            let (shape, placement) = (key.binding.shape, Placement::new(wanted, key.binding.shape));
+            let carriers = placement.carriers().take(usize::from(shape.coding().k()) - 1);
+            let others = (0..whole.len()).filter(|i| placement.share_of(*i).is_none());
+            let some: Vec<_> = others.chain(carriers).map(|i| whole[i].clone()).collect();
+            assert!(some.len() * 2 >= whole.len(), "it does not ask");
+            offer(&mut worker, &some);
+            wanted += 1;
+        }
+        worker.pass_time(Duration::from_millis(3));
+        worker.clear_shards();
+    }
+    let asked = worker.shards.counts()[0].1.asked;
+    assert_eq!(worker.counters.link(0).tx.packets.get(), asked);
+    // A slow machine may begin another second.
+    let another = worker.polling.now().duration_since(start) >= Duration::from_secs(1);
+    assert!(asked == u64::from(crate::limits::REPAIRS_PER_SECOND) || another, "{asked}");
     assert_eq!(free(&mut worker), FRAMES);
 }
 
