@@ -54,19 +54,3 @@ impl Drop for Progress {
         self.0.finish_and_clear();
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn what_takes_long_is_waited_for_like_what_does_not() {
-        for seconds in [0, 5] {
-            let call = async move {
-                tokio::time::sleep(Duration::from_secs(seconds)).await;
-                seconds
-            };
-            assert_eq!(waiting("waiting", call).await, seconds);
-        }
-    }
-}

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Cache, Inner, unix_ms};
+use super::{Cache, Inner, Plant, planted, unix_ms};
 use crate::error::{Error, Result};
 use crate::format::root::{Root, RootState};
 use crate::format::volume_page::VolumeState;
@@ -29,6 +29,11 @@ impl Cache {
         };
         // No cut is under way meanwhile, and none begins.
         let _turn = turn.lock().await;
+        if planted(Plant::DeletesUnasked) {
+            let path = format!("{name}/root");
+            inner.patiently(name, || inner.store.delete(&path)).await?;
+            return inner.discard(volume).await;
+        }
         if !inner.is_deleting(volume) {
             inner.serving(volume)?;
         }

@@ -403,6 +403,14 @@ pub(crate) enum Plant {
     PutWithoutCondition,
     /// Recovery does not check the data of records.
     NoDataCheck,
+    /// A root under our epoch is taken for ours whatever its nonce.
+    AnyNonce,
+    /// The nonce of a root is not on the disk before it is put.
+    AttemptsForgotten,
+    /// A volume is deleted by removing its root, whoever put that.
+    DeletesUnasked,
+    /// The store is not tried at the start.
+    StoreTrusted,
 }
 
 #[cfg(test)]

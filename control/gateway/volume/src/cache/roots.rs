@@ -64,7 +64,9 @@ impl Inner {
         if root.uuid != *uuid || root.epoch > *epoch || root.owner != self.cache_id {
             return Ok(Whose::Theirs);
         }
-        let is_known = root.nonce == *root_nonce || attempts.contains(&root.nonce);
+        let is_known = root.nonce == *root_nonce
+            || attempts.contains(&root.nonce)
+            || planted(Plant::AnyNonce);
         let is_older = root.epoch < *epoch || root.seq < *published;
         if !is_known && !is_older {
             return Ok(Whose::Theirs);
@@ -149,7 +151,9 @@ impl Inner {
             if page.attempts.len() >= MAX_ATTEMPTS {
                 page.attempts.remove(0);
             }
-            page.attempts.push(nonce);
+            if !planted(Plant::AttemptsForgotten) {
+                page.attempts.push(nonce);
+            }
             page.state = state.unwrap_or(page.state);
         };
         self.write_page(volume, &mut change).await

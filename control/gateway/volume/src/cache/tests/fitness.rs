@@ -36,7 +36,7 @@ async fn open(disk: &SimDisk, store: &SimStore) -> Cache {
 }
 
 #[test]
-fn a_cache_opened_at_an_unfit_store_serves_what_it_has_and_puts_nothing_there() {
+pub(super) fn a_cache_opened_at_an_unfit_store_serves_what_it_has_and_puts_nothing_there() {
     let spoil: [(fn(&SimStore), fn(&ProbeError) -> bool); 2] = [
         (SimStore::ignore_conditions, |e| matches!(e, ProbeError::IgnoresConditions { .. })),
         (SimStore::refuse_conditions, |e| matches!(e, ProbeError::RefusesConditions { .. })),

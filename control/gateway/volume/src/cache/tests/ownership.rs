@@ -111,7 +111,7 @@ fn at_every_step(
 }
 
 #[test]
-fn a_former_owner_cannot_delete_what_another_gateway_took_over() {
+pub(super) fn a_former_owner_cannot_delete_what_another_gateway_took_over() {
     run(async {
         let store = SimStore::new(1);
         let (first, second) = (other(&store, 1).await, other(&store, 2).await);
@@ -223,7 +223,7 @@ fn a_volume_half_deleted_is_not_served_and_one_whose_root_is_gone_can_be_deleted
 }
 
 #[test]
-fn of_two_copies_of_a_cache_one_uploads_and_the_other_keeps_its_data() {
+pub(super) fn of_two_copies_of_a_cache_one_uploads_and_the_other_keeps_its_data() {
     let (disk, store) = base();
     run(async {
         let (first, second) = (open(&disk.copy(1), &store, 1).await, open(&disk, &store, 2).await);
@@ -252,7 +252,7 @@ fn of_two_copies_of_a_cache_one_uploads_and_the_other_keeps_its_data() {
 
 /// The copy may be of a cache that was cut from power in the middle of an upload, whose root may be there.
 #[test]
-fn a_cache_knows_its_own_roots_after_a_crash_and_not_those_of_its_copy() {
+pub(super) fn a_cache_knows_its_own_roots_after_a_crash_and_not_those_of_its_copy() {
     let crashes = at_every_step(
         &base(),
         async |cache| {

@@ -5,6 +5,7 @@ use super::enumerate::{Choice, Sequences, short_sequences};
 use super::random::{CRASHES, OPERATIONS};
 use super::volumes::two_owners;
 use super::world::{busy_run, long_run};
+use super::{fitness, ownership};
 
 /// Whether one of `seeds` runs finds the planted fault.
 fn is_found(
@@ -35,6 +36,28 @@ fn short(seed: u64) -> Result<(), String> {
     short_sequences(Sequences { depth: seed as u32, stride, survivors: Choice::Few }).map(|_| ())
 }
 
+/// A test, which panics where it finds something.
+fn once(seed: u64, test: fn()) -> Result<(), String> {
+    let found = seed == 1 && std::panic::catch_unwind(test).is_err();
+    if found { Err("the test fails".to_owned()) } else { Ok(()) }
+}
+
+fn copies(seed: u64) -> Result<(), String> {
+    once(seed, ownership::of_two_copies_of_a_cache_one_uploads_and_the_other_keeps_its_data)
+}
+
+fn own_roots(seed: u64) -> Result<(), String> {
+    once(seed, ownership::a_cache_knows_its_own_roots_after_a_crash_and_not_those_of_its_copy)
+}
+
+fn deletions(seed: u64) -> Result<(), String> {
+    once(seed, ownership::a_former_owner_cannot_delete_what_another_gateway_took_over)
+}
+
+fn unfit(seed: u64) -> Result<(), String> {
+    once(seed, fitness::a_cache_opened_at_an_unfit_store_serves_what_it_has_and_puts_nothing_there)
+}
+
 macro_rules! plants {
     ($($test:ident: $plant:ident by $run:ident;)*) => {$(
         #[test]
@@ -62,4 +85,8 @@ plants! {
     data_of_records_not_checked_is_found: NoDataCheck by short;
     a_root_put_without_looking_at_the_epoch_is_found: NoEpochCheck by two_owners;
     a_root_put_without_condition_is_found: PutWithoutCondition by two_owners;
+    a_root_taken_for_ours_whatever_its_nonce_is_found: AnyNonce by copies;
+    attempts_that_are_not_noted_are_found: AttemptsForgotten by own_roots;
+    a_volume_deleted_by_who_lost_it_is_found: DeletesUnasked by deletions;
+    a_store_that_is_not_tried_is_found: StoreTrusted by unfit;
 }
