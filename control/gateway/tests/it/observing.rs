@@ -63,7 +63,7 @@ fn metrics_tell_hits_misses_bytes_the_watermark_and_its_age() {
     assert!(value("culvert_volume_watermark_age_seconds") < 1.0);
     assert_eq!(value("culvert_volume_dirty_bytes"), 0.0);
     let uploaded = value("culvert_store_uploaded_bytes_total");
-    assert!(((1 << 20) as f64..(2 << 20) as f64).contains(&uploaded), "{uploaded}");
+    assert!((f64::from(1 << 20)..f64::from(2 << 20)).contains(&uploaded), "{uploaded}");
     io("read -P 1 0 64k");
     assert_eq!(value("culvert_cache_hit_blocks_total"), 16.0);
     assert_eq!(value("culvert_cache_missed_blocks_total"), 0.0);

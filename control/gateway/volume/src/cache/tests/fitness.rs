@@ -17,6 +17,9 @@ fn block(tag: u8) -> Bytes {
     Bytes::from(vec![tag; BLOCK_BYTES as usize])
 }
 
+/// Whether an error is the one expected.
+type Judge = fn(&ProbeError) -> bool;
+
 /// A cache in use, cut from power, and its store.
 async fn used() -> (SimDisk, SimStore) {
     let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
@@ -37,7 +40,7 @@ async fn open(disk: &SimDisk, store: &SimStore) -> Cache {
 
 #[test]
 pub(super) fn a_cache_opened_at_an_unfit_store_serves_what_it_has_and_puts_nothing_there() {
-    let spoil: [(fn(&SimStore), fn(&ProbeError) -> bool); 2] = [
+    let spoil: [(fn(&SimStore), Judge); 2] = [
         (SimStore::ignore_conditions, |e| matches!(e, ProbeError::IgnoresConditions { .. })),
         (SimStore::refuse_conditions, |e| matches!(e, ProbeError::RefusesConditions { .. })),
     ];

@@ -78,6 +78,7 @@ fn base() -> (SimDisk, SimStore) {
 
 /// Opens a copy of the cache, works with it, and cuts the power at every step of that; `check` sees what is
 /// left. Returns the number of crashes.
+#[expect(clippy::needless_pass_by_value, reason = "closures are passed as they are written")]
 fn at_every_step(
     (disk, store): &(SimDisk, SimStore),
     work: impl AsyncFn(&Cache),

@@ -477,13 +477,12 @@ impl World {
                     Err(Fault::Wrong("nothing goes on".to_owned()))
                 }
             };
-            let end = end.map_err(|fault| match (&inner, fault) {
+            end.map_err(|fault| match (&inner, fault) {
                 (Some(inner), Fault::Wrong(what)) => {
                     Fault::Wrong(format!("{what}; {}", outline(inner)))
                 }
                 (_, fault) => fault,
-            });
-            end
+            })
         })?;
         match inner {
             Some(inner) => {
