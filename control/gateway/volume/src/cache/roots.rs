@@ -64,9 +64,8 @@ impl Inner {
         if root.uuid != *uuid || root.epoch > *epoch || root.owner != self.cache_id {
             return Ok(Whose::Theirs);
         }
-        let is_known = root.nonce == *root_nonce
-            || attempts.contains(&root.nonce)
-            || planted(Plant::AnyNonce);
+        let is_known =
+            root.nonce == *root_nonce || attempts.contains(&root.nonce) || planted(Plant::AnyNonce);
         let is_older = root.epoch < *epoch || root.seq < *published;
         if !is_known && !is_older {
             return Ok(Whose::Theirs);
