@@ -89,8 +89,11 @@ fn cases(topology: &Topology, ipv6: bool) -> Vec<Case> {
     add("at most 64 in one", &[100; 66], &|_, _| (), &[6400, 200]);
     add("no more than IP can state", &[1400; 48], &|_, _| (), &[46 * 1400, 2800]);
     add("an empty datagram is not merged", &[1000, 0, 1000, 1000], &|_, _| (), &[1000, 0, 2000]);
-    add("the source's MAC address differs", &three, &second(|f| f[11] ^= 1), &apart);
-    let word = |at: usize| second(move |f| set_word(f, udp, at, |word| word ^ 0x40));
+    // Each differs from both others: the first and the third of a flow would be merged around another's.
+    add("the source's MAC address differs", &three, &|n, f| f[11] ^= n as u8, &apart);
+    let word = |at: usize| {
+        move |n: usize, f: &mut Vec<u8>| set_word(f, udp, at, |word| word ^ ((n as u16) << 6))
+    };
     // Their last words.
     let (source, destination) = if ipv6 { (36, 52) } else { (28, 32) };
     add("source addresses differ", &three, &word(source), &apart);
