@@ -155,6 +155,10 @@ impl Inner {
             }
             page.state = state.unwrap_or(page.state);
         };
+        // Its sync would make the cut durable, too.
+        if planted(Plant::CutBeforeFlush) {
+            return Ok(());
+        }
         self.write_page(volume, &mut change).await
     }
 
