@@ -65,8 +65,6 @@ fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
         ("crashes while records were moved", seen.in_destage),
         ("crashes in a publication", seen.in_publication),
         ("crashes when the root was ahead", seen.root_ahead),
-        ("crashes in a validation", seen.in_validation),
-        ("stale lists", seen.stale_lists),
         ("crashes in recovery", seen.in_recovery),
         ("planned stops", seen.stops),
         ("evictions", seen.evicted),
@@ -76,6 +74,12 @@ fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
         ("short reads", seen.short_reads),
     ] {
         assert!(times >= count / 20, "too few {what}: {seen:?}");
+    }
+    // A hundredth of the runs has one of these.
+    for (what, times) in
+        [("crashes in a validation", seen.in_validation), ("stale lists", seen.stale_lists)]
+    {
+        assert!(times >= count / 200, "too few {what}: {seen:?}");
     }
 }
 
