@@ -17,6 +17,8 @@ fn block(tag: u8) -> Bytes {
     Bytes::from(vec![tag; BLOCK_BYTES as usize])
 }
 
+/// Makes a store unfit.
+type Spoil = fn(&SimStore);
 /// Whether an error is the one expected.
 type Judge = fn(&ProbeError) -> bool;
 
@@ -40,7 +42,7 @@ async fn open(disk: &SimDisk, store: &SimStore) -> Cache {
 
 #[test]
 pub(super) fn a_cache_opened_at_an_unfit_store_serves_what_it_has_and_puts_nothing_there() {
-    let spoil: [(fn(&SimStore), Judge); 2] = [
+    let spoil: [(Spoil, Judge); 2] = [
         (SimStore::ignore_conditions, |e| matches!(e, ProbeError::IgnoresConditions { .. })),
         (SimStore::refuse_conditions, |e| matches!(e, ProbeError::RefusesConditions { .. })),
     ];
