@@ -67,7 +67,7 @@ impl Ends {
 }
 
 /// RFC 6040, figure 4: what leaves a tunnel, by what was inside and outside; `None` is a drop.
-pub(crate) const AT_THE_EXIT: [(u8, [Option<u8>; 4]); 4] = [
+const AT_THE_EXIT: [(u8, [Option<u8>; 4]); 4] = [
     // Outer:      Not-ECT        ECT(1)         ECT(0)         CE
     (NOT_ECT, [Some(NOT_ECT), Some(NOT_ECT), Some(NOT_ECT), None]),
     (ECT1, [Some(ECT1), Some(ECT1), Some(ECT1), Some(CE)]),
@@ -75,34 +75,41 @@ pub(crate) const AT_THE_EXIT: [(u8, [Option<u8>; 4]); 4] = [
     (CE, [Some(CE), Some(CE), Some(CE), Some(CE)]),
 ];
 
+/// Every mark of a frame in every mark of its outer header, which `tunnel` puts around it, comes out as RFC 6040 wants.
+pub(crate) fn marks_at_the_exit(ends: &Ends, way: &str, tunnel: impl Fn(&[u8]) -> Vec<u8>) {
+    let [near, far] = [&ends.topology.tenants[0], &ends.topology.tenants[1]];
+    for ipv6 in [false, true] {
+        for (inner, results) in AT_THE_EXIT {
+            for (outer, result) in [NOT_ECT, ECT1, ECT0, CE].into_iter().zip(results) {
+                let what = format!("{way}, IPv6 {ipv6}, {inner} in {outer}");
+                let mut frame = craft::between(far, near, ipv6, 9, MARK);
+                craft::set_tos(&mut frame, EF | inner);
+                let mut tunnelled = tunnel(&frame);
+                // Another class outside: it stays there.
+                craft::set_tos(&mut tunnelled, 10 << 2 | outer);
+                let Some(ecn) = result else {
+                    checks::counted(&ends.topology, 0, "ecn_drop", 1, || {
+                        let got = ends.taken_in(&tunnelled, SHORT);
+                        assert!(got.is_none(), "{what}: delivered");
+                    });
+                    continue;
+                };
+                let got = ends.taken_in(&tunnelled, PATIENCE);
+                let got = got.unwrap_or_else(|| panic!("{what}: nothing came"));
+                craft::set_tos(&mut frame, EF | ecn);
+                assert_eq!(got, frame, "{what}: more than the mark changed, or less");
+            }
+        }
+    }
+}
+
 #[test]
 fn congestion_marks_leave_the_tunnel_by_rfc_6040() {
     for underlay in [Family::V4, Family::V6] {
         let ends = Ends::new(underlay);
-        let [near, far] = [&ends.topology.tenants[0], &ends.topology.tenants[1]];
-        for ipv6 in [false, true] {
-            for (inner, results) in AT_THE_EXIT {
-                for (outer, result) in [NOT_ECT, ECT1, ECT0, CE].into_iter().zip(results) {
-                    let what = format!("{underlay:?}, IPv6 {ipv6}, {inner} in {outer}");
-                    let mut frame = craft::between(far, near, ipv6, 9, MARK);
-                    craft::set_tos(&mut frame, EF | inner);
-                    let mut tunnelled = craft::tunnelled(&ends.topology, 1, 100, &frame);
-                    // Another class outside: it stays there.
-                    craft::set_tos(&mut tunnelled, 10 << 2 | outer);
-                    let Some(ecn) = result else {
-                        checks::counted(&ends.topology, 0, "ecn_drop", 1, || {
-                            let got = ends.taken_in(&tunnelled, SHORT);
-                            assert!(got.is_none(), "{what}: delivered");
-                        });
-                        continue;
-                    };
-                    let got = ends.taken_in(&tunnelled, PATIENCE);
-                    let got = got.unwrap_or_else(|| panic!("{what}: nothing came"));
-                    craft::set_tos(&mut frame, EF | ecn);
-                    assert_eq!(got, frame, "{what}: more than the mark changed, or less");
-                }
-            }
-        }
+        marks_at_the_exit(&ends, &format!("{underlay:?}"), |frame| {
+            craft::tunnelled(&ends.topology, 1, 100, frame)
+        });
     }
 }
 

@@ -8,15 +8,11 @@ use culvert_tests::format::encapsulation_len;
 use culvert_tests::shards::{ShardSender, mend};
 use culvert_tests::tools::{OffloadSocket, Random, RawSocket};
 use culvert_tests::topology::{TENANT_DEVICE, Tenant, Topology, WIRE};
-use culvert_tests::{
-    Attach, Combo, Family, Offloads, Peer, TopologySpec, checks, craft, view, wait_until,
-};
+use culvert_tests::{Attach, Combo, Family, Offloads, Peer, TopologySpec, craft, view, wait_until};
 use culvert_wire::shard::{Key, Keyring, PORT, Placement, ShardHeader};
 
 use crate::isolation::{MARK, carries_mark, never_passes, passes};
-use crate::marks::{
-    AT_THE_EXIT, CE, ECT0, ECT1, EF, Ends, NOT_ECT, PATIENCE, SHORT, marked_frames,
-};
+use crate::marks::{CE, ECT0, ECT1, EF, Ends, NOT_ECT, PATIENCE, SHORT, marked_frames};
 use crate::{ipv6_minimum, marks, path_mtu, spoofing};
 
 const FORMAT: &str = "format = \"shard\"";
@@ -271,33 +267,9 @@ fn a_known_vtep_cannot_speak_for_addresses_that_do_not_live_there() {
 fn congestion_marks_leave_the_tunnel_by_rfc_6040() {
     for underlay in [Family::V4, Family::V6] {
         let ends = Ends::on(spec(Combo { underlay, ..Combo::SIMPLE }));
-        let [near, far] = [&ends.topology.tenants[0], &ends.topology.tenants[1]];
         let sender = ShardSender::new(&ends.topology, 1, 100);
         wait_for_a_way_in(&ends);
-        for ipv6 in [false, true] {
-            for (inner, results) in AT_THE_EXIT {
-                let mut plain = craft::between(far, near, ipv6, 9, marks::MARK);
-                craft::set_tos(&mut plain, EF | inner);
-                for (outer, result) in [NOT_ECT, ECT1, ECT0, CE].into_iter().zip(results) {
-                    let what = format!("{underlay:?}, IPv6 {ipv6}, {inner} in {outer}");
-                    let mut tunnelled = sender.whole(&plain);
-                    // Another class outside: it stays there.
-                    craft::set_tos(&mut tunnelled, 10 << 2 | outer);
-                    let Some(ecn) = result else {
-                        checks::counted(&ends.topology, 0, "ecn_drop", 1, || {
-                            let got = ends.taken_in(&tunnelled, SHORT);
-                            assert!(got.is_none(), "{what}: delivered");
-                        });
-                        continue;
-                    };
-                    let got = ends.taken_in(&tunnelled, PATIENCE);
-                    let got = got.unwrap_or_else(|| panic!("{what}: nothing came"));
-                    let mut want = plain.clone();
-                    craft::set_tos(&mut want, EF | ecn);
-                    assert_eq!(got, want, "{what}: more than the mark changed, or less");
-                }
-            }
-        }
+        marks::marks_at_the_exit(&ends, &format!("{underlay:?}"), |frame| sender.whole(frame));
     }
 }
 

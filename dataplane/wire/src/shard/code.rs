@@ -121,15 +121,6 @@ fn add_product(to: &mut [u8], from: &[u8], factor: u8) {
     }
 }
 
-/// Makes `to` `factor` times `from`.
-#[inline]
-fn set_product(to: &mut [u8], from: &[u8], factor: u8) {
-    let Some(row) = PRODUCTS.get(usize::from(factor)) else { return };
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = row[usize::from(*from)];
-    }
-}
-
 /// Makes the shares, one behind the other: `shares` starts with the block, padded to k shares of
 /// `share_len` bytes, and gets the others behind it. Does nothing if it is shorter than n shares.
 pub fn encode(coding: Coding, share_len: usize, shares: &mut [u8]) {
@@ -144,11 +135,10 @@ pub fn encode(coding: Coding, share_len: usize, shares: &mut [u8]) {
     }
     let of_k = ENCODING.get(k).into_iter().flatten().skip(k);
     for (share, weights) in rest.chunks_exact_mut(share_len).zip(of_k) {
-        let mut terms = data.chunks_exact(share_len).zip(weights);
-        if let Some((data, weight)) = terms.next() {
-            set_product(share, data, *weight);
+        share.fill(0);
+        for (data, weight) in data.chunks_exact(share_len).zip(weights) {
+            add_product(share, data, *weight);
         }
-        terms.for_each(|(data, weight)| add_product(share, data, *weight));
     }
 }
 

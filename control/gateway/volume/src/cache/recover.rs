@@ -34,8 +34,6 @@ use crate::{BLOCK_BYTES, SlotId};
 
 /// How much of the log is read at once.
 const WINDOW: u64 = 1 << 20;
-/// How much of the log the medium may begin with before it is read.
-const AHEAD: u64 = 4 << 20;
 /// How far beyond a gap to look for frames that prove it damage.
 const LOOK_AHEAD: u64 = 4 << 20;
 
@@ -122,7 +120,6 @@ impl Cache {
             rebuilt: BTreeSet::new(),
             accept_loss: config.accept_loss,
         };
-        recovery.expect();
         recovery.volumes().await?;
         recovery.directory().await?;
         recovery.log().await?;
@@ -237,25 +234,6 @@ struct Recovery<'a> {
 }
 
 impl Recovery<'_> {
-    /// Has the medium begin with all that is read one after the other, while what came is made sense of.
-    fn expect(&self) {
-        let sb = &self.superblock;
-        let layout = &sb.layout;
-        self.disk.expect(VOLUME_PAGES, u64::from(MAX_VOLUMES) * 2 * BLOCK_BYTES);
-        self.disk.expect(layout.directory_at, pages(layout.slots) * BLOCK_BYTES);
-        let map = layout.checkpoint_at + u64::from(sb.checkpoint_area) * layout.checkpoint_len;
-        self.disk.expect(map, sb.checkpoint_bytes);
-        self.expect_log(sb.scan_at);
-    }
-
-    /// The same for the log behind position `pos`.
-    fn expect_log(&self, pos: u64) {
-        let layout = &self.superblock.layout;
-        let ring = layout.log_len;
-        let len = AHEAD.min(ring - pos % ring);
-        self.disk.expect(layout.log_at + pos % ring, len);
-    }
-
     async fn volumes(&mut self) -> Result<()> {
         let len = u64::from(MAX_VOLUMES) * 2 * BLOCK_BYTES;
         let pages = self.disk.read(VOLUME_PAGES, len as usize).await?;
@@ -651,7 +629,6 @@ impl Window {
             let rest = ring - pos % ring;
             let take = WINDOW.max(len).min(rest);
             let at = layout.log_at + pos % ring;
-            recovery.expect_log(pos + take);
             self.start = pos;
             self.data = match recovery.disk.read(at, take as usize).await {
                 Ok(data) => data,

@@ -249,7 +249,6 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The chunk's entry, made if there is none.
     /// All chunks of a cache that was just opened, in the order of their keys.
     pub(crate) fn chunks_in_slots(&mut self, places: impl Iterator<Item = (Key, SlotId)>) {
         let next = &mut self.next_generation;
@@ -260,6 +259,7 @@ impl State {
         self.chunks = chunks.collect();
     }
 
+    /// The chunk's entry, made if there is none.
     pub(crate) fn chunk(&mut self, key: Key) -> &mut Chunk {
         let next = &mut self.next_generation;
         self.chunks.entry(key).or_insert_with(|| {

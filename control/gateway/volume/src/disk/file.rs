@@ -304,12 +304,6 @@ impl Disk for FileDisk {
         self.inner.path.display().to_string()
     }
 
-    fn expect(&self, offset: u64, len: u64) {
-        let (fd, advice) = (self.inner.file.as_fd(), PosixFadviseAdvice::POSIX_FADV_WILLNEED);
-        // What it is good for is time alone.
-        let _ = posix_fadvise(fd, offset as i64, len as i64, advice);
-    }
-
     fn read_now(&self, offset: u64, len: usize) -> Option<Bytes> {
         let inner = &*self.inner;
         if len > QUICK_READ_BYTES || inner.reads_wait.load(Ordering::Relaxed) {

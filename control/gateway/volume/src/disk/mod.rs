@@ -59,9 +59,6 @@ pub trait Disk: Debug + Send + Sync + 'static {
         None
     }
 
-    /// These bytes will be read soon: a medium that is slow to begin may begin. Never fails, never waits.
-    fn expect(&self, _offset: u64, _len: u64) {}
-
     /// Whether a write of `len` bytes takes so little time, as far as the last ones tell, that a thread with
     /// other work may do it by [`write_now`](Disk::write_now) instead of handing it to another thread.
     fn is_quick(&self, _len: u64) -> bool {
