@@ -1,7 +1,7 @@
 //! Everything one host is asked to carry, valid as a whole.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use culvert_wire::vni::Vni;
 use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section, Warning};
 use crate::format::{self, Format};
-use crate::ids::{AclGroupId, IfName, PortId, VnetId};
+use crate::ids::{AclGroupId, FormatId, IfName, PortId, VnetId};
 use crate::index::{Count, Entry, Index};
 use crate::objects::Objects;
 use crate::port::Port;
@@ -19,7 +19,7 @@ use crate::rules::{EgressRoute, IngressRule, Mapping, RouteKey, RouteScope};
 use crate::underlay::Underlay;
 use crate::validate::{Draft, validate};
 use crate::vnet::Vnet;
-use crate::{IPV4_MTU_MIN, IPV6_MTU_MIN, IPV6_OUTER_OVERHEAD};
+use crate::{IPV4_MTU_MIN, IPV4_OUTER_OVERHEAD, IPV6_MTU_MIN, IPV6_OUTER_OVERHEAD};
 
 /// The state of one host. A value of this type has passed every check in [`Host::new`], and cannot be
 /// changed but by making a new one.
@@ -368,7 +368,9 @@ impl Host {
         let ipv6 = gateways.map(|gateway| gateway.ip.addr()).any(|ip| ip.is_ipv6())
             || self.ports.iter().flat_map(|port| &port.ips).any(IpAddr::is_ipv6);
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        underlay_mtu_fault(mtu, &self.underlay.addresses, ipv6)
+        let vnets = self.vnets.iter().map(|vnet| &vnet.format);
+        let overhead = largest_overhead(&self.underlay, vnets, || self.formats.iter());
+        underlay_mtu_fault(mtu, overhead, ipv6)
     }
 
     /// Ports whose packets do not fit underlay devices of this MTU, in bytes. `device_mtu` is that of a
@@ -453,34 +455,47 @@ impl<'a> Rooms<'a> {
 
     fn overhead(&self, vnet: &VnetId) -> u16 {
         let underlay = &self.host.underlay;
-        let ipv6 = underlay.addresses.iter().any(IpAddr::is_ipv6);
-        let keyed = underlay.peers.iter().any(|peer| peer.keys.is_keyed());
         let own = self.host.vnet(vnet.as_str()).map(|vnet| &vnet.format);
         let met = underlay.peers.iter().filter(|peer| self.host.has_vtep_in(vnet, peer.vtep));
         let formats = own.into_iter().chain(met.filter_map(|peer| peer.format.as_ref()));
-        let overheads = formats
-            .filter_map(|id| format::outer_overhead(id, self.host.formats.iter(), ipv6, keyed));
-        overheads.max().unwrap_or_else(|| outer_overhead(&underlay.addresses))
+        overhead_of(underlay, formats, || self.host.formats.iter())
     }
 }
 
-/// What is wrong with an underlay of this MTU for tenants with or without IPv6.
-pub(crate) fn underlay_mtu_fault(mtu: u16, addresses: &[IpAddr], ipv6: bool) -> Option<Fault> {
+/// Bytes that the encapsulation takes of the underlay's MTU in the longest format in use: those of vnets, and of peers.
+/// `described` are the formats that are not built in.
+pub(crate) fn largest_overhead<'a, 'f, I: Iterator<Item = &'f Format>>(
+    underlay: &'a Underlay,
+    vnets: impl IntoIterator<Item = &'a FormatId>,
+    described: impl Fn() -> I,
+) -> u16 {
+    let peers = underlay.peers.iter().filter_map(|peer| peer.format.as_ref());
+    overhead_of(underlay, vnets.into_iter().chain(peers).collect::<BTreeSet<_>>(), described)
+}
+
+/// The same for the longest of these formats; that of VXLAN for none.
+fn overhead_of<'a, 'f, I: Iterator<Item = &'f Format>>(
+    underlay: &Underlay,
+    formats: impl IntoIterator<Item = &'a FormatId>,
+    described: impl Fn() -> I,
+) -> u16 {
+    let ipv6 = underlay.addresses.iter().any(IpAddr::is_ipv6);
+    let keyed = underlay.peers.iter().any(|peer| peer.keys.is_keyed());
+    let overheads = formats
+        .into_iter()
+        .filter_map(|id| format::outer_overhead(id, described(), ipv6, keyed));
+    let vxlan = if ipv6 { IPV6_OUTER_OVERHEAD } else { IPV4_OUTER_OVERHEAD };
+    overheads.max().unwrap_or(vxlan)
+}
+
+/// What is wrong with an underlay of this MTU, of which the encapsulation takes `overhead` bytes, for tenants with or
+/// without IPv6.
+pub(crate) fn underlay_mtu_fault(mtu: u16, overhead: u16, ipv6: bool) -> Option<Fault> {
     let (family, needed) = if ipv6 { (6, IPV6_MTU_MIN) } else { (4, IPV4_MTU_MIN) };
-    let overhead = outer_overhead(addresses);
     (mtu.saturating_sub(overhead) < needed).then_some(Fault::UnderlayMtuTooSmall {
         mtu,
         overhead,
         needed,
         family,
     })
-}
-
-/// Bytes that the encapsulation takes of the underlay's MTU, for the largest outer header in use.
-pub(crate) fn outer_overhead(addresses: &[IpAddr]) -> u16 {
-    if addresses.iter().any(IpAddr::is_ipv6) {
-        IPV6_OUTER_OVERHEAD
-    } else {
-        crate::IPV4_OUTER_OVERHEAD
-    }
 }

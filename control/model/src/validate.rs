@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use crate::acl::AclGroup;
 use crate::fault::{Fault, ModelError, Place, Section};
 use crate::format::Format;
-use crate::host::{Host, HostParts, underlay_mtu_fault};
+use crate::host::{Host, HostParts, largest_overhead, underlay_mtu_fault};
 use crate::ids::{AclGroupId, FormatId, IfName, PortId, VnetId};
 use crate::objects::Keyed;
 use crate::port::Port;
@@ -401,7 +401,9 @@ impl<'a> Check<'a> {
         let gateways_v6 = present(&self.draft.vnets)
             .any(|(_, vnet)| vnet.gateways.iter().any(|gateway| gateway.ip.addr().is_ipv6()));
         let ipv6 = ports_v6 || gateways_v6;
-        if let Some(fault) = underlay_mtu_fault(mtu.get(), &underlay.addresses, ipv6) {
+        let vnets = present(&self.draft.vnets).map(|(_, vnet)| &vnet.format);
+        let overhead = largest_overhead(underlay, vnets, || self.formats.values().copied());
+        if let Some(fault) = underlay_mtu_fault(mtu.get(), overhead, ipv6) {
             self.fault(Place::section(Section::Underlay, "mtu"), fault);
         }
     }

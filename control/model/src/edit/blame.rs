@@ -72,7 +72,11 @@ impl<'a> Blame<'a> {
                 of(ObjectKey::at(by, parts)?)
             }
             Fault::VtepIsOurs { .. } | Fault::NoUnderlayFamily { .. } => of(ObjectKey::Underlay),
-            Fault::UnderlayMtuTooSmall { family: 6, .. } => self.edits.iter().position(brings_ipv6),
+            Fault::UnderlayMtuTooSmall { family: 6, .. } => {
+                let v6 = self.edits.iter().position(brings_ipv6);
+                v6.or_else(|| self.edits.iter().position(brings_format))
+            }
+            Fault::UnderlayMtuTooSmall { .. } => self.edits.iter().position(brings_format),
             // A format that nobody touched can only be in the way of one that somebody put.
             Fault::TooMany { .. } | Fault::BadFormat { .. } => {
                 self.edits.iter().rposition(|edit| edit.key().section() == place.section)
@@ -112,4 +116,9 @@ fn brings_ipv6(edit: &Edit) -> bool {
         Edit::PutVnet(vnet) => vnet.gateways.iter().any(|gateway| gateway.ip.addr().is_ipv6()),
         _ => false,
     }
+}
+
+/// In which a vnet speaks: what its headers take of the underlay's MTU.
+fn brings_format(edit: &Edit) -> bool {
+    matches!(edit, Edit::PutVnet(_) | Edit::PutFormat(_))
 }

@@ -213,6 +213,34 @@ fn an_underlay_mtu_must_hold_the_tenants_least_packet() {
 }
 
 #[test]
+fn the_longest_format_of_vnets_and_peers_counts() {
+    let vnet = |mtu: u32| {
+        move |s: &mut api::State| {
+            underlay(s).mtu = Some(mtu);
+            s.vnets[0].format = "stt".into();
+        }
+    };
+    let peer = |mtu: u32| {
+        move |s: &mut api::State| {
+            underlay(s).mtu = Some(mtu);
+            let (vtep, format) = ("192.0.2.9".into(), "stt".into());
+            underlay(s).peers.push(api::Peer { vtep, format, ..api::Peer::default() });
+        }
+    };
+    // IPv4 20, TCP-shaped header 20, STT header 18, inner Ethernet 14: 72 where VXLAN takes 50.
+    let least = 576 + 72;
+    assert_eq!(faults(vnet(least)), []);
+    assert_eq!(faults(peer(least)), []);
+    for fault in
+        [fault("underlay: mtu", vnet(least - 1)), fault("underlay: mtu", peer(least - 1))]
+    {
+        let said = fault.to_string();
+        assert!(said.contains("less 72 bytes of headers leaves 575"), "{said}");
+        assert!(said.ends_with("legal is 648 or more"), "{said}");
+    }
+}
+
+#[test]
 fn an_ipv6_port_needs_an_ipv6_mtu() {
     let fault = fault("port[0] \"a\": mtu", |s| {
         s.ports[0].ips.push("fd00::1".into());

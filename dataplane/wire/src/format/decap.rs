@@ -122,13 +122,14 @@ pub fn decap(desc: &FormatDescriptor, message: &[u8]) -> Result<Decap, DecapErro
     }
 }
 
-/// Walks all options: their lengths have to add up to the room for them, to the byte.
+/// Walks all options: their lengths have to add up to the room for them, to the byte. Which of the known ones are
+/// there, a bit each.
 pub(super) fn read_options(
     options: &Options,
     header: &[u8],
     base: usize,
     facts: &mut Facts,
-) -> Result<(), DecapError> {
+) -> Result<u32, DecapError> {
     let mut rest = header.get(base..).unwrap_or_default();
     let mut seen = 0u32;
     while !rest.is_empty() {
@@ -159,7 +160,7 @@ pub(super) fn read_options(
             None => {}
         }
     }
-    Ok(())
+    Ok(seen)
 }
 
 /// FNV-1a, by 32-bit words, over the header without its per-segment fields. It only has to tell apart

@@ -248,7 +248,10 @@ fn repairing(repair_ms: u16) -> Tables {
 }
 
 fn with_wire(tables: Tables) -> Worker {
-    let mut worker = worker_with(tables, FRAMES);
+    wired(worker_with(tables, FRAMES))
+}
+
+fn wired(mut worker: Worker) -> Worker {
     let unmarked = Offload::default();
     let facts =
         Facts { mtu: 1500, cutters: Cutters::all(Cutter::Dataplane), packet_only: false, unmarked };
@@ -379,6 +382,35 @@ fn a_request_that_one_worker_cannot_answer_goes_on_to_the_next() {
     assert_eq!(dropped(&worker, DropReason::ShardRequestGone), 1);
     assert_eq!(worker.shards.counts()[0].1.gone, 1);
     assert_eq!(free(&mut worker), FRAMES);
+}
+
+#[test]
+fn the_worker_that_sent_a_frame_answers_the_request_that_another_got() {
+    let (shared, mut commands) = Shared::new(2).unwrap();
+    shared.tables.store(Arc::new(repairing(20)));
+    let arena = Arena::new(FRAMES).unwrap();
+    let [mut first, mut second] = [0, 1].map(|index| {
+        let config = WorkerConfig { index, busy_poll: false, spin: Duration::ZERO, alone: false };
+        let (shared, cache) = (Arc::clone(&shared), FrameCache::new(arena));
+        wired(Worker::new(config, shared, commands.remove(0), cache).unwrap())
+    });
+    let (key, block) = ours(7);
+    second.shards.blocks.keep(0, key, &block);
+    let sent = |worker: &Worker| worker.counters.link(0).tx.packets.get();
+    let answers = |worker: &Worker| worker.shards.counts().first().map(|of| of.1.answered);
+    offer(&mut first, &[request_of(&key)]);
+    assert_eq!(second.round(), 1, "it is handed over");
+    assert_eq!((sent(&first), sent(&second)), (0, 1));
+    assert_eq!((answers(&first), answers(&second)), (None, Some(1)));
+    // Neither has any other block: the request goes to both, and no further.
+    let (other, _) = ours(8);
+    offer(&mut first, &[request_of(&other)]);
+    assert_eq!((second.round(), first.round()), (1, 0));
+    let gone = |worker: &Worker| dropped(worker, DropReason::ShardRequestGone);
+    assert_eq!((gone(&first), gone(&second), sent(&second)), (0, 1, 1));
+    // Each frees what it got; all are there.
+    drop(first);
+    assert_eq!(free(&mut second), FRAMES);
 }
 
 #[test]

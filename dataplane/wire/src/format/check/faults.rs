@@ -147,6 +147,30 @@ pub enum FormatFault {
         /// What the receiver would say.
         error: DecapError,
     },
+    /// Bytes behind the fixed part are options, which a receiver walks and other senders may leave out. Move the part
+    /// before them.
+    #[error("{what}: {bits} ends at byte {end}, in the options, which begin at byte {base}")]
+    InOptions {
+        /// The part.
+        what: String,
+        /// Where it is.
+        bits: String,
+        /// The byte where it ends.
+        end: usize,
+        /// Where options begin.
+        base: usize,
+    },
+    /// What a known option states is of a frame, and the header as sent is of all. Leave it out of the header.
+    #[error(
+        "options: `header` has an option from byte {base} on that is options.known[{known}]; what it states would be \
+         taken for a property of each frame"
+    )]
+    KnownBrought {
+        /// Where options begin.
+        base: usize,
+        /// The number of the known option.
+        known: usize,
+    },
     /// The sum is over words of two bytes from the header's start. Move the field by a byte.
     #[error("field[{field}]: a checksum at byte {offset}; legal are even bytes")]
     OddChecksum {

@@ -120,9 +120,8 @@ impl FormatDescriptor {
     /// Every part with its bits; those that are out of the header are faults, and left out.
     fn parts(&self, faults: &mut Vec<FormatFault>) -> Vec<Part> {
         let mut parts = Vec::new();
-        let len = self.template.len();
         let mut put = |what: String, bits: Bits| {
-            if let Some(range) = inside(&what, bits, "header", len, faults) {
+            if let Some(range) = self.inside_header(&what, bits, faults) {
                 parts.push(Part { what, range });
             }
         };
@@ -155,7 +154,7 @@ impl FormatDescriptor {
                 continue;
             }
             let bits = Bits::new(field.offset, 0, field.width * 8);
-            let Some(range) = inside(&what, bits, "header", len, faults) else { continue };
+            let Some(range) = self.inside_header(&what, bits, faults) else { continue };
             match field.rule {
                 // Flags are single bits of a byte that may have other parts in it.
                 Rule::First(mask) | Rule::Last(mask) => {
@@ -168,6 +167,24 @@ impl FormatDescriptor {
             }
         }
         parts
+    }
+
+    /// Inside the fixed part of the header, where options follow.
+    fn inside_header(
+        &self,
+        what: &str,
+        bits: Bits,
+        faults: &mut Vec<FormatFault>,
+    ) -> Option<Range<u32>> {
+        let range = inside(what, bits, "header", self.template.len(), faults)?;
+        if let (Some(_), InnerOffset::Scaled { base, .. }) = (&self.options, self.inner_offset)
+            && bits.end() > usize::from(base)
+        {
+            let (what, end, base) = (what.to_owned(), bits.end(), base.into());
+            faults.push(FormatFault::InOptions { what, bits: bits.to_string(), end, base });
+            return None;
+        }
+        Some(range)
     }
 
     fn check_template(&self, faults: &mut Vec<FormatFault>) {

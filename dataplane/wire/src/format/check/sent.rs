@@ -38,10 +38,16 @@ impl FormatDescriptor {
                 return faults.push(FormatFault::NoRoomForMss { room, scale, max });
             }
         }
-        for sent in [&self.template[..], &header] {
-            if let Err(error) = read_options(options, sent, base, &mut Facts::default()) {
-                return faults.push(FormatFault::BadOptions { base, error });
+        match read_options(options, &self.template, base, &mut Facts::default()) {
+            Ok(0) => {}
+            Ok(seen) => {
+                let known = seen.trailing_zeros() as usize;
+                return faults.push(FormatFault::KnownBrought { base, known });
             }
+            Err(error) => return faults.push(FormatFault::BadOptions { base, error }),
+        }
+        if let Err(error) = read_options(options, &header, base, &mut Facts::default()) {
+            faults.push(FormatFault::BadOptions { base, error });
         }
     }
 }

@@ -231,9 +231,20 @@ fn options_that_are_sent_can_be_read() {
     };
     let short = with(&own([1, 2, 3, 2, 0, 0, 0, 0]));
     assert!(faults(&short).contains("from byte 8 on cannot be read: options of a wrong length"));
-    let twice = with(&own([0xff, 0xc7, 1, 1, 0, 0, 0, 0]));
-    assert!(faults(&twice).contains("an option that is there twice"));
-    assert_eq!(with(&own([1, 2, 3, 1, 0, 0, 0, 0])).check(), Ok(()));
+    let known = with(&own([0xff, 0xc7, 1, 1, 0, 0, 0, 0]));
+    assert!(faults(&known).contains("from byte 8 on that is options.known[0]"));
+    let with_option = own([1, 2, 3, 1, 0, 0, 0, 0]);
+    assert_eq!(with(&with_option).check(), Ok(()));
+    // Nothing is written into it.
+    let into = with(&|format, options| {
+        with_option(format, options);
+        let bits = Bits::new(7, 4, 8);
+        format.facts = vec![FactAt { fact: Fact::L4Offset, bits }].into();
+        format.fields = vec![Field::new(12, 2, Rule::Increment)].into();
+    });
+    let text = faults(&into);
+    assert!(text.contains("fact[0]: byte 7 bit 4, 8 bits ends at byte 9, in the options"), "{text}");
+    assert!(text.contains("field[0]: bytes 12 to 13 ends at byte 14, in the options"), "{text}");
 }
 
 #[test]

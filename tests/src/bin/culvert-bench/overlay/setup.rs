@@ -49,6 +49,14 @@ pub(crate) enum Setup {
     ShardCut,
     /// As `culvert-cut-xdp`, in shards.
     ShardCutXdp,
+    /// As `culvert`, received by packet rings, behind what the device and the kernel merge.
+    CulvertRing,
+    /// As `stt-uncut`, received by packet rings.
+    SttRing,
+    /// As `culvert-cut`, received by packet rings.
+    CulvertCutRing,
+    /// As `stt-cut`, received by packet rings.
+    SttCutRing,
 }
 
 /// Who cuts superframes to wire size.
@@ -60,7 +68,7 @@ enum Cutter {
 }
 
 impl Setup {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::KernelUncut,
         Self::KernelCut,
         Self::Ovs,
@@ -80,6 +88,10 @@ impl Setup {
         Self::ShardUncut,
         Self::ShardCut,
         Self::ShardCutXdp,
+        Self::CulvertRing,
+        Self::SttRing,
+        Self::CulvertCutRing,
+        Self::SttCutRing,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -103,6 +115,10 @@ impl Setup {
             Self::ShardUncut => "shard-uncut",
             Self::ShardCut => "shard-cut",
             Self::ShardCutXdp => "shard-cut-xdp",
+            Self::CulvertRing => "culvert-ring",
+            Self::SttRing => "stt-ring",
+            Self::CulvertCutRing => "culvert-cut-ring",
+            Self::SttCutRing => "stt-cut-ring",
         }
     }
 
@@ -129,6 +145,14 @@ impl Setup {
             Self::ShardUncut => "Culvert `shard`, *uncut (veth)*",
             Self::ShardCut => "Culvert `shard`, *wire-sized by software GSO*",
             Self::ShardCutXdp => "Culvert `shard`, *wire-sized by AF_XDP*",
+            Self::CulvertRing => "Culvert `vxlan`, *uncut (veth)*, received by packet ring",
+            Self::SttRing => "Culvert `stt`, *uncut (veth)*, received by packet ring",
+            Self::CulvertCutRing => {
+                "Culvert `vxlan`, *wire-sized by software GSO*, received by packet ring"
+            }
+            Self::SttCutRing => {
+                "Culvert `stt`, *wire-sized by software GSO*, received by packet ring"
+            }
         }
     }
 
@@ -172,6 +196,10 @@ impl Setup {
                 Running::alone(spec.build())
             }
             Self::CulvertCut => in_format("", Cutter::Kernel),
+            Self::CulvertRing => by_ring("", Cutter::Nobody),
+            Self::SttRing => by_ring(STT, Cutter::Nobody),
+            Self::CulvertCutRing => by_ring("", Cutter::Kernel),
+            Self::SttCutRing => by_ring(STT, Cutter::Kernel),
             Self::CulvertCutXdp => in_format("", Cutter::Culvert),
             Self::GeneveUncut => in_format(GENEVE, Cutter::Nobody),
             Self::GeneveCut => in_format(GENEVE, Cutter::Kernel),
@@ -197,12 +225,20 @@ const SHARD: &str = "format = \"shard\"";
 
 /// Culvert on both hosts, by the lines of its vnet.
 fn in_format(vnet_toml: &'static str, cutter: Cutter) -> Running {
+    let xdp = matches!(cutter, Cutter::Culvert);
+    culvert(vnet_toml, cutter, if xdp { "tx = \"xdp\"" } else { "" })
+}
+
+/// The same, with the wire behind packet rings.
+fn by_ring(vnet_toml: &'static str, cutter: Cutter) -> Running {
+    culvert(vnet_toml, cutter, "rx = \"packet\"")
+}
+
+fn culvert(vnet_toml: &'static str, cutter: Cutter, underlay_toml: &'static str) -> Running {
     let wire = if matches!(cutter, Cutter::Nobody) { Offloads::On } else { Offloads::Off };
     let mut spec = TopologySpec::pair(Combo { wire, ..Combo::SIMPLE });
     spec.vnet_toml = vnet_toml;
-    if matches!(cutter, Cutter::Culvert) {
-        spec.underlay_toml = "tx = \"xdp\"";
-    }
+    spec.underlay_toml = underlay_toml;
     let topology = spec.build();
     if vnet_toml == STT || vnet_toml == SHARD {
         // Their headers are longer in front of a packet of its own; both get as much, to be compared.
