@@ -83,6 +83,8 @@ pub struct TopologySpec {
     pub mode: [&'static str; 2],
     /// More lines for the `[underlay]` section of each `host.toml`.
     pub underlay_toml: &'static str,
+    /// Bytes of outer headers that the wire has room for; none: those of the format of the run.
+    pub wire_room: Option<u32>,
     /// More lines for each `[[vnet]]` section of each `host.toml`.
     pub vnet_toml: &'static str,
     /// Put a [`Middle`] into the wire, which can damage frames.
@@ -109,6 +111,7 @@ impl TopologySpec {
             dataplane_wrapper: Vec::new(),
             mode: ["auto", "auto"],
             underlay_toml: "",
+            wire_room: None,
             vnet_toml: "",
             middle: false,
             shape: Shape::OneWire,
@@ -141,6 +144,12 @@ impl TopologySpec {
     pub fn with_peers(mut self, a: Peer, b: Peer) -> Self {
         self.peers = [a, b];
         self
+    }
+
+    /// MTU of the wire between the hosts, in bytes.
+    pub(crate) fn underlay_mtu(&self) -> u32 {
+        let room = self.wire_room.unwrap_or_else(|| self.combo.encapsulation_len());
+        self.combo.tenant_mtu + room
     }
 
     /// Builds it and waits until nothing but first packets is missing.

@@ -76,8 +76,8 @@ impl Underlay {
         let (mut middle, mut routers) = (None, Vec::new());
         match spec.shape {
             Shape::OneWire => middle = one_wire(spec, &hosts),
-            Shape::Routed { mtu } => routers = routed(&spec.combo, &hosts, mtu),
-            Shape::TwoWires => two_wires(&spec.combo, &hosts),
+            Shape::Routed { mtu } => routers = routed(spec, &hosts, mtu),
+            Shape::TwoWires => two_wires(spec, &hosts),
         }
         for host in &hosts {
             for device in spec.shape.devices() {
@@ -92,14 +92,14 @@ fn one_wire(spec: &TopologySpec, hosts: &[Host; 2]) -> Option<Middle> {
     let combo = &spec.combo;
     let [a, b] = [&hosts[0].ns, &hosts[1].ns];
     let middle = if spec.middle {
-        Some(Middle::between(a, b, WIRE, combo.underlay_mtu()))
+        Some(Middle::between(a, b, WIRE, spec.underlay_mtu()))
     } else if let Some(cards) = spec.cards {
         for (ns, card) in [a, b].into_iter().zip(cards) {
-            link::take_card(ns, card, WIRE, combo.underlay_mtu());
+            link::take_card(ns, card, WIRE, spec.underlay_mtu());
         }
         None
     } else {
-        link::veth_of(a, WIRE, b, WIRE, combo.underlay_mtu(), spec.wire_queues);
+        link::veth_of(a, WIRE, b, WIRE, spec.underlay_mtu(), spec.wire_queues);
         None
     };
     for (host, number) in hosts.iter().zip([1, 2]) {
@@ -119,17 +119,17 @@ fn one_wire(spec: &TopologySpec, hosts: &[Host; 2]) -> Option<Middle> {
 }
 
 /// Host A, its router, the other router, host B: the routers forward, the subnets are 1, 3 and 2.
-fn routed(combo: &Combo, hosts: &[Host; 2], mtu: u32) -> Vec<Netns> {
+fn routed(spec: &TopologySpec, hosts: &[Host; 2], mtu: u32) -> Vec<Netns> {
     const ROUTER: u8 = 254;
     const BETWEEN: u8 = 3;
-    let family = combo.underlay;
+    let family = spec.combo.underlay;
     let routers = [Netns::new("r0"), Netns::new("r1")];
     link::veth(&routers[0], BETWEEN_ROUTERS, &routers[1], BETWEEN_ROUTERS, mtu);
     for (at, number) in [(0usize, 1u8), (1, 2)] {
         let (host, router) = (&hosts[at].ns, &routers[at]);
         router.sysctl("net/ipv4/ip_forward", "1");
         router.sysctl("net/ipv6/conf/all/forwarding", "1");
-        link::veth(host, WIRE, router, WIRE, combo.underlay_mtu());
+        link::veth(host, WIRE, router, WIRE, spec.underlay_mtu());
         host.run(&format!("ip link set {WIRE} address {} up", hosts[at].wire_mac));
         router.run(&format!("ip link set {WIRE} up"));
         router.run(&format!("ip link set {BETWEEN_ROUTERS} up"));
@@ -148,11 +148,11 @@ fn routed(combo: &Combo, hosts: &[Host; 2], mtu: u32) -> Vec<Netns> {
 }
 
 /// Two wires in subnets 10 and 20, with a route of two next hops to the other VTEP.
-fn two_wires(combo: &Combo, hosts: &[Host; 2]) {
-    let family = combo.underlay;
+fn two_wires(spec: &TopologySpec, hosts: &[Host; 2]) {
+    let family = spec.combo.underlay;
     let wires = [(WIRE, 10u8), (SECOND_WIRE, 20)];
     for (device, subnet) in wires {
-        link::veth(&hosts[0].ns, device, &hosts[1].ns, device, combo.underlay_mtu());
+        link::veth(&hosts[0].ns, device, &hosts[1].ns, device, spec.underlay_mtu());
         for (host, number) in hosts.iter().zip([1, 2]) {
             // The kernel asks again after some two seconds instead of thirty, so that a test may wait for it.
             let ip = if family == Family::V4 { "ipv4" } else { "ipv6" };

@@ -481,9 +481,8 @@ fn overhead_of<'a, 'f, I: Iterator<Item = &'f Format>>(
 ) -> u16 {
     let ipv6 = underlay.addresses.iter().any(IpAddr::is_ipv6);
     let keyed = underlay.peers.iter().any(|peer| peer.keys.is_keyed());
-    let overheads = formats
-        .into_iter()
-        .filter_map(|id| format::outer_overhead(id, described(), ipv6, keyed));
+    let overheads =
+        formats.into_iter().filter_map(|id| format::outer_overhead(id, described(), ipv6, keyed));
     let vxlan = if ipv6 { IPV6_OUTER_OVERHEAD } else { IPV4_OUTER_OVERHEAD };
     overheads.max().unwrap_or(vxlan)
 }

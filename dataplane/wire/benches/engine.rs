@@ -129,7 +129,7 @@ fn cut_datagrams(frame: &[u8], v6: bool, outer: &EncapTemplate, wires: &mut Wire
         let sum = copy_and_sum(&mut out[len + headers..end], payload);
         let (front, inner) = out.split_at_mut(len);
         plan.emit(frame, i, sum, &mut inner[..headers]);
-        let inner_sum = plan.segment_sum_with(&inner[..headers], sum);
+        let inner_sum = plan.segment_sum(&inner[..headers]);
         let csum = OuterChecksum::Full { inner: inner_sum };
         outer.emit(front, &OuterFrame::new(end - len, 0xc123, 0, i as u16, csum));
         wires.lens.push(end);

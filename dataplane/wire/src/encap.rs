@@ -172,6 +172,8 @@ pub struct EncapTemplate {
     pseudo: Sum,
     // Over the IPv4 header with TOS, length, id and checksum zero.
     ip_sum: Sum,
+    // Over transport and tunnel header, where nothing of them but source port and length differs from frame to frame.
+    rest_sum: Option<Sum>,
     outer: Outer,
     flow: FlowId,
     stream: Option<Stream>,
@@ -282,6 +284,11 @@ impl EncapTemplate {
                 bits.write(bytes.get_mut(tunnel..len).unwrap_or_default(), units as u32);
             }
         }
+        let is_same = matches!(outer, Outer::Udp { .. })
+            && !matches!(format.flow, FlowId::Header(_))
+            && format.fields.is_empty()
+            && facts.is_empty();
+        let rest_sum = is_same.then(|| Sum::default().add(bytes.get(l4..len).unwrap_or_default()));
         Ok(Self {
             bytes,
             len: len as u8,
@@ -292,6 +299,7 @@ impl EncapTemplate {
             dscp: spec.dscp,
             pseudo,
             ip_sum,
+            rest_sum,
             outer,
             flow: format.flow,
             stream: format.numbers().copied(),
@@ -429,7 +437,15 @@ impl EncapTemplate {
                 OuterChecksum::Zero => 0,
                 OuterChecksum::Partial => pseudo.fold(),
                 OuterChecksum::Full { inner } => {
-                    let sum = pseudo.add(out.get(l4..).unwrap_or_default()).add_sum(inner);
+                    let rest = match self.rest_sum {
+                        // What was just written is not read again: that would wait for the writes.
+                        Some(sum) => Sum::default()
+                            .add_u16(self.flow.source_port(frame.entropy))
+                            .add_u16((end - l4) as u16)
+                            .add_sum(sum),
+                        None => Sum::default().add(out.get(l4..).unwrap_or_default()),
+                    };
+                    let sum = pseudo.add_sum(rest).add_sum(inner);
                     if matches!(self.outer, Outer::Udp { .. }) {
                         sum.finish_udp()
                     } else {

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::bytes::{get16, put16};
 use crate::checksum::Sum;
-use crate::cut::Cut;
+use crate::cut::{Cut, sum_without};
 use crate::format::{Field, Rule, TCP_FIELDS, UDP_FIELDS, ip_fields};
 use crate::ipv6;
 use crate::packet::{Extensions, Frag, IpKind, Packet};
@@ -111,6 +111,10 @@ pub struct Segmenter {
     l3: usize,
     l3_header_len: usize,
     l4: usize,
+    // Where the IP header's own checksum is, if it has one.
+    ip_checksum: Option<usize>,
+    // Where the L4 checksum is that segments carry.
+    l4_checksum: Option<usize>,
     headers_len: usize,
     payload_len: usize,
     mss: usize,
@@ -119,6 +123,10 @@ pub struct Segmenter {
     has_checksum: bool,
     // Addresses and protocol, without a length.
     pseudo: Sum,
+    // Of what segments have in common, by header: the fields that change are not in it.
+    eth_sum: Sum,
+    ip_sum: Sum,
+    l4_sum: Sum,
 }
 
 impl Segmenter {
@@ -156,13 +164,21 @@ impl Segmenter {
             }
             has_checksum = [c, d] != [0, 0];
         }
+        let (ip, l4_fields, l3) = (ip_fields(pkt.ether_type), kind.fields(), usize::from(pkt.l3));
+        let checksum_at = |fields: &[Field], start: usize, is_one: fn(Rule) -> bool| {
+            let field = fields.iter().find(|field| is_one(field.rule));
+            field.map(|field| start + usize::from(field.offset))
+        };
+        let is_l4 = |rule| matches!(rule, Rule::Checksum | Rule::OptionalChecksum);
         Ok(Self {
             kind,
-            ip: ip_fields(pkt.ether_type),
-            l4_fields: kind.fields(),
-            l3: usize::from(pkt.l3),
-            l3_header_len: l4 - usize::from(pkt.l3),
+            ip,
+            l4_fields,
+            l3,
+            l3_header_len: l4 - l3,
             l4,
+            ip_checksum: checksum_at(ip, l3, |rule| rule == Rule::HeaderChecksum),
+            l4_checksum: checksum_at(l4_fields, l4, is_l4).filter(|_| has_checksum),
             headers_len,
             payload_len,
             mss,
@@ -170,6 +186,9 @@ impl Segmenter {
             hold_id: false,
             has_checksum,
             pseudo: pkt.pseudo_header(head, 0),
+            eth_sum: Sum::default().add(head.get(..l3).unwrap_or_default()),
+            ip_sum: sum_without(head.get(l3..l4).unwrap_or_default(), ip),
+            l4_sum: sum_without(l4_header, l4_fields),
         })
     }
 
@@ -230,28 +249,16 @@ impl Segmenter {
             end: len + range.len(),
             hold: self.hold_id,
         };
-        cut.apply(self.ip, self.l3, out);
-        cut.apply(self.l4_fields, self.l4, out);
-        for field in self.ip {
-            if field.rule == Rule::HeaderChecksum {
-                let at = self.l3 + usize::from(field.offset);
-                put16(out, at, 0);
-                let header = out.get(self.l3..self.l3 + self.l3_header_len).unwrap_or_default();
-                let sum = Sum::default().add(header).finish();
-                put16(out, at, sum);
-            }
+        let ip = cut.apply(self.ip, self.l3, out);
+        let l4 = cut.apply(self.l4_fields, self.l4, out);
+        if let Some(at) = self.ip_checksum {
+            put16(out, at, self.ip_sum.add_sum(ip).finish());
         }
-        let l4_len = (cut.end - self.l4) as u32;
-        for field in self.l4_fields {
-            let at = self.l4 + usize::from(field.offset);
-            let optional = match field.rule {
-                Rule::Checksum => false,
-                Rule::OptionalChecksum if self.has_checksum => true,
-                _ => continue,
-            };
-            put16(out, at, 0);
-            let header = out.get(self.l4..).unwrap_or_default();
-            let sum = self.pseudo.add_u32(l4_len).add(header).add_sum(payload_sum);
+        if let Some(at) = self.l4_checksum {
+            let l4_len = (cut.end - self.l4) as u32;
+            let header = self.l4_sum.add_sum(l4);
+            let sum = self.pseudo.add_u32(l4_len).add_sum(header).add_sum(payload_sum);
+            let optional = self.kind == GsoKind::UdpL4;
             put16(out, at, if optional { sum.finish_udp() } else { sum.finish() });
         }
         len
@@ -270,9 +277,12 @@ impl Segmenter {
             false => at(2),
         };
         let l4_len = l3_len.saturating_sub(self.l3_header_len) as u32;
-        Sum::default()
-            .add(out_headers.get(..self.l4).unwrap_or_default())
-            .add_sum(self.pseudo.add_u32(l4_len).complement())
+        // An IPv4 header sums to zero. Of IPv6 only the length differs from segment to segment.
+        let ip = match self.v6 {
+            true => self.ip_sum.add_u16(at(4) as u16),
+            false => Sum::default(),
+        };
+        self.eth_sum.add_sum(ip).add_sum(self.pseudo.add_u32(l4_len).complement())
     }
 
     /// The sum of the whole segment from its headers and the sum of its payload.

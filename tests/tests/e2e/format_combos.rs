@@ -3,7 +3,6 @@
 
 use culvert_tests::format::{OVER_IP, OVER_UDP};
 use culvert_tests::tools::{Datagrams, ping_df, tcp_transfer, udp_exchange};
-use culvert_tests::topology::WIRE;
 use culvert_tests::{Attach, Combo, Family, Offloads, TopologySpec, combo, is_full, shares};
 
 /// Lines of a vnet for each format, and bytes that a packet of its own has around its inner IP packet, without outer IP.
@@ -47,13 +46,12 @@ fn talk((format, combo): (usize, Combo)) {
     let mut spec = TopologySpec::pair(combo);
     spec.vnet_toml = vnet_toml;
     spec.extra_toml = [format!("{OVER_UDP}{OVER_IP}"), format!("{OVER_UDP}{OVER_IP}")];
-    let mtu = combo.tenant_mtu + around + if combo.underlay == Family::V4 { 20 } else { 40 };
+    let room = around + if combo.underlay == Family::V4 { 20 } else { 40 };
+    spec.wire_room = Some(room);
+    let mtu = combo.tenant_mtu + room;
     let more = format!("mtu = {mtu}");
     spec.underlay_toml = more.leak();
     let topology = spec.build();
-    for host in &topology.hosts {
-        host.ns.run(&format!("ip link set {WIRE} mtu {mtu}"));
-    }
     topology.wait_connected(0, 1);
     let full = combo.tenant_mtu - if combo.tenant == Family::V4 { 28 } else { 48 };
     for (from, to) in [(0, 1), (1, 0)] {

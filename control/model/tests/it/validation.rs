@@ -231,8 +231,7 @@ fn the_longest_format_of_vnets_and_peers_counts() {
     let least = 576 + 72;
     assert_eq!(faults(vnet(least)), []);
     assert_eq!(faults(peer(least)), []);
-    for fault in
-        [fault("underlay: mtu", vnet(least - 1)), fault("underlay: mtu", peer(least - 1))]
+    for fault in [fault("underlay: mtu", vnet(least - 1)), fault("underlay: mtu", peer(least - 1))]
     {
         let said = fault.to_string();
         assert!(said.contains("less 72 bytes of headers leaves 575"), "{said}");

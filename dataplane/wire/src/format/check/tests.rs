@@ -243,8 +243,11 @@ fn options_that_are_sent_can_be_read() {
         format.fields = vec![Field::new(12, 2, Rule::Increment)].into();
     });
     let text = faults(&into);
-    assert!(text.contains("fact[0]: byte 7 bit 4, 8 bits ends at byte 9, in the options"), "{text}");
-    assert!(text.contains("field[0]: bytes 12 to 13 ends at byte 14, in the options"), "{text}");
+    assert!(
+        text.contains("fact[0]: byte 7 bit 4, 8 bits ends at byte 9, in the options"),
+        "{text}"
+    );
+    assert!(text.contains("field[0]: byte 12, 16 bits ends at byte 14, in the options"), "{text}");
 }
 
 #[test]
