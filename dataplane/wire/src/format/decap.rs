@@ -132,6 +132,10 @@ pub(super) fn read_options(
 ) -> Result<u32, DecapError> {
     let mut rest = header.get(base..).unwrap_or_default();
     let mut seen = 0u32;
+    if options.head_len == 0 && !rest.is_empty() {
+        // No descriptor that was checked: there would be no end of options.
+        return Err(DecapError::BadOptionLength);
+    }
     while !rest.is_empty() {
         let (head, data) = rest
             .split_at_checked(usize::from(options.head_len))
