@@ -78,7 +78,7 @@ fn l3(frame: &[u8]) -> usize {
     14 + if frame[12..14] == [0x81, 0] { 4 } else { 0 }
 }
 
-/// Bytes of the IP header, and of a destination options header of eight.
+/// Bytes of the IP header, and of one IPv6 extension header of eight: options, routing or fragment.
 fn ip_len(ip: &[u8]) -> usize {
     match ip[0] >> 4 {
         4 => usize::from(ip[0] & 0xf) * 4,

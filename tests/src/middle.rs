@@ -30,6 +30,17 @@ struct Shared {
     changes: AtomicU64,
     weather: Mutex<Option<(Weather, u64)>>,
     shapes: Mutex<BTreeMap<[u16; 3], u64>>,
+    passed: AtomicU64,
+    passed_bytes: AtomicU64,
+}
+
+/// Large frames from the first host that went on to the second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// How many.
+    pub frames: u64,
+    /// Their bytes, Ethernet headers included.
+    pub bytes: u64,
 }
 
 /// A namespace in the wire with a thread per direction that copies frames, flipping a bit in some, and as its weather
@@ -99,6 +110,12 @@ impl Middle {
         self.shared.lost.load(Relaxed)
     }
 
+    /// What has passed since this was last asked.
+    pub fn take_passed(&self) -> Passed {
+        let take = |count: &AtomicU64| count.swap(0, Relaxed);
+        Passed { frames: take(&self.shared.passed), bytes: take(&self.shared.passed_bytes) }
+    }
+
     /// The frames of shards that the first host has sent since this was last asked, by their shapes; only those whose
     /// first segment it sent by itself.
     pub fn take_shapes(&self) -> Vec<(Shape, u64)> {
@@ -131,6 +148,10 @@ fn copy(from: &RawSocket, to: &RawSocket, shared: &Shared, way: u64) {
     let mut large = 0u64;
     let (mut changes, mut sky) = (0, None);
     let send = |frame: Vec<u8>| {
+        if way == 0 && frame.len() > SMALLEST_VICTIM {
+            shared.passed.fetch_add(1, Relaxed);
+            shared.passed_bytes.fetch_add(frame.len() as u64, Relaxed);
+        }
         let _ = to.send(&frame);
     };
     while !shared.stop.load(Relaxed) {

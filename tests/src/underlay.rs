@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::combo::{Combo, Family, UNDERLAY_VLAN};
+use crate::combo::{Family, UNDERLAY_VLAN};
 use crate::link;
 use crate::middle::Middle;
 use crate::netns::Netns;

@@ -10,17 +10,17 @@ use std::net::IpAddr;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use culvert_wire::checksum::{Sum, copy_and_sum};
-use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterKey};
+use culvert_wire::coalesce::{CoalesceConfig, Coalescer, Merged, OuterHeaders, OuterKey};
 use culvert_wire::encap::{DscpMode, EncapSpec, EncapTemplate, OuterChecksum, OuterFrame};
 use culvert_wire::eth::{self, ether_type};
 use culvert_wire::format::builtin::by_name;
-use culvert_wire::format::{FormatDescriptor, decap};
+use culvert_wire::format::{FormatDescriptor, Formats, decap};
 use culvert_wire::reassemble::{Reassembler, StreamKey, StreamPart, widen};
 use culvert_wire::segment::{GsoKind, Pieces, Segmenter};
 use culvert_wire::shard::encode::{Content, Path, PathConfig, Scratch, Stamp, Superframe};
 use culvert_wire::shard::receive::{Held, OuterSum, Receiver, Run, Segment, ShardError, Sink};
 use culvert_wire::shard::{Keyring, Policy};
-use culvert_wire::{MacAddr, Packet, Vni, ipv4, ipv6, proto, tcp};
+use culvert_wire::{MacAddr, Packet, Vni, ecn, ipv4, ipv6, proto, tcp};
 
 /// Of the tenant, with timestamps, at an MTU of 1500; over IPv6, 20 less.
 const MSS: u16 = 1448;
@@ -178,20 +178,24 @@ fn l4_is_right(head: &[u8], pkt: &Packet, sum: Sum) -> bool {
     pkt.pseudo_header(head, pkt.l4_len() as u32).add_sum(sum).finish() == 0
 }
 
-/// A frame of the wire, its inner one parsed and both sums found right.
-fn check_datagram(format: &FormatDescriptor, wire: &[u8]) -> (usize, Packet) {
+/// A frame of the wire, its inner one parsed and both sums found right; with it what has to be equal in all that is
+/// merged.
+fn check_datagram(formats: &Formats, wire: &[u8]) -> (usize, Packet, OuterKey) {
     let outer = Packet::parse(wire, wire.len()).unwrap();
     let at = usize::from(outer.payload);
-    let found = decap(format, &wire[at..]).unwrap();
+    let found = formats.decap(outer.proto, outer.dst_port(wire), &wire[at..]);
+    let (_, found) = found.unwrap().unwrap();
+    let headers = OuterHeaders::of(wire, &outer, found.digest);
     let start = at + found.header_len;
     let inner = &wire[start..];
     let pkt = Packet::parse(inner, inner.len()).unwrap();
+    assert_ne!(ecn::decapsulate(pkt.tos, outer.tos), ecn::Egress::Drop);
     let l4 = start + usize::from(pkt.l4);
     let sum = Sum::default().add(&wire[l4..]);
     assert!(l4_is_right(inner, &pkt, sum));
     let whole = Sum::default().add(&wire[usize::from(outer.l4)..l4]).add_sum(sum);
     assert!(l4_is_right(wire, &outer, whole));
-    (start, pkt)
+    (start, pkt, OuterKey { flow: found.vni.get().into(), headers })
 }
 
 /// Puts what was merged into one piece.
@@ -208,7 +212,7 @@ fn gather(merged: Merged<'_, usize>, wires: &Wires, starts: &[usize], whole: &mu
 }
 
 fn merge_datagrams(
-    format: &FormatDescriptor,
+    formats: &Formats,
     wires: &Wires,
     coalescer: &mut Coalescer<usize>,
     whole: &mut [u8],
@@ -216,9 +220,8 @@ fn merge_datagrams(
     let mut len = 0;
     let mut starts = [0; 64];
     for (i, wire) in wires.iter().enumerate() {
-        let (start, pkt) = check_datagram(format, wire);
+        let (start, pkt, outer) = check_datagram(formats, wire);
         starts[i] = start;
-        let outer = OuterKey::default();
         let mut sink = |merged: Merged<'_, usize>| len += gather(merged, wires, &starts, whole);
         assert!(coalescer.offer(&wire[start..], &pkt, outer, i, &mut sink).is_none());
     }
@@ -239,7 +242,8 @@ fn merge_stream(
         let sum = Sum::default().add(&wire[usize::from(outer.l4)..]);
         assert!(l4_is_right(wire, &outer, sum));
         let part = StreamPart::read(stream, wire, &outer).unwrap();
-        let key = StreamKey { from: [192, 0, 2, 1].into(), path: 0, frame: part.frame };
+        let (from, path) = (outer.src_ip(wire).unwrap(), u64::from(outer.flow_hash) << 8);
+        let key = StreamKey { from, path, frame: part.frame };
         let mut complete = |parts: std::vec::Drain<'_, (u32, u32, usize)>| {
             let mut at = 0;
             for (n, (_, bytes, token)) in parts.enumerate() {
@@ -249,7 +253,9 @@ fn merge_stream(
                     let head = &wires.bytes[token];
                     let first = Packet::parse(head, wires.lens[token]).unwrap();
                     assert!(widen(&mut head.clone(), &first, stream, part.length).is_some());
-                    decap(format, &head[from..]).unwrap().header_len
+                    let found = decap(format, &head[from..]).unwrap();
+                    black_box(OuterHeaders::of(head, &first, found.digest));
+                    found.header_len
                 } else {
                     0
                 };
@@ -391,6 +397,7 @@ fn engine(c: &mut Criterion) {
     let mut group = c.benchmark_group("engine");
     let source = superframe(false);
     let mut target = vec![0u8; source.len()];
+    let formats = Formats::default();
     group.bench_function("limit", |b| {
         b.iter(|| copy_and_sum(black_box(&mut target), black_box(&source)));
     });
@@ -418,7 +425,7 @@ fn engine(c: &mut Criterion) {
                 if outer.is_stream() {
                     merge_stream(format, black_box(&wires), &mut reassembler, &mut whole)
                 } else {
-                    merge_datagrams(format, black_box(&wires), &mut coalescer, &mut whole)
+                    merge_datagrams(&formats, black_box(&wires), &mut coalescer, &mut whole)
                 }
             };
             assert_eq!(merge(), frame.len(), "{name} {family}: not one superframe");

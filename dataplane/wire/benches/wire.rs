@@ -1,5 +1,5 @@
 //! What the hot functions cost, each beside what it is to be judged against: a naive checksum, a
-//! plain copy.
+//! plain copy, a crate that does the same.
 
 use std::hint::black_box;
 
@@ -12,8 +12,9 @@ use culvert_wire::format::{STT, VXLAN};
 use culvert_wire::segment::{GsoKind, Pieces, Segmenter};
 use culvert_wire::shard::encode::{Content, Path, PathConfig, Scratch, Stamp, Superframe};
 use culvert_wire::shard::receive::{Held, OuterSum, Receiver, Run, Segment, ShardError, Sink};
-use culvert_wire::shard::{Key, Keyring, Policy};
+use culvert_wire::shard::{Coding, Key, Keyring, Policy, code};
 use culvert_wire::{MacAddr, Packet, Vni, ipv4, proto, tcp};
+use reed_solomon_erasure::galois_8::ReedSolomon;
 
 const MSS: u16 = 1448;
 
@@ -280,5 +281,34 @@ fn shards(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, checksums, headers, superframes, shards);
+/// The shares of a block beside those of the crate, which makes its matrix before and keeps the inverted one.
+fn codes(c: &mut Criterion) {
+    const SHARE_LEN: usize = 20;
+    let coding = Coding::new(4, 8).unwrap();
+    let codec = ReedSolomon::new(4, 4).unwrap();
+    let mut shares: Vec<u8> = (0..8 * SHARE_LEN).map(|i| i as u8).collect();
+    code::encode(coding, SHARE_LEN, &mut shares);
+    let pieces: Vec<[u8; SHARE_LEN]> = shares.as_chunks::<SHARE_LEN>().0.to_vec();
+    let mut group = c.benchmark_group("shard, block of 80 bytes");
+    group.throughput(Throughput::Bytes(4 * SHARE_LEN as u64));
+    group.bench_function("encode 4 of 8", |b| {
+        b.iter(|| code::encode(coding, SHARE_LEN, black_box(&mut shares)));
+    });
+    let data = &pieces[..4];
+    let mut others = [[0u8; SHARE_LEN]; 4];
+    group.bench_function("encode 4 of 8, reed-solomon-erasure", |b| {
+        b.iter(|| codec.encode_sep(black_box(data), black_box(&mut others[..])).unwrap());
+    });
+    let known: Vec<(u8, &[u8])> = (4..8u8).map(|i| (i, &pieces[usize::from(i)][..])).collect();
+    let mut block = [0u8; 4 * SHARE_LEN];
+    group.bench_function("rebuild of the last 4", |b| {
+        b.iter(|| assert!(code::decode(coding, black_box(&known), black_box(&mut block[..]))));
+    });
+    let mut slots: Vec<_> = pieces.iter().enumerate().map(|(i, piece)| (*piece, i >= 4)).collect();
+    group.bench_function("rebuild of the last 4, reed-solomon-erasure", |b| {
+        b.iter(|| codec.reconstruct_data(black_box(&mut slots[..])).unwrap());
+    });
+}
+
+criterion_group!(benches, checksums, headers, superframes, shards, codes);
 criterion_main!(benches);

@@ -26,8 +26,10 @@ pub struct ReassembleConfig {
     pub frames_per_peer: usize,
     /// Segments of one frame. At least 1.
     pub segments: usize,
-    /// Bytes of all that waits. At least 65,535, so that one frame can.
+    /// Bytes of memory of all that waits. At least what one frame takes that has as many segments as it may.
     pub bytes: usize,
+    /// A segment takes memory in multiples of so many bytes. At least 1.
+    pub grain: usize,
     /// How long a frame waits for its last segment, in microseconds.
     pub hold_us: u64,
 }
@@ -39,7 +41,8 @@ impl Default for ReassembleConfig {
             frames_per_peer: 32,
             // 64 KB in segments of an MTU of 576.
             segments: 128,
-            bytes: 2 << 20,
+            bytes: 8 << 20,
+            grain: 4096,
             hold_us: 50_000,
         }
     }
@@ -146,6 +149,8 @@ struct Waiting<T> {
     key: StreamKey,
     length: u32,
     have: u32,
+    // Bytes of memory that its segments take.
+    taken: usize,
     since_us: u64,
     // In the order of their offsets.
     parts: Vec<(u32, u32, T)>,
@@ -171,17 +176,20 @@ impl<T> Reassembler<T> {
     /// Makes an empty one; limits out of range are brought into it.
     #[must_use]
     pub fn new(config: ReassembleConfig) -> Self {
+        let (segments, grain) = (config.segments.max(1), config.grain.max(1));
         let config = ReassembleConfig {
             frames: config.frames.max(1),
             frames_per_peer: config.frames_per_peer.max(1),
-            segments: config.segments.max(1),
-            bytes: config.bytes.max(0xffff),
+            segments,
+            bytes: config.bytes.max(0xffff + segments * grain),
+            grain,
             hold_us: config.hold_us,
         };
         let empty = || Waiting {
             key: StreamKey { from: IpAddr::from([0, 0, 0, 0]), path: 0, frame: 0 },
             length: 0,
             have: 0,
+            taken: 0,
             since_us: 0,
             parts: Vec::with_capacity(config.segments),
         };
@@ -195,7 +203,7 @@ impl<T> Reassembler<T> {
         self.in_use
     }
 
-    /// Bytes of what waits.
+    /// Bytes of memory that what waits takes.
     #[must_use]
     pub const fn waiting_bytes(&self) -> usize {
         self.bytes
@@ -282,6 +290,7 @@ impl<T> Reassembler<T> {
         let at = self.in_use;
         if let Some(slot) = self.slots.get_mut(at) {
             (slot.key, slot.length, slot.have, slot.since_us) = (key, length, 0, now_us);
+            slot.taken = 0;
             self.in_use += 1;
         }
         at
@@ -320,7 +329,9 @@ impl<T> Reassembler<T> {
         }
         slot.parts.insert(position, (start, part.len, token));
         slot.have += part.len;
-        self.bytes += part.len as usize;
+        let taken = (part.len as usize).next_multiple_of(self.config.grain);
+        slot.taken += taken;
+        self.bytes += taken;
         Ok(slot.have == slot.length)
     }
 
@@ -345,7 +356,7 @@ impl<T> Reassembler<T> {
             self.in_use = last;
         }
         if let Some(slot) = self.slots.get(last) {
-            self.bytes = self.bytes.saturating_sub(slot.have as usize);
+            self.bytes = self.bytes.saturating_sub(slot.taken);
         }
         last
     }

@@ -15,11 +15,15 @@ use culvert_tests::topology::{TENANT_DEVICE, WIRE};
 use culvert_tests::{Combo, Topology, TopologySpec, craft, link, wait_until};
 
 /// Rules in which we differ from the kernel, and why.
-const UNLIKE_KERNEL: [(&str, &str); 2] = [
+const UNLIKE_KERNEL: [(&str, &str); 3] = [
     ("the urgent pointer differs", "GRO does not look at it where URG is clear; it would be lost"),
     (
         "no DF, identifications stand still",
         "Linux merges since 6.18; fragments of such packets could be taken for each other's",
+    ),
+    (
+        "a routing header on all",
+        "GRO passes over it; on its way such a packet has a checksum over another destination",
     ),
 ];
 
@@ -210,10 +214,24 @@ fn of_ipv6(base: &Segment) -> Vec<Case> {
     let mut add = adding(&mut cases, base.ports[0] + 200);
     let apart = [1000, 1000, 1000];
     add("the flow label differs", second(base, |s| s.label += 1), &apart);
-    // Destination options: the next header is TCP, no more units, four bytes of padding.
-    let options = |s: &mut Segment| (s.extension, s.between) = (60, vec![6, 0, 1, 4, 0, 0, 0, 0]);
+    // Extension headers of eight bytes. The next header is TCP.
+    let extension = |kind: u8, header: [u8; 8]| {
+        move |s: &mut Segment| (s.extension, s.between) = (kind, header.to_vec())
+    };
+    // No more units, four bytes of padding.
+    let options = extension(60, [6, 0, 1, 4, 0, 0, 0, 0]);
     add("destination options on all", each(base, |_, s| options(s)), &[3000]);
     add("destination options on one", second(base, options), &apart);
+    // No more units, a type for experiments, no segments left.
+    let routing = extension(43, [6, 0, 253, 0, 0, 0, 0, 0]);
+    add("a routing header on all", each(base, |_, s| routing(s)), &apart);
+    add("a routing header on one", second(base, routing), &apart);
+    // An offset of 0, more fragments, and the identification.
+    let fragment = |id: u8| extension(44, [6, 0, 0, 1, 0, 0, 0, id]);
+    add("fragments", each(base, |n, s| fragment(n as u8)(s)), &apart);
+    add("a fragment among segments", second(base, fragment(7)), &apart);
+    let atomic = extension(44, [6, 0, 0, 0, 0, 0, 0, 7]);
+    add("fragment headers without fragments", each(base, |_, s| atomic(s)), &apart);
     drop(add);
     cases
 }

@@ -46,6 +46,7 @@ mod shards_hostile;
 mod sight;
 mod spoofing;
 mod start;
+mod stt_hostile;
 mod tls;
 mod udp_gro;
 mod units;

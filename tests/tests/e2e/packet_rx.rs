@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use culvert_tests::stats::Stats;
 use culvert_tests::tools::{ping, tcp_transfer};
 use culvert_tests::topology::{Topology, WIRE};
 use culvert_tests::{Combo, Family, Netns, Offloads, Peer, TopologySpec, checks, wait_until};
@@ -25,6 +26,20 @@ fn mode(topology: &Topology, host: usize) -> String {
     let info: serde_json::Value = serde_json::from_str(&info).unwrap();
     let device = info["underlay"].as_array().unwrap().iter().find(|d| d["interface"] == WIRE);
     device.unwrap()["mode"].as_str().unwrap().to_owned()
+}
+
+/// Frames of shards that a host got with every segment.
+fn whole_frames(topology: &Topology, host: usize) -> u64 {
+    let ns = &topology.hosts[host].ns;
+    let lines = topology.dataplane(host).cli(ns, &["-o", "json", "show", "shards"]).unwrap();
+    let lines: serde_json::Value = serde_json::from_str(&lines).unwrap();
+    lines.as_array().unwrap().iter().filter_map(|line| line["whole"].as_u64()).sum()
+}
+
+/// Whether a drop reason says that what came was wrong, and not merely that something did not come.
+fn is_fault(reason: &str) -> bool {
+    let losses = ["shard_evicted", "shard_timed_out"];
+    reason == "bad_tunnel_header" || reason.starts_with("shard_") && !losses.contains(&reason)
 }
 
 /// Whether a device runs an XDP program.
@@ -154,20 +169,33 @@ fn a_killed_dataplane_leaves_the_host_closed_to_tunnel_packets_and_open_to_its_o
 
 #[test]
 fn what_the_kernel_coalesced_arrives_as_one() {
-    let mut spec = pair(Combo { wire: Offloads::Off, ..Combo::SIMPLE });
-    spec.vnet_toml = "format = \"stt\"";
-    let topology = spec.build();
-    topology.hosts[1].ns.run(&format!("ethtool -K {WIRE} gro on"));
-    topology.wait_connected(0, 1);
-    let received = |topology: &Topology| topology.stats(1).kernel(WIRE, "rx_packets").unwrap();
-    let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
-    let before = received(&topology);
-    let bytes = 16 << 20;
-    tcp_transfer(&a.ns, &b.ns, topology.address(1), bytes).unwrap();
-    let packets = received(&topology) - before;
-    let segments = bytes as u64 / 1400;
-    assert!(packets > 0 && packets < segments / 3, "{packets} packets of {segments} segments");
-    assert_eq!(topology.stats(1).dropped("bad_tunnel_header"), 0);
+    for format in ["stt", "shard"] {
+        let mut spec = pair(Combo { wire: Offloads::Off, ..Combo::SIMPLE });
+        spec.vnet_toml = match format {
+            "shard" => "format = \"shard\"",
+            _ => "format = \"stt\"",
+        };
+        let topology = spec.build();
+        topology.widen_wire(ROOM);
+        topology.hosts[1].ns.run(&format!("ethtool -K {WIRE} gro on"));
+        topology.settle();
+        let received = |stats: &Stats| stats.kernel(WIRE, "rx_packets").unwrap();
+        let [a, b] = [&topology.tenants[0], &topology.tenants[1]];
+        let (before, whole) = (topology.stats(1), whole_frames(&topology, 1));
+        let bytes = 16 << 20;
+        tcp_transfer(&a.ns, &b.ns, topology.address(1), bytes).unwrap();
+        let (after, whole) = (topology.stats(1), whole_frames(&topology, 1) - whole);
+        let packets = received(&after) - received(&before);
+        // None is longer than the wire's MTU, so there are as many at least.
+        let segments = bytes as u64 / 1620;
+        let few = packets > 0 && packets < segments / 3;
+        assert!(few, "{format}: {packets} packets of {segments} segments");
+        let mut faults = after.drops_since(&before);
+        faults.retain(|reason, _| is_fault(reason));
+        assert!(faults.is_empty(), "{format}: {faults:?}");
+        // A frame has 64 KB at most.
+        assert_eq!(whole > 100, format == "shard", "{format}: {whole} frames came whole");
+    }
 }
 
 #[test]

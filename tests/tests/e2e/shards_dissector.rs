@@ -3,12 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use culvert_tests::shards::mend;
 use culvert_tests::tools::{Capture, tcp_transfer};
-use culvert_tests::{Combo, Family, Offloads};
+use culvert_tests::{Combo, Family, Offloads, craft};
 use culvert_wire::Packet;
-use culvert_wire::shard::{Placement, ShardHeader};
+use culvert_wire::shard::{Placement, Shape, ShardHeader};
 
 use crate::shards::{KEYS, hosts, set_peer};
+
+/// Accepts packets with which the dissector finds something wrong.
+const WRONG: &str = "culvert_shard.illegal || culvert_shard.bad_checksum \
+                     || culvert_shard.bad_block || _ws.malformed || _ws.lua.error";
 
 /// The values of fields in each packet that a display filter accepts, by the dissector that ships with Culvert.
 pub(crate) fn dissected(pcap: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
@@ -43,9 +48,7 @@ fn the_dissector_for_wireshark_reads_what_crosses_the_wire() {
         let pcap = capture.finish();
         let segments = dissected(&pcap, "culvert_shard", &["culvert_shard.segments"]);
         assert!(segments.len() > 300, "{} segments", segments.len());
-        let wrong = "culvert_shard.illegal || culvert_shard.bad_checksum \
-                     || culvert_shard.bad_block || _ws.malformed || _ws.lua.error";
-        let wrong = dissected(&pcap, wrong, &["frame.number", "_ws.expert.message"]);
+        let wrong = dissected(&pcap, WRONG, &["frame.number", "_ws.expert.message"]);
         assert!(wrong.is_empty(), "{wrong:?}");
         let fields = ["vni", "crc_good", "kind", "keyed", "mss"];
         let fields = fields.map(|field| format!("culvert_shard.block.{field}"));
@@ -69,44 +72,93 @@ fn the_dissector_for_wireshark_reads_what_crosses_the_wire() {
         // The inner frames that are not cut are shown as such.
         let inner = dissected(&pcap, "culvert_shard && tcp.flags.syn == 1", &["ip.dst"]);
         assert!(!inner.is_empty());
+        marks_what_is_wrong(&pcap, underlay);
     }
+}
+
+/// Damages one packet of a capture in which nothing is wrong: the dissector marks that one, for what it is.
+fn marks_what_is_wrong(pcap: &Path, underlay: Family) {
+    // It brings the last of the shares that are needed.
+    let last = "culvert_shard.k > 1 && culvert_shard.block.vni == 100";
+    let number: usize = dissected(pcap, last, &["frame.number"])[0][0].parse().unwrap();
+    let urgent = craft::udp_offset(underlay == Family::V6) + 18;
+    for (name, in_share, mended, mark) in [
+        ("damaged", true, false, "culvert_shard.bad_checksum"),
+        ("forged", true, true, "culvert_shard.bad_block && !culvert_shard.bad_checksum"),
+        ("illegal", false, true, "culvert_shard.illegal && !culvert_shard.bad_checksum"),
+    ] {
+        let copy = changed(pcap, name, |at, packet| {
+            if at != number {
+                return true;
+            }
+            if in_share {
+                let (_, carried) = shares(packet).unwrap();
+                packet[carried[0].1] ^= 1;
+            } else {
+                // One share is sent, and more are needed.
+                packet[urgent] &= 0b1111_1000;
+                packet[urgent + 1] &= 0b0111_1111;
+            }
+            if mended {
+                mend(packet);
+            }
+            true
+        });
+        let marked = dissected(&copy, mark, &["frame.number"]);
+        assert_eq!(marked, [[number.to_string()]], "{name}");
+        assert_eq!(dissected(&copy, WRONG, &["frame.number"]), marked, "{name}");
+    }
+}
+
+/// How the frame of a packet is cut, and each share in the packet: its number, and where it begins.
+fn shares(packet: &[u8]) -> Option<(Shape, Vec<(usize, usize)>)> {
+    let read = Packet::parse(packet, packet.len()).ok()?;
+    if !read.is_tcp() || read.dst_port(packet) != Some(culvert_wire::shard::PORT) {
+        return None;
+    }
+    let transport = packet.get(usize::from(read.l4)..)?;
+    let ShardHeader { frame, offset, shape } = ShardHeader::read(transport).ok()?;
+    let start = usize::from(offset);
+    let segments = shape.segments_of(start..start + read.payload_len())?;
+    let placement = Placement::new(frame, shape);
+    let place = |i| read.headers_len() + shape.stream_range(i).start - start;
+    let carried = segments.filter_map(|i| Some((placement.share_of(i)?, place(i))));
+    Some((shape, carried.collect()))
 }
 
 /// Whether a packet has one of the first k shares of a frame that has others.
 fn has_first_share(packet: &[u8]) -> bool {
-    let Ok(read) = Packet::parse(packet, packet.len()) else { return false };
-    let transport = packet.get(usize::from(read.l4)..).unwrap_or_default();
-    if !read.is_tcp() || read.dst_port(packet) != Some(culvert_wire::shard::PORT) {
-        return false;
-    }
-    let Ok(ShardHeader { frame, offset, shape }) = ShardHeader::read(transport) else {
-        return false;
-    };
-    let start = usize::from(offset);
-    let segments = shape.segments_of(start..start + read.payload_len()).unwrap_or_default();
-    let placement = Placement::new(frame, shape);
-    let k = usize::from(shape.coding().k());
-    let others = usize::from(shape.coding().n()) >= 2 * k;
-    others && segments.into_iter().any(|i| placement.share_of(i).is_some_and(|share| share < k))
+    shares(packet).is_some_and(|(shape, carried)| {
+        let [k, n] = [shape.coding().k(), shape.coding().n()].map(usize::from);
+        n >= 2 * k && carried.iter().any(|(share, _)| *share < k)
+    })
 }
 
 /// A capture without the packets that have one of the first k shares of their frame.
 fn without_first_shares(pcap: &Path) -> PathBuf {
+    changed(pcap, "thinned", |_, packet| !has_first_share(packet))
+}
+
+/// A copy of a capture, of what `change` makes of its packets: it gets the number of each, from 1, and says whether the
+/// packet stays.
+fn changed(pcap: &Path, name: &str, mut change: impl FnMut(usize, &mut [u8]) -> bool) -> PathBuf {
     let whole = std::fs::read(pcap).unwrap();
     let (header, mut rest) = whole.split_at(24);
     assert_eq!(header[..4], 0xa1b2_c3d4u32.to_le_bytes(), "a capture of another kind");
-    let mut thinned = header.to_vec();
+    let (mut copy, mut number) = (header.to_vec(), 0);
     while let Some((record, behind)) = rest.split_at_checked(16) {
         let len = u32::from_le_bytes(*record[8..].first_chunk().unwrap());
         let Some((packet, behind)) = behind.split_at_checked(len as usize) else { break };
-        if !has_first_share(packet) {
-            thinned.extend(record);
-            thinned.extend(packet);
+        let mut packet = packet.to_vec();
+        number += 1;
+        if change(number, &mut packet) {
+            copy.extend(record);
+            copy.extend(packet);
         }
         rest = behind;
     }
-    assert!(thinned.len() < whole.len(), "no packet has a share");
-    let path = pcap.with_extension("thinned.pcap");
-    std::fs::write(&path, thinned).unwrap();
+    assert!(copy != whole, "{name}: every packet is as it was");
+    let path = pcap.with_extension(format!("{name}.pcap"));
+    std::fs::write(&path, copy).unwrap();
     path
 }

@@ -89,15 +89,19 @@ impl Worker {
             let bytes = format!("frame {frame:#x}, {len} bytes from {offset} of {length}");
             Step::new(Stage::Outer, "segment").by(self.tables.formats().name(format)).because(bytes)
         });
+        let Some(from) = pkt.src_ip(buf.head().data()) else {
+            return self.drop_underlay(link, buf, DropReason::NotTunnel);
+        };
+        // Nothing of a stranger is held, who could push out what others sent.
+        if !self.tables.knows(&from) {
+            return self.drop_underlay(link, buf, DropReason::UnknownVtep);
+        }
         if !outer_is_right(&buf, pkt, off) {
             return self.drop_underlay(link, buf, DropReason::BadOuterChecksum);
         }
         if part.length > max_stream_len(pkt.ip) {
             return self.drop_underlay(link, buf, DropReason::StreamOutOfRange);
         }
-        let Some(from) = pkt.src_ip(buf.head().data()) else {
-            return self.drop_underlay(link, buf, DropReason::NotTunnel);
-        };
         let first = part.offset == 0;
         if !first && !buf.trim_front(pkt.payload.into(), &mut self.cache) {
             return self.drop_underlay(link, buf, DropReason::Malformed);

@@ -331,6 +331,7 @@ pub(crate) fn reassembler(data: &[u8]) {
         frames_per_peer: 2,
         segments: 4,
         bytes: 70_000,
+        grain: 512,
         hold_us: 500,
     };
     let mut reassembler = Reassembler::new(config);

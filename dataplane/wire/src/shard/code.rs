@@ -121,6 +121,21 @@ fn add_product(to: &mut [u8], from: &[u8], factor: u8) {
     }
 }
 
+/// Adds the products of four shares, which lie one behind the other in `from`, to `to`: in one pass.
+#[inline]
+fn add_four_products(to: &mut [u8], from: &[u8], factors: [u8; 4]) {
+    let len = to.len();
+    let [a, b, c, d] = factors.map(|factor| &PRODUCTS[usize::from(factor)]);
+    let (first, rest) = from.split_at(len.min(from.len()));
+    let (second, rest) = rest.split_at(len.min(rest.len()));
+    let (third, fourth) = rest.split_at(len.min(rest.len()));
+    let sources = first.iter().zip(second).zip(third).zip(fourth);
+    for (to, (((w, x), y), z)) in to.iter_mut().zip(sources) {
+        let [w, x, y, z] = [*w, *x, *y, *z].map(usize::from);
+        *to ^= a[w] ^ b[x] ^ c[y] ^ d[z];
+    }
+}
+
 /// Makes the shares, one behind the other: `shares` starts with the block, padded to k shares of
 /// `share_len` bytes, and gets the others behind it. Does nothing if it is shorter than n shares.
 pub fn encode(coding: Coding, share_len: usize, shares: &mut [u8]) {
@@ -136,8 +151,13 @@ pub fn encode(coding: Coding, share_len: usize, shares: &mut [u8]) {
     let of_k = ENCODING.get(k).into_iter().flatten().skip(k);
     for (share, weights) in rest.chunks_exact_mut(share_len).zip(of_k) {
         share.fill(0);
-        for (data, weight) in data.chunks_exact(share_len).zip(weights) {
+        let (fours, rest) = weights.get(..k).unwrap_or_default().as_chunks::<4>();
+        let groups = data.chunks_exact(share_len * 4);
+        for (data, weight) in groups.remainder().chunks_exact(share_len).zip(rest) {
             add_product(share, data, *weight);
+        }
+        for (data, weights) in groups.zip(fours) {
+            add_four_products(share, data, *weights);
         }
     }
 }

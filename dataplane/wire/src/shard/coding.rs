@@ -96,11 +96,34 @@ impl Policy {
         };
         Coding { k: k as u8, n: n as u8 }
     }
+
+    /// The most bytes that all shares of a block of this length take, however many segments there are.
+    #[must_use]
+    pub const fn max_shares_len(self, block_len: usize) -> usize {
+        match self {
+            // Twice as many as are needed, and each up to a byte longer than its part of the block.
+            Self::BySegments => 2 * (block_len + 4),
+            Self::Fixed(coding) => coding.n as usize * block_len,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_frame_has_more_bytes_of_shares_than_its_policy_says() {
+        let fixed = (1..=MAX_NEEDED).flat_map(|k| (k..=MAX_SHARES).map(move |n| (k, n)));
+        let fixed = fixed.map(|(k, n)| Policy::Fixed(Coding::new(k as u8, n as u8).unwrap()));
+        for policy in fixed.chain([Policy::BySegments]) {
+            for (segments, block_len) in (1..=128usize).flat_map(|s| [80usize, 84, 92, 200].map(|b| (s, b))) {
+                let coding = policy.coding(segments);
+                let len = usize::from(coding.n) * block_len.div_ceil(usize::from(coding.k));
+                assert!(len <= policy.max_shares_len(block_len), "{policy:?}, {segments}: {len}");
+            }
+        }
+    }
 
     #[test]
     fn codes_outside_their_limits_are_refused() {

@@ -196,6 +196,10 @@ impl Path {
         let block = block_len(frame.pkt.headers_len(), self.config.keys.is_keyed());
         let (segment, stream) = (self.config.max_segment, self.max_stream());
         let policy = self.config.policy;
+        if len + policy.max_shares_len(block) <= stream as usize {
+            // One stream, if any: what else may be wrong with it is found when it is made.
+            return Ok((0..len, None));
+        }
         match Shape::plan(len, block, segment, stream, policy) {
             Ok(_) => return Ok((0..len, None)),
             Err(error @ PlanError::SmallSegments { .. }) => return Err(error.into()),

@@ -224,20 +224,25 @@ impl Placement {
     pub fn new(frame: u32, shape: Shape) -> Self {
         let (segments, n) = (u32::from(shape.segments), u32::from(shape.coding.n()));
         let mut carriers = 0u128;
-        let mut start = 0;
-        for stratum in 0..n {
-            let end = (stratum + 1) * segments / n;
-            let pick = (u64::from(spread(frame, stratum)) * u64::from(end - start)) >> 32;
-            carriers |= 1 << (start + pick as u32);
-            start = end;
-        }
         let mut starts = [shape.payload_len() as u16; MAX_SEGMENTS + 1];
-        let (mss, share_len) = (usize::from(shape.mss), shape.share_len());
-        let (mut at, mut left) = (0, carriers);
-        for start in starts.iter_mut().take(shape.segments()) {
-            *start = at as u16;
-            at += mss - if left & 1 == 0 { 0 } else { share_len };
-            left >>= 1;
+        let (mss, share_len) = (shape.mss, shape.share_len() as u16);
+        let (each, more) = (segments / n, segments % n);
+        let (mut start, mut behind, mut at) = (0, 0, 0u16);
+        for stratum in 0..n {
+            // It ends at `(stratum + 1) * segments / n`; one division is enough for all of them.
+            behind += more;
+            let end = start + each + u32::from(behind >= n);
+            behind -= if behind >= n { n } else { 0 };
+            let pick = (u64::from(spread(frame, stratum)) * u64::from(end - start)) >> 32;
+            let pick = start + pick as u32;
+            carriers |= 1 << pick;
+            let of_stratum = starts.get_mut(start as usize..end as usize).unwrap_or_default();
+            for (segment, begins) in (start..end).zip(of_stratum) {
+                *begins = at;
+                // Past the last segment, which may be a short one, nobody asks.
+                at = at.wrapping_add(mss - if segment == pick { share_len } else { 0 });
+            }
+            start = end;
         }
         Self { frame, shape, carriers, starts }
     }

@@ -433,6 +433,25 @@ fn a_fragment_flushes_what_is_held_between_its_addresses() {
 }
 
 #[test]
+fn an_ipv6_packet_with_a_fragment_or_routing_header_flushes_and_passes() {
+    // The header's type and its third and fourth byte: the first fragment of more, a later one, one that is the whole
+    // packet; a routing header without segments left.
+    for (kind, word) in [(44, [0, 1]), (44, [0, 8]), (44, [0, 0]), (43, [253, 0])] {
+        let mut frames = pair(true, |_| {});
+        let header = [6, 0, word[0], word[1], 0, 0, 0, 7];
+        let len = u16::from_be_bytes([frames[1][18], frames[1][19]]) + 8;
+        frames[1][18..20].copy_from_slice(&len.to_be_bytes());
+        frames[1][20] = kind;
+        frames[1].splice(54..54, header);
+        let mut bench = Bench::new(CoalesceConfig::default());
+        bench.offer(&frames[0], OUTER);
+        bench.offer(&frames[1], OUTER);
+        assert_eq!(members(&bench.out), [[0], [1]], "next header {kind}, {word:?}");
+        bench.finish();
+    }
+}
+
+#[test]
 fn limits_of_segments_and_length_end_a_superframe() {
     let frame = Forge::tcp(false, noise(10_000, 1)).frame();
     let segments = cut(&frame, 1000, 4000);

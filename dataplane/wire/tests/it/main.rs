@@ -3,6 +3,7 @@
 mod checksums;
 mod coalescing;
 mod configuration;
+mod described;
 mod encapsulation;
 mod filters;
 mod forge;

@@ -50,7 +50,14 @@ impl Bench {
 }
 
 fn small() -> ReassembleConfig {
-    ReassembleConfig { frames: 4, frames_per_peer: 3, segments: 8, bytes: 100_000, hold_us: 1000 }
+    ReassembleConfig {
+        frames: 4,
+        frames_per_peer: 3,
+        segments: 8,
+        bytes: 100_000,
+        grain: 1,
+        hold_us: 1000,
+    }
 }
 
 #[test]
@@ -170,9 +177,40 @@ fn limits_evict_what_waits_longest() {
 }
 
 #[test]
+fn short_segments_are_charged_for_the_memory_that_they_take() {
+    let config = ReassembleConfig { grain: 4096, segments: 20, bytes: 0, ..small() };
+    let limit = 0xffff + 20 * 4096;
+    let mut bench = Bench::new(config);
+    for i in 0..20 {
+        bench.offer(0, 1, 0, (65_000, i * 10, 1));
+    }
+    assert_eq!((bench.lost.len(), bench.reassembler.waiting_bytes()), (0, 20 * 4096));
+    for i in 0..20 {
+        bench.offer(0, 2, 0, (65_000, i * 10, 1));
+        assert!(bench.reassembler.waiting_bytes() <= limit);
+    }
+    let evicted = bench.lost.iter().filter(|(error, _)| *error == ReassembleError::Evicted);
+    assert_eq!(evicted.count(), 20, "the frame that waited longest");
+    assert_eq!(bench.reassembler.waiting_bytes(), 20 * 4096);
+    // A frame of the most bytes in the most segments fits.
+    let mut bench = Bench::new(config);
+    for i in 0..20 {
+        bench.offer(0, 1, 0, (65_000, i * 3250, 3250));
+    }
+    assert_eq!((bench.whole.len(), bench.lost.len()), (1, 0));
+    assert_eq!(bench.reassembler.waiting_bytes(), 0);
+}
+
+#[test]
 fn limits_of_zero_are_brought_into_range() {
-    let none =
-        ReassembleConfig { frames: 0, frames_per_peer: 0, segments: 0, bytes: 0, hold_us: 0 };
+    let none = ReassembleConfig {
+        frames: 0,
+        frames_per_peer: 0,
+        segments: 0,
+        bytes: 0,
+        grain: 0,
+        hold_us: 0,
+    };
     let mut bench = Bench::new(none);
     bench.offer(0, 1, 0, (100, 0, 100));
     assert_eq!(bench.whole.len(), 1);

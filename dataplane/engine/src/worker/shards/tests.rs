@@ -159,6 +159,28 @@ fn what_waits_in_vain_is_given_back_and_counted() {
 }
 
 #[test]
+fn what_waits_too_long_is_given_back_and_counted_by_how_many_shares_are_missing() {
+    let mut worker = worker_with(hosts(), FRAMES);
+    // Strata of five segments, of which each has a share, and four shares are needed.
+    for (frame, count) in [(2, 5), (3, 10), (4, 15), (5, 5)] {
+        offer(&mut worker, &segments(frame, 60_000, Keyring::default())[..count]);
+    }
+    let hold = Duration::from_millis(worker.shards.settings.hold_ms.into());
+    worker.pass_time(hold / 2);
+    assert_eq!(dropped(&worker, DropReason::ShardTimedOut), 0);
+    assert!(worker.shards.waits() && worker.shards.held_frames() == 35);
+    worker.pass_time(hold);
+    // Whose time is over is given up once.
+    worker.expire_shards();
+    let reasons = [DropReason::ShardTimedOut, DropReason::ShardEvicted];
+    assert_eq!(reasons.map(|reason| dropped(&worker, reason)), [35, 0]);
+    let counts = worker.shards.counts()[0].1;
+    assert_eq!((counts.expired, counts.evicted), ([1, 1, 2, 0, 0, 0, 0, 0], 0));
+    assert!(!worker.shards.waits());
+    assert_eq!((worker.shards.held_frames(), free(&mut worker)), (0, FRAMES));
+}
+
+#[test]
 fn nothing_of_a_vtep_that_nobody_knows_is_held() {
     let mut tables = hosts();
     tables.vtep_of_ip = Default::default();

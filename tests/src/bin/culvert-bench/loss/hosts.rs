@@ -47,13 +47,19 @@ const WEATHERS: [Weather; 14] = [
 
 /// Frames that were counted at both ends.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counted {
-    sent: u64,
-    rebuilt: u64,
+pub(super) struct Counted {
+    pub(super) sent: u64,
+    pub(super) rebuilt: u64,
+}
+
+impl Counted {
+    pub(super) fn since(self, before: Self) -> Self {
+        Self { sent: self.sent - before.sent, rebuilt: self.rebuilt - before.rebuilt }
+    }
 }
 
 /// What the hosts say of frames from the first to the second.
-fn counted(topology: &Topology) -> Counted {
+pub(super) fn counted(topology: &Topology) -> Counted {
     let of = |host: usize, names: &[&str]| {
         let vtep = topology.hosts[1 - host].vtep.to_string();
         let ns = &topology.hosts[host].ns;
@@ -67,7 +73,7 @@ fn counted(topology: &Topology) -> Counted {
 }
 
 /// Weather as the tables name it.
-fn described(weather: Weather) -> String {
+pub(super) fn described(weather: Weather) -> String {
     let Weather { loss, repeated, overtaken } = weather;
     if repeated == 0.0 && overtaken == 0.0 {
         return loss.to_string();
@@ -108,7 +114,7 @@ pub(crate) fn main(secs: u32, seed: u64) -> crate::CommandResult {
             middle.set_weather(None, 0);
             // The last frames' time has to be over.
             std::thread::sleep(std::time::Duration::from_millis(200));
-            let after = counted(&topology);
+            let Counted { sent, rebuilt: came } = counted(&topology).since(before);
             let shapes = middle.take_shapes();
             let goodput = match report {
                 Ok(report) => format!("{:.1}", report.bits_per_second / 1e6),
@@ -117,7 +123,6 @@ pub(crate) fn main(secs: u32, seed: u64) -> crate::CommandResult {
                     "none".to_owned()
                 }
             };
-            let (sent, came) = (after.sent - before.sent, after.rebuilt - before.rebuilt);
             let frames = if sent == 0 {
                 "- | -".to_owned()
             } else {
@@ -146,5 +151,5 @@ pub(crate) fn main(secs: u32, seed: u64) -> crate::CommandResult {
             println!("| {} | {} | {count} |", shape.payload_len(), shape.segments());
         }
     }
-    Ok(())
+    super::lengths::main(seed)
 }

@@ -6,6 +6,7 @@
 //! | `predict.rs` | what theory says of them |
 //! | `placement.rs` | where shares are put, and what bursts make of it |
 //! | `hosts.rs` | iperf3 between two hosts with weather in the wire |
+//! | `lengths.rs` | frames of chosen lengths between them |
 //! | `frames.rs` | how long iperf3's frames are |
 //! | `tables.rs` | what is printed |
 //! | `plot.rs` | curves |
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 mod frames;
 mod hosts;
+mod lengths;
 mod placement;
 mod plot;
 mod predict;
@@ -31,7 +33,7 @@ pub(crate) struct Args {
     /// Put the curves into this folder, as `loss.svg` and `placement.svg`.
     #[arg(long, value_name = "FOLDER")]
     plots: Option<PathBuf>,
-    /// Measure iperf3 between two hosts instead, so many seconds in each weather.
+    /// Measure between two hosts instead: iperf3, so many seconds in each weather, and frames of chosen lengths.
     #[arg(long, value_name = "SECONDS")]
     hosts: Option<u32>,
 }

@@ -49,14 +49,14 @@ pub(crate) enum Setup {
     ShardCut,
     /// As `culvert-cut-xdp`, in shards.
     ShardCutXdp,
-    /// As `culvert`, received by packet rings, behind what the device and the kernel merge.
-    CulvertRing,
-    /// As `stt-uncut`, received by packet rings.
-    SttRing,
-    /// As `culvert-cut`, received by packet rings.
-    CulvertCutRing,
-    /// As `stt-cut`, received by packet rings.
-    SttCutRing,
+    /// As `culvert`, received by packet sockets, behind what the device and the kernel merge.
+    CulvertPacketRx,
+    /// As `stt-uncut`, received by packet sockets.
+    SttPacketRx,
+    /// As `culvert-cut`, received by packet sockets.
+    CulvertCutPacketRx,
+    /// As `stt-cut`, received by packet sockets.
+    SttCutPacketRx,
 }
 
 /// Who cuts superframes to wire size.
@@ -88,10 +88,10 @@ impl Setup {
         Self::ShardUncut,
         Self::ShardCut,
         Self::ShardCutXdp,
-        Self::CulvertRing,
-        Self::SttRing,
-        Self::CulvertCutRing,
-        Self::SttCutRing,
+        Self::CulvertPacketRx,
+        Self::SttPacketRx,
+        Self::CulvertCutPacketRx,
+        Self::SttCutPacketRx,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -115,10 +115,10 @@ impl Setup {
             Self::ShardUncut => "shard-uncut",
             Self::ShardCut => "shard-cut",
             Self::ShardCutXdp => "shard-cut-xdp",
-            Self::CulvertRing => "culvert-ring",
-            Self::SttRing => "stt-ring",
-            Self::CulvertCutRing => "culvert-cut-ring",
-            Self::SttCutRing => "stt-cut-ring",
+            Self::CulvertPacketRx => "culvert-packet-rx",
+            Self::SttPacketRx => "stt-packet-rx",
+            Self::CulvertCutPacketRx => "culvert-cut-packet-rx",
+            Self::SttCutPacketRx => "stt-cut-packet-rx",
         }
     }
 
@@ -145,13 +145,13 @@ impl Setup {
             Self::ShardUncut => "Culvert `shard`, *uncut (veth)*",
             Self::ShardCut => "Culvert `shard`, *wire-sized by software GSO*",
             Self::ShardCutXdp => "Culvert `shard`, *wire-sized by AF_XDP*",
-            Self::CulvertRing => "Culvert `vxlan`, *uncut (veth)*, received by packet ring",
-            Self::SttRing => "Culvert `stt`, *uncut (veth)*, received by packet ring",
-            Self::CulvertCutRing => {
-                "Culvert `vxlan`, *wire-sized by software GSO*, received by packet ring"
+            Self::CulvertPacketRx => "Culvert `vxlan`, *uncut (veth)*, received by packet socket",
+            Self::SttPacketRx => "Culvert `stt`, *uncut (veth)*, received by packet socket",
+            Self::CulvertCutPacketRx => {
+                "Culvert `vxlan`, *wire-sized by software GSO*, received by packet socket"
             }
-            Self::SttCutRing => {
-                "Culvert `stt`, *wire-sized by software GSO*, received by packet ring"
+            Self::SttCutPacketRx => {
+                "Culvert `stt`, *wire-sized by software GSO*, received by packet socket"
             }
         }
     }
@@ -196,10 +196,10 @@ impl Setup {
                 Running::alone(spec.build())
             }
             Self::CulvertCut => in_format("", Cutter::Kernel),
-            Self::CulvertRing => by_ring("", Cutter::Nobody),
-            Self::SttRing => by_ring(STT, Cutter::Nobody),
-            Self::CulvertCutRing => by_ring("", Cutter::Kernel),
-            Self::SttCutRing => by_ring(STT, Cutter::Kernel),
+            Self::CulvertPacketRx => by_packet_rx("", Cutter::Nobody),
+            Self::SttPacketRx => by_packet_rx(STT, Cutter::Nobody),
+            Self::CulvertCutPacketRx => by_packet_rx("", Cutter::Kernel),
+            Self::SttCutPacketRx => by_packet_rx(STT, Cutter::Kernel),
             Self::CulvertCutXdp => in_format("", Cutter::Culvert),
             Self::GeneveUncut => in_format(GENEVE, Cutter::Nobody),
             Self::GeneveCut => in_format(GENEVE, Cutter::Kernel),
@@ -229,8 +229,8 @@ fn in_format(vnet_toml: &'static str, cutter: Cutter) -> Running {
     culvert(vnet_toml, cutter, if xdp { "tx = \"xdp\"" } else { "" })
 }
 
-/// The same, with the wire behind packet rings.
-fn by_ring(vnet_toml: &'static str, cutter: Cutter) -> Running {
+/// The same, with the wire behind packet sockets.
+fn by_packet_rx(vnet_toml: &'static str, cutter: Cutter) -> Running {
     culvert(vnet_toml, cutter, "rx = \"packet\"")
 }
 
