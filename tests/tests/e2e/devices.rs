@@ -639,11 +639,16 @@ fn an_underlay_device_too_small_for_its_tenants_is_refused_and_a_tight_one_warne
     let followed = wait_until(PATIENCE, || show(&topology, "info")["underlay"][0]["mtu"] == 1400);
     assert!(followed);
     let out = warnings().to_string();
-    for word in ["t0", "1500", "1350"] {
+    let around = topology.spec.combo.encapsulation_len();
+    for word in ["t0", "1500", &(1400 - around).to_string()] {
         assert!(out.contains(word), "the warning lacks {word}: {out}");
     }
-    host.run(&format!("ip link set {WIRE} mtu 1329"));
-    refuse(&topology, &good, &["underlay: interfaces[0]", WIRE, "1329", "1330 or more"]);
-    host.run(&format!("ip link set {WIRE} mtu 1330"));
+    // The tenants have IPv6 (RFC 8200).
+    let least = 1280 + around;
+    let short = least - 1;
+    host.run(&format!("ip link set {WIRE} mtu {short}"));
+    let legal = format!("{least} or more");
+    refuse(&topology, &good, &["underlay: interfaces[0]", WIRE, &short.to_string(), &legal]);
+    host.run(&format!("ip link set {WIRE} mtu {least}"));
     apply(&topology, &good);
 }

@@ -248,6 +248,9 @@ impl Worker {
             &mut batch,
         );
         let work = batch.len();
+        if matches!(role, Role::Underlay(_)) {
+            self.shards.begin_batch(work > 0);
+        }
         for (buf, off) in batch.drain(..) {
             match role {
                 Role::Tenant(port) => self.egress(port, buf, off),

@@ -254,7 +254,8 @@ pub(crate) fn shards(data: &[u8]) {
                 receiver.expire(now, &mut out);
                 receiver.ask(now, &mut out);
             }
-            6 => receiver.flush(&mut out),
+            6 if how % 2 == 0 => receiver.flush(&mut out),
+            6 => receiver.flush_waited(&mut out),
             7 if !air.is_empty() => {
                 let at = usize::from(how) % air.len();
                 let keep = air[at].len().saturating_sub(usize::from(what));

@@ -117,7 +117,9 @@ mod tests {
         let fixed = (1..=MAX_NEEDED).flat_map(|k| (k..=MAX_SHARES).map(move |n| (k, n)));
         let fixed = fixed.map(|(k, n)| Policy::Fixed(Coding::new(k as u8, n as u8).unwrap()));
         for policy in fixed.chain([Policy::BySegments]) {
-            for (segments, block_len) in (1..=128usize).flat_map(|s| [80usize, 84, 92, 200].map(|b| (s, b))) {
+            for (segments, block_len) in
+                (1..=128usize).flat_map(|s| [80usize, 84, 92, 200].map(|b| (s, b)))
+            {
                 let coding = policy.coding(segments);
                 let len = usize::from(coding.n) * block_len.div_ceil(usize::from(coding.k));
                 assert!(len <= policy.max_shares_len(block_len), "{policy:?}, {segments}: {len}");

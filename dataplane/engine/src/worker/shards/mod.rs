@@ -50,6 +50,18 @@ struct Waiting {
     mark: Option<Arc<Mark>>,
 }
 
+/// What the end of a batch means for frames that more segments may come of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Patience {
+    /// Nothing came: what can be delivered is.
+    #[default]
+    None,
+    /// Packets came, and more may follow: what has not waited yet may wait for them.
+    Fresh,
+    /// As before, and this end of the batch was heeded.
+    Heeded,
+}
+
 /// Frames of shards on their way through a worker.
 pub(super) struct Shards {
     /// None until the first segment comes: most workers never see one.
@@ -60,6 +72,7 @@ pub(super) struct Shards {
     waiting: Vec<Option<Waiting>>,
     free: Vec<Token>,
     frames: usize,
+    patience: Patience,
     record: Record,
     begun: Instant,
     scratch: Option<Scratch>,
@@ -79,6 +92,7 @@ impl Shards {
             waiting: Vec::new(),
             free: Vec::new(),
             frames: 0,
+            patience: Patience::None,
             record: Record::default(),
             begun: Instant::now(),
             scratch: None,
@@ -87,6 +101,12 @@ impl Shards {
             asks: RateLimit::new(REPAIRS_PER_SECOND),
             answers: RateLimit::new(REPAIRS_PER_SECOND),
         }
+    }
+
+    /// An underlay device was asked for packets, and there were some, or none. Where some are, the next ones are mostly
+    /// there within the time that these take.
+    pub(super) fn begin_batch(&mut self, any: bool) {
+        self.patience = if any { Patience::Fresh } else { Patience::None };
     }
 
     /// Arena frames that wait.

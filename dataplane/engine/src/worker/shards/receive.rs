@@ -11,7 +11,7 @@ use culvert_wire::shard::receive::{OuterSum, Receiver, Segment};
 use super::super::offload::{Csum, Offload};
 use super::super::{Worker, checksum};
 use super::record::Event;
-use super::{Shards, Waiting};
+use super::{Patience, Shards, Waiting};
 use crate::drops::DropReason;
 use crate::policy::observe::{Observer, Stage, Step};
 use crate::tables::LinkIndex;
@@ -76,8 +76,17 @@ impl Worker {
 
     /// Delivers what can be, at the end of a batch.
     pub(in crate::worker) fn flush_shards(&mut self) {
-        let Shards { receiver: Some(receiver), record, .. } = &mut self.shards else { return };
-        receiver.flush(record);
+        let Shards { receiver: Some(receiver), record, patience, .. } = &mut self.shards else {
+            return;
+        };
+        match patience {
+            Patience::None => receiver.flush(record),
+            Patience::Fresh => {
+                *patience = Patience::Heeded;
+                receiver.flush_waited(record);
+            }
+            Patience::Heeded => return,
+        }
         self.hear();
     }
 

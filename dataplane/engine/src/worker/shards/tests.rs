@@ -181,6 +181,35 @@ fn what_waits_too_long_is_given_back_and_counted_by_how_many_shares_are_missing(
 }
 
 #[test]
+fn a_frame_of_which_more_is_coming_waits_for_it_once() {
+    let runs = |worker: &Worker| worker.counters.port(0).dropped(DropReason::PortGone);
+    let whole = segments(7, 60_000, Keyring::default());
+    let mut worker = worker_with(hosts(), FRAMES);
+    worker.shards.begin_batch(true);
+    // All but the last: enough shares are there.
+    offer(&mut worker, &whole[..whole.len() - 1]);
+    worker.finish_batch();
+    worker.finish_batch();
+    assert_eq!((runs(&worker), worker.shards.held_frames()), (0, whole.len() - 1));
+    worker.shards.begin_batch(true);
+    offer(&mut worker, &whole[whole.len() - 1..]);
+    worker.finish_batch();
+    assert!(runs(&worker) > 0 && worker.shards.held_frames() == 0);
+
+    for more in [true, false] {
+        let mut worker = worker_with(hosts(), FRAMES);
+        worker.shards.begin_batch(true);
+        offer(&mut worker, &whole[..whole.len() - 1]);
+        worker.finish_batch();
+        worker.shards.begin_batch(more);
+        worker.finish_batch();
+        assert!(runs(&worker) > 0 && worker.shards.held_frames() == 0, "{more}");
+        worker.clear_shards();
+        assert_eq!(free(&mut worker), FRAMES);
+    }
+}
+
+#[test]
 fn nothing_of_a_vtep_that_nobody_knows_is_held() {
     let mut tables = hosts();
     tables.vtep_of_ip = Default::default();

@@ -62,6 +62,8 @@ pub(super) struct Frame<T> {
     wrong: u8,
     // Its sender has been asked for the block.
     asked: bool,
+    // A batch has ended since something could be delivered.
+    waited: bool,
     // Runs that are about to be delivered: the unbroken segments that they are in, and their payload.
     plan: Vec<(Range<usize>, Range<usize>)>,
 }
@@ -97,6 +99,7 @@ impl<T> Frame<T> {
             shares: Vec::new(),
             wrong: 0,
             asked: false,
+            waited: false,
             plan: Vec::new(),
         })
     }
@@ -115,6 +118,12 @@ impl<T> Frame<T> {
         self.shares.clear();
         self.wrong = 0;
         self.asked = false;
+        self.waited = false;
+    }
+
+    /// Whether what can be delivered was there at the end of the batch before, too.
+    pub(super) fn has_waited(&mut self) -> bool {
+        std::mem::replace(&mut self.waited, true)
     }
 
     /// Whether its sender is to be asked for the block: half of the segments are here, and no block is.
@@ -330,6 +339,7 @@ impl<T> Frame<T> {
             self.deliver(&opened, segments, payload, sink);
         }
         self.flushed = self.have;
+        self.waited = false;
         self.opened = Some(opened);
         delivery
     }

@@ -168,6 +168,11 @@ impl FarEnd {
         assert_eq!((all_frames, all_bytes), (receiver.frames(), receiver.held_bytes()));
     }
 
+    /// The end of a batch behind which more is waiting.
+    pub(crate) fn flush_waited(&mut self) {
+        self.receiver.flush_waited(&mut self.out);
+    }
+
     pub(crate) fn flush(&mut self) {
         self.receiver.flush(&mut self.out);
     }

@@ -199,7 +199,10 @@ proptest! {
             for packet in &packets {
                 far.offer(packet).unwrap();
                 if dice.percent(weather.flush) {
-                    far.flush();
+                    match dice.percent(50) {
+                        true => far.flush(),
+                        false => far.flush_waited(),
+                    }
                 }
             }
             far.flush();
@@ -260,6 +263,38 @@ pub(crate) fn frame_for(coding: Coding, more: usize) -> (Forge, Vec<Vec<u8>>) {
     let mut streams = send(&path, &forge.frame(), 536, 99);
     assert_eq!(streams.len(), 1);
     (forge, streams.remove(0))
+}
+
+#[test]
+fn what_can_be_delivered_waits_for_one_batch_more_where_more_is_coming() {
+    let coding = Coding::new(4, 8).unwrap();
+    let (_, stream) = frame_for(coding, 20);
+    let (_, placement) = placement_of(&stream[0]);
+    let fourth = placement.carriers().nth(3).unwrap();
+    let mut far = far_end(Keyring::default());
+    for packet in &stream[..=fourth] {
+        far.offer(packet).unwrap();
+    }
+    far.flush_waited();
+    assert!(far.out.runs.is_empty(), "it may wait");
+    for packet in &stream[fourth + 1..] {
+        far.offer(packet).unwrap();
+    }
+    assert_eq!(far.out.runs.len(), 1, "all of it at once");
+    far.close();
+
+    let mut far = far_end(Keyring::default());
+    for packet in &stream[..=fourth] {
+        far.offer(packet).unwrap();
+    }
+    far.flush_waited();
+    far.flush_waited();
+    assert_eq!(far.out.runs.len(), 1, "no more than once");
+    far.offer(&stream[fourth + 1]).unwrap();
+    far.flush_waited();
+    assert_eq!(far.out.runs.len(), 1, "what came later may wait in turn");
+    far.flush();
+    assert_eq!(far.out.runs.len(), 2);
 }
 
 #[test]
