@@ -113,6 +113,9 @@ struct Loss {
     /// Instead, so many seconds of iperf3 between two hosts in each weather, as root; prints Markdown.
     #[arg(long, value_name = "SECONDS")]
     hosts: Option<u64>,
+    /// Instead, frames of chosen lengths between two hosts in each weather, as root; prints Markdown.
+    #[arg(long, conflicts_with = "hosts")]
+    lengths: bool,
 }
 
 /// Options of `bench scale`.

@@ -19,6 +19,9 @@ pub(crate) fn loss(options: &Loss) -> Result {
     if let Some(secs) = options.hosts {
         return run(bench.args(["--hosts", &secs.to_string()]));
     }
+    if options.lengths {
+        return run(bench.arg("--lengths"));
+    }
     bench.args(["--frames", &options.frames.to_string()]);
     bench.arg("--plots").arg(root().join("docs/performance"));
     let tables = output(&mut bench)?;

@@ -33,14 +33,20 @@ pub(crate) struct Args {
     /// Put the curves into this folder, as `loss.svg` and `placement.svg`.
     #[arg(long, value_name = "FOLDER")]
     plots: Option<PathBuf>,
-    /// Measure between two hosts instead: iperf3, so many seconds in each weather, and frames of chosen lengths.
+    /// Measure iperf3 between two hosts instead, so many seconds in each weather.
     #[arg(long, value_name = "SECONDS")]
     hosts: Option<u32>,
+    /// Send frames of chosen lengths between two hosts instead.
+    #[arg(long, conflicts_with = "hosts")]
+    lengths: bool,
 }
 
 pub(crate) fn main(args: &Args) -> crate::CommandResult {
     if let Some(secs) = args.hosts {
         return hosts::main(secs, args.seed);
+    }
+    if args.lengths {
+        return lengths::main(args.seed);
     }
     let cells = tables::Cells::run(args.frames, args.seed);
     print!("{}", cells.markdown());
