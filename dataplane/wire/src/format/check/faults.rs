@@ -147,6 +147,16 @@ pub enum FormatFault {
         /// What the receiver would say.
         error: DecapError,
     },
+    /// An option is looked up by its id. Give one of the two another.
+    #[error("options: known[{one}] and known[{other}] have the same id {id:#x}")]
+    SameOption {
+        /// One known option.
+        one: usize,
+        /// The other.
+        other: usize,
+        /// Their id.
+        id: u32,
+    },
     /// Bytes behind the fixed part are options, which a receiver walks and other senders may leave out. Move the part
     /// before them.
     #[error("{what}: {bits} ends at byte {end}, in the options, which begin at byte {base}")]

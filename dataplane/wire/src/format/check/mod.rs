@@ -338,6 +338,9 @@ impl FormatDescriptor {
                     faults.push(FormatFault::ValueTooWide { what, value, bits });
                 }
             }
+            if let Some(one) = options.known.iter().take(i).position(|one| one.id == known.id) {
+                faults.push(FormatFault::SameOption { one, other: i, id: known.id });
+            }
             let data = usize::from(known.units) * usize::from(options.scale);
             inside(&what, known.states.bits, "option's data", data, faults);
         }

@@ -1,7 +1,7 @@
 //! Each fault by a descriptor that has it.
 
 use super::super::builtin::BUILT_IN;
-use super::super::{FactAt, Field, GENEVE, Identifier, STT, Stream, VXLAN};
+use super::super::{FactAt, Field, GENEVE, Identifier, KnownOption, STT, Stream, VXLAN};
 use super::*;
 
 fn own() -> FormatDescriptor {
@@ -248,6 +248,19 @@ fn options_that_are_sent_can_be_read() {
         "{text}"
     );
     assert!(text.contains("field[0]: byte 12, 16 bits ends at byte 14, in the options"), "{text}");
+}
+
+#[test]
+fn known_options_have_ids_of_their_own() {
+    let mut format = GENEVE.clone();
+    format.name = "own".into();
+    let mut options = format.options.clone().unwrap();
+    let mss = options.known[0];
+    let other = FactAt { fact: Fact::Ipv4, bits: Bits::new(0, 0, 1) };
+    options.known.to_mut().insert(0, KnownOption { states: other, ..mss });
+    format.options = Some(options);
+    let id = format!("known[0] and known[1] have the same id {:#x}", mss.id);
+    assert!(faults(&format).contains(&id), "{}", faults(&format));
 }
 
 #[test]
