@@ -66,6 +66,18 @@ impl Attack {
         let _ = self.tenant.send(frame);
     }
 
+    /// Sends a packet cut short at each length that headers have and at some of the payload, as it is and with its sums
+    /// mended.
+    pub fn send_cut_short_from_wire(&self, packet: &[u8], mend: impl Fn(&mut [u8])) {
+        for len in (14..200).chain((200..packet.len()).step_by(61)) {
+            let Some(short) = packet.get(..len) else { break };
+            self.send_from_wire(short);
+            let mut mended = short.to_vec();
+            mend(&mut mended);
+            self.send_from_wire(&mended);
+        }
+    }
+
     /// Sends `frame` from the wire.
     pub fn send_from_wire(&self, frame: &[u8]) {
         let _ = self.wire.send(frame);

@@ -410,14 +410,7 @@ fn streams_cut_short_damaged_and_forged_behind_right_sums_change_nothing() {
                 }
             }
             for seed in &seeds {
-                // All headers, and some of the payload.
-                for len in (14..200).chain((200..seed.len()).step_by(61)) {
-                    let Some(short) = seed.get(..len) else { break };
-                    attack.send_from_wire(short);
-                    let mut mended = short.to_vec();
-                    mend(&mut mended);
-                    attack.send_from_wire(&mended);
-                }
+                attack.send_cut_short_from_wire(seed, mend);
             }
             let mut random = Random::new(0x5eed);
             for _ in 0..4000 {
