@@ -26,6 +26,8 @@ struct State {
     rng: Rng,
     versions: u64,
     down: bool,
+    /// Whether other tasks run before an operation is answered.
+    delays: bool,
     /// One in so many operations fails; 0: none.
     fail_one_in: u64,
     ignore_conditions: bool,
@@ -92,6 +94,7 @@ impl SimStore {
                 rng: Rng::new(seed),
                 versions: 0,
                 down: false,
+                delays: true,
                 fail_one_in: 0,
                 ignore_conditions: false,
                 refuse_conditions: false,
@@ -124,6 +127,11 @@ impl SimStore {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on no other task runs before an operation is answered, as suits a look at what is there.
+    pub fn answer_at_once(&self) {
+        self.state().delays = false;
     }
 
     /// From now on nothing, or everything, works.
@@ -228,7 +236,7 @@ impl SimStore {
             state.arrive();
             // Most answers come soon, some only after much else.
             let turns = if state.rng.one_in(40) { 200 } else { 6 };
-            let turns = state.rng.below(turns);
+            let turns = if state.delays { state.rng.below(turns) } else { 0 };
             let n = state.fail_one_in;
             let fails = n > 0 && state.rng.one_in(n);
             let fault = match state.rng.below(8) {

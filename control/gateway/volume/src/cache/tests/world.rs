@@ -418,21 +418,24 @@ impl World {
         self.compared = root;
         self.seen.cuts_compared += 1;
         let store = self.store.copy();
+        store.answer_at_once();
         let image = run(async {
             let disk = Arc::new(SimDisk::new(disk_len(2), 1));
             let cache = Cache::create(disk, Arc::new(store), LOG, config(1)).await?;
             let volume = cache.attach_volume(&name(), VolumeOptions::default(), true).await?;
             let mut image = BTreeMap::new();
             let size = volume.size();
-            for block in self.history.touched() {
-                let at = block * BLOCK_BYTES;
+            let touched = self.history.touched();
+            for run in touched.chunk_by(|a, b| a + 1 == *b) {
+                let (at, len) = (run[0] * BLOCK_BYTES, run.len() as u64 * BLOCK_BYTES);
                 // The cut may have been made while the volume was smaller.
-                let content = if at < size {
-                    volume.read_vec(at, BLOCK_BYTES).await?
-                } else {
-                    vec![0; BLOCK]
-                };
-                image.insert(block, content);
+                let there = size.saturating_sub(at).min(len);
+                let mut content = Vec::new();
+                if there > 0 {
+                    content = volume.read_vec(at, there).await?;
+                }
+                content.resize(len as usize, 0);
+                image.extend(run.iter().copied().zip(content.chunks(BLOCK).map(<[u8]>::to_vec)));
             }
             Ok::<_, Error>(image)
         })?;
