@@ -53,6 +53,7 @@ fn the_package_holds_what_its_users_look_for_and_its_programs_run() {
         ("usr/share/zsh/vendor-completions/_culvert", "#compdef culvert"),
         ("usr/share/fish/vendor_completions.d/culvert.fish", "complete -c culvert"),
         ("usr/share/doc/culvert/examples/host.toml", "[underlay]"),
+        ("usr/share/doc/culvert/examples/gateway.toml", "cache-size = "),
         ("usr/share/doc/culvert/copyright", "Apache License"),
         ("usr/share/doc/culvert/kubernetes-and-cni.md", "culvert-cni"),
         ("usr/share/doc/culvert/grafana/culvert.json", "culvert_dataplane_up"),
@@ -109,6 +110,25 @@ fn every_option_of_a_daemon_is_in_its_manual_page_and_no_other() {
             items.filter_map(item).filter_map(|rest| rest.split(' ').next()).collect();
         written.remove("version");
         assert_eq!(written, shown, "{program}: in {} | in --help", path.display());
+    }
+}
+
+#[test]
+fn the_gateways_page_says_what_it_heeds_and_shows_settings_that_there_are() {
+    let page = fs::read_to_string(repository().join("docs/man/culvert-gateway.8")).unwrap();
+    for section in ["ENVIRONMENT", "FILES", "SIGNALS", "EXIT STATUS", "EXAMPLES", "SEE ALSO"] {
+        assert!(page.contains(&format!("\n.Sh {section}\n")), "no {section}");
+    }
+    for word in ["AWS_ACCESS_KEY_ID", "XDG_RUNTIME_DIR", "LISTEN_FDS", "SIGTERM", ".Xr culvert 1"] {
+        assert!(page.contains(word), "nothing about {word}");
+    }
+    let (_, example) = page.split_once("\n.Bd -literal -offset indent\n").unwrap();
+    let (example, _) = example.split_once("\n.Ed\n").unwrap();
+    let example: toml::Table = toml::from_str(example).unwrap();
+    let help = run(binary("culvert-gateway"), &["serve", "--help"]);
+    let shown = options(&help);
+    for setting in example.keys() {
+        assert!(shown.contains(setting.as_str()), "{setting}: no such setting");
     }
 }
 

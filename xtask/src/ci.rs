@@ -1,10 +1,15 @@
 //! Checks and tests.
 
+use std::process::Command;
+
 use crate::fuzz;
 use crate::run::{Result, cargo, command, root, run};
 
 /// How long CI runs each fuzz target: enough to replay the corpus and to meet what a parser cannot bear at all.
 const FUZZ_SECS: u64 = 3;
+
+/// What tells tests that they run in CI: some do more then, and one that is skipped fails unless `tests/skips.toml` lists it.
+const IN_CI: (&str, &str) = ("CULVERT_CI", "1");
 
 /// Everything that must pass.
 pub(crate) fn ci() -> Result {
@@ -16,11 +21,23 @@ pub(crate) fn ci() -> Result {
         .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     fuzz::fuzz_in_ci(FUZZ_SECS)?;
-    // Installs what is missing, builds, runs all tests, and lists at the end what was skipped.
-    run(command("scripts/test").args(["--profile", "ci"]))?;
+    run(&mut tests_in_ci())?;
+    run(&mut shards_in_ci())
+}
+
+/// Installs what is missing, builds, runs all tests, and lists at the end what was skipped.
+fn tests_in_ci() -> Command {
+    let mut tests = command("scripts/test");
+    tests.args(["--profile", "ci"]).env(IN_CI.0, IN_CI.1);
+    tests
+}
+
+/// Runs some of them once more, in the shard format.
+fn shards_in_ci() -> Command {
     let mut shards = e2e_command(false);
-    shards.env("CULVERT_E2E_FORMAT", "shard").args(["--profile", "ci", "-E"]);
-    run(shards.arg(format!("({SHARDS_IN_CI}) - ({OF_VXLAN})")))
+    shards.env("CULVERT_E2E_FORMAT", "shard").env(IN_CI.0, IN_CI.1);
+    shards.args(["--profile", "ci", "-E"]).arg(format!("({SHARDS_IN_CI}) - ({OF_VXLAN})"));
+    shards
 }
 
 /// Shell scripts have no compiler; shellcheck is theirs.
@@ -80,11 +97,26 @@ fn named(filter: Option<&str>) -> String {
     filter.map_or_else(String::new, |filter| format!(" & test({filter})"))
 }
 
-fn e2e_command(full: bool) -> std::process::Command {
+fn e2e_command(full: bool) -> Command {
     let mut nextest = cargo();
     nextest.args(["nextest", "run", "--package", "culvert-tests", "--test", "*"]);
     if full {
         nextest.env("CULVERT_E2E", "full");
     }
     nextest
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn tests_of_ci_know_that_they_are_however_it_is_begun() {
+        let told = (OsStr::new(IN_CI.0), Some(OsStr::new(IN_CI.1)));
+        for tests in [tests_in_ci(), shards_in_ci()] {
+            assert!(tests.get_envs().any(|variable| variable == told), "{tests:?}");
+        }
+    }
 }

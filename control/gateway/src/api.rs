@@ -68,9 +68,11 @@ fn tell(error: &Error) -> Status {
         Error::Size { .. } | Error::Name(_) | Error::OutOfBounds { .. } => {
             Status::invalid_argument(message)
         }
-        Error::Owned { .. } | Error::NotServed { .. } | Error::TooManyVolumes { .. } => {
-            Status::failed_precondition(message)
-        }
+        Error::Owned { .. }
+        | Error::OtherVolume { .. }
+        | Error::Served { .. }
+        | Error::NotServed { .. }
+        | Error::TooManyVolumes { .. } => Status::failed_precondition(message),
         Error::Superseded { .. } => Status::aborted(message),
         Error::Store(_) | Error::StoreTimeout { .. } | Error::Probe(_) => {
             Status::unavailable(message)
@@ -80,6 +82,11 @@ fn tell(error: &Error) -> Status {
         }
         _ => Status::internal(message),
     }
+}
+
+/// Sends a message. False once nobody reads on.
+async fn send<T>(teller: &Teller<T>, message: T) -> bool {
+    teller.send(Ok(message)).await.is_ok()
 }
 
 fn name(text: &str) -> Result<VolumeName, Status> {
@@ -112,6 +119,14 @@ impl Api {
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
         self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs something on, whoever waits for it.
+    fn run(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks();
+        // Those that have ended would be kept otherwise.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
     }
 
     fn cache(&self) -> Result<Arc<Cache>, Status> {
@@ -161,7 +176,7 @@ impl Api {
     {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let work = work(self.cache()?);
-        self.tasks().spawn(async move {
+        self.run(async move {
             // Nobody may be there to hear it.
             let _ = answer.send(work.await);
         });
@@ -179,9 +194,7 @@ impl Api {
     {
         let (teller, answers) = mpsc::channel(4);
         let work = work(teller.clone());
-        let mut tasks = self.tasks();
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
+        self.run(async move {
             if let Err(status) = work.await {
                 let _ = teller.send(Err(status)).await;
             }
@@ -446,11 +459,22 @@ impl VolumeGateway for Api {
         let size = cache.volume(&name).map_err(|e| tell(&e))?.size();
         Ok(self.stream(|teller: Teller<QuarantineRange>| async move {
             let mut export = cache.export_quarantine(&name).map_err(|e| tell(&e))?;
+            let unknown_slots = export.unknown_slots();
+            let empty = QuarantineRange { size, ..QuarantineRange::default() };
+            if !send(&teller, QuarantineRange { unknown_slots, ..empty.clone() }).await {
+                return Ok(());
+            }
             while let Some(range) = export.next().await.map_err(|e| tell(&e))? {
                 let data = range.data.map(|data| data.to_vec()).unwrap_or_default();
                 let (offset, len) = (range.offset, range.len);
-                if teller.send(Ok(QuarantineRange { offset, len, data, size })).await.is_err() {
-                    // Nobody reads on.
+                if !send(&teller, QuarantineRange { offset, len, data, ..empty.clone() }).await {
+                    return Ok(());
+                }
+            }
+            for range in export.lost() {
+                let (offset, len) = (range.start, range.end - range.start);
+                let lost = QuarantineRange { offset, len, lost: true, ..empty.clone() };
+                if !send(&teller, lost).await {
                     return Ok(());
                 }
             }
@@ -470,5 +494,28 @@ impl Api {
         for connection in self.connections(name) {
             connection.fence(Fence::Drain { within: DRAIN_WITHIN }).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_nbd::Limits;
+    use culvert_volume::Config;
+    use culvert_volume::disk::sim::SimDisk;
+    use culvert_volume::remote::sim::SimStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_has_ended_is_not_kept() {
+        let (disk, store) = (Arc::new(SimDisk::new(64 << 20, 1)), Arc::new(SimStore::new(1)));
+        let cache = Cache::create(disk, store, 1 << 20, Config::default()).await.unwrap();
+        let cache = Arc::new(cache);
+        let server = Server::new(VolumeExports::new(&cache), Limits::default(), ());
+        let api = Api::new(&cache, server, "cache".into(), "store".to_owned());
+        for _ in 0..20 {
+            api.finish(|_| async { Ok(()) }).await.unwrap();
+        }
+        assert!(api.tasks().len() <= 2, "{}", api.tasks().len());
     }
 }

@@ -1,18 +1,13 @@
 //! The cache's volumes by export name.
 //!
-//! An export name is a volume's name, or empty where there is just one volume. Parameters may
-//! follow, each behind a semicolon:
-//!
-//! | parameter | what |
-//! |---|---|
-//! | `ro` | read-only |
-//! | `session=KEY` | the connection belongs to a session; older generations of it are dropped first |
-//! | `generation=N` | how often the session was continued; 0 if not given |
+//! An export name is a volume's name, or empty where there is just one volume. Parameters may follow: see
+//! [`culvert_nbd::export_name`].
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use culvert_nbd::export::{Listed, OpenRequest, Opened, Purpose, Refusal};
+use culvert_nbd::export_name::ExportName;
 use culvert_nbd::{Exports, Fence, Session};
 use culvert_volume::{Cache, VolumeName};
 
@@ -39,7 +34,8 @@ impl VolumeExports {
         statuses.map(|status| status.name).collect()
     }
 
-    fn find(&self, name: &str) -> Result<VolumeExport, Refusal> {
+    /// The volume of this name, or the only one, and what it is called.
+    fn find(&self, name: &str) -> Result<(VolumeName, VolumeExport), Refusal> {
         let unknown = || Refusal::Unknown(name.to_owned());
         let name = match (name, self.names().as_slice()) {
             ("", [only]) => only.clone(),
@@ -50,52 +46,14 @@ impl VolumeExports {
             _ => VolumeName::new(name).map_err(|_| unknown())?,
         };
         let cache = self.cache.upgrade().ok_or(Refusal::Shutdown)?;
-        cache.volume(&name).map(VolumeExport::new).map_err(|_| unknown())
+        let volume = cache.volume(&name).map_err(|_| unknown())?;
+        Ok((name, VolumeExport::new(volume)))
     }
 }
 
-/// An export name, taken apart.
-#[derive(Debug, PartialEq, Eq)]
-struct Wanted<'a> {
-    volume: &'a str,
-    read_only: bool,
-    session: Option<Session>,
-}
-
-/// The volume that an export name names; empty where there is just one.
+/// The volume that an export name names; empty for the only one there is.
 pub fn volume_of(name: &str) -> &str {
     name.split(';').next().unwrap_or_default()
-}
-
-fn parse(name: &str) -> Result<Wanted<'_>, Refusal> {
-    let mut parts = name.split(';');
-    let volume = parts.next().unwrap_or_default();
-    let (mut read_only, mut key, mut generation) = (false, None, None);
-    for part in parts {
-        let wrong = || Refusal::Policy(format!("export name {name:?}: wrong parameter {part:?}"));
-        match part.split_once('=') {
-            None if part == "ro" => read_only = true,
-            Some(("session", value)) if !value.is_empty() && key.is_none() => key = Some(value),
-            Some(("generation", value)) if generation.is_none() => {
-                generation = Some(value.parse().map_err(|_| wrong())?);
-            }
-            _ => return Err(wrong()),
-        }
-    }
-    let session = match (key, generation) {
-        (Some(key), generation) => {
-            // Sessions of different volumes have nothing to do with each other.
-            let key = format!("{volume};{key}").as_str().into();
-            Some(Session { key, generation: generation.unwrap_or(0) })
-        }
-        (None, None) => None,
-        (None, Some(_)) => {
-            return Err(Refusal::Policy(format!(
-                "export name {name:?}: generation without session"
-            )));
-        }
-    };
-    Ok(Wanted { volume, read_only, session })
 }
 
 impl Exports for VolumeExports {
@@ -110,39 +68,22 @@ impl Exports for VolumeExports {
     }
 
     async fn open(&self, request: OpenRequest<'_>) -> Result<Opened<VolumeExport>, Refusal> {
-        let wanted = parse(request.name)?;
-        let mut opened = Opened::new(Arc::new(self.find(wanted.volume)?));
+        let wanted = ExportName::parse(request.name).map_err(|e| Refusal::Policy(e.to_string()))?;
+        let (volume, export) = self.find(wanted.export)?;
+        let mut opened = Opened::new(Arc::new(export));
         opened.read_only = wanted.read_only;
-        if let (Purpose::Serve, Some(session)) = (request.purpose, wanted.session) {
+        if request.purpose == Purpose::Serve && wanted.export.is_empty() {
+            // Whoever asks for the volume's connections, or ends them, means this one, too.
+            request.connection.set_export_name(Some(&format!("{volume}{}", request.name)));
+        }
+        if let (Purpose::Serve, Some((key, generation))) = (request.purpose, wanted.session) {
+            // Sessions of different volumes have nothing to do with each other.
+            let key = format!("{volume};{key}").as_str().into();
+            let session = Session { key, generation };
             let fence = Fence::Drain { within: DRAIN_WITHIN };
             let joined = request.connections.join_session(request.connection, session, fence);
             joined.await.map_err(|e| Refusal::Policy(e.to_string()))?;
         }
         Ok(opened)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_have_parameters() {
-        let plain = Wanted { volume: "vol", read_only: false, session: None };
-        assert_eq!(parse("vol"), Ok(plain));
-        let wanted = parse("vol;ro;session=a;generation=7").unwrap();
-        assert!(wanted.read_only);
-        assert_eq!(wanted.session, Some(Session { key: "vol;a".into(), generation: 7 }));
-        assert_eq!(parse("vol;session=a").unwrap().session.unwrap().generation, 0);
-        for wrong in [
-            "vol;",
-            "vol;rw",
-            "vol;session=",
-            "vol;session=a;session=b",
-            "vol;generation=1",
-            "vol;session=a;generation=x",
-        ] {
-            assert!(matches!(parse(wrong), Err(Refusal::Policy(_))), "{wrong}");
-        }
     }
 }

@@ -5,8 +5,13 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use culvert_gateway::progress::LogWriter;
 use culvert_gateway::serve::serve;
-use culvert_gateway::settings::{LogFormat, Options, Settings};
+use culvert_gateway::settings::{LogFormat, Options, Settings, SettingsError};
+use tracing_subscriber::EnvFilter;
+
+/// Exit code for options or settings that are not legal; clap's own, too.
+const WRONG_USAGE: u8 = 2;
 
 /// Serves cached volumes over NBD.
 #[derive(Parser, Debug)]
@@ -24,30 +29,45 @@ enum Verb {
 
 fn main() -> ExitCode {
     let Verb::Serve(options) = Arguments::parse().verb;
-    match run(*options) {
+    let (settings, filter) = match gather(*options) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            tell(&error);
+            return ExitCode::from(WRONG_USAGE);
+        }
+    };
+    match run(&settings, filter) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("culvert-gateway: {error}");
-            let mut source = error.source();
-            while let Some(cause) = source {
-                eprintln!("  because: {cause}");
-                source = cause.source();
-            }
+            tell(&*error);
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(options: Options) -> Result<(), Box<dyn Error>> {
+fn tell(error: &dyn Error) {
+    eprintln!("culvert-gateway: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        eprintln!("  because: {cause}");
+        source = cause.source();
+    }
+}
+
+fn gather(options: Options) -> Result<(Settings, EnvFilter), SettingsError> {
     let settings = Settings::gather(options)?;
-    let filter = tracing_subscriber::EnvFilter::try_new(&settings.log)?;
+    let filter = settings.filter()?;
+    Ok((settings, filter))
+}
+
+fn run(settings: &Settings, filter: EnvFilter) -> Result<(), Box<dyn Error>> {
     // Standard output may be the client's.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogWriter);
     match settings.log_format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(&settings))?;
+    runtime.block_on(serve(settings))?;
     Ok(())
 }

@@ -9,18 +9,22 @@ use culvert_model::api::volume_gateway_server::VolumeGatewayServer;
 use culvert_model::{DEFAULT_RUN_DIR, GATEWAY_SOCKET};
 use culvert_nbd::observe::Statistics;
 use culvert_nbd::{Lanes, Limits, Listener, Server, Shutdown, Stream};
+use culvert_socket::ListenError;
 use culvert_volume::disk::{Disk, DiskError, FileDisk};
 use culvert_volume::remote::ProbeError;
 use culvert_volume::{Cache, Config, Error, VolumeName, VolumeOptions};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tracing::{error, info, warn};
 
 use crate::api::Api;
+use crate::descriptors;
 use crate::exports::VolumeExports;
 use crate::metrics::{self, Sources};
 use crate::notify::{READY, STOPPING, notify};
+use crate::progress::{Measure, telling};
 use crate::settings::{Place, Settings, WantedVolume};
 use crate::store::{self, OpenError, StoreAt};
 use crate::store_times::{StoreTimes, TimedStore};
@@ -28,8 +32,8 @@ use crate::store_times::{StoreTimes, TimedStore};
 /// NBD's port, on this host only.
 const DEFAULT_PLACE: ([u8; 4], u16) = ([127, 0, 0, 1], 10_809);
 
-/// How often it is said what keeps it from serving.
-const SAY_EVERY: Duration = Duration::from_secs(5);
+/// Permissions of the API's socket.
+const API_MODE: u32 = 0o600;
 
 /// Why the gateway does not serve, or served to a bad end.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +81,7 @@ pub enum ServeError {
     #[error("API: {source}")]
     Api {
         /// Why.
-        source: culvert_socket::ListenError,
+        source: ListenError,
     },
     /// Standard input and output are no client.
     #[error("--stdio: {0}")]
@@ -112,40 +116,66 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
     // From now on a signal to stop is heard, and heeded once the cache is open.
     let mut signals = Signals::new().map_err(ServeError::Signal)?;
     // First, so that nothing is made for clients that cannot come, and those that come early wait.
-    let listeners = if settings.stdio { Vec::new() } else { listeners(settings)? };
+    let clients = Clients::of(settings)?;
     let lanes = Arc::new(Lanes::for_this_machine().map_err(ServeError::Threads)?);
     let store_times = Arc::new(StoreTimes::default());
-    let opening = open_cache(settings, &store_times);
-    let cache = Arc::new(saying("the cache is being opened or made", opening).await?);
+    let cache = Arc::new(open_cache(settings, &store_times).await?);
+    let served = serve_cache(&cache, settings, clients, &lanes, store_times, &mut signals).await;
+    if let Err(stopped @ ServeError::Stopped { .. }) = served {
+        // Nothing more can be promised of what is on its disk.
+        return Err(stopped);
+    }
+    // Whatever ended it: the next start has nothing to validate.
+    match (served, close(cache).await) {
+        (Err(error), Err(second)) => {
+            error!("the cache cannot be closed: {second}");
+            Err(error)
+        }
+        (served, closed) => served.and(closed),
+    }
+}
+
+/// Serves an open cache, which stays open.
+async fn serve_cache(
+    cache: &Arc<Cache>,
+    settings: &Settings,
+    clients: Clients,
+    lanes: &Arc<Lanes>,
+    store_times: Arc<StoreTimes>,
+    signals: &mut Signals,
+) -> Result<(), ServeError> {
     for wanted in &settings.volumes {
-        let providing = provide(&cache, wanted, settings.take_over);
-        saying("the store is asked for a volume", providing).await?;
+        let providing = provide(cache, wanted, settings.take_over);
+        telling("the store is asked for a volume", Measure::Time, providing).await?;
     }
     let statistics = Arc::new(Statistics::default());
-    let exports = VolumeExports::new(&cache);
-    let server = Server::new(exports, Limits::default(), Arc::clone(&statistics));
+    let exports = VolumeExports::new(cache);
+    let limits = descriptors::fit(Limits::default());
+    let server = Server::new(exports, limits, Arc::clone(&statistics));
     if let Some(address) = settings.metrics {
-        let cache = Arc::downgrade(&cache);
+        let cache = Arc::downgrade(cache);
         let sources = Sources { cache, server: server.clone(), statistics, store_times };
         metrics::listen(address, sources)
             .await
             .map_err(|source| ServeError::Listen { place: address.to_string(), source })?;
     }
-    let api = Api::new(&cache, server.clone(), settings.cache.clone(), settings.store.to_string());
+    let api = Api::new(cache, server.clone(), settings.cache.clone(), settings.store.to_string());
     let control = serve_api(settings, &api).await?;
-    let served = if settings.stdio {
-        let stream = Stream::stdio().map_err(ServeError::Stdio)?;
-        until_stopped(&cache, &mut signals, server.serve_stream(stream)).await
-    } else {
-        for listener in listeners {
-            info!(%listener, "listening");
-            let (server, lanes) = (server.clone(), Arc::clone(&lanes));
-            tokio::spawn(async move { server.serve_on(listener, &lanes).await });
+    let served = match clients {
+        Clients::One(stream) => until_stopped(cache, signals, server.serve_stream(stream)).await,
+        Clients::At(listeners) => {
+            for listener in listeners {
+                info!(%listener, "listening");
+                let (server, lanes) = (server.clone(), Arc::clone(lanes));
+                tokio::spawn(async move { server.serve_on(listener, &lanes).await });
+            }
+            until_stopped(cache, signals, std::future::pending()).await
         }
-        until_stopped(&cache, &mut signals, std::future::pending()).await
     };
     info!("stopping");
     tell_manager(STOPPING);
+    // Requests that wait for the store would hold it up for as long as that is away.
+    cache.begin_stop();
     server.shutdown(Shutdown::default()).await;
     if let Some((socket, serving)) = control {
         serving.abort();
@@ -153,37 +183,28 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
         let _ = std::fs::remove_file(socket);
     }
     api.stop().await;
-    drop(api);
-    if let Err(stopped @ ServeError::Stopped { .. }) = served {
-        // Nothing more can be promised of what is on its disk.
-        return Err(stopped);
-    }
-    close(cache).await?;
     served
 }
 
-/// Serves the API. Where no place was asked for and the usual one cannot be had, the gateway does without.
+/// Serves the API. Where no place was asked for and no usual one can be had, the gateway does without.
 async fn serve_api(
     settings: &Settings,
     api: &Api,
 ) -> Result<Option<(PathBuf, JoinHandle<()>)>, ServeError> {
-    let usual = || {
-        let folder = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
-        folder.unwrap_or_else(|| DEFAULT_RUN_DIR.into()).join(GATEWAY_SOCKET)
-    };
-    let path = match &settings.control {
-        Some(path) => path.clone(),
+    let (path, listener) = match &settings.control {
+        Some(path) => {
+            let listening = culvert_socket::listen(path, API_MODE).await;
+            (path.clone(), listening.map_err(|source| ServeError::Api { source })?)
+        }
         // Whoever made it for one client has no use for it.
         None if settings.stdio => return Ok(None),
-        None => usual(),
-    };
-    let listener = match culvert_socket::listen(&path, 0o600).await {
-        Ok(listener) => listener,
-        Err(source) if settings.control.is_some() => return Err(ServeError::Api { source }),
-        Err(e) => {
-            warn!("no API for `culvert volume`: {e}; --control names another place");
-            return Ok(None);
-        }
+        None => match listen_at_usual_place().await {
+            Ok(listening) => listening,
+            Err(why) => {
+                warn!("no API for `culvert volume`: {why}; --control PATH names another place");
+                return Ok(None);
+            }
+        },
     };
     info!(socket = %path.display(), "the API is served");
     let service = VolumeGatewayServer::new(api.clone());
@@ -195,6 +216,32 @@ async fn serve_api(
         }
     });
     Ok(Some((path, serving)))
+}
+
+/// Listens for the API where `culvert volume` looks for it by itself: in the run directory, or in that of the
+/// user who may not write there. Of a service it is the folder that the manager made. Otherwise says why not.
+async fn listen_at_usual_place() -> Result<(PathBuf, UnixListener), String> {
+    let service = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+    let user = culvert_socket::user_run_dir();
+    let lacks_user = service.is_none() && user.is_none();
+    let folders: Vec<PathBuf> = match service {
+        Some(folder) => vec![folder],
+        None => std::iter::once(PathBuf::from(DEFAULT_RUN_DIR)).chain(user).collect(),
+    };
+    let mut reasons = Vec::new();
+    for folder in folders {
+        let path = folder.join(GATEWAY_SOCKET);
+        match culvert_socket::listen(&path, API_MODE).await {
+            Ok(listener) => return Ok((path, listener)),
+            // The command line would speak to that one, wherever this one listened.
+            Err(e @ ListenError::InUse(_)) => return Err(e.to_string()),
+            Err(e) => reasons.push(e.to_string()),
+        }
+    }
+    if lacks_user {
+        reasons.push("XDG_RUNTIME_DIR is not set".to_owned());
+    }
+    Err(reasons.join("; "))
 }
 
 /// Whether something begins as if nothing was ever written to it.
@@ -209,22 +256,9 @@ async fn is_blank(disk: &FileDisk) -> Result<bool, DiskError> {
     Ok(true)
 }
 
-/// Does what must be done before anybody is served, and says from time to time that it goes on.
-async fn saying<T>(what: &'static str, work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
-    let begun = tokio::time::Instant::now();
-    let mut patience = Duration::from_secs(1);
-    loop {
-        match tokio::time::timeout(patience, &mut work).await {
-            Ok(done) => return done,
-            Err(_) => info!(seconds = begun.elapsed().as_secs(), "not served yet: {what}"),
-        }
-        patience = SAY_EVERY;
-    }
-}
-
 async fn open_cache(settings: &Settings, times: &Arc<StoreTimes>) -> Result<Cache, ServeError> {
-    let store = store::open(&settings.store)
+    let longest = settings.upload_timeout.max(settings.fetch_timeout);
+    let store = store::open(&settings.store, longest)
         .map_err(|source| ServeError::Store { at: settings.store.clone(), source })?;
     let store = Arc::new(TimedStore::new(store, Arc::clone(times)));
     let config = Config {
@@ -233,25 +267,32 @@ async fn open_cache(settings: &Settings, times: &Arc<StoreTimes>) -> Result<Cach
         upload_rate: settings.upload_rate,
         fetch_rate: settings.fetch_rate,
         fetch_timeout: settings.fetch_timeout,
+        upload_timeout: settings.upload_timeout,
         upload_interval: settings.upload_interval,
         ..Config::default()
     };
     let path = &settings.cache;
     let broken = |source| ServeError::Disk { path: path.clone(), source };
     if path.exists() {
-        let disk = Arc::new(FileDisk::open(path).map_err(broken)?);
-        if !is_blank(disk.as_ref()).await.map_err(broken)? {
-            return Ok(Cache::open(disk, store, config).await?);
+        let disk = FileDisk::open(path).map_err(broken)?;
+        if !is_blank(&disk).await.map_err(broken)? {
+            let what = if settings.eager {
+                "the cache is being validated"
+            } else {
+                "the cache is being opened"
+            };
+            let opening = Cache::open(Arc::new(disk.clone()), store, config);
+            return Ok(telling(what, Measure::Read(&disk), opening).await?);
         }
         if !settings.make {
             return Err(ServeError::Blank { path: path.clone() });
         }
         info!(cache = %path.display(), bytes = disk.len(), "making a cache of what is there");
-        return Ok(Cache::create(disk, store, settings.log_size, config).await?);
+        return Ok(make(&disk, store, settings.log_size, config).await?);
     }
     info!(cache = %path.display(), bytes = settings.cache_size, "making a cache");
     let disk = FileDisk::create(path, settings.cache_size).map_err(broken)?;
-    match Cache::create(Arc::new(disk), store, settings.log_size, config).await {
+    match make(&disk, store, settings.log_size, config).await {
         Ok(cache) => Ok(cache),
         Err(e) => {
             // Nothing half made stays behind.
@@ -259,6 +300,17 @@ async fn open_cache(settings: &Settings, times: &Arc<StoreTimes>) -> Result<Cach
             Err(e.into())
         }
     }
+}
+
+/// Makes a cache. What takes long is to write its log ahead.
+async fn make(
+    disk: &FileDisk,
+    store: Arc<TimedStore>,
+    log_len: u64,
+    config: Config,
+) -> Result<Cache, Error> {
+    let making = Cache::create(Arc::new(disk.clone()), store, log_len, config);
+    telling("the cache is being made", Measure::Written(disk, log_len), making).await
 }
 
 /// Makes sure that a volume is served: it is here, or in the store, or made.
@@ -280,6 +332,23 @@ async fn provide(cache: &Cache, wanted: &WantedVolume, take_over: bool) -> Resul
         }
         (Err(Error::NoVolume { .. }), None) => Err(ServeError::NoVolume { name: name.clone() }),
         (Err(e), _) => Err(e.into()),
+    }
+}
+
+/// Where clients come from.
+enum Clients {
+    /// One, at standard input and output.
+    One(Stream),
+    /// Whoever connects.
+    At(Vec<Listener>),
+}
+
+impl Clients {
+    fn of(settings: &Settings) -> Result<Self, ServeError> {
+        if settings.stdio {
+            return Stream::stdio().map(Self::One).map_err(ServeError::Stdio);
+        }
+        listeners(settings).map(Self::At)
     }
 }
 

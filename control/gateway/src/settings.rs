@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use culvert_model::Size;
 use culvert_volume::{NameError, VolumeName};
 use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
 
 use crate::store::StoreAt;
 
@@ -68,7 +69,7 @@ pub struct Options {
     #[arg(long)]
     pub take_over: bool,
 
-    /// Bytes per second that may go to the store. Any number if not given.
+    /// Bytes per second that may go to the store. Any number if it is 0 or not given.
     #[arg(long, value_name = "SIZE")]
     pub upload_rate: Option<Size>,
 
@@ -77,7 +78,12 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS")]
     pub upload_interval: Option<u32>,
 
-    /// Bytes per second that may come from the store. Any number if not given.
+    /// Seconds that one attempt to put an object of up to 8 MiB into the store may take: 120 if not given. A slow
+    /// way to the store takes more.
+    #[arg(long, value_name = "SECONDS")]
+    pub upload_timeout: Option<u32>,
+
+    /// Bytes per second that may come from the store. Any number if it is 0 or not given.
     #[arg(long, value_name = "SIZE")]
     pub fetch_rate: Option<Size>,
 
@@ -98,9 +104,9 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
 
-    /// Unix socket of the API that `culvert volume` and `culvert cache` use; mode 0600. If not given, there
-    /// is one in the run directory, if that can be had: /run/culvert/gateway.sock, or under a service
-    /// manager its runtime directory.
+    /// Unix socket of the API that `culvert volume` and `culvert cache` use; mode 0600. If not given, it is
+    /// /run/culvert/gateway.sock, or `$XDG_RUNTIME_DIR/culvert/gateway.sock` for a user who may not write
+    /// there; under a service manager, in the runtime directory that it made.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
 
@@ -151,6 +157,8 @@ pub struct Settings {
     pub fetch_rate: u64,
     /// Time between two uploads.
     pub upload_interval: Duration,
+    /// How long one attempt to put an object may take.
+    pub upload_timeout: Duration,
     /// How long a read may wait for the store.
     pub fetch_timeout: Duration,
     /// Validate before serving.
@@ -189,6 +197,19 @@ pub enum SettingsError {
         /// What is wrong.
         source: Box<toml::de::Error>,
     },
+    /// A time in which nothing can be done. Give some seconds, or leave the option out.
+    #[error("--{0} 0: legal is 1 to 4294967295 seconds")]
+    NoTime(&'static str),
+    /// What is to be logged is neither a level nor a filter.
+    #[error(
+        "--log {log:?}: {cause}; legal is error, warn, info, debug or trace, or a filter by module, as info,culvert_nbd=debug"
+    )]
+    Log {
+        /// What was given.
+        log: String,
+        /// What is wrong with it.
+        cause: tracing_subscriber::filter::ParseError,
+    },
 }
 
 impl Settings {
@@ -208,10 +229,23 @@ impl Settings {
         Self::join(options, file)
     }
 
+    /// What is logged, as a filter.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn filter(&self) -> Result<EnvFilter, SettingsError> {
+        EnvFilter::try_new(&self.log)
+            .map_err(|cause| SettingsError::Log { log: self.log.clone(), cause })
+    }
+
     fn join(options: Options, file: Options) -> Result<Self, SettingsError> {
         let store = options.store.or(file.store).ok_or(SettingsError::Missing("store"))?;
         let either = |ours: Vec<_>, theirs| if ours.is_empty() { theirs } else { ours };
         let bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
+        let timeout = |option, seconds: Option<u32>, default| match seconds.unwrap_or(default) {
+            0 => Err(SettingsError::NoTime(option)),
+            seconds => Ok(Duration::from_secs(seconds.into())),
+        };
         Ok(Self {
             cache: options.cache.or(file.cache).ok_or(SettingsError::Missing("cache"))?,
             cache_size: bytes(options.cache_size.or(file.cache_size), DEFAULT_CACHE_SIZE),
@@ -226,9 +260,16 @@ impl Settings {
             upload_interval: Duration::from_secs(
                 options.upload_interval.or(file.upload_interval).map_or(5, u64::from).max(1),
             ),
-            fetch_timeout: Duration::from_secs(
-                options.fetch_timeout.or(file.fetch_timeout).map_or(30, u64::from),
-            ),
+            upload_timeout: timeout(
+                "upload-timeout",
+                options.upload_timeout.or(file.upload_timeout),
+                120,
+            )?,
+            fetch_timeout: timeout(
+                "fetch-timeout",
+                options.fetch_timeout.or(file.fetch_timeout),
+                30,
+            )?,
             log_format: options.log_format.or(file.log_format).unwrap_or_default(),
             make: options.make || file.make,
             eager: options.eager || file.eager,
@@ -319,6 +360,8 @@ impl TryFrom<String> for WantedVolume {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -354,11 +397,57 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_has_every_setting_and_says_what_holds_without_it() {
+        let text = include_str!("../examples/gateway.toml");
+        let table: toml::Table = toml::from_str(text).unwrap();
+        let command = Options::augment_args(clap::Command::new("serve"));
+        let settings = command.get_arguments().filter_map(clap::Arg::get_long);
+        let settings: BTreeSet<_> = settings.filter(|name| *name != "config").collect();
+        assert_eq!(table.keys().map(String::as_str).collect::<BTreeSet<_>>(), settings);
+
+        let mut sample = parse(text, Path::new("gateway.toml")).unwrap();
+        assert!(sample.control.take().is_some() && sample.metrics.take().is_some());
+        let least = Options {
+            cache: sample.cache.clone(),
+            store: sample.store.clone(),
+            ..Options::default()
+        };
+        let join = |file| Settings::join(Options::default(), file).unwrap();
+        assert_eq!(join(sample), join(least));
+    }
+
+    #[test]
+    fn a_timeout_of_nothing_is_refused_wherever_it_is_said() {
+        for option in ["fetch-timeout", "upload-timeout"] {
+            let text = format!("cache = '/c'\nstore = '/s'\n{option} = 0");
+            let file = parse(&text, Path::new("f")).unwrap();
+            let refused = Settings::join(Options::default(), file).unwrap_err().to_string();
+            assert!(refused.contains(option) && refused.contains("legal is 1 to"), "{refused}");
+        }
+        let options = Options {
+            cache: Some("c".into()),
+            store: Some("s".parse().unwrap()),
+            fetch_timeout: Some(0),
+            ..Options::default()
+        };
+        assert!(Settings::join(options, Options::default()).is_err());
+    }
+
+    #[test]
     fn what_is_missing_or_unknown_is_named() {
         let missing = Settings::join(Options::default(), Options::default()).unwrap_err();
         assert_eq!(missing.to_string(), "--store is missing");
         let unknown = parse("cash = '/x'", Path::new("gateway.toml")).unwrap_err().to_string();
         assert!(unknown.contains("gateway.toml") && unknown.contains("cash"), "{unknown}");
+        let options = Options {
+            cache: Some("c".into()),
+            store: Some("s".parse().unwrap()),
+            log: Some("culvert_nbd=loud".to_owned()),
+            ..Options::default()
+        };
+        let log = Settings::join(options, Options::default()).unwrap().filter().unwrap_err();
+        let log = log.to_string();
+        assert!(log.contains("--log \"culvert_nbd=loud\"") && log.contains("legal is"), "{log}");
         let store = parse("store = 'ftp://bucket'", Path::new("f")).unwrap_err().to_string();
         assert!(store.contains("ftp://bucket"), "{store}");
         assert!("A".parse::<WantedVolume>().unwrap_err().contains("legal are"));

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_volume::remote::{FolderStore, Store, StoreError};
 use serde::Deserialize;
@@ -112,35 +113,39 @@ pub enum OpenError {
 }
 
 /// Opens a store. Credentials, region and address of an object store come from the usual variables of the
-/// environment: `AWS_*`, `GOOGLE_*`, `AZURE_*`.
+/// environment: `AWS_*`, `GOOGLE_*`, `AZURE_*`. A request to one is given up after `longest`: the caller gives
+/// up before where it wants an answer sooner.
 ///
 /// # Errors
 /// See [`OpenError`].
-pub fn open(at: &StoreAt) -> Result<Arc<dyn Store>, OpenError> {
+pub fn open(at: &StoreAt, longest: Duration) -> Result<Arc<dyn Store>, OpenError> {
     match at {
         StoreAt::Folder(path) => Ok(Arc::new(FolderStore::open(path)?)),
-        StoreAt::Bucket { kind, bucket, prefix } => cloud::open(*kind, bucket, prefix),
+        StoreAt::Bucket { kind, bucket, prefix } => cloud::open(*kind, bucket, prefix, longest),
     }
 }
 
 #[cfg(not(feature = "object-store"))]
 mod cloud {
-    use super::{Arc, Kind, OpenError, Store};
+    use super::{Arc, Duration, Kind, OpenError, Store};
 
-    pub(super) fn open(kind: Kind, _: &str, _: &str) -> Result<Arc<dyn Store>, OpenError> {
+    pub(super) fn open(
+        kind: Kind,
+        _: &str,
+        _: &str,
+        _: Duration,
+    ) -> Result<Arc<dyn Store>, OpenError> {
         Err(OpenError::NotBuilt(kind.scheme()))
     }
 }
 
 #[cfg(feature = "object-store")]
 mod cloud {
-    use std::time::Duration;
-
     use culvert_volume::remote::ObjectStoreRemote;
     use object_store::path::Path;
-    use object_store::{ObjectStore, RetryConfig};
+    use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 
-    use super::{Arc, Kind, OpenError, Store};
+    use super::{Arc, Duration, Kind, OpenError, Store};
 
     /// A few quick attempts of the client's own; the cache goes on trying where that makes sense, and knows
     /// better what a doubtful answer means.
@@ -152,34 +157,42 @@ mod cloud {
         kind: Kind,
         bucket: &str,
         prefix: &str,
+        longest: Duration,
     ) -> Result<Arc<dyn Store>, OpenError> {
         // An error means that there is one already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let wrong = |e: &dyn std::error::Error| OpenError::Environment(e.to_string());
         let prefix = Path::parse(prefix).map_err(|e| wrong(&e))?;
-        let store = build(kind, bucket)?.map_err(|e| wrong(&e))?;
+        let store = build(kind, bucket, longest)?.map_err(|e| wrong(&e))?;
         Ok(Arc::new(ObjectStoreRemote::new(store, prefix)))
     }
 
     type Built = Result<Arc<dyn ObjectStore>, object_store::Error>;
 
-    fn build(kind: Kind, bucket: &str) -> Result<Built, OpenError> {
+    fn build(kind: Kind, bucket: &str, longest: Duration) -> Result<Built, OpenError> {
+        let timeout = format!("{}s", longest.as_secs());
         match kind {
             #[cfg(feature = "s3")]
             Kind::S3 => {
+                let key = object_store::aws::AmazonS3ConfigKey::Client(ClientConfigKey::Timeout);
                 let builder = object_store::aws::AmazonS3Builder::from_env();
+                let builder = builder.with_config(key, timeout);
                 let built = builder.with_bucket_name(bucket).with_retry(retry()).build();
                 Ok(built.map(|store| Arc::new(store) as Arc<dyn ObjectStore>))
             }
             #[cfg(feature = "gs")]
             Kind::Gs => {
+                let key = object_store::gcp::GoogleConfigKey::Client(ClientConfigKey::Timeout);
                 let builder = object_store::gcp::GoogleCloudStorageBuilder::from_env();
+                let builder = builder.with_config(key, timeout);
                 let built = builder.with_bucket_name(bucket).with_retry(retry()).build();
                 Ok(built.map(|store| Arc::new(store) as Arc<dyn ObjectStore>))
             }
             #[cfg(feature = "az")]
             Kind::Az => {
+                let key = object_store::azure::AzureConfigKey::Client(ClientConfigKey::Timeout);
                 let builder = object_store::azure::MicrosoftAzureBuilder::from_env();
+                let builder = builder.with_config(key, timeout);
                 let built = builder.with_container_name(bucket).with_retry(retry()).build();
                 Ok(built.map(|store| Arc::new(store) as Arc<dyn ObjectStore>))
             }

@@ -53,8 +53,8 @@ impl TimedStore {
 }
 
 impl Store for TimedStore {
-    fn get<'a>(&'a self, path: &'a str) -> Answer<'a, (Bytes, ObjectVersion)> {
-        self.timed(0, self.store.get(path))
+    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)> {
+        self.timed(0, self.store.get(path, limit))
     }
 
     fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {

@@ -28,6 +28,14 @@ pub enum ListenError {
     },
 }
 
+/// The folder for sockets of a user who may not write to the host's run directory: `culvert` in
+/// `$XDG_RUNTIME_DIR`, which is for that user alone. `None` where the session has no such folder.
+pub fn user_run_dir() -> Option<PathBuf> {
+    let folder = PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?);
+    // Relative ones are to be ignored, says the XDG Base Directory Specification.
+    folder.is_absolute().then(|| folder.join("culvert"))
+}
+
 /// Listens on a path, whose folder is made where it is missing, with the permission bits of `mode`. A
 /// socket that a dead process left behind is replaced; a live one is not, nor a file that is no socket.
 ///

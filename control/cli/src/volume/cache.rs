@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use culvert_model::{Size, api};
 use serde::Serialize;
+use tonic::Streaming;
 
 use super::At;
 use super::progress::Progress;
@@ -36,7 +37,8 @@ enum CacheVerb {
         accept_loss: bool,
     },
     /// Write what a volume in quarantine has, and never could upload, into a file as large as the volume:
-    /// ranges at their places, holes elsewhere. Nothing changes in the cache.
+    /// ranges at their places, holes elsewhere. What is damaged is left out and named; then exit code 5.
+    /// Nothing changes in the cache.
     ExportQuarantine {
         /// The volume.
         name: String,
@@ -199,49 +201,100 @@ async fn scrub(args: &Args, gateway: &mut Gateway, accept_loss: bool) -> Result<
     Ok(())
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Exported {
     file: String,
     ranges: u64,
     bytes: u64,
+    /// What was never uploaded, is damaged, and is not in the file.
+    lost: Vec<LostRange>,
+    /// Slots of which nobody knows what they held: perhaps more of this volume.
+    unknown_slots: u32,
+}
+
+#[derive(Serialize)]
+struct LostRange {
+    offset: u64,
+    end: u64,
 }
 
 async fn export(
     args: &Args,
     gateway: &mut Gateway,
     name: &str,
-    path: &PathBuf,
+    path: &Path,
 ) -> Result<(), CliError> {
-    let failed = |error| CliError::File { file: path.display().to_string(), error };
     let request = api::ExportQuarantineRequest { name: name.to_owned() };
     let answer = gateway.calls.export_quarantine(request).await;
     let mut answers = gateway.answer(answer)?;
     // The first answer tells whether there is anything to export at all.
-    let mut next = answers.message().await.map_err(|status| gateway.failure(&status))?;
+    let first = answers.message().await.map_err(|status| gateway.failure(&status))?;
+    let failed = |error| CliError::File { file: path.display().to_string(), error };
     let file = File::create_new(path).map_err(failed)?;
-    let progress = Progress::bytes("exporting");
-    let (mut ranges, mut bytes) = (0, 0);
-    while let Some(range) = next {
-        file.set_len(range.size).map_err(failed)?;
-        if range.data.is_empty() {
-            zeros(&file, range.offset, range.len).map_err(failed)?;
-        } else {
-            file.write_all_at(&range.data, range.offset).map_err(failed)?;
+    let received = receive(gateway, &file, path, first, &mut answers).await;
+    if received.is_err() {
+        // A part of it would be taken for the whole, and keep the next attempt from beginning.
+        let _ = std::fs::remove_file(path);
+    }
+    let exported = received?;
+    match args.output {
+        Output::Table => {
+            for LostRange { offset, end } in &exported.lost {
+                print(&format!(
+                    "volume {name}: the only copy of bytes {offset} to {end} is damaged; they are not in the file"
+                ))?;
+            }
+            if exported.unknown_slots > 0 {
+                print(&format!(
+                    "{} slots of the cache are unreadable: they may have held more of volume {name}",
+                    exported.unknown_slots
+                ))?;
+            }
+            print(&format!(
+                "{} ranges with {} bytes written to {}",
+                exported.ranges, exported.bytes, exported.file
+            ))?;
         }
-        ranges += 1;
-        bytes += range.len;
-        progress.set(range.offset + range.len, range.size);
+        output => print_value(output, &exported)?,
+    }
+    if !exported.lost.is_empty() || exported.unknown_slots > 0 {
+        return Err(CliError::Unhealthy("not all of it could be exported".to_owned()));
+    }
+    Ok(())
+}
+
+/// Writes what comes into the file.
+async fn receive(
+    gateway: &Gateway,
+    file: &File,
+    path: &Path,
+    first: Option<api::QuarantineRange>,
+    answers: &mut Streaming<api::QuarantineRange>,
+) -> Result<Exported, CliError> {
+    let failed = |error| CliError::File { file: path.display().to_string(), error };
+    let progress = Progress::bytes("exporting");
+    let mut exported = Exported { file: path.display().to_string(), ..Exported::default() };
+    let mut next = first;
+    while let Some(range) = next {
+        let end = range.offset.saturating_add(range.len);
+        file.set_len(range.size).map_err(failed)?;
+        exported.unknown_slots = exported.unknown_slots.max(range.unknown_slots);
+        if range.lost {
+            exported.lost.push(LostRange { offset: range.offset, end });
+        } else if range.len > 0 {
+            if range.data.is_empty() {
+                zeros(file, range.offset, range.len).map_err(failed)?;
+            } else {
+                file.write_all_at(&range.data, range.offset).map_err(failed)?;
+            }
+            exported.ranges += 1;
+            exported.bytes += range.len;
+            progress.set(end, range.size);
+        }
         next = answers.message().await.map_err(|status| gateway.failure(&status))?;
     }
     file.sync_all().map_err(failed)?;
-    drop(progress);
-    let exported = Exported { file: path.display().to_string(), ranges, bytes };
-    match args.output {
-        Output::Table => {
-            print(&format!("{ranges} ranges with {} bytes written to {}", bytes, exported.file))
-        }
-        output => print_value(output, &exported),
-    }
+    Ok(exported)
 }
 
 /// Writes zeros, so that a range that was made zeros can be told from what is not there.

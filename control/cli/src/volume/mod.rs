@@ -12,27 +12,36 @@ use serde::Serialize;
 
 use crate::args::{Args, Output};
 use crate::client::Gateway;
-use crate::error::CliError;
+use crate::error::{CliError, Peer};
 use crate::output::{or_dash, print, print_value, table};
 use progress::{Progress, waiting};
 
 /// Where the gateway is.
 #[derive(Debug, clap::Args)]
 pub(crate) struct At {
-    /// The gateway's socket: `--control` of `culvert-gateway serve`. If not given, the one in the run
-    /// directory, else that of the service.
+    /// The gateway's socket: `--control` of `culvert-gateway serve`. If not given, the first that a gateway
+    /// answers on: in the run directory, of the service, `$XDG_RUNTIME_DIR/culvert/gateway.sock`.
     #[arg(long, global = true, value_name = "PATH", env = "CULVERT_GATEWAY")]
     gateway: Option<PathBuf>,
 }
 
 impl At {
     async fn connect(&self, args: &Args) -> Result<Gateway, CliError> {
-        let socket = self.gateway.clone().unwrap_or_else(|| {
-            let usual = args.run_dir.join(GATEWAY_SOCKET);
-            let service = PathBuf::from(GATEWAY_SERVICE_DIR).join(GATEWAY_SOCKET);
-            if !usual.exists() && service.exists() { service } else { usual }
-        });
-        Gateway::connect(&socket).await
+        if let Some(socket) = &self.gateway {
+            return Gateway::connect(socket).await;
+        }
+        let folders = [args.run_dir.clone(), GATEWAY_SERVICE_DIR.into()];
+        let (mut tried, mut failure) = (Vec::new(), None);
+        for folder in folders.into_iter().chain(culvert_socket::user_run_dir()) {
+            match Gateway::connect(&folder.join(GATEWAY_SOCKET)).await {
+                Ok(gateway) => return Ok(gateway),
+                Err(CliError::Absent { at, .. }) => tried.push(at),
+                // One that is there and may not be used, or not by this user; another may.
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        let absent = CliError::Absent { who: Peer::Gateway, at: tried.join(", ") };
+        Err(failure.unwrap_or(absent))
     }
 }
 

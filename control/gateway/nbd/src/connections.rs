@@ -135,7 +135,8 @@ impl Connection {
         self.shared.since
     }
 
-    /// The export that it uses or is opening, by the name the client gave; `None` before that.
+    /// The export that it uses or is opening, by the name that the client gave, or what that stands for; `None`
+    /// before that.
     pub fn export_name(&self) -> Option<Arc<str>> {
         self.shared.export_name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -200,7 +201,10 @@ impl Connection {
         let _ = self.shared.style.set(style);
     }
 
-    pub(crate) fn set_export_name(&self, name: Option<&str>) {
+    /// Says what export it uses or is opening. The server says it by the name that the client gave. Where that
+    /// stands for another, as the empty one does, [`Exports::open`](crate::export::Exports::open) says it anew,
+    /// so that whoever looks for the connections of the other finds this one.
+    pub fn set_export_name(&self, name: Option<&str>) {
         *self.shared.export_name.lock().unwrap_or_else(PoisonError::into_inner) =
             name.map(Arc::from);
     }
@@ -239,7 +243,7 @@ impl Connections {
         self.chosen(|c| c.session().is_some_and(|s| s.key == *session))
     }
 
-    /// Those that use or are opening an export, by the name the client gave.
+    /// Those that use or are opening an export, by its [name](Connection::export_name).
     pub fn of_export(&self, name: &str) -> Vec<Connection> {
         self.chosen(|c| c.export_name().as_deref() == Some(name))
     }

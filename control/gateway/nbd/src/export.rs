@@ -87,8 +87,8 @@ pub trait Export: Send + Sync + 'static {
 
     /// Brings a range into the cache; the client expects to read it soon.
     ///
-    /// Called only with [`Features::cache`]. `length` may exceed 4 GiB; the export may do as much
-    /// of it as it likes, and may answer before it is done.
+    /// Called only with [`Features::cache`], for at most 4 MiB at a time, which a longer request is cut
+    /// into. The export may do as much of it as it likes, and may answer before it is done.
     fn cache(
         &self,
         offset: u64,
@@ -343,8 +343,7 @@ impl<T: Into<Segment>> From<T> for ReadData {
 pub enum Context {
     /// `base:allocation`, with the flags [`STATE_HOLE`] and [`STATE_ZERO`].
     Allocation,
-    /// `culvert:cache`, with the flags [`STATE_CACHED`], [`STATE_DIRTY`] and
-    /// [`STATE_UNVALIDATED`].
+    /// `culvert:cache`, with the flags [`STATE_CACHED`] and [`STATE_DIRTY`].
     Cache,
 }
 
@@ -369,8 +368,6 @@ pub const STATE_ZERO: u32 = 1 << 1;
 pub const STATE_CACHED: u32 = 1 << 0;
 /// `culvert:cache`: the range holds changes that the object store does not have yet.
 pub const STATE_DIRTY: u32 = 1 << 1;
-/// `culvert:cache`: the range was cached before a crash and is checked at its first access.
-pub const STATE_UNVALIDATED: u32 = 1 << 2;
 
 /// A run of bytes of one state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,6 +29,11 @@ impl Gate {
         self.word.fetch_or(CLOSED, Ordering::AcqRel);
     }
 
+    /// Whether nobody is let in any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.word.load(Ordering::Acquire) & CLOSED != 0
+    }
+
     /// How many are inside.
     pub(crate) fn inside(&self) -> usize {
         self.word.load(Ordering::Acquire) & !CLOSED
@@ -71,9 +76,9 @@ mod tests {
     async fn a_closed_gate_empties_and_stays_empty() {
         let gate = Arc::new(Gate::default());
         let (one, two) = (gate.enter().unwrap(), gate.enter().unwrap());
-        assert_eq!(gate.inside(), 2);
+        assert!(gate.inside() == 2 && !gate.is_closed());
         gate.close();
-        assert!(gate.enter().is_none());
+        assert!(gate.enter().is_none() && gate.is_closed());
         let waiter = tokio::spawn({
             let gate = Arc::clone(&gate);
             async move { gate.emptied().await }

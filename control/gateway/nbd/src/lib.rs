@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`export`] | the traits that a server's caller implements: one export, and the set of them |
+//! | [`export_name`] | export names with parameters |
 //! | [`buffer`] | aligned, pooled payload buffers |
 //! | [`connections`] | who is connected; sessions, and fencing their old connections |
 //! | [`errno`] | error values |
@@ -46,6 +47,7 @@ pub mod client;
 pub mod connections;
 pub mod errno;
 pub mod export;
+pub mod export_name;
 pub mod handshake;
 pub mod memory;
 pub mod observe;

@@ -61,7 +61,8 @@ fn what_cannot_be_done_is_refused_in_words() {
         (&["flush", "nothing"], "no such volume"),
         (&["detach", "nothing"], "no such volume"),
         (&["delete", "nothing"], "no such volume"),
-        (&["delete", "disk", "--forget"], "exists already"),
+        (&["delete", "disk", "--forget"], "served here, not in quarantine"),
+        (&["delete", "disk", "--forget"], "detach or delete it"),
         (&["attach", "nothing"], "no such volume"),
     ] {
         let (_, said) = cli_fails(&scratch, &[&["volume"], arguments].concat());
@@ -127,5 +128,36 @@ fn a_scrub_names_what_is_damaged() {
     let clean = said.contains("damaged: 1 that the store has, 0 that it has not");
     assert!(lost && output.status.code() == Some(5) || clean && output.status.success(), "{said}");
     assert!(!lost || said.contains("the only copy of bytes 40960 to 45056"), "{said}");
+    gateway.stop();
+}
+
+#[test]
+fn a_client_that_names_no_export_is_a_client_of_the_only_volume() {
+    let scratch = Scratch::new();
+    let gateway = Gateway::start(&scratch, &["--volume", "vol=8M"]);
+    let control = scratch.path("control.sock").display().to_string();
+    let script = format!(
+        "import subprocess, time\n\
+         def volume(*words):\n\
+         \x20   command = [{culvert:?}, 'volume', *words, '--gateway', {control:?}]\n\
+         \x20   return subprocess.run(command, capture_output=True, text=True)\n\
+         h.connect_uri({uri:?})\n\
+         h.pwrite(b'x' * 4096, 0)\n\
+         refused = volume('delete', 'vol')\n\
+         assert refused.returncode != 0 and '1 clients are connected' in refused.stderr, refused\n\
+         shown = volume('show', 'vol', '-o', 'json')\n\
+         assert '\"connections\": 1' in shown.stdout, shown\n\
+         detached = volume('detach', 'vol')\n\
+         assert detached.returncode == 0, detached\n\
+         end = time.monotonic() + 20\n\
+         while h.aio_is_ready() and time.monotonic() < end:\n\
+         \x20   try: h.pread(4096, 0)\n\
+         \x20   except nbd.Error: pass\n\
+         \x20   time.sleep(0.01)\n\
+         assert not h.aio_is_ready(), 'nobody hung up'\n",
+        culvert = culvert(),
+        uri = gateway.uri(""),
+    );
+    run("nbdsh", &["-c", &script]);
     gateway.stop();
 }

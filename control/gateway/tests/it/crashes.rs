@@ -1,100 +1,14 @@
-//! Killed, and cut off from power, under a writer in another process whose blocks say what they are.
+//! Killed, cut off from power, its cache lost, under a writer in another process whose blocks say what they are.
 
-use std::io::{BufRead, BufReader};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::support::{Gateway, Scratch, run};
+use crate::support::{Gateway, Scratch, cli};
+use crate::writer::{Promises, Syncs, Writer, check};
 
-/// Blocks that are written, over and over, in an order that both scripts know.
-const COMMON: &str = "
-import struct, sys
-BLOCKS = 512
-def place(n): return (n * 7919 + n // 5) % BLOCKS
-def block(n): return struct.pack('<QQ', n, place(n)) * 256
-";
-
-/// Writes from number `first` on until the connection breaks. Says `w N` once write N was answered and
-/// `f N` once a FLUSH was that came after it.
-const WRITER: &str = "
-n = first
-try:
-    while True:
-        h.pwrite(block(n), place(n) * 4096, nbd.CMD_FLAG_FUA if n % 23 == 0 else 0)
-        print('w', n, flush=True)
-        if n % 31 == 0:
-            h.flush()
-            print('f', n, flush=True)
-        n += 1
-except nbd.Error:
-    pass
-";
-
-/// Checks every block: it is what write N made of it, where N is not below the newest promised one, and
-/// not above the newest that was asked for. Says the newest number that it found.
-const CHECKER: &str = "
-newest = {}
-for n in range(1, promised + 1): newest[place(n)] = n
-top = 0
-for at in range(BLOCKS):
-    data = h.pread(4096, at * 4096)
-    n, where = struct.unpack('<QQ', data[:16])
-    if n == 0:
-        assert data == bytes(4096), at
-    else:
-        assert where == at and data == block(n), (at, n, where)
-    assert n >= newest.get(at, 0), ('lost', at, n, newest[at])
-    assert n <= asked, ('from nowhere', at, n)
-    top = max(top, n)
-print(top)
-";
-
-/// What the writer was promised.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Promised {
-    pub(crate) answered: u64,
-    pub(crate) flushed: u64,
-}
-
-pub(crate) fn writer(uri: &str, first: u64) -> Child {
-    let script = format!("h.connect_uri({uri:?})\n{COMMON}\nfirst = {first}\n{WRITER}");
-    Command::new("nbdsh")
-        .args(["-c", &script])
-        .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// Reads what the writer says until it ends.
-pub(crate) fn promised(mut writer: Child) -> Promised {
-    let mut promised = Promised::default();
-    let mut said = BufReader::new(writer.stdout.take().unwrap());
-    let mut line = String::new();
-    while said.read_line(&mut line).unwrap() > 0 {
-        match line.trim().split_once(' ') {
-            Some(("w", n)) => promised.answered = n.parse().unwrap(),
-            Some(("f", n)) => promised.flushed = n.parse().unwrap(),
-            _ => panic!("{line}"),
-        }
-        line.clear();
-    }
-    writer.wait().unwrap();
-    promised
-}
-
-/// Checks what is there, and returns the newest write that is.
-pub(crate) fn check(uri: &str, promised: u64, asked: u64) -> u64 {
-    let script = format!(
-        "h.connect_uri({uri:?})\n{COMMON}\npromised = {promised}\nasked = {asked}\n{CHECKER}"
-    );
-    run("nbdsh", &["-c", &script]).trim().parse().unwrap()
-}
-
-/// Rounds of a test: more where the long forms are asked for.
+/// Rounds of a test: more where the long forms are asked for, which take nextest's profile `long`.
 pub(crate) fn rounds(short: u64) -> u64 {
     let full = std::env::var("CULVERT_E2E").is_ok_and(|value| value == "full");
     if full { short * 50 } else { short }
@@ -104,16 +18,14 @@ pub(crate) fn rounds(short: u64) -> u64 {
 fn killed_again_and_again_it_keeps_every_answered_write() {
     let scratch = Scratch::new();
     let mut gateway = Gateway::start(&scratch, &["--volume", "vol=2M"]);
-    let mut next = 1;
+    let mut there = Promises::none();
     for round in 0..rounds(4) {
-        let child = writer(&gateway.uri("vol"), next);
-        std::thread::sleep(Duration::from_millis(300 + round * 137 % 500));
+        let writer = Writer::start(&gateway.uri("vol"), &there, Syncs::FlushAndFua);
+        std::thread::sleep(Duration::from_millis(100 + round * 137 % 500));
         gateway.kill();
-        let said = promised(child);
-        assert!(said.answered >= next, "round {round}: nothing was written");
+        let said = writer.end();
         gateway = Gateway::start(&scratch, &[]);
-        check(&gateway.uri("vol"), said.answered, said.answered + 1);
-        next = said.answered + 1;
+        there = check(&gateway.uri("vol"), &said.answered, said.asked);
     }
     gateway.stop();
 }
@@ -127,6 +39,13 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn attach(scratch: &Scratch, file: &Path) -> Disk {
+        let file = file.display().to_string();
+        let cache = ["--filter=cache", "file", &file, "cache=writeback", "cache-on-read=false"];
+        Disk::of(scratch, &cache)
+    }
+
+    /// What nbdkit serves with these arguments, as a file.
+    pub(crate) fn of(scratch: &Scratch, arguments: &[&str]) -> Disk {
         let socket = scratch.path("disk.sock");
         let _ = std::fs::remove_file(&socket);
         let mounted = scratch.path("disk");
@@ -135,20 +54,7 @@ impl Disk {
             Command::new(program).args(arguments).stdin(Stdio::null()).spawn().unwrap()
         };
         let path = socket.display().to_string();
-        let file = file.display().to_string();
-        let nbdkit = start(
-            "nbdkit",
-            &[
-                "-f",
-                "-U",
-                &path,
-                "--filter=cache",
-                "file",
-                &file,
-                "cache=writeback",
-                "cache-on-read=false",
-            ],
-        );
+        let nbdkit = start("nbdkit", &[&["-f", "-U", &path][..], arguments].concat());
         wait_for(|| socket.exists());
         let fuse =
             start("nbdfuse", &[mounted.to_str().unwrap(), "--unix", socket.to_str().unwrap()]);
@@ -183,56 +89,96 @@ pub(crate) fn wait_for(mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_power_cut_takes_nothing_that_was_flushed() {
+fn a_power_cut_takes_nothing_that_was_flushed_or_written_with_fua() {
     let scratch = Scratch::new();
     Gateway::start(&scratch, &["--volume", "vol=2M"]).stop();
     let file = scratch.path("medium");
     std::fs::rename(scratch.path("cache"), &file).unwrap();
-    let (mut next, mut asked) = (1, 0);
-    for round in 0..rounds(2) {
+    let mut there = Promises::none();
+    let mut took = 0;
+    let kinds = [Syncs::AtFirst, Syncs::FlushAndFua, Syncs::Fua, Syncs::AtFirst];
+    for (round, syncs) in (0..rounds(4)).zip(kinds.into_iter().cycle()) {
         let mut disk = Disk::attach(&scratch, &file);
         let on_disk = disk.mounted.display().to_string();
         let gateway = Gateway::start(&scratch, &["--cache", &on_disk]);
-        let child = writer(&gateway.uri("vol"), next);
-        std::thread::sleep(Duration::from_millis(700 + round * 271 % 600));
+        let writer = Writer::start(&gateway.uri("vol"), &there, syncs);
+        std::thread::sleep(Duration::from_millis(400 + round * 271 % 600));
         disk.cut();
-        let said = promised(child);
+        let said = writer.end();
         gateway.kill();
         drop(disk);
-        assert!(said.flushed >= next, "round {round}: nothing was flushed: {said:?}");
+        assert!(
+            said.durable.newest() > there.asked,
+            "round {round}, {syncs:?}: nothing became durable"
+        );
         let disk = Disk::attach(&scratch, &file);
         let gateway = Gateway::start(&scratch, &["--cache", &on_disk]);
-        // Of what came after the last flush anything may be there, also in later rounds.
-        asked = asked.max(said.answered + 1);
-        check(&gateway.uri("vol"), said.flushed, asked);
+        there = check(&gateway.uri("vol"), &said.durable, said.asked);
+        took += u64::from(there.answered.is_behind(&said.answered));
+        // In order, so that what was found is durable.
         gateway.stop();
         drop(disk);
-        next = said.flushed + 1;
     }
+    // Else this disk loses nothing, and all that was found proves nothing.
+    assert!(took > 0, "no cut took a write that was answered");
+}
+
+/// Milliseconds since the Unix epoch.
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+/// Fails unless a volume is shown with a last cut within `published`, in milliseconds since the Unix epoch, and with
+/// its age in seconds.
+fn shown_with_the_cut_of(scratch: &Scratch, published: &RangeInclusive<u64>) {
+    let json = cli(scratch, &["volume", "show", "vol", "-o", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let cut = shown["published_unix_ms"].as_u64().unwrap();
+    assert!(published.contains(&cut), "{published:?}: {json}");
+    let since = || (unix_ms() - cut) / 1000;
+    let least = since();
+    let text = cli(scratch, &["volume", "show", "vol"]);
+    let most = since();
+    let age = text.lines().find_map(|line| line.strip_prefix("last cut ")?.split_once(" s ago"));
+    let age: u64 = age.unwrap_or_else(|| panic!("{text}")).0.trim().parse().unwrap();
+    assert!(age >= 1 && (least..=most).contains(&age), "{least} to {most} s:\n{text}");
 }
 
 #[test]
 fn a_cache_that_is_lost_at_any_time_opens_at_its_last_cut() {
     let scratch = Scratch::new();
-    let mut next = 1;
-    let mut gateway = Gateway::start(&scratch, &["--volume", "vol=2M"]);
-    for round in 0..rounds(2) {
-        let child = writer(&gateway.uri("vol"), next);
-        std::thread::sleep(Duration::from_millis(250));
-        let flushed = crate::support::cli(&scratch, &["volume", "flush", "vol", "-o", "json"]);
-        assert!(flushed.contains("\"watermark\""), "{flushed}");
-        std::thread::sleep(Duration::from_millis(100 + round * 97 % 300));
+    // In every other round there is one cut, by command; in the others there may be some at any time, or none.
+    let by_command = |round: u64| round.is_multiple_of(2);
+    let start = |round, volume: &[&str]| {
+        let interval = if by_command(round) { "3600" } else { "1" };
+        Gateway::start(&scratch, &[volume, &["--upload-interval", interval]].concat())
+    };
+    let mut gateway = start(0, &["--volume", "vol=2M"]);
+    let mut there = Promises::none();
+    for round in 0..rounds(4) {
+        let writer = Writer::start(&gateway.uri("vol"), &there, Syncs::FlushAndFua);
+        // What was answered before a cut is in it.
+        let flushed = by_command(round).then(|| {
+            std::thread::sleep(Duration::from_millis(100));
+            let (answered, begun) = (writer.promises().answered, unix_ms());
+            cli(&scratch, &["volume", "flush", "vol"]);
+            (answered, begun..=unix_ms())
+        });
+        let most = if by_command(round) { 300 } else { 2500 };
+        std::thread::sleep(Duration::from_millis(round * 997 % most));
         gateway.kill();
-        let said = promised(child);
+        let said = writer.end();
         std::fs::remove_file(scratch.path("cache")).unwrap();
-        gateway = Gateway::start(&scratch, &["--volume", "vol", "--take-over"]);
-        let shown = crate::support::cli(&scratch, &["volume", "show", "vol"]);
-        assert!(shown.contains("last cut") && shown.contains("s ago"), "{shown}");
-        // A cut holds all writes up to one, and none after: so whatever is newest promises all before.
-        let top = check(&gateway.uri("vol"), 0, said.answered + 1);
-        assert!(top >= next, "round {round}: nothing was uploaded");
-        check(&gateway.uri("vol"), top, top);
-        next = top + 1;
+        // So that the cut's age is no fraction of a second.
+        std::thread::sleep(Duration::from_millis(1000));
+        gateway = start(round + 1, &["--volume", "vol", "--take-over"]);
+        let promised = flushed.as_ref().map_or(&there.answered, |(answered, _)| answered);
+        let found = check(&gateway.uri("vol"), promised, said.asked);
+        found.must_be_a_cut(&there);
+        if let Some((_, published)) = flushed {
+            shown_with_the_cut_of(&scratch, &published);
+        }
+        there = found;
     }
     gateway.stop();
 }

@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::FileExt;
 
-use crate::observing::scrape;
-use crate::support::{Gateway, Scratch, cli, cli_fails, free_address, run};
+use crate::observing::metric;
+use crate::support::{Gateway, Scratch, cli, cli_fails, culvert, free_address, output, run};
 
 /// Flips a bit in each copy that the file has of a block which begins so.
 fn damage(file: &std::path::Path, beginning: &[u8]) -> usize {
@@ -54,17 +54,63 @@ fn a_block_that_is_lost_is_an_error_of_its_range_for_the_client_in_the_log_and_i
     let log = std::fs::read_to_string(scratch.path("log")).unwrap();
     let told = log.lines().filter(|line| line.contains("ERROR") && line.contains(why));
     assert_eq!(told.count(), 2, "{log}");
-    let text = scrape(&address);
     // Twice by the client, and each time that the gateway itself wants to move it.
-    let lost = text
-        .lines()
-        .find_map(|line| line.strip_prefix("culvert_volume_lost_total{volume=\"vol\"} "));
-    assert!(lost.is_some_and(|times| times.parse::<u64>().is_ok_and(|times| times >= 2)), "{text}");
+    let lost = metric(&address, "culvert_volume_lost_total{volume=\"vol\"}");
+    assert!(lost >= 2.0, "{lost}");
     // Nothing is uploaded as if it were whole, until it is written anew.
     let (_, said) = cli_fails(&scratch, &["volume", "flush", "vol"]);
     assert!(said.contains(why), "{said}");
     let write = ["-f", "raw", "-c", "write -P 1 1M 4k", "-c", "flush", &gateway.uri("vol")];
     run("qemu-io", &write);
     cli(&scratch, &["volume", "flush", "vol"]);
+    gateway.stop();
+}
+
+/// Of two volumes that another gateway took over, one has a block that is lost, and the other has uploaded all.
+#[test]
+fn an_export_leaves_out_what_is_lost_and_says_so() {
+    let (first, second) = (Scratch::new(), Scratch::new());
+    let quiet = ["--upload-interval", "3600"];
+    let volumes = ["--volume", "vol=8M", "--volume", "empty=4M"];
+    let gateway = Gateway::start(&first, &[&quiet[..], &volumes].concat());
+    let write = format!(
+        "h.connect_uri({:?})\n\
+         h.pwrite(b'precious' * 512, 1 << 20)\n\
+         h.pwrite(b'ordinary' * 512, (1 << 20) + 4096)\n\
+         h.flush()\n\
+         h.shutdown()",
+        gateway.uri("vol")
+    );
+    run("nbdsh", &["-c", &write]);
+    gateway.stop();
+    assert!(damage(&first.path("cache"), b"precious") > 0, "it is not in the cache");
+    std::os::unix::fs::symlink(first.path("store"), second.path("store")).unwrap();
+    let other = Gateway::start(&second, &[]);
+    for volume in ["vol", "empty"] {
+        cli(&second, &["volume", "attach", volume, "--take-over"]);
+    }
+    other.stop();
+
+    let gateway = Gateway::start(&first, &quiet);
+    let control = first.path("control.sock").display().to_string();
+    let export = |volume: &str| {
+        cli_fails(&first, &["volume", "flush", volume]);
+        let file = first.path(&format!("{volume}.raw"));
+        let words = ["cache", "export-quarantine", volume, file.to_str().unwrap()];
+        let exported = output(&culvert(), &[&words[..], &["--gateway", &control]].concat());
+        let said = String::from_utf8_lossy(&exported.stdout).into_owned();
+        (file, exported.status.code(), said)
+    };
+    let (file, code, said) = export("vol");
+    assert!(code == Some(5) && said.contains("bytes 1048576 to 1052672 is damaged"), "{said}");
+    let content = std::fs::read(&file).unwrap();
+    assert!(content.len() == 8 << 20 && content[..(1 << 20) + 4096].iter().all(|byte| *byte == 0));
+    assert_eq!(content[(1 << 20) + 4096..][..4096], b"ordinary".repeat(512));
+    // One that is there is neither written nor removed.
+    assert_eq!(export("vol").1, Some(2));
+    assert_eq!(std::fs::read(&file).unwrap(), content);
+    let (file, code, said) = export("empty");
+    assert!(code == Some(0) && said.contains("0 ranges"), "{said}");
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 4 << 20);
     gateway.stop();
 }

@@ -1,12 +1,14 @@
 //! File systems of the kernel on a volume, and what stock clients do with one that is larger than its cache.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use crate::crashes::{Disk, check, promised, rounds, wait_for, writer};
+use crate::crashes::{Disk, rounds, wait_for};
 use crate::support::{Gateway, LoopDevice, Scratch, cli, image, output, run};
+use crate::writer::{Promises, Syncs, Writer, check};
 
 /// A volume as a file, by nbdfuse; unmounted with the value.
 struct Fuse {
@@ -147,6 +149,65 @@ fn xfs_is_made_filled_trimmed_and_checked() {
     a_file_system_is_made_filled_trimmed_and_checked("xfs", &["xfs_repair", "-n"]);
 }
 
+/// A mebibyte of which no two blocks are alike, nor two of such files.
+fn mebibyte(number: u64) -> Vec<u8> {
+    (0..1 << 20).map(|at: u64| (at % 251 + (at >> 12) * 7 + number * 13) as u8).collect()
+}
+
+fn is_whole(mounted: &Mounted, number: u64) -> bool {
+    std::fs::read(mounted.0.join(number.to_string())).is_ok_and(|found| found == mebibyte(number))
+}
+
+/// Writes files of a mebibyte until the file system is full. Returns how many are whole: all but the last one.
+fn fill(folder: &Path) -> u64 {
+    let mut number = 0;
+    loop {
+        if let Err(e) = std::fs::write(folder.join(number.to_string()), mebibyte(number)) {
+            assert_eq!(e.kind(), ErrorKind::StorageFull, "file {number}: {e}");
+            return number;
+        }
+        number += 1;
+    }
+}
+
+#[test]
+fn ext4_filled_until_there_is_no_space_gives_back_what_was_deleted() {
+    let scratch = Scratch::new();
+    // Larger than what the cache holds, so that it is full, too.
+    let gateway = Gateway::start(&scratch, &["--volume", "vol=128M"]);
+    let device = Device::attach(&scratch, &gateway.uri("vol"));
+    run("mkfs.ext4", &["-q", "-b", "4096", device.path()]);
+    let mounted = Mounted::mount(&scratch, &device);
+    let files = fill(&mounted.0);
+    run("sync", &["-f", mounted.0.to_str().unwrap()]);
+    drop(mounted);
+    run("e2fsck", &["-fn", device.path()]);
+    let full = allocated(&gateway.uri("vol"));
+    assert!(files > 96 && full >= files << 20, "{files} files, {full} bytes");
+
+    let mounted = Mounted::mount(&scratch, &device);
+    for number in 0..files {
+        assert!(is_whole(&mounted, number), "file {number} of {files}");
+    }
+    let (kept, deleted): (Vec<u64>, Vec<u64>) = (0..files).partition(|number| number % 8 == 3);
+    for number in &deleted {
+        std::fs::remove_file(mounted.0.join(number.to_string())).unwrap();
+    }
+    // What was deleted is free for good once it is unmounted.
+    drop(mounted);
+    let mounted = Mounted::mount(&scratch, &device);
+    run("fstrim", &[mounted.0.to_str().unwrap()]);
+    for number in kept {
+        assert!(is_whole(&mounted, number), "file {number} of {files} after the trim");
+    }
+    drop(mounted);
+    run("e2fsck", &["-fn", device.path()]);
+    drop(device);
+    let (trimmed, deleted) = (allocated(&gateway.uri("vol")), (deleted.len() as u64) << 20);
+    assert!(trimmed + deleted * 3 / 4 < full, "{full} bytes became {trimmed}; {deleted} deleted");
+    gateway.stop();
+}
+
 /// Writes files one after the other, each flushed before the next, until that fails. Returns how many.
 fn write_files(folder: &Path, first: u64) -> u64 {
     let mut number = first;
@@ -190,7 +251,7 @@ fn ext4_loses_no_flushed_file_in_a_power_cut() {
             let folder = mounted.0.clone();
             move || write_files(&folder, files)
         });
-        std::thread::sleep(std::time::Duration::from_millis(900 + round * 313 % 700));
+        std::thread::sleep(Duration::from_millis(900 + round * 313 % 700));
         disk.cut();
         let written = writer.join().unwrap();
         assert!(written > 0, "round {round}: nothing was written");
@@ -229,7 +290,7 @@ fn a_cache_in_a_file_of_ext4_loses_nothing_that_was_flushed_in_a_power_cut() {
     let medium = scratch.path("medium");
     std::fs::File::create(&medium).unwrap().set_len(192 << 20).unwrap();
     run("mkfs.ext4", &["-q", medium.to_str().unwrap()]);
-    let (mut next, mut asked) = (1, 0);
+    let mut there = Promises::none();
     for round in 0..rounds(2) {
         let mut disk = Disk::attach(&scratch, &medium);
         let device = LoopDevice::attach(&disk.mounted);
@@ -237,27 +298,25 @@ fn a_cache_in_a_file_of_ext4_loses_nothing_that_was_flushed_in_a_power_cut() {
         let cache = mounted.0.join("cache").display().to_string();
         // Made in the first round, and cut from power soon after.
         let gateway = Gateway::start(&scratch, &["--cache", &cache, "--volume", "vol=2M"]);
-        let child = writer(&gateway.uri("vol"), next);
-        std::thread::sleep(std::time::Duration::from_millis(900 + round * 271 % 600));
+        let writer = Writer::start(&gateway.uri("vol"), &there, Syncs::FlushAndFua);
+        std::thread::sleep(Duration::from_millis(600 + round * 271 % 600));
         disk.cut();
-        let said = promised(child);
+        let said = writer.end();
         gateway.kill();
         drop(mounted);
         drop(device);
         drop(disk);
-        assert!(said.flushed >= next, "round {round}: nothing was flushed: {said:?}");
+        assert!(said.durable.newest() > there.asked, "round {round}: nothing became durable");
 
         let disk = Disk::attach(&scratch, &medium);
         let device = LoopDevice::attach(&disk.mounted);
         let mounted = Mounted::mount_at(scratch.path("host"), device.path());
         let gateway = Gateway::start(&scratch, &["--cache", &cache]);
-        asked = asked.max(said.answered + 1);
-        check(&gateway.uri("vol"), said.flushed, asked);
+        there = check(&gateway.uri("vol"), &said.durable, said.asked);
         gateway.stop();
         drop(mounted);
         drop(device);
         drop(disk);
-        next = said.flushed + 1;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Made, used, killed, stopped, started again.
 
 use crate::observing::scrape;
-use crate::support::{GATEWAY, Gateway, Scratch, free_address, image, run};
+use crate::support::{GATEWAY, Gateway, Scratch, culvert, free_address, image, output, run};
 
 #[test]
 fn what_was_written_is_there_after_a_kill_and_after_a_stop() {
@@ -48,7 +48,8 @@ fn libnbd_starts_it_on_standard_streams_and_by_socket_activation() {
     let scratch = Scratch::new();
     let mut arguments = scratch.arguments();
     // Without a place of its own.
-    arguments.truncate(arguments.len() - 2);
+    let listen = arguments.iter().position(|argument| argument == "--listen").unwrap();
+    arguments.drain(listen..listen + 2);
     arguments.extend(["--volume".to_owned(), "vol=8M".to_owned()]);
     for (start, more) in [("connect_command", "--stdio"), ("connect_systemd_socket_activation", "")]
     {
@@ -69,4 +70,107 @@ fn libnbd_starts_it_on_standard_streams_and_by_socket_activation() {
     let gateway = Gateway::start(&scratch, &[]);
     run("qemu-io", &["-f", "raw", "-c", "read -P 0x78 0 4k", &gateway.uri("vol")]);
     gateway.stop();
+}
+
+#[test]
+fn as_many_files_may_be_open_as_clients_need_or_fewer_clients_are_let_in() {
+    let scratch = Scratch::new();
+    let log = || std::fs::read_to_string(scratch.path("log")).unwrap();
+    let gateway = Gateway::start_limited(&scratch, "256:4096", &["--volume", "vol=8M"]);
+    assert_eq!(gateway.open_files(), 4096);
+    gateway.stop();
+    assert!(!log().contains("open files"), "{}", log());
+    let gateway = Gateway::start_limited(&scratch, "200:200", &[]);
+    run("qemu-io", &["-f", "raw", "-c", "read 0 4k", &gateway.uri("vol")]);
+    gateway.stop();
+    let said = log();
+    assert!(said.contains("only 200 open files are allowed: at most 88 clients"), "{said}");
+}
+
+/// What an ordinary user types, with the programs where that user can read them, and a port and a disk of its own:
+/// the cache takes 8 GiB there, of which its log is written. Nothing of it outlives the script.
+const ORDINARY_USER: &str = r#"
+gateway=$1 culvert=$2
+cd "$3"
+ip link set lo up
+mkdir memory home run
+mount -t tmpfs -o size=2g none memory
+truncate -s 10G memory/disk
+mkfs.ext4 -q -m 0 memory/disk
+mount -o loop memory/disk home
+cp "$gateway" culvert-gateway
+cp "$culvert" culvert
+chown 65534:65534 home run
+chmod 755 .
+chmod 700 run
+exec setpriv --reuid 65534 --regid 65534 --clear-groups \
+  env -i PATH="$PATH" HOME="$PWD/home" XDG_RUNTIME_DIR="$PWD/run" sh -euc '
+cd
+../culvert-gateway serve --cache ./cache --store ./store &
+until ../culvert volume create vol 16M 2>../run/said; do
+  # It makes its cache first.
+  test $? = 3
+  kill -0 $!
+  sleep 0.2
+done
+../culvert volume list
+nbdinfo --size nbd://127.0.0.1/vol
+kill $!
+wait $!
+ls "$XDG_RUNTIME_DIR/culvert"
+
+# Without a session there is no such folder.
+unset XDG_RUNTIME_DIR
+../culvert-gateway serve --cache ./cache --store ./store 2>../run/log &
+until grep "no API" ../run/log; do
+  kill -0 $!
+  sleep 0.1
+done
+kill $!
+wait $!
+'
+"#;
+
+#[test]
+fn two_options_are_all_that_an_ordinary_user_needs() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("").display().to_string();
+    let own = ["--net", "--mount", "--pid", "--fork", "--kill-child"];
+    let script = ["sh", "-euc", ORDINARY_USER, "sh", GATEWAY, &culvert(), &folder];
+    let output = output("unshare", &[&own[..], &script].concat());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}\n{log}");
+    let socket = format!("{folder}run/culvert/gateway.sock");
+    assert!(log.contains(&format!("socket={socket}")) && log.contains("closed in order"), "{log}");
+    assert!(said.contains("vol   active   16M") && said.contains("\n16777216\n"), "{said}");
+    assert!(!said.contains("gateway.sock\n"), "the socket is still there: {said}");
+    let refusal = said.lines().last().unwrap();
+    for words in ["/run/culvert/gateway.sock: ", "XDG_RUNTIME_DIR is not set", "--control PATH"] {
+        assert!(refusal.contains(words), "{words}: {refusal}");
+    }
+}
+
+#[test]
+fn the_tour_in_the_readme_ends_with_what_was_written() {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let (_, section) = readme.split_once("\n## Cached volumes\n").unwrap();
+    let (_, tour) = section.split_once("```sh\n").unwrap();
+    let (tour, _) = tour.split_once("```").unwrap();
+    assert!(tour.contains("kill -9") && tour.contains("date >"), "{tour}");
+    let scratch = Scratch::new();
+    let programs = std::path::Path::new(GATEWAY).parent().unwrap().display().to_string();
+    // The programs are there already; and a machine that is busy needs more time.
+    let tour = tour.replace("cargo build", "true").replace("$PWD/target/release", &programs);
+    let tour = tour.replace("/tmp/", &scratch.path("").display().to_string());
+    let tour = tour.replace("sleep 1", "sleep 3");
+    let tour = format!("date() {{ echo precious; }}\n{tour}");
+    culvert();
+    // What it leaves behind, mounts and processes, goes with its end.
+    let own = ["--mount", "--pid", "--fork", "--kill-child"];
+    let output = output("unshare", &[&own[..], &["bash", "-euc", &tour]].concat());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("\nprecious\n") && said.contains("disk0  active  256M"), "{said}");
 }

@@ -22,6 +22,14 @@ def opened(name):
     return h
 
 
+def heard(h):
+    """What libnbd hears of the server from now on."""
+    said = []
+    h.set_debug_callback(lambda context, message: said.append(message) and 0)
+    h.set_debug(True)
+    return said
+
+
 # Options: LIST, INFO, LIST_META_CONTEXT, SET_META_CONTEXT, GO, ABORT, EXPORT_NAME.
 h = nbd.NBD()
 h.set_opt_mode(True)
@@ -32,6 +40,7 @@ assert names == ["vol"], names
 h.set_export_name("nothing")
 fails(errno.ENOENT, h.opt_info)
 fails(errno.ENOENT, h.opt_go)
+fails(errno.ENOTSUP, h.opt_list_meta_context, lambda name: 0)
 h.set_export_name("vol;generation=1")
 fails(errno.ENOTSUP, h.opt_go)
 h.set_full_info(True)
@@ -41,7 +50,20 @@ assert h.get_size() == 8 << 20 and h.get_export_description() == "cached volume 
 contexts = []
 h.opt_list_meta_context(lambda name: contexts.append(name) and 0)
 assert contexts == ["base:allocation", "culvert:cache"], contexts
+contexts.clear()
+h.add_meta_context("x-other:thing")
+h.opt_list_meta_context(lambda name: contexts.append(name) and 0)
+assert contexts == [], contexts
+# More than 64 KiB of one option are skipped, and the next one is understood.
+for number in range(17):
+    h.add_meta_context("x-other:" + str(number) + "x" * 4000)
+said = heard(h)
+fails(errno.ENOTSUP, h.opt_list_meta_context, lambda name: 0)
+assert any("more than 65536 bytes of data" in message for message in said), said
+h.set_debug(False)
+h.clear_meta_contexts()
 h.add_meta_context("culvert:cache")
+h.set_request_block_size(False)
 h.opt_go()
 assert h.can_meta_context("culvert:cache") and not h.can_meta_context("base:allocation")
 assert h.can_multi_conn() and h.can_fua() and h.can_cache() and h.can_fast_zero() and h.can_df()
@@ -52,12 +74,61 @@ h.set_opt_mode(True)
 h.connect_unix(path)
 h.opt_abort()
 assert h.aio_is_closed()
+# STARTTLS: refused; whoever can do without goes on, the others leave.
 h = nbd.NBD()
-h.set_handshake_flags(0)
+said = heard(h)
+h.set_tls(nbd.TLS_ALLOW)
 h.set_export_name("vol")
 h.connect_unix(path)
-assert h.get_protocol() == "newstyle" and h.get_size() == 8 << 20
+assert any("refused TLS (not supported)" in message for message in said), said
+assert not h.get_tls_negotiated() and h.get_structured_replies_negotiated()
 h.shutdown()
+h = nbd.NBD()
+h.set_tls(nbd.TLS_REQUIRE)
+h.set_export_name("vol")
+fails(errno.ENOTSUP, h.connect_unix, path)
+
+# Without structured replies, and behind EXPORT_NAME with and without its zeroes: the same in simple replies.
+simple = [
+    (nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE | nbd.HANDSHAKE_FLAG_NO_ZEROES, "newstyle-fixed"),
+    (nbd.HANDSHAKE_FLAG_NO_ZEROES, "newstyle"),
+    (0, "newstyle"),
+]
+for number, (flags, protocol) in enumerate(simple):
+    at = (4 << 20) + number * 65536
+    h = nbd.NBD()
+    h.set_strict_mode(0)
+    h.set_handshake_flags(flags)
+    h.set_request_structured_replies(False)
+    h.set_export_name("vol")
+    h.connect_unix(path)
+    assert h.get_protocol() == protocol and h.get_size() == 8 << 20
+    assert not h.get_structured_replies_negotiated() and not h.can_df()
+    h.pwrite(b"s" * 700, at + 100, nbd.CMD_FLAG_FUA)
+    h.pwrite(b"t" * 8192, at + 4096)
+    h.zero(4096, at + 4096)
+    h.trim(4096, at + 12288)
+    h.cache(16384, at)
+    h.flush()
+    assert h.pread(4096, at) == bytes(100) + b"s" * 700 + bytes(3296)
+    assert h.pread(12288, at + 4096) == bytes(4096) + b"t" * 4096 + bytes(4096)
+    fails(errno.EINVAL, h.pread, 512, 8 << 20)
+    fails(errno.ENOSPC, h.pwrite, b"x" * 512, 8 << 20)
+    fails(errno.EINVAL, h.block_status, 4096, at, lambda *_: 0)
+    fails(errno.EINVAL, h.pread_structured, 512, at, lambda *_: 0, nbd.CMD_FLAG_DF)
+    # After errors it is still in step.
+    assert h.pread(3, at + 799) == b"s\0\0"
+    h.shutdown()
+# EXPORT_NAME has no answer for what is not there but to hang up.
+h = nbd.NBD()
+h.set_handshake_flags(0)
+h.set_export_name("nothing")
+try:
+    h.connect_unix(path)
+except nbd.Error:
+    pass
+else:
+    raise AssertionError("it connected")
 
 # Requests, and what they are refused with.
 h = opened("vol")

@@ -17,6 +17,13 @@ pub(crate) fn scrape(address: &str) -> String {
     text
 }
 
+/// The value of a series, which is named as in the text format.
+pub(crate) fn metric(address: &str, series: &str) -> f64 {
+    let text = scrape(address);
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+}
+
 #[test]
 fn metrics_count_what_was_done() {
     let scratch = Scratch::new();
@@ -82,6 +89,25 @@ fn metrics_tell_hits_misses_bytes_the_watermark_and_its_age() {
         std::thread::sleep(Duration::from_millis(20));
     }
     gateway.stop();
+}
+
+#[test]
+fn metrics_that_operators_are_told_to_watch_are_there() {
+    let scratch = Scratch::new();
+    let address = free_address().to_string();
+    let gateway = Gateway::start(&scratch, &["--volume", "vol=8M", "--metrics", &address]);
+    let text = scrape(&address);
+    gateway.stop();
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operating.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let ours = ["culvert_cache_", "culvert_nbd_", "culvert_store_", "culvert_volume_"];
+    let words = page.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+    let told: Vec<&str> =
+        words.filter(|word| ours.iter().any(|ours| word.starts_with(*ours))).collect();
+    assert!(told.len() > 6, "{told:?}");
+    for metric in told {
+        assert!(text.contains(&format!("# TYPE {metric} ")), "{metric} is not in\n{text}");
+    }
 }
 
 /// A sample of Prometheus' text format.

@@ -1,10 +1,12 @@
 //! Two gateways and one volume: whoever was taken over uploads nothing any more, and keeps what it has.
 
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Gateway, Scratch, cli, cli_fails, output, run};
+use crate::crashes::{rounds, wait_for};
+use crate::observing::metric;
+use crate::support::{Gateway, Scratch, cli, cli_fails, culvert, free_address, output, run};
 
 /// A second folder for a gateway with the same store.
 fn beside(first: &Scratch) -> Scratch {
@@ -13,19 +15,37 @@ fn beside(first: &Scratch) -> Scratch {
     second
 }
 
-#[test]
-fn a_gateway_that_was_stopped_and_taken_over_uploads_nothing_when_it_goes_on() {
+/// Stops a gateway that has 32 MiB to upload, takes the volume over, and lets the first go on. With `uploaded` it is
+/// stopped in the middle of the upload: once the store has more of it than so many bytes.
+fn stopped_and_taken_over(uploaded: Option<u64>) {
     let first_place = Scratch::new();
-    let first = Gateway::start(&first_place, &["--volume", "vol=8M"]);
+    let address = free_address().to_string();
+    // It uploads by command only. A pack of 8 MiB goes at once, and for two seconds nothing more.
+    let arguments = ["--upload-interval", "3600", "--upload-rate", "4M", "--metrics", &address];
+    let first = Gateway::start(&first_place, &[&arguments[..], &["--volume", "vol=64M"]].concat());
     let uri = first.uri("vol");
     run("qemu-io", &["-f", "raw", "-c", "write -P 1 0 4M", "-c", "flush", &uri]);
     cli(&first_place, &["volume", "flush", "vol"]);
-    // Written here, answered, flushed, and with luck in the middle of an upload.
-    run(
-        "qemu-io",
-        &["-f", "raw", "-c", "write -P 2 1M 1M", "-c", "write -z 2M 64k", "-c", "flush", &uri],
-    );
+    let in_store = || metric(&address, "culvert_store_uploaded_bytes_total");
+    let root = || std::fs::read(first_place.path("store").join("vol/root")).unwrap();
+    let (stored, published) = (in_store(), root());
+    let write = ["-f", "raw", "-c", "write -P 2 8M 32M", "-c", "write -z 2M 64k", "-c", "flush"];
+    run("qemu-io", &[&write[..], &[&uri]].concat());
+    let flush = uploaded.map(|bytes| {
+        let control = first_place.path("control.sock");
+        let flush = Command::new(culvert())
+            .args(["volume", "flush", "vol", "--gateway", control.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for(|| in_store() > stored + bytes as f64);
+        flush
+    });
+    let before = in_store();
     first.signal(Signal::SIGSTOP);
+    assert_eq!(root(), published, "the upload was at its end");
+    assert!(uploaded.is_some() || before == stored, "{before} bytes were uploaded, not {stored}");
 
     let second_place = beside(&first_place);
     let second = Gateway::start(&second_place, &[]);
@@ -35,25 +55,35 @@ fn a_gateway_that_was_stopped_and_taken_over_uploads_nothing_when_it_goes_on() {
     let other = second.uri("vol");
     run("qemu-io", &["-f", "raw", "-c", "write -P 3 4M 1M", "-c", "flush", &other]);
     cli(&second_place, &["volume", "flush", "vol"]);
+    let published = root();
 
     first.signal(Signal::SIGCONT);
-    let begun = Instant::now();
-    while !cli(&first_place, &["volume", "list"]).contains("quarantined") {
-        // What it serves until it finds out is its own; it finds out by its next upload.
-        assert!(begun.elapsed() < Duration::from_secs(60), "it did not find out");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    // What it serves until it finds out is its own; it finds out by its next upload.
+    let said = match flush {
+        Some(flush) => {
+            let ended = flush.wait_with_output().unwrap();
+            assert!(!ended.status.success(), "its upload succeeded");
+            String::from_utf8_lossy(&ended.stderr).into_owned()
+        }
+        None => cli_fails(&first_place, &["volume", "flush", "vol"]).1,
+    };
+    assert!(said.contains("taken over by another gateway"), "{said}");
+    assert!(cli(&first_place, &["volume", "list"]).contains("quarantined"));
     let read = ["-f", "raw", "-c", "read 0 4k", &uri];
     assert!(!output("qemu-io", &read).status.success(), "it still serves");
+    // Everything that was not published is there, also what had gone to the store.
     let file = first_place.path("rest").display().to_string();
     let exported = cli(&first_place, &["cache", "export-quarantine", "vol", &file]);
-    assert!(exported.contains("1114112 bytes"), "{exported}");
+    assert!(exported.contains(&format!("{} bytes", (32 << 20) + (64 << 10))), "{exported}");
     let rest = std::fs::read(&file).unwrap();
-    assert!(rest.len() == 8 << 20 && rest[1 << 20..2 << 20].iter().all(|byte| *byte == 2));
+    assert_eq!(rest.len(), 64 << 20);
+    let is_ours = |at: usize| (8 << 20..40 << 20).contains(&at);
+    assert!(rest.iter().enumerate().all(|(at, byte)| *byte == if is_ours(at) { 2 } else { 0 }));
     // Nothing of it became visible: neither to the second, nor in the store.
+    assert_eq!(root(), published, "another root than the second's");
     cli(&second_place, &["volume", "detach", "vol"]);
     cli(&second_place, &["volume", "attach", "vol"]);
-    let commands = ["read -P 1 0 4M", "read -P 3 4M 1M", "read -P 0 5M 3M"];
+    let commands = ["read -P 1 0 4M", "read -P 3 4M 1M", "read -P 0 5M 59M"];
     let mut check = vec!["-f", "raw"];
     check.extend(commands.iter().flat_map(|command| ["-c", *command]));
     check.push(&other);
@@ -64,4 +94,19 @@ fn a_gateway_that_was_stopped_and_taken_over_uploads_nothing_when_it_goes_on() {
     assert!(cli(&first_place, &["volume", "list"]).contains("no volumes"));
     first.stop();
     second.stop();
+}
+
+#[test]
+fn a_gateway_stopped_before_an_upload_and_taken_over_uploads_nothing_when_it_goes_on() {
+    for _ in 0..rounds(1) {
+        stopped_and_taken_over(None);
+    }
+}
+
+#[test]
+fn a_gateway_stopped_in_the_middle_of_an_upload_and_taken_over_publishes_nothing_when_it_goes_on() {
+    for round in 0..rounds(1) {
+        // After the first, the second or the third pack of five.
+        stopped_and_taken_over(Some((round % 3) << 23));
+    }
 }

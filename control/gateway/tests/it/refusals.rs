@@ -302,3 +302,56 @@ fn a_block_device_is_a_cache_once_it_is_made_one() {
     assert!(!read.contains("failed"), "{read}");
     gateway.stop();
 }
+
+/// Whether the newest superblock says that the cache was closed in order.
+fn is_closed_in_order(cache: &std::path::Path) -> bool {
+    use culvert_volume::format::superblock::{COPIES, Superblock};
+    let bytes = std::fs::read(cache).unwrap();
+    let copies = COPIES.map(|at| {
+        let copy = &bytes[at as usize..at as usize + 4096];
+        Superblock::parse(copy, bytes.len() as u64).unwrap()
+    });
+    copies.iter().max_by_key(|copy| copy.generation).unwrap().clean
+}
+
+#[test]
+fn whoever_is_refused_after_the_cache_was_opened_leaves_it_closed_in_order() {
+    let scratch = Scratch::new();
+    Gateway::start(&scratch, &["--volume", "vol=8M"]).stop();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let other = scratch.path("other.sock");
+    let _other = std::os::unix::net::UnixListener::bind(&other).unwrap();
+    let (control, other) = (scratch.path("control.sock"), other.display().to_string());
+    let refusals = [
+        ("to make it", refused(&scratch, &["--volume", "nothing"])),
+        ("cannot listen", refused(&scratch, &["--metrics", &address])),
+        (
+            "another process answers",
+            refused_with(&scratch, &control.display().to_string(), &other, &[]),
+        ),
+    ];
+    for (expected, said) in refusals {
+        assert!(said.contains(expected) && said.contains("closed in order"), "{said}");
+    }
+    assert!(is_closed_in_order(&scratch.path("cache")), "the next start has to validate it");
+}
+
+#[test]
+fn wrong_settings_are_wrong_usage_and_nothing_is_made() {
+    let scratch = Scratch::new();
+    let file = scratch.path("gateway.toml").display().to_string();
+    std::fs::write(&file, "cash = '/x'").unwrap();
+    for (option, value, expected) in [
+        ("--log", "culvert_nbd=loud", "--log \"culvert_nbd=loud\": "),
+        ("--config", file.as_str(), "unknown field `cash`"),
+        ("--config", "/nonexistent/gateway.toml", "/nonexistent/gateway.toml: No such file"),
+    ] {
+        let arguments = scratch.arguments_with(&[option, value]);
+        let all: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let output = output(GATEWAY, &all);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains(expected), "{option}: {said}");
+        assert!(!scratch.path("cache").exists(), "{option} {value}");
+    }
+}

@@ -1,12 +1,14 @@
 //! An S3 server over HTTP, and before it a proxy that keeps conditions of puts, which the server does not
 //! know, and does what networks and services do: late answers, none, refusals, half of one.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use culvert_volume::remote::PROBE_PREFIX;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_LENGTH, ETAG, HOST, IF_MATCH, IF_NONE_MATCH};
@@ -33,11 +35,42 @@ pub(crate) struct Script {
     pub(crate) down: AtomicBool,
     /// Puts with a condition are not implemented, as in servers of some years ago.
     pub(crate) old: AtomicBool,
+    /// Of the next put that takes effect and whose path has one of these in it, the answer is lost, and it is taken
+    /// from here.
+    pub(crate) lose_answers: Mutex<Vec<&'static str>>,
     /// Requests so far.
     requests: AtomicU64,
-    pub(crate) lost_answers: AtomicU64,
-    pub(crate) halves: AtomicU64,
-    pub(crate) conflicts: AtomicU64,
+    /// What happened to requests, and how often.
+    happened: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Script {
+    fn happens(&self, what: &'static str) {
+        *self.happened.lock().unwrap().entry(what).or_default() += 1;
+    }
+
+    /// How often something happened to a request.
+    pub(crate) fn times(&self, what: &str) -> u64 {
+        self.happened.lock().unwrap().get(what).copied().unwrap_or(0)
+    }
+
+    /// Whether the answer to a put that took effect is to be lost.
+    fn loses_answer_to(&self, path: &str) -> bool {
+        let mut wanted = self.lose_answers.lock().unwrap();
+        let found = wanted.iter().position(|part| path.contains(*part));
+        found.map(|at| wanted.remove(at)).is_some()
+    }
+}
+
+/// What happens when an answer to a put is lost.
+fn lost_answer(path: &str) -> &'static str {
+    if path.contains("/pack/") {
+        "answer lost to the put of a pack"
+    } else if path.ends_with("/root") && !path.contains(PROBE_PREFIX) {
+        "answer lost to the put of a root"
+    } else {
+        "answer lost to another put"
+    }
 }
 
 /// The server and the proxy, on a thread of their own that ends with the value.
@@ -159,9 +192,18 @@ impl Proxying {
         let body = body.collect().await?.to_bytes();
         match fault {
             // An error of the service closes the connection.
-            Some(Fault::Lost) => return Err("lost".into()),
-            Some(Fault::Busy) => return Ok(plain(StatusCode::SERVICE_UNAVAILABLE, "SlowDown")),
-            Some(Fault::Late) => tokio::time::sleep(Duration::from_millis(300)).await,
+            Some(Fault::Lost) => {
+                self.script.happens("lost");
+                return Err("lost".into());
+            }
+            Some(Fault::Busy) => {
+                self.script.happens("busy");
+                return Ok(plain(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"));
+            }
+            Some(Fault::Late) => {
+                self.script.happens("late");
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
             _ => {}
         }
         let if_none = head.headers.remove(IF_NONE_MATCH);
@@ -181,20 +223,25 @@ impl Proxying {
                 (None, found) => found.is_none(),
             };
             if !holds {
-                self.script.conflicts.fetch_add(1, Ordering::Relaxed);
+                // A gateway that tries the store makes some itself.
+                if !head.uri.path().contains(PROBE_PREFIX) {
+                    self.script.happens("conflict");
+                }
                 return Ok(plain(StatusCode::PRECONDITION_FAILED, "PreconditionFailed"));
             }
         }
         head.headers.insert(HOST, self.server.to_string().parse()?);
-        let is_read = head.method == Method::GET;
+        let (method, path) = (head.method.clone(), head.uri.path().to_owned());
         let answer = self.forward(Request::from_parts(head, Full::new(body))).await?;
+        let has_put = method == Method::PUT && answer.status().is_success();
+        let is_lost = has_put && self.script.loses_answer_to(&path);
         match fault {
-            Some(Fault::AnswerLost) => {
-                self.script.lost_answers.fetch_add(1, Ordering::Relaxed);
+            _ if is_lost || fault == Some(Fault::AnswerLost) => {
+                self.script.happens(if has_put { lost_answer(&path) } else { "answer lost" });
                 Err("the answer is lost".into())
             }
-            Some(Fault::Half) if is_read && answer.status().is_success() => {
-                self.script.halves.fetch_add(1, Ordering::Relaxed);
+            Some(Fault::Half) if method == Method::GET && answer.status().is_success() => {
+                self.script.happens("half an answer");
                 let (mut head, body) = answer.into_parts();
                 let body = body.collect().await?.to_bytes();
                 // Less than half of it, as if that were all.

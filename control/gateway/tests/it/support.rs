@@ -73,10 +73,22 @@ impl Gateway {
         more: &[&str],
         environment: &[(&str, String)],
     ) -> Self {
+        let mut command = Command::new(GATEWAY);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        Self::start_by(command, scratch, more)
+    }
+
+    /// The same with limits on its open files, SOFT:HARD.
+    pub(crate) fn start_limited(scratch: &Scratch, files: &str, more: &[&str]) -> Self {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={files}")).arg(GATEWAY);
+        Self::start_by(command, scratch, more)
+    }
+
+    fn start_by(mut command: Command, scratch: &Scratch, more: &[&str]) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(scratch.path("log"));
-        let child = Command::new(GATEWAY)
+        let child = command
             .args(scratch.arguments_with(more))
-            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stderr(log.unwrap())
             .spawn()
@@ -95,6 +107,14 @@ impl Gateway {
 
     pub(crate) fn uri(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
+    }
+
+    /// How many files it may have open.
+    pub(crate) fn open_files(&self) -> u64 {
+        let path = format!("/proc/{}/limits", self.child.id());
+        let limits = std::fs::read_to_string(path).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        line.split_whitespace().nth(3).unwrap().parse().unwrap()
     }
 
     /// Sends it a signal.

@@ -2,7 +2,8 @@
 //! chunks: blocks are holes of the file, whose checksums the slot headers name. To measure recovery with.
 //!
 //! `full_cache FOLDER SIZE_BYTES DIRTY_PERCENT` makes `FOLDER/cache` and `FOLDER/store`, with a volume `vol`
-//! as large as all slots.
+//! as large as all slots. A cache of the same size that is there already, and was made by this and written only
+//! zeros since, is made anew in its place: its space stays allocated, for that is what takes long.
 
 use std::error::Error;
 use std::fs::File;
@@ -32,9 +33,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (folder, size, dirty) = (Path::new(folder), size.parse()?, dirty.parse::<u64>()?);
     std::fs::create_dir_all(folder)?;
     let path = folder.join("cache");
-    File::create(&path)?.set_len(size)?;
     let layout = Layout::for_len(size, LOG).ok_or("too small")?;
-    let store = Arc::new(FolderStore::open(&folder.join("store"))?);
+    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    file.set_len(size)?;
+    // Without superblocks and volume pages it is blank. Headers that an earlier cache left are of another cache's id,
+    // as if they were not there.
+    file.write_all_at(&vec![0; layout.checkpoint_at as usize], 0)?;
+    let store = folder.join("store");
+    if store.exists() {
+        std::fs::remove_dir_all(&store)?;
+    }
+    let store = Arc::new(FolderStore::open(&store)?);
     let disk = Arc::new(FileDisk::open(&path)?);
     let cache = Cache::create(disk, store, LOG, Config::default()).await?;
     let name = VolumeName::new("vol")?;
@@ -43,7 +52,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let cache_id = cache.status().cache_id;
     cache.close().await?;
 
-    let file = File::options().write(true).open(&path)?;
     let dirty_slots = (u64::from(layout.slots) * dirty / 100) as u32;
     let mut all = BlockSet::EMPTY;
     all.insert_range(0..CHUNK_BLOCKS);

@@ -82,6 +82,13 @@ impl BlockSet {
         }
     }
 
+    /// Takes out what is not in `other`.
+    pub fn intersect(&mut self, other: &BlockSet) {
+        for (a, b) in self.0.iter_mut().zip(&other.0) {
+            *a &= b;
+        }
+    }
+
     /// The blocks in rising order.
     pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         self.0.iter().enumerate().flat_map(|(i, &word)| {
@@ -160,6 +167,10 @@ mod tests {
         assert_eq!(set.len(), 11);
         assert_eq!(BlockSet::from_bytes(&set.to_bytes()), set);
         assert_eq!(set.summary(), 1 << 3 | 1 << 4 | 1 << 63);
+        let mut other = BlockSet::EMPTY;
+        other.insert_range(66..90);
+        other.intersect(&set);
+        assert_eq!(other.runs(1024), vec![66..70]);
         set.remove_range(0..1024);
         assert!(set.is_empty());
     }

@@ -32,6 +32,22 @@ pub enum Error {
         /// What is wrong with the second copy.
         second: Box<FormatError>,
     },
+    /// Written by a later version of Culvert. Use that one; nothing was changed.
+    #[error("{disk}: {cause}; use the version that wrote it, nothing was changed")]
+    Later {
+        /// The disk.
+        disk: String,
+        /// What was found.
+        cause: Box<FormatError>,
+    },
+    /// The disk is too short to be a cache. Check the path; or the end of the file is lost.
+    #[error("{disk}: {len} bytes are too few for a cache; is the path right?")]
+    TooShort {
+        /// The disk.
+        disk: String,
+        /// Its length.
+        len: u64,
+    },
     /// There is a cache already. Open it, or name another file.
     #[error("{disk}: holds a cache already")]
     Exists {
@@ -52,7 +68,9 @@ pub enum Error {
     },
     /// Part of the log was durable and is damaged. Opening with `accept_loss` drops everything from there
     /// on, which is at most what was written since the last upload; restoring the disk may save it.
-    #[error("{disk}: the log is damaged at position {pos}, sequence {seq}, which was durable")]
+    #[error(
+        "{disk}: the log is damaged at position {pos}, sequence {seq}, which was durable; restore the disk, or start the gateway with --accept-loss, which drops what follows in the log"
+    )]
     LogDamaged {
         /// The disk.
         disk: String,
@@ -63,7 +81,9 @@ pub enum Error {
     },
     /// Both copies of a structure of the cache are damaged. Repair the disk; or open with `accept_loss`, which
     /// gives a volume up whose pages these were, and open it from the store at its last cut.
-    #[error("{disk}: {cause}")]
+    #[error(
+        "{disk}: {cause}; restore the disk, or start the gateway with --accept-loss, which gives up a volume whose pages these were"
+    )]
     Damaged {
         /// The disk.
         disk: String,
@@ -84,10 +104,10 @@ pub enum Error {
         end: u64,
     },
     /// Directory and headers of some slots are unreadable, so nobody can tell which chunk they held.
-    /// What the cache has is served; what it lacks could be older in the store than it should. Scrub
-    /// with `accept_loss` to take the store's word.
+    /// What the cache has is served; what it lacks could be older in the store than it should, and no cut is
+    /// published. Scrub with `accept_loss` to take the store's word.
     #[error(
-        "volume {volume}: {slots} slots of the cache are unreadable and may have held bytes {offset} to {end}"
+        "volume {volume}: {slots} slots of the cache are unreadable and may have held bytes {offset} to {end}; `culvert cache scrub --accept-loss` takes the store's word for what they held"
     )]
     UnknownLoss {
         /// The volume.
@@ -138,6 +158,20 @@ pub enum Error {
         /// Ours.
         ours: u64,
     },
+    /// The store has a volume of this name that is another than ours. Nothing is uploaded, and nothing fetched; what
+    /// was not uploaded is kept. Start with the store that has ours. If ours was deleted there and the other made
+    /// since, export what was not uploaded, and forget it.
+    #[error(
+        "volume {volume}: the store has another volume of this name (uuid {found:032x}, ours {ours:032x}): is --store right?"
+    )]
+    OtherVolume {
+        /// The volume.
+        volume: VolumeName,
+        /// Identity of the one in the store.
+        found: u128,
+        /// Identity of ours.
+        ours: u128,
+    },
     /// Another gateway owns the volume and did not release it. Release it there; if that gateway is
     /// dead for certain, take the volume over.
     #[error(
@@ -168,6 +202,14 @@ pub enum Error {
         volume: VolumeName,
         /// Why.
         state: &'static str,
+    },
+    /// The volume is served, so nothing of it is in quarantine. Release it to give it up, or delete it for good.
+    #[error(
+        "volume {volume}: served here, not in quarantine; only a volume that this cache does not serve any more can be exported or forgotten: to be rid of this one, detach or delete it"
+    )]
+    Served {
+        /// The name.
+        volume: VolumeName,
     },
     /// The volume was released, deleted or forgotten while it was in use. Connect to where it is now.
     #[error("the volume is not in this cache any more: it was released, deleted or forgotten")]

@@ -14,21 +14,39 @@ pub(super) struct Job {
     pub(super) rw: &'static str,
     /// fio's `bs`.
     pub(super) block: &'static str,
+    /// Requests under way at once, of each client.
     pub(super) depth: u32,
+    /// Clients at once, each with a connection of its own.
+    pub(super) clients: u32,
     /// Flushes after so many writes; 0: never.
     pub(super) fsync: u32,
+    /// Whether it writes zeros, as data, instead of random bytes.
+    pub(super) zeros: bool,
 }
 
-/// What came of it.
+impl Job {
+    /// One client that never flushes.
+    pub(super) const fn new(
+        name: &'static str,
+        rw: &'static str,
+        block: &'static str,
+        depth: u32,
+    ) -> Job {
+        Job { name, rw, block, depth, clients: 1, fsync: 0, zeros: false }
+    }
+}
+
+/// What came of it, of all clients together.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Outcome {
-    /// Requests per second.
+    /// Requests per second; flushes are not counted.
     pub(super) rate: f64,
     /// Bytes per second.
     pub(super) bandwidth: f64,
     /// Mean time of a request in microseconds.
     pub(super) mean_us: f64,
-    /// Time that 99 of 100 requests stay below, in microseconds.
+    /// Time that 99 of 100 requests stay below, in microseconds. Where each write is flushed it is the
+    /// flushes' time, for that is what one waits for.
     pub(super) p99_us: f64,
     /// Requests.
     pub(super) requests: f64,
@@ -38,14 +56,18 @@ pub(super) struct Outcome {
 pub(super) fn fio(uri: &str, job: &Job, size: u64, secs: Option<u64>) -> Result<Outcome> {
     let mut fio = command("fio");
     fio.args(["--name=bench", "--ioengine=nbd", "--output-format=json", "--thread"]);
-    fio.args(["--randrepeat=0", "--norandommap", "--refill_buffers=0"]);
+    fio.args(["--randrepeat=0", "--norandommap", "--refill_buffers=0", "--group_reporting"]);
     fio.arg(format!("--uri={uri}"));
     fio.arg(format!("--rw={}", job.rw));
     fio.arg(format!("--bs={}", job.block));
     fio.arg(format!("--iodepth={}", job.depth));
+    fio.arg(format!("--numjobs={}", job.clients));
     fio.arg(format!("--size={size}"));
     if job.fsync > 0 {
         fio.arg(format!("--fsync={}", job.fsync));
+    }
+    if job.zeros {
+        fio.arg("--zero_buffers");
     }
     if let Some(secs) = secs {
         fio.arg(format!("--runtime={secs}")).args(["--time_based", "--ramp_time=500ms"]);
@@ -59,15 +81,19 @@ pub(super) fn fio(uri: &str, job: &Job, size: u64, secs: Option<u64>) -> Result<
         return Err(format!("fio failed: {text}"));
     }
     let side = if job.rw.contains("read") { "read" } else { "write" };
-    let of = |path: &str| {
+    let of = |side: &str, path: &str| {
         let value = parsed.pointer(&format!("/jobs/0/{side}/{path}")).and_then(Value::as_f64);
         value.ok_or_else(|| format!("fio does not tell {side}/{path}"))
     };
+    let p99_ns = match job.fsync {
+        1 => of("sync", "lat_ns/percentile/99.000000"),
+        _ => of(side, "clat_ns/percentile/99.000000"),
+    };
     Ok(Outcome {
-        rate: of("iops")?,
-        bandwidth: of("bw_bytes")?,
-        mean_us: of("clat_ns/mean")? / 1e3,
-        p99_us: of("clat_ns/percentile/99.000000").unwrap_or_default() / 1e3,
-        requests: of("total_ios")?,
+        rate: of(side, "iops")?,
+        bandwidth: of(side, "bw_bytes")?,
+        mean_us: of(side, "clat_ns/mean")? / 1e3,
+        p99_us: p99_ns.unwrap_or_default() / 1e3,
+        requests: of(side, "total_ios")?,
     })
 }

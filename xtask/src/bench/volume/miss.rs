@@ -27,6 +27,7 @@ const AIMS: (f64, f64) = (65_536.0, 1000.0);
 
 /// Measures and prints a table.
 pub(super) fn miss(folder: &Path) -> Result {
+    let folder = folder.join("miss");
     let store = Store::start()?;
     let environment = store.environment();
     let at = ["--store", "s3://volumes/bench", "--upload-interval", "1", "--cache-size", "2G"];
@@ -35,7 +36,7 @@ pub(super) fn miss(folder: &Path) -> Result {
         Server::start_with(Kind::Gateway, &folder.join(name), VOLUME, &more, &environment)
     };
     let first = make("first", &[])?;
-    let fill = Job { name: "fill", rw: "write", block: "1m", depth: 4, fsync: 0 };
+    let fill = Job::new("fill", "write", "1m", 4);
     fio(&first.uri(), &fill, VOLUME, None)?;
     first.wait_until_clean()?;
     first.stop()?;
@@ -49,14 +50,16 @@ pub(super) fn miss(folder: &Path) -> Result {
     store.shared.delay_us.store(DELAY_US, Ordering::Relaxed);
     let (sent, gets) =
         (store.shared.sent.load(Ordering::Relaxed), store.shared.gets.load(Ordering::Relaxed));
-    let frames = VOLUME / FRAME;
+    let missed = second.metric("culvert_cache_missed_blocks_total")?;
     let mut through = Vec::new();
-    for read in 0..READS {
-        // An odd number of frames apart, hence each frame once; the first of each leaf is known already.
-        let frame = (1 + read * 37) % frames;
+    for (read, frame) in unknown_frames().enumerate() {
         let begun = Instant::now();
-        client.read(frame * FRAME + 4096 * (read % 16))?;
+        client.read(frame * FRAME + 4096 * (read as u64 % 16))?;
         through.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    let missed = second.metric("culvert_cache_missed_blocks_total")? - missed;
+    if missed < READS as f64 {
+        return Err(format!("of {READS} reads the cache lacked only {missed}"));
     }
     let sent = (store.shared.sent.load(Ordering::Relaxed) - sent) as f64 / READS as f64;
     let gets = (store.shared.gets.load(Ordering::Relaxed) - gets) as f64 / READS as f64;
@@ -81,7 +84,17 @@ pub(super) fn miss(folder: &Path) -> Result {
         AIMS.0
     );
     println!();
+    let _ = std::fs::remove_dir_all(&folder);
     Ok(())
+}
+
+/// The frames that are read: apart from one another, each once, and none that reading the index brought, which
+/// are the first of each leaf.
+fn unknown_frames() -> impl Iterator<Item = u64> {
+    let frames = VOLUME / FRAME;
+    // The step is odd and the number of frames a power of two.
+    let apart = (0..frames).map(move |read| (1 + read * 37) % frames);
+    apart.filter(|frame| !frame.is_multiple_of(LEAF / FRAME)).take(READS as usize)
 }
 
 /// Times of the same range gets without a gateway, over one connection.
@@ -113,5 +126,19 @@ fn own(store: &Store) -> Result<Vec<f64>> {
 impl Server {
     fn client(&self) -> Result<Client> {
         Client::connect(self.socket(), "vol")?.ok_or_else(|| "nobody listens".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_read_is_of_a_frame_that_was_read_before() {
+        let mut known: BTreeSet<u64> = (0..VOLUME / LEAF).map(|leaf| leaf * LEAF / FRAME).collect();
+        assert!(unknown_frames().all(|frame| frame < VOLUME / FRAME && known.insert(frame)));
+        assert_eq!(unknown_frames().count() as u64, READS);
     }
 }

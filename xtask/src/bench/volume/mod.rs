@@ -4,9 +4,9 @@
 //! |---|---|
 //! | `servers` | the three servers, started and stopped |
 //! | `fio` | the client, and what it says |
-//! | `speed` | what is cached, read and written, also while much is uploaded |
+//! | `speed` | what is cached, read and written, also while much is uploaded; flushes that share a sync |
 //! | `miss` | what is not cached, from the store in `store` |
-//! | `recovery` | a start after a crash, drawn by `plot` |
+//! | `recovery` | a start after a crash, drawn by `plot`; memory |
 //! | `client` | a client that looks at the clock |
 
 mod client;
@@ -20,26 +20,49 @@ mod store;
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::run::{Result, target_folder};
+
+/// A part of what is measured.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// What is cached, read and written.
+    Speed,
+    /// The same with a cache that is 80 % full, at rest and while it uploads.
+    Uploading,
+    /// What the cache lacks.
+    Miss,
+    /// Starts after a crash, and memory.
+    Recovery,
+}
 
 /// Options of `bench volume`.
 #[derive(Args)]
 pub(crate) struct Volume {
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     secs: u64,
     /// How often each server has its turn.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// Only these parts: speed, uploading, miss, recovery. May be repeated; all by default.
-    #[arg(long, value_name = "PART")]
-    only: Vec<String>,
-    /// Only cases whose name contains this; of recovery, the cache of so many GiB, without a plot.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+    /// Only this part. May be repeated; all by default.
+    #[arg(long, value_name = "PART", value_enum)]
+    only: Vec<Part>,
+    /// Of speed and uploading only cases whose name contains this.
     #[arg(long, value_name = "TEXT")]
     case: Option<String>,
-    /// Folder for volumes and caches, on the file system to be measured; 8 GiB must be free.
+    /// Of recovery only caches of so many GiB, with commas between. The plot is drawn anew if there are two or
+    /// more.
+    #[arg(
+        long,
+        value_name = "GIB",
+        value_delimiter = ',',
+        default_values_t = recovery::SIZES,
+        value_parser = clap::value_parser!(u64).range(1..=8192)
+    )]
+    sizes: Vec<u64>,
+    /// Folder on the file system to be measured, for a folder of volumes and caches; 24 GiB must be free.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }
@@ -47,25 +70,28 @@ pub(crate) struct Volume {
 /// Builds the gateway in release, measures, prints Markdown.
 pub(crate) fn volume(options: &Volume) -> Result {
     super::release()?;
-    let folder = match &options.folder {
-        Some(folder) => folder.clone(),
-        None => target_folder().join("bench-volume"),
-    };
+    let folder = options.folder.clone().unwrap_or_else(target_folder).join("bench-volume");
     let folder = std::path::absolute(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    // What a run that was cut off left.
+    let _ = std::fs::remove_dir_all(&folder);
     let made = std::fs::create_dir_all(&folder);
     made.map_err(|e| format!("{}: {e}", folder.display()))?;
     let scratch = Scratch(folder);
-    let wanted = |part: &str| options.only.is_empty() || options.only.iter().any(|p| p == part);
-    if wanted("speed") {
+    let wanted = |part: Part| options.only.is_empty() || options.only.contains(&part);
+    if wanted(Part::Speed) {
+        println!("## The storage gateway\n");
         speed::speed(options, &scratch.0)?;
     }
-    if wanted("uploading") {
+    if wanted(Part::Uploading) {
+        println!("### While it uploads\n");
         speed::uploading(options, &scratch.0)?;
     }
-    if wanted("miss") {
+    if wanted(Part::Miss) {
+        println!("### What the cache lacks\n");
         miss::miss(&scratch.0)?;
     }
-    if wanted("recovery") {
+    if wanted(Part::Recovery) {
+        println!("### Starts after a crash\n");
         recovery::recovery(options, &scratch.0)?;
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::run::{Result, target_folder};
 
 /// Longest time until a server answers.
-const STARTS_WITHIN: Duration = Duration::from_secs(120);
+pub(super) const STARTS_WITHIN: Duration = Duration::from_secs(120);
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,8 @@ impl Server {
                 let file = file_of(folder, volume_bytes)?;
                 let mut command = Command::new("qemu-nbd");
                 command.args(["--format", "raw", "--cache", "writeback", "--persistent"]);
-                command.args(["--shared", "8", "--socket", &at("socket"), &file]);
+                // More clients than any job has.
+                command.args(["--shared", "64", "--socket", &at("socket"), &file]);
                 command
             }
         };
@@ -129,8 +130,18 @@ impl Server {
         self.child.id()
     }
 
+    /// Whether it is the gateway, which tells metrics.
+    pub(super) fn is_gateway(&self) -> bool {
+        self.metrics.is_some()
+    }
+
     /// The sum of a metric of the gateway over all labels.
     pub(super) fn metric(&self, name: &str) -> Result<f64> {
+        self.metric_where(name, "")
+    }
+
+    /// The sum of a metric of the gateway over the labels that have `label` in them, as `name="value"`.
+    pub(super) fn metric_where(&self, name: &str, label: &str) -> Result<f64> {
         let address = self.metrics.ok_or("this server has no metrics")?;
         let failed = |e: std::io::Error| format!("metrics: {e}");
         // A server that has just started may serve before it tells.
@@ -145,12 +156,8 @@ impl Server {
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").map_err(failed)?;
         let mut text = String::new();
         stream.read_to_string(&mut text).map_err(failed)?;
-        let values = text.lines().filter_map(|line| {
-            let (left, value) = line.rsplit_once(' ')?;
-            let is_it = left.split('{').next() == Some(name);
-            is_it.then(|| value.parse::<f64>().ok()).flatten()
-        });
-        Ok(values.sum())
+        sum_of(&text, name, label)
+            .ok_or_else(|| format!("the gateway does not tell {name} with {label:?}"))
     }
 
     /// Waits until everything is in the store.
@@ -199,6 +206,16 @@ impl Drop for Server {
     }
 }
 
+/// The sum of a metric over those of its labels that have `label` in them. `None` if there is none.
+fn sum_of(metrics: &str, name: &str, label: &str) -> Option<f64> {
+    let values = metrics.lines().filter_map(|line| {
+        let (left, value) = line.rsplit_once(' ')?;
+        let is_it = left.split('{').next() == Some(name) && left.contains(label);
+        is_it.then(|| value.parse::<f64>().ok()).flatten()
+    });
+    values.reduce(|sum, value| sum + value)
+}
+
 /// An address of this host that nobody listened on a moment ago.
 fn free_port() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| format!("127.0.0.1: {e}"))?;
@@ -213,4 +230,20 @@ fn file_of(folder: &Path, bytes: u64) -> Result<String> {
         file.map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_summed_over_its_labels_and_one_that_is_not_told_is_no_zero() {
+        let text = "# HELP a_total Of something.\n# TYPE a_total counter\na_total 0\n\
+                    b_count{command=\"read\"} 3\nb_count{command=\"flush\"} 4\n";
+        assert_eq!(sum_of(text, "a_total", ""), Some(0.0));
+        assert_eq!(sum_of(text, "b_count", ""), Some(7.0));
+        assert_eq!(sum_of(text, "b_count", "command=\"flush\""), Some(4.0));
+        assert_eq!(sum_of(text, "b", ""), None);
+        assert_eq!(sum_of(text, "b_count", "command=\"trim\""), None);
+    }
 }

@@ -1,8 +1,9 @@
-//! What is cached, read and written.
+//! What is cached, read and written: in a cache with room, and in one that is 80 % full, at rest and while it
+//! uploads.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::Volume;
 use super::fio::{Job, Outcome, fio};
@@ -13,149 +14,321 @@ use crate::run::Result;
 const VOLUME: u64 = 1 << 30;
 
 /// What is measured.
-const JOBS: [Job; 8] = [
-    Job { name: "4 KiB random read, depth 1", rw: "randread", block: "4k", depth: 1, fsync: 0 },
-    Job { name: "4 KiB random read, depth 32", rw: "randread", block: "4k", depth: 32, fsync: 0 },
-    Job { name: "1 MiB read stream", rw: "read", block: "1m", depth: 4, fsync: 0 },
-    Job { name: "4 KiB random write, depth 1", rw: "randwrite", block: "4k", depth: 1, fsync: 0 },
-    Job { name: "4 KiB random write, depth 32", rw: "randwrite", block: "4k", depth: 32, fsync: 0 },
-    Job { name: "1 MiB write stream", rw: "write", block: "1m", depth: 4, fsync: 0 },
+const JOBS: [Job; 9] = [
+    Job::new("4 KiB random read, depth 1", "randread", "4k", 1),
+    Job::new("4 KiB random read, depth 32", "randread", "4k", 32),
+    Job::new("1 MiB read stream", "read", "1m", 4),
+    Job::new("4 KiB random write, depth 1", "randwrite", "4k", 1),
+    Job::new("4 KiB random write, depth 32", "randwrite", "4k", 32),
+    Job::new("1 MiB write stream", "write", "1m", 4),
+    Job { fsync: 64, ..Job::new("1 MiB write stream, flush each 64", "write", "1m", 4) },
+    Job { fsync: 1, ..Job::new("4 KiB write and flush", "randwrite", "4k", 1) },
     Job {
-        name: "1 MiB write stream, flush each 64",
-        rw: "write",
-        block: "1m",
-        depth: 4,
-        fsync: 64,
+        fsync: 1,
+        clients: 32,
+        ..Job::new("4 KiB write and flush, 32 clients", "randwrite", "4k", 1)
     },
-    Job { name: "4 KiB write and flush", rw: "randwrite", block: "4k", depth: 1, fsync: 1 },
 ];
 
-/// A run, and the CPU time of the server for each request in microseconds.
+/// Writes the volume from end to end.
+const FILL: Job = Job::new("fill", "write", "1m", 4);
+
+/// What the aim says: times the rate of nbdkit.
+const AIM: f64 = 1.0;
+
+/// A cache in which the volume has all the room that it can use.
+const WIDE_CACHE: &str = "3G";
+/// One with slots for 1.25 GiB beside the log.
+const FULL_CACHE: &str = "2345M";
+
+/// What may go to the store each second while something else is measured.
+const UPLOAD_RATE: &str = "64M";
+/// Longest time until a gateway that has been killed does nothing but upload.
+const UPLOADS_WITHIN: Duration = Duration::from_secs(60);
+/// Share of the log in use below which nothing is moved to the slots while clients are busy, and some more.
+const LOG_AT_REST: f64 = 0.3;
+
+/// One of those that are compared.
+struct Rival {
+    name: &'static str,
+    kind: Kind,
+    place: Place,
+}
+
+/// Where a rival is.
+enum Place {
+    /// It serves all the time.
+    Serving(Server),
+    /// A gateway with a volume in this folder that is not in the store. It serves, and uploads, only while it has
+    /// its turn.
+    Dirty(PathBuf),
+}
+
+/// A run of one job.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sample {
     outcome: Outcome,
+    /// CPU time of the server for each request in microseconds.
     cpu_us: f64,
+    /// What the gateway did meanwhile.
+    done: Counts,
+    /// Bytes that it uploaded each second.
+    upload_rate: f64,
 }
+
+/// What the gateway counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    /// Flushes that it answered.
+    flushes: f64,
+    /// Syncs of its disk.
+    syncs: f64,
+    /// Bytes that it uploaded.
+    uploaded: f64,
+}
+
+/// Samples by job and rival.
+type Samples = BTreeMap<(usize, usize), Vec<Sample>>;
 
 /// Runs all jobs on all servers in turn and prints the tables.
 pub(super) fn speed(options: &Volume, folder: &Path) -> Result {
-    let jobs: Vec<Job> = JOBS
+    let jobs = jobs(options)?;
+    let folder = folder.join("speed");
+    let rivals = Kind::ALL
         .into_iter()
-        .filter(|job| options.case.as_ref().is_none_or(|text| job.name.contains(text.as_str())))
-        .collect();
-    let servers = Kind::ALL
-        .into_iter()
-        .map(|kind| filled(kind, folder).map(|server| (kind, server)))
+        .map(|kind| serving(kind.name(), kind, &folder, WIDE_CACHE))
         .collect::<Result<Vec<_>>>()?;
-    let mut samples: BTreeMap<(usize, usize), Vec<Sample>> = BTreeMap::new();
+    let samples = in_turns(options, &jobs, &rivals)?;
+    table("what", &jobs, &rivals, &samples);
+    syncs(&jobs, &samples);
+    end(rivals, &folder)
+}
+
+/// The same with a cache that is 80 % full, at rest, and with all of it dirty, while that is uploaded.
+pub(super) fn uploading(options: &Volume, folder: &Path) -> Result {
+    let jobs = jobs(options)?;
+    let folder = folder.join("uploading");
+    let rest = serving("at rest", Kind::Gateway, &folder, FULL_CACHE)?;
+    let full = match &rest.place {
+        Place::Serving(server) => {
+            let free = server.metric("culvert_cache_free_slots")?;
+            1.0 - free / server.metric("culvert_cache_slots")?
+        }
+        Place::Dirty(_) => 0.0,
+    };
+    let dirty = folder.join("dirty");
+    make_dirty(&dirty)?;
+    let rivals = vec![
+        rest,
+        Rival { name: "uploading", kind: Kind::Gateway, place: Place::Dirty(dirty) },
+        serving(Kind::Nbdkit.name(), Kind::Nbdkit, &folder, FULL_CACHE)?,
+        serving(Kind::QemuNbd.name(), Kind::QemuNbd, &folder, FULL_CACHE)?,
+    ];
+    let samples = in_turns(options, &jobs, &rivals)?;
+    table(&format!("what, cache {:.0} % full", full * 100.0), &jobs, &rivals, &samples);
+    end(rivals, &folder)
+}
+
+/// The jobs that were asked for.
+fn jobs(options: &Volume) -> Result<Vec<Job>> {
+    let Some(text) = &options.case else { return Ok(JOBS.to_vec()) };
+    let jobs: Vec<Job> = JOBS.into_iter().filter(|job| job.name.contains(text)).collect();
+    if jobs.is_empty() {
+        let names = JOBS.map(|job| job.name).join("; ");
+        return Err(format!("--case {text}: no name contains that of: {names}"));
+    }
+    Ok(jobs)
+}
+
+/// Runs each job on each rival as often as was asked for.
+fn in_turns(options: &Volume, jobs: &[Job], rivals: &[Rival]) -> Result<Samples> {
+    let mut samples = Samples::new();
     for (number, job) in jobs.iter().enumerate() {
         for round in 0..options.rounds {
-            for turn in 0..servers.len() {
+            for turn in 0..rivals.len() {
                 // Whoever is first is so in one round only.
-                let which = (turn + round) % servers.len();
-                let (kind, server) = &servers[which];
-                settle()?;
-                let before = server.cpu_secs()?;
-                let outcome = fio(&server.uri(), job, VOLUME, Some(options.secs))?;
-                // fio does not count the requests of its half second of warming up.
-                let counted = options.secs as f64 / (options.secs as f64 + 0.5);
-                let used = (server.cpu_secs()? - before) * counted;
-                let cpu_us = used * 1e6 / outcome.requests.max(1.0);
+                let which = (turn + round as usize) % rivals.len();
+                let rival = &rivals[which];
+                let sample = rival.turn(job, options.secs)?;
                 eprintln!(
-                    "{}, {}: {:.0} a second, {:.1} us, p99 {:.1} us, CPU {cpu_us:.1} us",
+                    "{}, {}: {:.0} a second, {:.1} us, p99 {:.1} us, CPU {:.1} us",
                     job.name,
-                    kind.name(),
-                    outcome.rate,
-                    outcome.mean_us,
-                    outcome.p99_us
+                    rival.name,
+                    sample.outcome.rate,
+                    sample.outcome.mean_us,
+                    sample.outcome.p99_us,
+                    sample.cpu_us
                 );
-                samples.entry((number, which)).or_default().push(Sample { outcome, cpu_us });
+                samples.entry((number, which)).or_default().push(sample);
             }
         }
     }
-    println!(
-        "| what | {} | times nbdkit |",
-        servers.iter().map(|(k, _)| k.name()).collect::<Vec<_>>().join(" | ")
-    );
-    println!("|---|{}---|", "---|".repeat(servers.len()));
+    Ok(samples)
+}
+
+impl Rival {
+    fn turn(&self, job: &Job, secs: u64) -> Result<Sample> {
+        let folder = match &self.place {
+            Place::Serving(server) => {
+                settle()?;
+                return measured(server, job, secs);
+            }
+            Place::Dirty(folder) => folder,
+        };
+        let server = start_uploading(folder)?;
+        settle()?;
+        let sample = measured(&server, job, secs)?;
+        let dirty = server.metric("culvert_volume_dirty_bytes")?;
+        // Before its cut is published: all stays dirty then, and the next turn has as much to upload.
+        server.kill()?;
+        if dirty < VOLUME as f64 / 2.0 {
+            make_dirty(folder)?;
+        }
+        Ok(sample)
+    }
+}
+
+/// Runs a job on a server.
+fn measured(server: &Server, job: &Job, secs: u64) -> Result<Sample> {
+    let (before, begun) = (Counts::of(server)?, Instant::now());
+    let cpu_before = server.cpu_secs()?;
+    let outcome = fio(&server.uri(), job, VOLUME, Some(secs))?;
+    // fio does not count the requests of its half second of warming up.
+    let counted = secs as f64 / (secs as f64 + 0.5);
+    let used = (server.cpu_secs()? - cpu_before) * counted;
+    let took = begun.elapsed().as_secs_f64();
+    let after = Counts::of(server)?;
+    let done = Counts {
+        flushes: after.flushes - before.flushes,
+        syncs: after.syncs - before.syncs,
+        uploaded: after.uploaded - before.uploaded,
+    };
+    Ok(Sample {
+        outcome,
+        cpu_us: used * 1e6 / outcome.requests.max(1.0),
+        done,
+        upload_rate: done.uploaded / took,
+    })
+}
+
+impl Counts {
+    /// Those of a gateway; of others nothing is known.
+    fn of(server: &Server) -> Result<Counts> {
+        if !server.is_gateway() {
+            return Ok(Counts::default());
+        }
+        let flush = "command=\"flush\"";
+        Ok(Counts {
+            flushes: server.metric_where("culvert_nbd_request_seconds_count", flush)?,
+            syncs: server.metric("culvert_cache_disk_syncs_total")?,
+            uploaded: server.metric("culvert_store_uploaded_bytes_total")?,
+        })
+    }
+}
+
+/// Prints what each rival does, and how many times nbdkit's rate the gateways have, which are the first.
+fn table(what: &str, jobs: &[Job], rivals: &[Rival], samples: &Samples) {
+    let gateways = rivals.iter().take_while(|rival| rival.kind == Kind::Gateway).count();
+    let uploading = rivals.iter().position(|rival| matches!(rival.place, Place::Dirty(_)));
+    let mut head: Vec<String> = rivals.iter().map(|rival| rival.name.to_owned()).collect();
+    let ours = rivals.iter().take(gateways);
+    head.extend(ours.map(|rival| format!("{}: times nbdkit file", rival.name)));
+    head.extend(uploading.map(|_| "MiB/s uploaded meanwhile".to_owned()));
+    println!("| {what} | {} |", head.join(" | "));
+    println!("|---|{}", "---|".repeat(head.len()));
     for (number, job) in jobs.iter().enumerate() {
-        let median = |which| median(&samples[&(number, which)]);
-        let cells: Vec<String> =
-            (0..servers.len()).map(|which| cell(job, &median(which))).collect();
-        let ratio = median(0).outcome.rate / median(1).outcome.rate;
-        println!("| {} | {} | {ratio:.2} |", job.name, cells.join(" | "));
+        let of = |which: usize| median(&samples[&(number, which)]);
+        let mut row: Vec<String> = (0..rivals.len()).map(|which| cell(job, &of(which))).collect();
+        row.extend((0..gateways).map(|which| {
+            let ratio = of(which).outcome.rate / of(gateways).outcome.rate;
+            format!("{ratio:.2}, {}", if ratio >= AIM { "met" } else { "missed" })
+        }));
+        row.extend(uploading.map(|which| format!("{:.0}", mib(of(which).upload_rate))));
+        println!("| {} | {} |", job.name, row.join(" | "));
     }
     println!();
-    for (_, server) in servers {
-        server.stop()?;
-    }
-    Ok(())
 }
 
-/// The gateway with a cache that is 80 % full, all of it dirty, while that is uploaded.
-pub(super) fn uploading(options: &Volume, folder: &Path) -> Result {
-    let folder = folder.join("uploading");
-    // Slots for 1.25 GiB beside the log.
-    let more = ["--cache-size", "2432M", "--upload-interval", "86400"];
-    let server = Server::start(Kind::Gateway, &folder, VOLUME, &more)?;
-    let fill = Job { name: "fill", rw: "write", block: "1m", depth: 4, fsync: 0 };
-    fio(&server.uri(), &fill, VOLUME, None)?;
-    server.stop()?;
-    println!("| what, cache 80 % full | at rest | while uploading | MiB/s uploaded meanwhile |");
+/// Prints how many flushes shared a sync, in all rounds of the first rival.
+fn syncs(jobs: &[Job], samples: &Samples) {
+    let flushing: Vec<_> = jobs.iter().enumerate().filter(|(_, job)| job.fsync > 0).collect();
+    if flushing.is_empty() {
+        return;
+    }
+    println!("| culvert-gateway | flushes answered | syncs of its disk | syncs for each flush |");
     println!("|---|---|---|---|");
-    let jobs = JOBS.into_iter().filter(|job| job.block == "4k" && job.fsync == 0);
-    let jobs: Vec<Job> = jobs.collect();
-    let mut busy = Vec::new();
-    let server = Server::start(
-        Kind::Gateway,
-        &folder,
-        VOLUME,
-        &["--upload-interval", "1", "--upload-rate", "64M"],
-    )?;
-    for job in &jobs {
-        let (before, begun) =
-            (server.metric("culvert_store_uploaded_bytes_total")?, Instant::now());
-        let outcome = fio(&server.uri(), job, VOLUME, Some(options.secs))?;
-        let moved = server.metric("culvert_store_uploaded_bytes_total")? - before;
-        busy.push((outcome, moved / begun.elapsed().as_secs_f64() / f64::from(1 << 20)));
-    }
-    server.kill()?;
-    let server = Server::start(Kind::Gateway, &folder, VOLUME, &["--upload-interval", "1"])?;
-    server.wait_until_clean()?;
-    server.stop()?;
-    let server = Server::start(Kind::Gateway, &folder, VOLUME, &["--upload-interval", "86400"])?;
-    for (job, (busy, rate)) in jobs.iter().zip(busy) {
-        let rest = fio(&server.uri(), job, VOLUME, Some(options.secs))?;
-        let told = |o: &Outcome| format!("{:.1} k/s, p99 {:.0} µs", o.rate / 1e3, o.p99_us);
-        println!("| {} | {} | {} | {rate:.0} |", job.name, told(&rest), told(&busy));
+    for (number, job) in flushing {
+        let done = || samples[&(number, 0_usize)].iter().map(|sample| sample.done);
+        let flushes: f64 = done().map(|done| done.flushes).sum();
+        let syncs: f64 = done().map(|done| done.syncs).sum();
+        let each = syncs / flushes.max(1.0);
+        println!("| {} | {flushes:.0} | {syncs:.0} | {each:.2} |", job.name);
     }
     println!();
-    server.stop()
 }
 
-/// A server whose volume was written once from end to end and is at rest.
-fn filled(kind: Kind, folder: &Path) -> Result<Server> {
-    let folder = folder.join(kind.name().replace(' ', "-"));
-    let server =
-        Server::start(kind, &folder, VOLUME, &["--cache-size", "3G", "--upload-interval", "1"])?;
-    let fill = Job { name: "fill", rw: "write", block: "1m", depth: 4, fsync: 0 };
-    fio(&server.uri(), &fill, VOLUME, None)?;
+/// A server whose volume was written once from end to end, and read, and is at rest.
+fn serving(name: &'static str, kind: Kind, folder: &Path, cache_size: &str) -> Result<Rival> {
+    let folder = folder.join(name.replace(' ', "-"));
+    let more = ["--cache-size", cache_size, "--upload-interval", "1"];
+    let server = Server::start(kind, &folder, VOLUME, &more)?;
+    fio(&server.uri(), &FILL, VOLUME, None)?;
     if kind == Kind::Gateway {
         server.wait_until_clean()?;
     }
     // A stop moves all from the gateway's log to its slots.
     server.stop()?;
-    // Uploads are measured by themselves.
     let server = Server::start(kind, &folder, VOLUME, &["--upload-interval", "86400"])?;
-    let warm = Job { name: "warm", rw: "read", block: "1m", depth: 4, fsync: 0 };
-    fio(&server.uri(), &warm, VOLUME, None)?;
-    Ok(server)
+    fio(&server.uri(), &Job::new("warm", "read", "1m", 4), VOLUME, None)?;
+    Ok(Rival { name, kind, place: Place::Serving(server) })
+}
+
+/// Writes a gateway's volume from end to end, into its slots, and uploads nothing of it.
+fn make_dirty(folder: &Path) -> Result {
+    let more = ["--cache-size", FULL_CACHE, "--upload-interval", "86400"];
+    let server = Server::start(Kind::Gateway, folder, VOLUME, &more)?;
+    fio(&server.uri(), &FILL, VOLUME, None)?;
+    server.stop()
+}
+
+/// Starts the gateway of a dirty volume, and waits until it uploads and has nothing else to do.
+fn start_uploading(folder: &Path) -> Result<Server> {
+    let more = ["--upload-interval", "1", "--upload-rate", UPLOAD_RATE];
+    let server = Server::start(Kind::Gateway, folder, VOLUME, &more)?;
+    let begun = Instant::now();
+    loop {
+        let unvalidated = server.metric("culvert_cache_unvalidated_chunks")?;
+        let log = server.metric("culvert_cache_log_used_bytes")?
+            / server.metric("culvert_cache_log_bytes")?;
+        let uploaded = server.metric("culvert_store_uploaded_bytes_total")?;
+        if unvalidated < 1.0 && log < LOG_AT_REST && uploaded > 0.0 {
+            return Ok(server);
+        }
+        if begun.elapsed() > UPLOADS_WITHIN {
+            return Err(format!(
+                "after {UPLOADS_WITHIN:?} the gateway has {unvalidated} chunks to validate, a log used \
+                 by {:.0} %, and has uploaded {uploaded} bytes",
+                log * 100.0
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Stops all and removes what they had.
+fn end(rivals: Vec<Rival>, folder: &Path) -> Result {
+    for rival in rivals {
+        if let Place::Serving(server) = rival.place {
+            server.stop()?;
+        }
+    }
+    std::fs::remove_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))
 }
 
 /// Lets what is written reach the disk, so that nobody pays for another's writes.
 fn settle() -> Result {
     crate::run::command("sync").status().map_err(|e| format!("sync: {e}"))?;
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300));
     Ok(())
 }
 
@@ -166,10 +339,14 @@ fn median(samples: &[Sample]) -> Sample {
 }
 
 fn cell(job: &Job, sample: &Sample) -> String {
-    let Sample { outcome, cpu_us } = sample;
+    let Sample { outcome, cpu_us, .. } = sample;
     if job.block == "1m" {
-        format!("{:.0} MiB/s, CPU {cpu_us:.0} µs", outcome.bandwidth / f64::from(1 << 20))
+        format!("{:.0} MiB/s, CPU {cpu_us:.0} µs", mib(outcome.bandwidth))
     } else {
         format!("{:.1} k/s, p99 {:.0} µs, CPU {cpu_us:.1} µs", outcome.rate / 1e3, outcome.p99_us)
     }
+}
+
+fn mib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
 }

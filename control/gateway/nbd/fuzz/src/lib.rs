@@ -3,6 +3,7 @@
 
 use culvert_nbd::check::{Job, MAX_SKIPPED_PAYLOAD, Rules, Verdict};
 use culvert_nbd::export::{BlockSizes, Context, ExportInfo, Features, Listed, Refusal};
+use culvert_nbd::export_name::ExportName;
 use culvert_nbd::handshake::client::{self, ClientHandshake, Goal, Wish};
 use culvert_nbd::handshake::server::{Question, ServerHandshake, Step};
 use culvert_nbd::proto::Style;
@@ -21,6 +22,7 @@ pub const ALL: &[Target] = &[
     ("options", options),
     ("requests", requests),
     ("replies", replies),
+    ("export_name", export_name),
 ];
 
 const STYLES: [Style; 3] = [Style::Simple, Style::Structured, Style::Extended];
@@ -195,4 +197,27 @@ pub fn replies(data: &[u8]) {
             assert_eq!(out, payload);
         }
     }
+}
+
+/// An export name with its parameters: what is understood means the same when it is said again, and what is not is
+/// refused in words.
+pub fn export_name(data: &[u8]) {
+    let Ok(name) = std::str::from_utf8(data) else { return };
+    let understood = match ExportName::parse(name) {
+        Ok(understood) => understood,
+        Err(error) => {
+            assert!(error.to_string().starts_with("export name "));
+            return;
+        }
+    };
+    assert_eq!(Some(understood.export), name.split(';').next());
+    let mut again = understood.export.to_owned();
+    if let Some((key, generation)) = understood.session {
+        assert!(!key.is_empty() && !key.contains(';'));
+        again = format!("{again};generation={generation};session={key}");
+    }
+    if understood.read_only {
+        again.push_str(";ro");
+    }
+    assert_eq!(ExportName::parse(&again), Ok(understood));
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
+use tokio::task::coop;
 
 use super::Shared;
 use super::compose;
@@ -18,6 +19,10 @@ use crate::observe::Answered;
 use crate::proto::Style;
 use crate::proto::reply::MAX_EXTENTS;
 use crate::proto::request::Request;
+
+/// Bytes of a CACHE that the export is asked for at a time, which is what it counts for: a long one holds no more,
+/// and ends with its connection.
+pub(super) const CACHE_STEP: u64 = 4 << 20;
 
 /// What the requests of a connection share.
 pub(super) struct Lane<X: Exports> {
@@ -121,7 +126,22 @@ async fn run<X: Exports>(
         Job::WriteZeroes { offset, length, mode } => {
             export.write_zeroes(offset, length, mode).await?;
         }
-        Job::Cache { offset, length } => export.cache(offset, length).await?,
+        Job::Cache { offset, length } => cache(lane, offset, length).await?,
     }
     Ok(compose::success(style, request))
+}
+
+async fn cache<X: Exports>(lane: &Lane<X>, offset: u64, length: u64) -> Result<(), ExportError> {
+    let (mut at, end) = (offset, offset + length);
+    while at < end {
+        // It is advice, and of use to nobody once the client has left.
+        if lane.connection.gate().is_closed() {
+            return Err(ExportError::new(Errno::Shutdown, "cut short: the connection ends"));
+        }
+        let next = (at / CACHE_STEP + 1).saturating_mul(CACHE_STEP).min(end);
+        lane.export.cache(at, next - at).await?;
+        at = next;
+        coop::consume_budget().await;
+    }
+    Ok(())
 }

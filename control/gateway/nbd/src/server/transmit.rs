@@ -15,7 +15,7 @@ use tracing::{debug, info};
 use super::Shared;
 use super::inlet::Inlet;
 use super::outlet::{Outgoing, Permit, write_out};
-use super::run::{Lane, Pending, run_job};
+use super::run::{CACHE_STEP, Lane, Pending, run_job};
 use crate::buffer::Buffer;
 use crate::check::{Job, Rules, Verdict};
 use crate::connections::{Connection, Phase};
@@ -112,6 +112,8 @@ pub(super) async fn transmit<X, R, W>(
             info!(connection = %connection.id(), peer = %connection.peer(), "{stop}");
         }
     }
+    // Nothing enters any more, and what is advice only may end early.
+    connection.gate().close();
     // Replies are made until the last request that runs lets go of the lane.
     drop(reading);
     let _ = writing.await;
@@ -217,7 +219,10 @@ impl<X: Exports, R: AsyncRead + Unpin> Reading<X, R> {
                 let extents = MAX_EXTENTS * self.lane.contexts.len();
                 u32::try_from(extents * 2 * 16).unwrap_or(u32::MAX)
             }
-            Job::Flush | Job::Trim { .. } | Job::WriteZeroes { .. } | Job::Cache { .. } => 0,
+            Job::Cache { length, .. } => {
+                u32::try_from((*length).min(CACHE_STEP)).unwrap_or(u32::MAX)
+            }
+            Job::Flush | Job::Trim { .. } | Job::WriteZeroes { .. } => 0,
         }
     }
 

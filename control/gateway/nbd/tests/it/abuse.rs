@@ -330,3 +330,37 @@ async fn noise_on_live_sockets_is_survived() {
     is_well(&served).await;
     eventually(|| served.server.connections().all().is_empty()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_to_cache_count_for_what_the_export_holds_of_them() {
+    let limits = Limits { in_flight_bytes: 32 << 20, ..limits() };
+    let served = serve(Gated::new(1 << 30, true), limits);
+    let mut stream = raw(&served).await;
+    stream.write_all(&request(Command::Cache, 0, 1 << 30).repeat(100)).await.unwrap();
+    // 4 MiB each.
+    served.export.until_begun(8).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(served.export.begun.load(Ordering::SeqCst), 8);
+    assert_eq!(served.export.cached.load(Ordering::SeqCst), 32 * MIB);
+    drop(stream);
+    served.export.permits.add_permits(1 << 20);
+    served.until_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_request_to_cache_ends_with_its_connection() {
+    let served = serve(Gated::new(1 << 30, true), limits());
+    let mut stream = raw(&served).await;
+    stream.write_all(&request(Command::Cache, 0, 1 << 30)).await.unwrap();
+    served.export.until_begun(1).await;
+    drop(stream);
+    // It goes on in small steps until the server has seen that.
+    let begun = Instant::now();
+    while !served.server.connections().all().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it runs on");
+        served.export.permits.add_permits(1);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let cached = served.export.cached.load(Ordering::SeqCst);
+    assert!(cached < 1 << 30, "{cached} bytes for nobody");
+}

@@ -90,3 +90,14 @@ async fn all_connections_of_an_export_can_be_ended() {
     assert!(matches!(gone.read(0, 512).await, Err(ClientError::Io(_))));
     stays.read(0, 512).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_to_the_default_export_is_found_by_what_that_stands_for() {
+    let served = serve_fencing(Gated::new(MIB, false), Limits::default(), Fence::Drop);
+    let gone = served.client("").await.unwrap();
+    gone.read(0, 512).await.unwrap();
+    let connections = served.server.connections();
+    assert_eq!(connections.of_export("vol").len(), 1);
+    connections.fence_export("vol", Fence::Drop).await;
+    assert!(matches!(gone.read(0, 512).await, Err(ClientError::Io(_))));
+}

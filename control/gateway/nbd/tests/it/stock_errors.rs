@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use culvert_nbd::{Limits, Shutdown};
+use culvert_nbd::export::{BlockSizes, Features};
+use culvert_nbd::memory::Memory;
+use culvert_nbd::{ExportInfo, Limits, Shutdown};
 
 use crate::support::{Gated, MIB, Served, eventually, nbdsh, serve};
 
@@ -74,6 +76,46 @@ assert h.aio_is_closed()
 ";
     nbdsh(&(prelude(&served) + script)).await;
     served.until_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coarse_export_is_for_those_that_ask_for_its_block_sizes() {
+    let block_sizes = BlockSizes { minimum: 4096, ..BlockSizes::default() };
+    let info = ExportInfo { block_sizes, features: Features::ALL, ..ExportInfo::new(MIB) };
+    let memory = Memory::with_info(info);
+    let served = serve(Gated { memory, ..Gated::new(MIB, false) }, Limits::default());
+    let script = "
+said = []
+h.set_debug_callback(lambda context, message: said.append(message) and 0)
+h.set_debug(True)
+h.set_strict_mode(0)
+h.set_opt_mode(True)
+h.set_export_name('vol')
+h.set_request_block_size(False)
+h.connect_unix(path)
+fails(errno.EINVAL, h.opt_go)
+why = 'requests must be multiples of 4096 bytes'
+assert any(why in message for message in said), said
+h.set_request_block_size(True)
+h.opt_go()
+assert h.get_block_size(nbd.SIZE_MINIMUM) == 4096
+fails(errno.EINVAL, h.pwrite, b'x' * 512, 0)
+fails(errno.EINVAL, h.pread, 4096, 512)
+h.pwrite(b'x' * 4096, 4096)
+assert h.pread(4096, 4096) == b'x' * 4096
+h.shutdown()
+# Without GO there is no way to ask for them.
+h = nbd.NBD()
+h.set_handshake_flags(0)
+h.set_export_name('vol')
+try:
+    h.connect_unix(path)
+except nbd.Error:
+    pass
+else:
+    raise AssertionError('it connected')
+";
+    nbdsh(&(prelude(&served) + script)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use culvert_nbd::client::{Client, ClientError};
@@ -48,6 +48,8 @@ pub(crate) struct Gated {
     pub(crate) begun: AtomicUsize,
     /// Calls that have ended.
     pub(crate) ended: AtomicUsize,
+    /// Bytes that were asked to be brought into the cache.
+    pub(crate) cached: AtomicU64,
 }
 
 impl Gated {
@@ -58,6 +60,7 @@ impl Gated {
             holds,
             begun: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
+            cached: AtomicU64::new(0),
         }
     }
 
@@ -132,6 +135,8 @@ impl Export for Gated {
     }
 
     async fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+        self.cached.fetch_add(length, Ordering::SeqCst);
+        self.pass().await;
         self.memory.cache(offset, length).await
     }
 
@@ -146,7 +151,7 @@ impl Export for Gated {
     }
 }
 
-/// One export, `vol`. `vol;GENERATION` continues the session `s` of it, `ro` is read-only.
+/// One export, `vol`, also without a name. `vol;GENERATION` continues the session `s` of it, `ro` is read-only.
 pub(crate) struct One {
     pub(crate) export: Arc<Gated>,
     pub(crate) fence: Fence,
@@ -176,6 +181,9 @@ impl Exports for One {
         let mut opened = Opened::new(Arc::clone(&self.export));
         opened.read_only = name == "ro";
         if request.purpose == Purpose::Serve {
+            if name.is_empty() {
+                request.connection.set_export_name(Some("vol"));
+            }
             if let Ok(generation) = generation.parse() {
                 let session = Session { key: "s".into(), generation };
                 let joined =

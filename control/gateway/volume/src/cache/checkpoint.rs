@@ -66,6 +66,9 @@ impl Inner {
             tracing::warn!(runs = runs.len(), "the map of the log does not fit its area");
             return Ok(());
         }
+        if planted(Plant::TailBeforeDirectory) {
+            self.move_log(tail, scan_at, scan_seq);
+        }
         // Whatever displaced a record that is not in the map must be durable, and so must be the headers
         // that the directory repeats.
         self.written(through).await?;
@@ -101,18 +104,27 @@ impl Inner {
                 checkpoint_bytes,
                 checkpoint_crc,
                 clean,
+                unknown_slots: state.unknown_slots,
             }
         };
         self.write_superblock(&superblock).await?;
+        {
+            let mut state = self.state();
+            state.checkpoint_area = area;
+            state.counters.checkpoints += 1;
+        }
+        self.move_log(tail, scan_at, scan_seq);
+        Ok(())
+    }
+
+    /// Gives the log below `tail` to writers, and lets a scan begin at `scan_at`.
+    fn move_log(&self, tail: u64, scan_at: u64, scan_seq: u64) {
         let mut state = self.state();
-        state.checkpoint_area = area;
         state.log.tail = tail;
         state.log.scan_at = scan_at;
         state.log.scan_seq = scan_seq;
-        state.counters.checkpoints += 1;
         drop(state);
         self.space.notify_waiters();
-        Ok(())
     }
 
     /// Writes both copies, one after the other: at any time one is whole.

@@ -61,6 +61,7 @@ impl Inner {
         if let Some(entry) = self.state().volumes.get_mut(&volume) {
             entry.refusing = Some(DELETING);
         }
+        self.space.notify_waiters();
         let nonce = self.random();
         self.attempt(volume, nonce, Some(VolumeState::Deleting)).await?;
         let root = Root {

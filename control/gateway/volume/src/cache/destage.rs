@@ -3,6 +3,9 @@
 //! The order is what makes it safe: the records are durable before a slot is touched; data and header are
 //! durable before the records leave the map; the directory is durable (see `checkpoint.rs`) before their
 //! space in the log is used again. A crash at any point leaves the record where recovery finds it.
+//!
+//! What of a record the medium does not give back is moved as well: as a loss that the slot's header names,
+//! in the same order. So damage holds nobody up, and is not forgotten.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +14,11 @@ use bytes::Bytes;
 use super::runmap::Run;
 use super::state::{Key, State};
 use super::{Inner, Plant, planted};
-use crate::error::{Error, Result};
+use crate::bits::BlockSet;
+use crate::error::Result;
 use crate::format::ZERO_BLOCK_CRC;
 use crate::format::slot_header::SlotHeader;
-use crate::{BLOCK_BYTES, SlotId};
+use crate::{BLOCK_BYTES, CHUNK_BLOCKS, SlotId};
 
 /// Bytes of one round.
 const ROUND_BYTES: u64 = 16 << 20;
@@ -46,24 +50,10 @@ impl Inner {
             // What displaced one of these records may be newer; it must not be lost either.
             self.make_durable(through).await?;
         }
-        let mut done = Vec::new();
-        for job in jobs {
-            match self.destage_chunk(&job).await {
-                Ok(true) => done.push((job.key, job.seq)),
-                // No free slot, or nothing left to do.
-                Ok(false) => {}
-                Err(error @ Error::Lost { .. }) => {
-                    tracing::error!(%error, "a record of the log cannot be moved to its slot");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if done.is_empty() {
-            return Ok(0);
-        }
-        self.barrier().await?;
+        let done = self.write_slots(&jobs).await;
         #[cfg(test)]
         self.destaging.store(false, std::sync::atomic::Ordering::Relaxed);
+        let done = done?;
         let mut state = self.state();
         for (key, seq) in &done {
             state.drop_destaged(*key, *seq);
@@ -73,36 +63,99 @@ impl Inner {
         Ok(done.len())
     }
 
-    /// Writes one chunk's records into its slot. False if there is no slot to be had.
-    async fn destage_chunk(&self, job: &Job) -> Result<bool> {
+    /// Writes what the jobs take into the slots, durably. Returns which chunks were written, and up to which
+    /// sequence.
+    async fn write_slots(&self, jobs: &[Job]) -> Result<Vec<(Key, u64)>> {
+        let mut room = self.room_for_dirty();
+        let mut done = Vec::new();
+        for job in jobs {
+            if self.destage_chunk(job, &mut room).await? {
+                done.push((job.key, job.seq));
+            }
+        }
+        if !done.is_empty() {
+            self.barrier().await?;
+        }
+        Ok(done)
+    }
+
+    /// How many slots more may become dirty.
+    fn room_for_dirty(&self) -> usize {
+        let state = self.state();
+        let most = self.config.most_dirty_slots(state.slots.len());
+        let dirty = state.slots.iter().filter(|slot| slot.entry.dirty_blocks > 0).count();
+        most.saturating_sub(dirty)
+    }
+
+    /// Whether the job makes a slot dirty that was not.
+    fn adds_a_dirty_slot(&self, job: &Job) -> bool {
+        let state = self.state();
+        let published = state.volumes.get(&job.key.volume).map_or(0, |v| v.page.published);
+        let slot = state.chunks.get(&job.key).and_then(|chunk| chunk.slot);
+        let slot = slot.and_then(|slot| state.slots.get(slot as usize));
+        slot.is_none_or(|slot| slot.entry.dirty_blocks == 0)
+            && job.runs.iter().any(|run| run.seq() > published)
+    }
+
+    /// Writes one chunk's records into its slot. False if there is no slot to be had, or nothing left to do.
+    /// `room`: slots that may become dirty.
+    async fn destage_chunk(&self, job: &Job, room: &mut usize) -> Result<bool> {
         let key = job.key;
         let Some(guard) = self.lock(key).await else {
             return Ok(false);
         };
         self.load_locked(key, &guard).await?;
+        let adds_dirty = self.adds_a_dirty_slot(job);
+        if adds_dirty && *room == 0 {
+            // The log keeps it, which slows writers; what makes room is an upload.
+            self.upload_wake.notify_waiters();
+            return Ok(false);
+        }
         let Some(slot) = self.slot_for(key).await? else {
             return Ok(false);
         };
+        let mut damaged = BlockSet::EMPTY;
         for group in job.runs.chunk_by(|a, b| a.end() == b.first && a.is_zero() == b.is_zero()) {
             let Some(first) = group.first() else { continue };
-            let at = self.block_at(slot, first.first);
             if first.is_zero() {
                 let blocks = group.iter().map(|run| u64::from(run.count)).sum::<u64>();
-                self.disk.punch(at, blocks * BLOCK_BYTES).await?;
+                self.disk.punch(self.block_at(slot, first.first), blocks * BLOCK_BYTES).await?;
             } else {
-                self.write_disk(at, self.read_runs(group).await?).await?;
+                damaged.add(&self.copy_to_slot(slot, group).await?);
             }
             #[cfg(test)]
             self.destaging.store(true, std::sync::atomic::Ordering::Relaxed);
         }
-        {
-            let mut state = self.state();
-            if !apply(&mut state, key, slot, &job.runs, job.seq) {
-                return Ok(false);
-            }
-        }
+        let lost = apply(&mut self.state(), job, slot, &damaged);
+        let Some(lost) = lost else {
+            return Ok(false);
+        };
         self.write_header(slot).await?;
+        *room -= usize::from(adds_dirty);
+        for blocks in lost.runs(CHUNK_BLOCKS) {
+            let error = self.lost_range(key, &blocks);
+            tracing::error!(%error, "data in the log are damaged");
+        }
         Ok(true)
+    }
+
+    /// Writes data of neighbouring runs into a slot. Returns the blocks whose data in the log are damaged.
+    async fn copy_to_slot(&self, slot: SlotId, runs: &[Run]) -> Result<BlockSet> {
+        let (parts, damaged) = self.read_runs(runs).await?;
+        let follows = |(a, data): &(u16, Bytes), (b, _): &(u16, Bytes)| {
+            u64::from(b - a) * BLOCK_BYTES == data.len() as u64
+        };
+        for parts in parts.chunk_by(follows) {
+            let Some((first, _)) = parts.first() else { continue };
+            let data = parts.iter().map(|(_, data)| data.clone()).collect();
+            self.write_disk(self.block_at(slot, *first), data).await?;
+        }
+        for blocks in damaged.runs(CHUNK_BLOCKS) {
+            // What was there before is not the newest: no older header is to find it right.
+            let bytes = u64::from(blocks.end - blocks.start) * BLOCK_BYTES;
+            self.disk.punch(self.block_at(slot, blocks.start), bytes).await?;
+        }
+        Ok(damaged)
     }
 
     /// Writes in the background: here, if that is quick.
@@ -216,20 +269,18 @@ fn choose(state: &mut State, everything: bool, written: u64) -> Vec<Job> {
     jobs
 }
 
-/// Puts what was written to the slot into its header in memory.
-fn apply(state: &mut State, key: Key, slot: SlotId, runs: &[Run], seq: u64) -> bool {
-    let Some(volume) = state.volumes.get_mut(&key.volume) else {
-        return false;
-    };
+/// Puts what was written to the slot into its header in memory, and what could not be had any more. Returns the
+/// blocks that are lost: the store has those of `damaged` that are published. `None`: the slot is not the
+/// chunk's.
+fn apply(state: &mut State, job: &Job, slot: SlotId, damaged: &BlockSet) -> Option<BlockSet> {
+    let key = job.key;
+    let volume = state.volumes.get_mut(&key.volume)?;
     let published = volume.page.published;
-    let Some(entry) = state.slots.get_mut(slot as usize).filter(|e| e.occupant == Some(key)) else {
-        return false;
-    };
-    let Some(header) = &mut entry.header else {
-        return false;
-    };
+    let entry = state.slots.get_mut(slot as usize).filter(|e| e.occupant == Some(key))?;
+    let header = entry.header.as_mut()?;
     let before = u64::from(header.dirty.len());
-    for run in runs {
+    let mut lost = BlockSet::EMPTY;
+    for run in &job.runs {
         let dirty = run.seq() > published && !planted(Plant::CleanTooEarly);
         for block in run.first..run.end() {
             header.valid.insert(block);
@@ -254,14 +305,23 @@ fn apply(state: &mut State, key: Key, slot: SlotId, runs: &[Run], seq: u64) -> b
             {
                 uploaded.remove(block);
             }
+            if damaged.contains(block) {
+                header.valid.remove(block);
+                header.dirty.remove(block);
+                if dirty {
+                    header.lost.insert(block);
+                    lost.insert(block);
+                }
+            }
         }
     }
-    header.seq = header.seq.max(seq);
+    header.seq = header.seq.max(job.seq);
     let after = u64::from(header.dirty.len());
     volume.dirty_slots = (volume.dirty_slots + after).saturating_sub(before);
     entry.stale = true;
     entry.visited = true;
     entry.summarize();
-    state.count_moved(key, seq);
-    true
+    state.counters.damaged_blocks += u64::from(damaged.len() - lost.len());
+    state.count_moved(key, job.seq);
+    Some(lost)
 }

@@ -1,14 +1,15 @@
 //! Fetching blocks from the store, and putting them into slots.
 //!
 //! The unit is a frame of 16 blocks: a miss of one block fetches what is missing of its frame. Readers
-//! that miss the same frame wait for one fetch. What was fetched enters the cache only if the chunk did
-//! not leave its slot meanwhile, and only where nothing newer is.
+//! that miss the same frame wait for one fetch, and share its failure. What was fetched enters the cache only
+//! if the chunk did not leave its slot meanwhile, and only where nothing newer is.
 
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::read::Piece;
 use super::state::Key;
@@ -24,12 +25,34 @@ use crate::{BLOCK_BYTES, CHUNK_BYTES};
 /// Blocks of a frame.
 pub(crate) const FRAME_BLOCKS: u16 = 16;
 
+/// Frames on their way to the disk at a time, 16 MiB in memory. Where the store is faster than the disk, more is
+/// answered and not kept.
+pub(crate) const MAX_FILLS: u64 = 256;
+
 /// A block from the store.
 #[derive(Clone, Debug)]
 pub(crate) struct Fetched {
     pub(crate) block: u16,
     /// `None`: a hole.
     pub(crate) data: Option<Bytes>,
+}
+
+/// How long a read waits for the store, in sum over all that it gets there. What the configured rate holds back
+/// is not waiting for the store, and does not count.
+#[derive(Debug)]
+pub(crate) struct Patience(Mutex<Instant>);
+
+impl Patience {
+    /// When it ends.
+    pub(crate) fn end(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the end off to `end`, unless it is later already.
+    fn put_off(&self, end: Instant) {
+        let mut until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *until = end.max(*until);
+    }
 }
 
 /// Keeps the chunk's entry, and with it its generation, while a fetch runs.
@@ -54,7 +77,12 @@ impl Drop for Fetching<'_> {
 
 impl Inner {
     /// Gets missing blocks of a chunk. `None` if the cache changed such that the read must look again.
-    pub(crate) async fn fetch(&self, key: Key, missing: &BlockSet) -> Result<Option<Vec<Piece>>> {
+    pub(crate) async fn fetch(
+        &self,
+        key: Key,
+        missing: &BlockSet,
+        patience: &Patience,
+    ) -> Result<Option<Vec<Piece>>> {
         self.serving(key.volume)?;
         let unknown = self.state().unknown_slots;
         if unknown > 0
@@ -69,7 +97,7 @@ impl Inner {
         let frames = missing.summary();
         let frames = (0..64_u16).filter(|frame| frames >> frame & 1 == 1);
         let fetches = frames.map(|frame| async move {
-            self.fetch_frame(key, frame).await.map(|fetched| (frame, fetched))
+            self.fetch_frame(key, frame, patience).await.map(|fetched| (frame, fetched))
         });
         for (frame, fetched) in futures_util::future::try_join_all(fetches).await? {
             for block in (frame * FRAME_BLOCKS..(frame + 1) * FRAME_BLOCKS)
@@ -93,7 +121,12 @@ impl Inner {
         Ok(Some(pieces))
     }
 
-    async fn fetch_frame(&self, key: Key, frame: u16) -> Result<Arc<Vec<Fetched>>> {
+    async fn fetch_frame(
+        &self,
+        key: Key,
+        frame: u16,
+        patience: &Patience,
+    ) -> Result<Arc<Vec<Fetched>>> {
         let (guard, cell) = {
             let mut state = self.state();
             let chunk = state.chunk(key);
@@ -103,25 +136,50 @@ impl Inner {
             let cell = Arc::clone(state.fetches.entry((key, frame, generation)).or_default());
             (guard, cell)
         };
-        let fetched = cell
-            .get_or_try_init(|| async {
-                let missing = self.missing_of(key, frame).await?;
-                let fetched = Arc::new(self.fetch_blocks(key, &missing).await?);
-                if fetched.iter().any(|fetched| fetched.data.is_some()) {
-                    let this = self.this()?;
-                    // The fill keeps the chunk's entry and generation too.
-                    self.state().chunk(key).fetching += 1;
-                    self.fills.change(|fills| *fills += 1);
-                    self.runtime.spawn(this.fill(key, guard.generation, Arc::clone(&fetched)));
-                }
-                Ok::<_, Error>(fetched)
-            })
-            .await
-            .map(Arc::clone);
-        // The next miss of this frame asks anew: the fill may have been dropped.
-        self.state().fetches.remove(&(key, frame, guard.generation));
+        // Who waited takes a failure as well: in an outage each would wait for the store in turn otherwise.
+        let fetch = || self.fetch_missing(key, frame, guard.generation, patience);
+        let fetched = cell.get_or_init(fetch).await.clone();
+        // The next miss of this frame asks anew: the fetch may have failed, the fill may have been dropped.
+        let at = (key, frame, guard.generation);
+        let mut state = self.state();
+        if state.fetches.get(&at).is_some_and(|newest| Arc::ptr_eq(newest, &cell)) {
+            state.fetches.remove(&at);
+        }
+        drop(state);
         drop(guard);
         fetched
+    }
+
+    /// Gets what is missing of a frame, and has it kept.
+    async fn fetch_missing(
+        &self,
+        key: Key,
+        frame: u16,
+        generation: u32,
+        patience: &Patience,
+    ) -> Result<Arc<Vec<Fetched>>> {
+        let missing = self.missing_of(key, frame).await?;
+        let fetched = Arc::new(self.fetch_blocks(key, &missing, patience).await?);
+        if fetched.iter().any(|fetched| fetched.data.is_some()) {
+            self.begin_fill(key, generation, &fetched)?;
+        }
+        Ok(fetched)
+    }
+
+    /// Has fetched blocks put into the cache, unless too many are on their way there.
+    fn begin_fill(&self, key: Key, generation: u32, fetched: &Arc<Vec<Fetched>>) -> Result<()> {
+        let this = self.this()?;
+        let mut has_place = false;
+        self.fills.change(|fills| {
+            has_place = *fills < MAX_FILLS;
+            *fills += u64::from(has_place);
+        });
+        if has_place {
+            // The fill keeps the chunk's entry and generation too.
+            self.state().chunk(key).fetching += 1;
+            self.runtime.spawn(this.fill(key, generation, Arc::clone(fetched)));
+        }
+        Ok(())
     }
 
     /// The blocks of a frame that are neither in the log nor in the slot.
@@ -149,15 +207,21 @@ impl Inner {
     }
 
     /// Gets blocks from the store by the newest root.
-    async fn fetch_blocks(&self, key: Key, missing: &BlockSet) -> Result<Vec<Fetched>> {
+    async fn fetch_blocks(
+        &self,
+        key: Key,
+        missing: &BlockSet,
+        patience: &Patience,
+    ) -> Result<Vec<Fetched>> {
         let name = self.name(key.volume)?;
-        let root = self.root(key.volume).await?.root;
+        let root = self.root_by(patience.end(), key.volume).await?.root;
         let (Some(first), Some(last)) = (missing.iter().next(), missing.iter().last()) else {
             return Ok(Vec::new());
         };
         let mut fetched: Vec<Fetched> =
             missing.iter().map(|block| Fetched { block, data: None }).collect();
-        let extents = self.locate(&name, &root, key.chunk, first..last + 1).await?;
+        let blocks = first..last + 1;
+        let extents = self.locate(patience.end(), &name, &root, key.chunk, blocks).await?;
         // What lies in several objects, or apart, is asked for at once: a miss waits for one answer.
         let gets = extents.iter().flat_map(|extent| {
             let mut wanted = BlockSet::EMPTY;
@@ -165,7 +229,7 @@ impl Inner {
             let runs = wanted.runs(FRAME_BLOCKS).into_iter();
             let name = &name;
             runs.filter(|run| missing.intersects(run.clone()))
-                .map(move |run| self.fetch_run(name, extent, run))
+                .map(move |run| self.fetch_run(name, extent, run, patience))
         });
         for (run, data) in futures_util::future::try_join_all(gets).await? {
             for entry in &mut fetched {
@@ -185,14 +249,18 @@ impl Inner {
         name: &VolumeName,
         extent: &Extent,
         run: Range<u16>,
+        patience: &Patience,
     ) -> Result<(Range<u16>, Bytes)> {
         let path = format!("{name}/pack/{}", extent.pack);
         let from = u64::from(extent.at + (run.start - extent.first)) * BLOCK_BYTES;
         let to = from + u64::from(run.end - run.start) * BLOCK_BYTES;
+        let (end, begun) = (patience.end(), Instant::now());
         self.fetch_pace.take(to - from).await;
+        patience.put_off(end + begun.elapsed());
         // A wrong answer may be the way's fault, not the object's: ask twice.
         for _ in 0..2 {
-            let data = self.patiently(name, || self.get_whole_range(&path, from..to)).await?;
+            let get = || self.get_whole_range(&path, from..to);
+            let data = self.patiently_until(patience.end(), name, get).await?;
             let mut blocks = data.chunks(BLOCK_BYTES as usize).zip(run.clone());
             let whole = blocks.all(|(data, block)| {
                 let at = usize::from(block - extent.first);
@@ -311,13 +379,32 @@ impl Inner {
         (!wanted.is_empty()).then_some((slot, wanted))
     }
 
+    /// When a store operation is given up that begins now.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.config.fetch_timeout
+    }
+
+    /// The patience of a read that begins now.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience(Mutex::new(self.deadline()))
+    }
+
     /// Tries a store operation again, with growing pauses, until it succeeds or the time is over.
     pub(crate) async fn patiently<'a, T>(
         &'a self,
         name: &VolumeName,
         operation: impl Fn() -> Answer<'a, T>,
     ) -> Result<T> {
-        let deadline = tokio::time::Instant::now() + self.config.fetch_timeout;
+        self.patiently_until(self.deadline(), name, operation).await
+    }
+
+    /// The same, until `deadline`. Where that is over it is tried once, and only what is answered at once counts.
+    pub(crate) async fn patiently_until<'a, T>(
+        &'a self,
+        deadline: Instant,
+        name: &VolumeName,
+        operation: impl Fn() -> Answer<'a, T>,
+    ) -> Result<T> {
         let mut pause = Duration::from_millis(50);
         loop {
             let answer = tokio::time::timeout_at(deadline, operation()).await;
@@ -326,6 +413,7 @@ impl Inner {
                 Ok(Err(
                     error @ (StoreError::NotFound { .. }
                     | StoreError::Conflict { .. }
+                    | StoreError::TooLarge { .. }
                     | StoreError::Unsupported { .. }
                     | StoreError::Denied { .. }),
                 )) => {
@@ -336,7 +424,7 @@ impl Inner {
             };
             let wait = pause.mul_f64(0.5 + self.random_unit());
             self.state().counters.store_failures += 1;
-            if tokio::time::Instant::now() + wait >= deadline {
+            if Instant::now() + wait >= deadline {
                 let seconds = self.config.fetch_timeout.as_secs();
                 return Err(Error::StoreTimeout { volume: name.clone(), seconds, cause });
             }

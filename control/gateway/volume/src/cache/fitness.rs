@@ -6,9 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Inner, Plant, planted};
 use crate::error::{Error, Result};
-use crate::remote::{ProbeError, StoreError, probe};
+use crate::remote::{PROBE_PREFIX, ProbeError, StoreError, probe};
 use crate::volume_name::VolumeName;
 
 /// Longest pause between two attempts to find out in the background.
@@ -17,10 +19,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 impl Inner {
     /// Waits until the store is known to be fit, for as long as a read may wait for it.
     pub(crate) async fn fit(&self, name: &VolumeName) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + self.config.fetch_timeout;
+        let deadline = self.deadline();
         let mut pause = Duration::from_millis(50);
         loop {
-            let cause = match self.try_store().await {
+            let cause = match self.try_store(deadline).await {
                 Ok(()) => return Ok(()),
                 Err(ProbeError::Store {
                     cause: cause @ (StoreError::Unavailable { .. } | StoreError::Conflict { .. }),
@@ -28,7 +30,7 @@ impl Inner {
                 }) => cause.to_string(),
                 Err(error) => return Err(error.into()),
             };
-            if tokio::time::Instant::now() + pause >= deadline {
+            if Instant::now() + pause >= deadline {
                 let seconds = self.config.fetch_timeout.as_secs();
                 return Err(Error::StoreTimeout { volume: name.clone(), seconds, cause });
             }
@@ -36,17 +38,22 @@ impl Inner {
         }
     }
 
-    /// Finds out whether the store is fit, unless that is known.
-    async fn try_store(&self) -> Result<(), ProbeError> {
+    /// Finds out whether the store is fit, unless that is known. Gives up at `deadline`.
+    async fn try_store(&self, deadline: Instant) -> Result<(), ProbeError> {
         // Whoever comes while it is tried waits for the answer.
-        let _turn = self.probing.lock().await;
+        let Ok(_turn) = tokio::time::timeout_at(deadline, self.probing.lock()).await else {
+            let reason = "it is being tried, and does not answer".to_owned();
+            let cause = StoreError::Unavailable { path: PROBE_PREFIX.to_owned(), reason };
+            return Err(ProbeError::Store { store: self.store.name(), cause });
+        };
         if let Some(known) = self.fitness.get() {
             return known.clone();
         }
         if planted(Plant::StoreTrusted) {
             return Ok(());
         }
-        let found = probe(self.store.as_ref(), self.random()).await;
+        let within = deadline.saturating_duration_since(Instant::now());
+        let found = probe(self.store.as_ref(), self.random(), within).await;
         match &found {
             Err(ProbeError::Store { .. }) => self.state().counters.store_failures += 1,
             known => {
@@ -60,7 +67,7 @@ impl Inner {
     pub(crate) async fn run_probe(self: Arc<Inner>) {
         let mut pause = Duration::from_secs(1);
         loop {
-            match self.try_store().await {
+            match self.try_store(self.deadline()).await {
                 Ok(()) => return,
                 Err(error @ ProbeError::Store { .. }) => {
                     tracing::warn!(%error, "nothing is uploaded before the store was tried");

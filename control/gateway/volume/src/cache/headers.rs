@@ -1,6 +1,7 @@
 //! Slot headers: reading and checking them at first access, and writing them so that a torn write takes
 //! nothing.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use super::state::{Key, Slot};
 use super::{Inner, Plant, planted};
 use crate::SlotId;
 use crate::bits::BlockSet;
+use crate::disk::{DiskError, read_around};
 use crate::error::{Error, Result};
 use crate::format::FormatError;
 use crate::format::directory::Entry;
@@ -38,20 +40,17 @@ impl Inner {
     /// Reads both copies of a slot's header.
     pub(crate) async fn read_headers(&self, slot: SlotId) -> Result<Copies> {
         let at = self.slot_at(slot);
-        let both = match self.disk.read(at, 2 * HEADER_BYTES).await {
-            Ok(both) => both,
-            Err(error) => {
-                tracing::warn!(slot, %error, "slot header cannot be read");
-                return Ok(Copies { best: None, broken: true });
-            }
-        };
+        let both = read_around(self.disk.as_ref(), at, 2 * HEADER_BYTES).await?;
         let copies = self.parse_headers(slot, &both);
         if !copies.broken {
             return Ok(copies);
         }
         // Memory may be at fault, and the medium not.
-        let again = self.disk.reread(at, 2 * HEADER_BYTES).await;
-        Ok(again.map_or(copies, |both| self.parse_headers(slot, &both)))
+        match self.disk.reread(at, 2 * HEADER_BYTES).await {
+            Ok(both) => Ok(self.parse_headers(slot, &both)),
+            Err(DiskError::Unreadable { .. }) => Ok(copies),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn parse_headers(&self, slot: SlotId, both: &[u8]) -> Copies {
@@ -136,8 +135,10 @@ impl Inner {
         let listed = entry.entry;
         match copies.best {
             Some((copy, mut header)) if header.version >= listed.version => {
-                if entry.is_doubtful {
+                // A later version was written by us, of what was believed of this one.
+                if listed.is_doubtful && header.version == listed.version {
                     header.distrust_zeros();
+                    entry.stale = true;
                 }
                 entry.durable_copy.get_or_insert(copy);
                 if header.volume != key.volume || header.chunk != key.chunk {
@@ -168,10 +169,12 @@ impl Inner {
                 let mut header = SlotHeader::empty(self.cache_id, slot, version);
                 (header.volume, header.chunk) = (key.volume, key.chunk);
                 (header.generation, header.seq) = (listed.generation, listed.seq);
+                // Also what newer records replace: they may not be durable yet. With them it is taken back.
                 header.lost = lost_blocks(&listed);
-                if let Some(chunk) = state.chunks.get_mut(&key) {
+                let mut lost = header.lost;
+                if let Some(chunk) = state.chunks.get(&key) {
                     for run in chunk.log.iter() {
-                        header.lost.remove_range(run.first..run.end());
+                        lost.remove_range(run.first..run.end());
                     }
                 }
                 if let Some(volume) = state.volumes.get_mut(&key.volume) {
@@ -181,7 +184,7 @@ impl Inner {
                 tracing::error!(
                     slot,
                     chunk = key.chunk,
-                    lost = header.lost.len(),
+                    lost = lost.len(),
                     "slot header is damaged"
                 );
                 state.counters.damaged_headers += 1;
@@ -222,6 +225,7 @@ impl Inner {
                 header.version = header.version.max(entry.entry.version) + 1;
                 let bytes = header.emit();
                 entry.entry.version = header.version;
+                entry.entry.is_doubtful = false;
                 entry.stale = false;
                 entry.being_written = true;
                 entry.summarize();
@@ -246,6 +250,7 @@ impl Inner {
             let mut state = self.state();
             state.slot(slot).map(|entry| {
                 entry.entry.version += 1;
+                entry.entry.is_doubtful = false;
                 let header = SlotHeader::empty(self.cache_id, slot, entry.entry.version);
                 (next_copy(entry, syncs), header.emit())
             })
@@ -309,12 +314,18 @@ impl Inner {
 
     /// The error for a block whose only copy is damaged.
     pub(crate) fn lost(&self, key: Key, block: u16) -> Error {
-        let offset = u64::from(key.chunk) * CHUNK_BYTES + u64::from(block) * BLOCK_BYTES;
+        self.lost_range(key, &(block..block + 1))
+    }
+
+    /// The error for blocks whose only copies are damaged.
+    pub(crate) fn lost_range(&self, key: Key, blocks: &Range<u16>) -> Error {
+        let at = |block: u16| u64::from(key.chunk) * CHUNK_BYTES + u64::from(block) * BLOCK_BYTES;
+        let (offset, end) = (at(blocks.start), at(blocks.end));
         let mut state = self.state();
         match state.volumes.get_mut(&key.volume) {
             Some(volume) => {
                 volume.lost += 1;
-                Error::Lost { volume: volume.page.name.clone(), offset, end: offset + BLOCK_BYTES }
+                Error::Lost { volume: volume.page.name.clone(), offset, end }
             }
             None => self.stopped(),
         }

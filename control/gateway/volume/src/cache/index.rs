@@ -4,6 +4,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::Inner;
 use super::state::State;
 use crate::CHUNK_BLOCKS;
@@ -11,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::format::crc32c;
 use crate::format::index::{Extent, LEAF_CHUNKS, Leaf, NODE_LEAVES, Node, PageRef};
 use crate::format::root::Root;
+use crate::remote::StoreError;
 use crate::volume_name::VolumeName;
 
 /// Pages of each kind kept in memory.
@@ -40,16 +43,17 @@ pub(crate) fn chunk_is_hole(state: &State, root: &Root, chunk: u32) -> bool {
 
 impl Inner {
     /// Where blocks of a chunk are in the store by `root`. What is not named is a hole. The extents'
-    /// blocks are counted from the chunk's first.
+    /// blocks are counted from the chunk's first. The store is asked until `deadline`.
     pub(crate) async fn locate(
         &self,
+        deadline: Instant,
         name: &VolumeName,
         root: &Root,
         chunk: u32,
         blocks: Range<u16>,
     ) -> Result<Vec<Extent>> {
         let number = chunk / LEAF_CHUNKS;
-        let Some(leaf) = self.leaf(name, root, number).await? else {
+        let Some(leaf) = self.leaf(deadline, name, root, number).await? else {
             return Ok(Vec::new());
         };
         let base = (chunk % LEAF_CHUNKS) as u16 * CHUNK_BLOCKS;
@@ -63,11 +67,12 @@ impl Inner {
     /// A leaf of the index; `None` if it has none of this number.
     pub(crate) async fn leaf(
         &self,
+        deadline: Instant,
         name: &VolumeName,
         root: &Root,
         number: u32,
     ) -> Result<Option<Arc<Leaf>>> {
-        let Some(node) = self.node(name, root, number / NODE_LEAVES).await? else {
+        let Some(node) = self.node(deadline, name, root, number / NODE_LEAVES).await? else {
             return Ok(None);
         };
         let Some(page) = find(&node.leaves, number) else {
@@ -76,7 +81,7 @@ impl Inner {
         if let Some(leaf) = self.state().leaves.get(&page.id) {
             return Ok(Some(Arc::clone(leaf)));
         }
-        let (path, bytes) = self.page(name, &page).await?;
+        let (path, bytes) = self.page(deadline, name, &page).await?;
         let leaf = Leaf::parse(&bytes, root.uuid, number).map_err(|e| damaged(name, &path, &e))?;
         let leaf = Arc::new(leaf);
         self.keep_leaf(page, &leaf);
@@ -86,6 +91,7 @@ impl Inner {
     /// A node of the index; `None` if it has none of this number.
     pub(crate) async fn node(
         &self,
+        deadline: Instant,
         name: &VolumeName,
         root: &Root,
         number: u32,
@@ -96,7 +102,7 @@ impl Inner {
         if let Some(node) = self.state().nodes.get(&page.id) {
             return Ok(Some(Arc::clone(node)));
         }
-        let (path, bytes) = self.page(name, &page).await?;
+        let (path, bytes) = self.page(deadline, name, &page).await?;
         let node = Node::parse(&bytes, root.uuid, number).map_err(|e| damaged(name, &path, &e))?;
         let node = Arc::new(node);
         self.keep_node(page, &node);
@@ -119,13 +125,25 @@ impl Inner {
         state.nodes.insert(page.id, Arc::clone(node));
     }
 
-    async fn page(&self, name: &VolumeName, page: &PageRef) -> Result<(String, bytes::Bytes)> {
+    async fn page(
+        &self,
+        deadline: Instant,
+        name: &VolumeName,
+        page: &PageRef,
+    ) -> Result<(String, bytes::Bytes)> {
         let path = format!("{name}/index/{}", page.id);
         // A wrong answer may be the way's fault, not the object's: ask twice.
         for _ in 0..2 {
-            let bytes = self.patiently(name, || self.store.get(&path)).await?.0;
-            if bytes.len() == page.len as usize && crc32c(&bytes) == page.crc {
-                return Ok((path, bytes));
+            let get = || self.store.get(&path, page.len as usize);
+            match self.patiently_until(deadline, name, get).await {
+                // As one of another length.
+                Err(Error::Store(StoreError::TooLarge { .. })) => {}
+                got => {
+                    let (bytes, _) = got?;
+                    if bytes.len() == page.len as usize && crc32c(&bytes) == page.crc {
+                        return Ok((path, bytes));
+                    }
+                }
             }
         }
         Err(damaged(name, &path, &"length or checksum is not as its parent says"))

@@ -8,12 +8,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::runmap::{LogRecord, Place, Run};
 use super::state::{Frame, Key};
 use super::{Inner, Plant, planted};
 use crate::BLOCK_BYTES;
+use crate::bits::BlockSet;
 use crate::disk::DiskError;
 use crate::error::{Error, Result};
 use crate::format::log_frame::{FrameHeader, MAX_RECORDS, Record};
@@ -57,6 +58,14 @@ struct NextFrame {
     places: Vec<(Weak<LogRecord>, u64)>,
     /// Sequence of its last record; 0 for a frame without any.
     last: u64,
+}
+
+/// What a sync covers.
+struct SyncRound {
+    /// Number of the last request that was made before it began.
+    wanted: u64,
+    /// The last sequence that was written before it began.
+    written: u64,
 }
 
 impl Inner {
@@ -314,26 +323,52 @@ impl Inner {
         }
     }
 
+    /// Begins a round, if anybody waits for a sync: `None` if not, or if the disk failed. Whoever asks or writes
+    /// from here on waits for the next.
+    fn begin_sync(&self) -> Option<SyncRound> {
+        let wanted = self.state().syncs_wanted;
+        let marks = self.marks.get();
+        if marks.failed || marks.syncs >= wanted {
+            return None;
+        }
+        let round = SyncRound { wanted, written: marks.written };
+        if planted(Plant::NoSync) {
+            self.end_sync(&round, Ok(()));
+            return None;
+        }
+        Some(round)
+    }
+
+    /// Ends a round with what the disk said: answers whom it covers, or stops the cache.
+    fn end_sync(&self, round: &SyncRound, result: Result<(), DiskError>) {
+        if let Err(e) = result {
+            return self.fail(&e);
+        }
+        let SyncRound { mut wanted, mut written } = *round;
+        if planted(Plant::SyncCoversLater) {
+            wanted = self.state().syncs_wanted;
+            written = self.marks.get().written;
+        }
+        self.marks.change(|marks| {
+            marks.syncs = marks.syncs.max(wanted);
+            marks.durable = marks.durable.max(written);
+        });
+    }
+
     /// Syncs on this thread for as long as anybody wants it.
     fn sync_here(&self) {
         loop {
-            loop {
-                let wanted = self.state().syncs_wanted;
-                let before = self.marks.get();
-                if before.failed {
+            while let Some(round) = self.begin_sync() {
+                let Some(result) = self.disk.sync_now() else {
                     return;
-                }
-                if before.syncs >= wanted {
-                    break;
-                }
-                match self.disk.sync_now() {
-                    Some(Err(e)) => return self.fail(&e),
-                    Some(Ok(())) => self.synced(wanted, before.written),
-                    None => return,
-                }
+                };
+                self.end_sync(&round, result);
             }
             self.syncing.store(false, Ordering::Release);
-            if self.marks.get().syncs >= self.state().syncs_wanted
+            // Who asked since the last look found this thread syncing.
+            let marks = self.marks.get();
+            if marks.failed
+                || marks.syncs >= self.state().syncs_wanted
                 || self.syncing.swap(true, Ordering::AcqRel)
             {
                 return;
@@ -341,33 +376,13 @@ impl Inner {
         }
     }
 
-    /// A sync has ended that began when `wanted` were asked for and records up to `written` were written.
-    fn synced(&self, wanted: u64, written: u64) {
-        self.marks.change(|marks| {
-            marks.syncs = marks.syncs.max(wanted);
-            marks.durable = marks.durable.max(written);
-        });
-    }
-
     /// The task that syncs, where the disk has no syncs on threads.
     pub(crate) async fn run_syncer(self: Arc<Inner>) {
-        loop {
+        while !self.marks.get().failed {
             self.sync_wake.notified().await;
-            loop {
-                let wanted = self.state().syncs_wanted;
-                let before = self.marks.get();
-                if before.failed {
-                    return;
-                }
-                if before.syncs >= wanted {
-                    break;
-                }
-                if !planted(Plant::NoSync)
-                    && let Err(e) = self.disk.sync().await
-                {
-                    return self.fail(&e);
-                }
-                self.synced(wanted, before.written);
+            while let Some(round) = self.begin_sync() {
+                let result = self.disk.sync().await;
+                self.end_sync(&round, result);
             }
         }
     }
@@ -391,7 +406,8 @@ impl Inner {
     }
 
     /// Waits until `bytes` of log and `records` can be taken, and takes them. The fuller the log, the
-    /// longer each writer pauses, so that there is no cliff at its end.
+    /// longer each writer pauses, so that there is no cliff at its end. Fails once the volume is not served any
+    /// more, and where it would wait while the cache is being stopped.
     pub(crate) async fn reserve(&self, volume: u64, bytes: u64, records: u64) -> Result<()> {
         let (scan_bytes, scan_records) = self.scan_limits();
         let mut paused = false;
@@ -399,12 +415,13 @@ impl Inner {
             let room = self.space.notified();
             tokio::pin!(room);
             room.as_mut().enable();
-            self.check_running()?;
-            let (fits, fill, over_quota) = {
+            self.serving(volume)?;
+            let (fits, fill, over_quota, is_stopping) = {
                 let mut state = self.state();
                 let over_quota = state.volumes.get(&volume).is_some_and(|v| {
                     v.page.dirty_quota > 0 && v.dirty_bytes() >= v.page.dirty_quota
                 });
+                let is_stopping = state.is_stopping;
                 let log = &mut state.log;
                 let used = log.head - log.tail + log.reserved;
                 let scanned = log.head - log.scan_at + log.reserved;
@@ -418,13 +435,16 @@ impl Inner {
                 if fits && (paused || fill < self.config.slow_above) {
                     log.reserved += bytes;
                 }
-                (fits, fill, over_quota)
+                (fits, fill, over_quota, is_stopping)
             };
             if fits && (paused || fill < self.config.slow_above) {
                 if fill > 0.25 {
                     self.maintenance_wake.notify_one();
                 }
                 return Ok(());
+            }
+            if !fits && is_stopping {
+                return Err(self.cut_short(volume));
             }
             // Records that wait to be written keep the room that they reserved.
             self.append_wake.notify_one();
@@ -442,34 +462,26 @@ impl Inner {
         }
     }
 
-    /// Reads blocks of a run, from memory or the log, and checks them.
+    /// Reads blocks of a run, from memory or the log, and checks them. Fails with the first block whose data are
+    /// damaged.
     pub(crate) async fn read_run(&self, run: &Run) -> Result<Bytes> {
-        let bytes = usize::from(run.count) * BLOCK_BYTES as usize;
-        let skip = usize::from(run.skip) * BLOCK_BYTES as usize;
-        match run.record.place() {
-            Place::Memory(data) => Ok(data.slice(skip..skip + bytes)),
-            Place::Log { data, .. } => {
-                let pos = data + skip as u64;
-                let data = self.read_log(pos, bytes).await?;
-                if wrong_block(run, &data).is_none() {
-                    return Ok(data);
-                }
-                // Memory may be at fault, and the medium not.
-                let at = self.layout.log_at + pos % self.layout.log_len;
-                let data = self.disk.reread(at, bytes).await?;
-                match wrong_block(run, &data) {
-                    None => Ok(data),
-                    Some(block) => {
-                        let Record { volume, chunk, .. } = run.record.record;
-                        Err(self.lost(Key { volume, chunk }, block))
-                    }
-                }
-            }
+        if let Some(data) = self.read_whole(run).await? {
+            return Ok(data);
         }
+        let mut whole = BytesMut::with_capacity(usize::from(run.count) * BLOCK_BYTES as usize);
+        for block in alone(run) {
+            let Some(data) = self.read_whole(&block).await? else {
+                let Record { volume, chunk, .. } = run.record.record;
+                return Err(self.lost(Key { volume, chunk }, block.first));
+            };
+            whole.extend_from_slice(&data);
+        }
+        Ok(whole.freeze())
     }
 
-    /// Reads runs that lie in the log, and checks them. What is written together is read at once.
-    pub(crate) async fn read_runs(&self, runs: &[Run]) -> Result<Vec<Bytes>> {
+    /// Reads runs, in rising order, and checks them. What was written together is read at once. Returns the data
+    /// with their first blocks, in rising order, and the blocks whose data are damaged.
+    pub(crate) async fn read_runs(&self, runs: &[Run]) -> Result<(Vec<(u16, Bytes)>, BlockSet)> {
         let follows = |a: &Run, b: &Run| match (a.pos(), b.pos()) {
             // What lies behind another record's data begins no lap of its own: frames do not cross the end.
             (Some(a_pos), Some(b_pos)) => {
@@ -478,43 +490,84 @@ impl Inner {
             }
             _ => false,
         };
-        let mut parts = Vec::new();
+        let (mut parts, mut damaged) = (Vec::new(), BlockSet::EMPTY);
         for group in runs.chunk_by(follows) {
-            let [first, _, ..] = group else {
-                for run in group {
-                    parts.push(self.read_run(run).await?);
+            let together = match group {
+                [first, _, ..] => {
+                    let blocks = group.iter().map(|run| usize::from(run.count)).sum::<usize>();
+                    let pos = first.pos().unwrap_or_default();
+                    readable(self.read_log(pos, blocks * BLOCK_BYTES as usize).await)?
                 }
-                continue;
+                _ => None,
             };
-            let bytes = group.iter().map(|run| usize::from(run.count)).sum::<usize>();
-            let pos = first.pos().unwrap_or_default();
-            let data = self.read_log(pos, bytes * BLOCK_BYTES as usize).await?;
             let mut from = 0;
             for run in group {
                 let to = from + usize::from(run.count) * BLOCK_BYTES as usize;
-                let part = data.slice(from..to);
-                // Alone it is read again, past what memory has.
-                let is_right = wrong_block(run, &part).is_none();
-                parts.push(if is_right { part } else { self.read_run(run).await? });
+                let part = together.as_ref().map(|data| data.slice(from..to));
                 from = to;
+                // Alone it is read again, past what memory has, and at last block by block.
+                let part = match part.filter(|part| is_right(run, part)) {
+                    Some(part) => Some(part),
+                    None => self.read_whole(run).await?,
+                };
+                if let Some(part) = part {
+                    parts.push((run.first, part));
+                    continue;
+                }
+                for block in alone(run) {
+                    match self.read_whole(&block).await? {
+                        Some(data) => parts.push((block.first, data)),
+                        None => damaged.insert(block.first),
+                    }
+                }
             }
         }
-        Ok(parts)
+        Ok((parts, damaged))
     }
 
-    async fn read_log(&self, pos: u64, len: usize) -> Result<Bytes> {
+    /// Reads all blocks of a run at once. `None`: the medium does not give them back as they were written.
+    async fn read_whole(&self, run: &Run) -> Result<Option<Bytes>> {
+        let bytes = usize::from(run.count) * BLOCK_BYTES as usize;
+        let skip = usize::from(run.skip) * BLOCK_BYTES as usize;
+        let pos = match run.record.place() {
+            Place::Memory(data) => return Ok(Some(data.slice(skip..skip + bytes))),
+            Place::Log { data, .. } => data + skip as u64,
+        };
+        let data = readable(self.read_log(pos, bytes).await)?;
+        if let Some(data) = data.filter(|data| is_right(run, data)) {
+            return Ok(Some(data));
+        }
+        // Memory may be at fault, and the medium not.
+        let at = self.layout.log_at + pos % self.layout.log_len;
+        let data = readable(self.disk.reread(at, bytes).await)?;
+        Ok(data.filter(|data| is_right(run, data)))
+    }
+
+    async fn read_log(&self, pos: u64, len: usize) -> Result<Bytes, DiskError> {
         let at = self.layout.log_at + pos % self.layout.log_len;
         match self.disk.read_now(at, len) {
             Some(data) => Ok(data),
-            None => Ok(self.disk.read(at, len).await?),
+            None => self.disk.read(at, len).await,
         }
     }
 }
 
-/// The first block of a run whose checksum is wrong.
-fn wrong_block(run: &Run, data: &[u8]) -> Option<u16> {
+/// `None` for what the medium does not give back. Any other failure is the disk's.
+fn readable(read: Result<Bytes, DiskError>) -> Result<Option<Bytes>> {
+    match read {
+        Ok(data) => Ok(Some(data)),
+        Err(DiskError::Unreadable { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The blocks of a run, each alone.
+fn alone(run: &Run) -> impl Iterator<Item = Run> {
+    (run.first..run.end()).filter_map(|block| run.cut(&(block..block + 1)))
+}
+
+/// Whether the data of a run have the checksums that its record has.
+fn is_right(run: &Run, data: &[u8]) -> bool {
     let mut blocks = (run.first..).zip(data.chunks(BLOCK_BYTES as usize));
-    blocks
-        .find(|(block, data)| crate::format::crc32c(data) != run.crc(*block))
-        .map(|(block, _)| block)
+    blocks.all(|(block, data)| crate::format::crc32c(data) == run.crc(block))
 }

@@ -82,20 +82,27 @@ pub struct Config {
     pub slow_above: f64,
     /// The pause of a writer when the log is full.
     pub longest_pause: Duration,
+    /// Share of the slots, 0 to 1, that may hold what is not uploaded yet. The others are left to reads while
+    /// uploads drain; what finds no slot waits in the log.
+    pub dirty_share: f64,
     /// Slot headers kept in memory; one takes 5 KiB.
     pub headers_in_memory: usize,
-    /// How long a read of something that is not cached may wait for the store.
+    /// How long a read of something that is not cached may wait for the store, in sum over all that it needs
+    /// there. What `fetch_rate` holds back does not count.
     pub fetch_timeout: Duration,
-    /// Time between two uploads.
+    /// How long one attempt to put an object of up to 8 MiB may take, as with a slow way to the store. Further
+    /// attempts begin within `fetch_timeout`; then the upload is given up, and goes on later where it was.
+    pub upload_timeout: Duration,
+    /// Time between two uploads of a volume.
     pub upload_interval: Duration,
-    /// Pause after an upload that failed. Each further failure doubles it, up to a minute.
+    /// Pause of a volume after an upload that failed. Each further failure doubles it, up to a minute.
     pub upload_retry: Duration,
     /// Bytes per second that may be put into the store; 0: any number.
     pub upload_rate: u64,
     /// Bytes per second that may be got from the store; 0: any number.
     pub fetch_rate: u64,
-    /// Objects that are put at the same time. Reads are not counted, so that they keep their share of the
-    /// way to the store while much is uploaded.
+    /// Objects that are put at the same time, each of which takes up to 16 MiB of memory. Reads are not counted,
+    /// so that they keep their share of the way to the store while much is uploaded.
     pub uploads_at_once: usize,
     /// Shortest pause of the background validation after some chunks.
     pub validation_pause: Duration,
@@ -117,8 +124,10 @@ impl Default for Config {
             idle_destage: Duration::from_secs(1),
             slow_above: 0.75,
             longest_pause: Duration::from_millis(20),
+            dirty_share: 0.85,
             headers_in_memory: 16_384,
             fetch_timeout: Duration::from_secs(30),
+            upload_timeout: Duration::from_secs(120),
             upload_interval: Duration::from_secs(5),
             upload_retry: Duration::from_secs(5),
             upload_rate: 0,
@@ -145,6 +154,13 @@ impl Config {
     /// Free slots that fills leave alone.
     fn slots_kept_for_writes(&self, slots: usize) -> usize {
         (slots / 50).max(1)
+    }
+
+    /// Slots that may be dirty, at least one. Where there are so few that it matters, one more is left than
+    /// fills leave alone.
+    fn most_dirty_slots(&self, slots: usize) -> usize {
+        let share = (slots as f64 * self.dirty_share.clamp(0.0, 1.0)) as usize;
+        share.min(slots.saturating_sub(self.slots_kept_for_writes(slots) + 1)).max(1)
     }
 }
 
@@ -224,7 +240,7 @@ pub(crate) struct Inner {
     fills: Watched<u64>,
     upload_pace: Pace,
     fetch_pace: Pace,
-    /// Permits to put an object.
+    /// Permits to have an object in memory that is put.
     upload_places: tokio::sync::Semaphore,
     /// Where what goes on behind a request runs: a request's own runtime may end with its connection.
     runtime: tokio::runtime::Handle,
@@ -339,9 +355,18 @@ impl Cache {
         self.inner.evict_now(chunks).await
     }
 
+    /// Begins a planned stop, so that whoever waits for the requests that run need not do so for ever: a writer
+    /// that waits for room gets an error, since in an outage none may come, and so does a request of many steps
+    /// at its next one. Others are served until [`close`](Cache::close).
+    pub fn begin_stop(&self) {
+        self.inner.state().is_stopping = true;
+        self.inner.space.notify_waiters();
+    }
+
     /// Stops in order: everything is in its slot and durable, and nothing is left to validate. Requests
     /// that come later fail.
     pub async fn close(self) -> Result<()> {
+        self.begin_stop();
         for entry in self.inner.state().volumes.values_mut() {
             entry.refusing.get_or_insert("the cache is closed");
         }
@@ -362,8 +387,11 @@ impl Drop for Cache {
     }
 }
 
-/// Milliseconds since the Unix epoch.
+/// Milliseconds since the Unix epoch. In tests the time stands still, so that a seed gives the same bytes again.
 fn unix_ms() -> u64 {
+    if cfg!(test) {
+        return 1;
+    }
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
@@ -373,14 +401,20 @@ fn unix_ms() -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(test), allow(dead_code))]
 pub(crate) enum Plant {
+    /// A write is answered before its record is in the log.
+    AnswerBeforeWritten,
     /// A FLUSH is answered without a sync.
     FlushSkipsSync,
     /// No sync at all.
     NoSync,
+    /// A sync answers those, too, who asked or wrote while it was under way.
+    SyncCoversLater,
     /// Slots are overwritten before their records are durable.
     DestageBeforeSync,
     /// The superblock moves on before directory and map are durable.
     SuperblockBeforeDirectory,
+    /// Space of the log is used again before directory and superblock can do without it.
+    TailBeforeDirectory,
     /// Both versions of a header go to the same place.
     HeaderInPlace,
     /// After a planned stop nobody looks which of a slot's headers is the durable one.
@@ -397,6 +431,10 @@ pub(crate) enum Plant {
     DestageOverCut,
     /// A cut is uploaded before it is durable here.
     CutBeforeFlush,
+    /// An upload is answered and puts nothing.
+    UploadSkipped,
+    /// A FLUSH of a volume with remote durability does not wait for a cut.
+    FlushStaysHere,
     /// A root is put whatever epoch is there.
     NoEpochCheck,
     /// A root is put without a condition.

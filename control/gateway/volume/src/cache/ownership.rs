@@ -7,20 +7,36 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::roots::{LONGEST_ROOT, REPLACED};
 use super::state::{Key, RemoteRoot, VolumeEntry};
 use super::upload::Purpose;
 use super::volume::VolumeOptions;
-use super::{Cache, Inner, Volume, unix_ms};
+use super::{Cache, Inner, Plant, Volume, planted, unix_ms};
 use crate::error::{Error, Result};
 use crate::format::root::{Root, RootState};
 use crate::format::superblock::{MAX_VOLUMES, VOLUME_PAGES};
 use crate::format::volume_page::{Durability, VolumePage, VolumeState};
-use crate::remote::StoreError;
+use crate::remote::{StoreError, answer_by};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, MAX_VOLUME_BYTES, SlotId};
 
 /// Why requests are refused after a release of which nobody knows whether it took effect.
 pub(crate) const IN_DOUBT: &str = "perhaps released: the store did not say; release it again";
+
+/// Why requests are refused to a volume while it is released.
+pub(crate) const RELEASING: &str = "being released";
+
+/// Keeps a name for who makes or takes a volume of it: until that is done nobody else does.
+struct Claiming<'a> {
+    inner: &'a Inner,
+    name: VolumeName,
+}
+
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        self.inner.state().claiming.remove(&self.name);
+    }
+}
 
 impl Cache {
     /// Makes a new volume of `size` bytes, all zeros, in the store and here.
@@ -32,6 +48,7 @@ impl Cache {
     ) -> Result<Volume> {
         check_size(size)?;
         let inner = &self.inner;
+        let _claiming = inner.begin_claim(name)?;
         inner.check_free_name(name)?;
         let (uuid, nonce) =
             (u128::from(inner.random()) << 64 | u128::from(inner.random()), inner.random());
@@ -66,6 +83,7 @@ impl Cache {
         take_over: bool,
     ) -> Result<Volume> {
         let inner = &self.inner;
+        let _claiming = inner.begin_claim(name)?;
         if let Some(volume) = inner.settle_released(name).await? {
             volume.set_options(options).await?;
             return Ok(volume);
@@ -106,14 +124,18 @@ impl Cache {
 
     /// The volumes in the store, whoever owns them.
     pub async fn stored_volumes(&self) -> Result<Vec<VolumeName>> {
-        let names = self.inner.store.list().await?;
+        let inner = &self.inner;
+        let names = answer_by(inner.deadline(), "", inner.store.list()).await?;
         let mut found = Vec::new();
         for name in names.iter().filter_map(|name| VolumeName::new(name).ok()) {
-            match self.inner.store.get(&format!("{name}/root")).await {
+            let path = format!("{name}/root");
+            let got = inner.store.get(&path, LONGEST_ROOT);
+            match answer_by(inner.deadline(), &path, got).await {
                 // Of a volume that was deleted the root says so.
                 Ok((root, _))
                     if Root::parse(&root).is_ok_and(|root| root.state == RootState::Deleted) => {}
-                Ok(_) => found.push(name),
+                // One that is damaged is there, too.
+                Ok(_) | Err(StoreError::TooLarge { .. }) => found.push(name),
                 Err(StoreError::NotFound { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -145,18 +167,21 @@ impl Cache {
             if let Some(entry) = self.inner.state().volumes.get_mut(&volume) {
                 entry.refusing = why;
             }
+            // Who waits for room is not to wait any more.
+            self.inner.space.notify_waiters();
         };
-        refuse(Some("being released"));
+        refuse(Some(RELEASING));
         let Err(error) = self.inner.cut(volume, Purpose::Release).await else {
             refuse(Some("released"));
             return self.inner.discard(volume).await;
         };
-        let (superseded, given_up) = {
+        let (is_lost, given_up) = {
             let state = self.inner.state();
             let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
-            (entry.superseded_by.is_some(), entry.page.state == VolumeState::Released)
+            let is_lost = entry.superseded_by.is_some() || entry.refusing == Some(REPLACED);
+            (is_lost, entry.page.state == VolumeState::Released)
         };
-        if superseded {
+        if is_lost {
             return Err(error);
         }
         // The root that releases the volume may be there, or still arrive. One that does not, put over it,
@@ -169,13 +194,21 @@ impl Cache {
         Err(error)
     }
 
-    /// Forgets a volume that is released or in quarantine, with whatever this cache has of it.
+    /// Forgets a volume that is released or in quarantine, or whose name is another volume's in the store, with
+    /// whatever this cache has of it.
     pub async fn forget_volume(&self, name: &VolumeName) -> Result<()> {
+        let inner = &self.inner;
         let volume = self.volume(name)?.id();
-        match self.inner.serving(volume) {
-            Ok(_) => Err(Error::VolumeExists { volume: name.clone() }),
-            Err(_) => self.inner.discard(volume).await,
+        if inner.serving(volume).is_ok() {
+            inner.forget_root(volume);
+            if !matches!(inner.root(volume).await, Err(Error::OtherVolume { .. })) {
+                return Err(Error::Served { volume: name.clone() });
+            }
+            if let Some(entry) = inner.state().volumes.get_mut(&volume) {
+                entry.refusing = Some("being forgotten");
+            }
         }
+        inner.discard(volume).await
     }
 }
 
@@ -211,13 +244,21 @@ impl Inner {
         Ok(Some(Volume::new(Arc::clone(self), volume)))
     }
 
-    fn check_free_name(&self, name: &VolumeName) -> Result<()> {
+    fn begin_claim(&self, name: &VolumeName) -> Result<Claiming<'_>> {
         self.check_running()?;
+        if !self.state().claiming.insert(name.clone()) {
+            return Err(Error::VolumeExists { volume: name.clone() });
+        }
+        Ok(Claiming { inner: self, name: name.clone() })
+    }
+
+    /// Checks that there is room for a volume of a name that is being claimed.
+    fn check_free_name(&self, name: &VolumeName) -> Result<()> {
         let state = self.state();
         if state.volumes.values().any(|entry| entry.page.name == *name) {
             return Err(Error::VolumeExists { volume: name.clone() });
         }
-        if state.volumes.len() >= MAX_VOLUMES as usize {
+        if state.volumes.len() + state.claiming.len() > MAX_VOLUMES as usize {
             return Err(Error::TooManyVolumes { limit: MAX_VOLUMES });
         }
         Ok(())
@@ -294,7 +335,10 @@ impl Inner {
             self.fail(&error);
             return Err(error.into());
         }
-        self.barrier().await?;
+        // The sync of what an upload notes before it puts the root would make its cut durable, too.
+        if !planted(Plant::CutBeforeFlush) {
+            self.barrier().await?;
+        }
         let (index, copy) = copy;
         self.state().page_copies.insert(index, copy);
         Ok(())
@@ -309,7 +353,10 @@ impl Inner {
             page.durability = durability;
             page.dirty_quota = dirty_quota;
         };
-        self.write_page(volume, &mut change).await
+        self.write_page(volume, &mut change).await?;
+        // Where the quota was raised, writers may go on.
+        self.space.notify_waiters();
+        Ok(())
     }
 
     /// Drops everything that the cache has of a volume, and its page.
@@ -355,6 +402,7 @@ impl Inner {
         state.volumes.remove(&volume);
         drop(state);
         self.maintenance_wake.notify_one();
+        self.space.notify_waiters();
         Ok(())
     }
 }

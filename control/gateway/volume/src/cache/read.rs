@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::RwLock;
 
 use super::Inner;
+use super::fetch::Patience;
 use super::runmap::Run;
 use super::state::Key;
 use crate::bits::BlockSet;
@@ -62,6 +63,7 @@ impl Inner {
     /// Reads a range of bytes that lies within the volume.
     pub(crate) async fn read(&self, volume: u64, offset: u64, len: u64) -> Result<Vec<Segment>> {
         let end = offset + len;
+        let patience = self.patience();
         let mut segments = Vec::new();
         let mut at = offset;
         while at < end {
@@ -70,7 +72,8 @@ impl Inner {
             let stop = end.min(start + CHUNK_BYTES);
             let first = ((at - start) / BLOCK_BYTES) as u16;
             let last = (stop - start).div_ceil(BLOCK_BYTES) as u16;
-            for piece in self.read_chunk(Key { volume, chunk }, first..last).await? {
+            let key = Key { volume, chunk };
+            for piece in self.read_chunk(key, first..last, &patience).await? {
                 let piece_at = start + u64::from(piece.first) * BLOCK_BYTES;
                 let piece_end = piece_at + u64::from(piece.count) * BLOCK_BYTES;
                 let (from, to) = (piece_at.max(at), piece_end.min(stop));
@@ -90,7 +93,12 @@ impl Inner {
     }
 
     /// Reads blocks of a chunk: pieces in rising order, without a gap.
-    pub(crate) async fn read_chunk(&self, key: Key, blocks: Range<u16>) -> Result<Vec<Piece>> {
+    pub(crate) async fn read_chunk(
+        &self,
+        key: Key,
+        blocks: Range<u16>,
+        patience: &Patience,
+    ) -> Result<Vec<Piece>> {
         loop {
             self.check_running()?;
             self.load(key).await?;
@@ -137,7 +145,7 @@ impl Inner {
                 counters.hits += u64::from(blocks.end - blocks.start) - misses;
             }
             if !missing.is_empty() {
-                match self.fetch(key, &missing).await? {
+                match self.fetch(key, &missing, patience).await? {
                     Some(fetched) => pieces.extend(fetched),
                     None => continue,
                 }

@@ -3,19 +3,30 @@
 //! A root is ours if it has our epoch, names this cache, and has a nonce that this cache chose. The nonce is
 //! what tells copies of one cache file apart, which have epoch and identity in common. Each nonce is on the disk
 //! before a root with it is put, so that a put whose answer was lost is known as ours, also after a restart.
+//!
+//! A root of another identity is no such thing: the store may be the wrong one. Whoever takes a volume over keeps
+//! its identity.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
+use super::ownership::RELEASING;
 use super::state::{RemoteRoot, VolumeEntry};
 use super::{Inner, Plant, index, planted};
 use crate::error::{Error, Result};
 use crate::format::root::Root;
 use crate::format::volume_page::{MAX_ATTEMPTS, VolumePage, VolumeState};
-use crate::remote::{ObjectVersion, StoreError};
+use crate::remote::{ObjectVersion, StoreError, answer_by};
 use crate::volume_name::VolumeName;
+
+/// Longest root that is read, far above what is legal: one of a later version is told from a damaged one.
+pub(crate) const LONGEST_ROOT: usize = 1 << 20;
+
+/// Why requests are refused to a volume that another one of its name may have come after.
+pub(crate) const REPLACED: &str = "the store has another, later volume of this name; if it is the wrong store, start again with the right one";
 
 /// Whose a root is.
 #[derive(Debug)]
@@ -24,6 +35,8 @@ enum Whose {
     Ours,
     /// Another gateway has the volume, or another copy of this cache.
     Theirs,
+    /// It is that of another volume of the same name.
+    Another,
     /// Neither: the store lost something, or this disk did. Says what.
     Wrong(String),
 }
@@ -31,12 +44,26 @@ enum Whose {
 impl Inner {
     /// Reads a volume's root.
     pub(crate) async fn get_root(&self, name: &VolumeName) -> Result<(Root, ObjectVersion)> {
+        self.get_root_by(self.deadline(), name).await
+    }
+
+    /// The same, for which the store is asked until `deadline`.
+    async fn get_root_by(
+        &self,
+        deadline: Instant,
+        name: &VolumeName,
+    ) -> Result<(Root, ObjectVersion)> {
         let path = format!("{name}/root");
         let mut asked_again = false;
         loop {
-            let (bytes, version) = match self.patiently(name, || self.store.get(&path)).await {
+            let get = || self.store.get(&path, LONGEST_ROOT);
+            let (bytes, version) = match self.patiently_until(deadline, name, get).await {
                 Err(Error::Store(StoreError::NotFound { .. })) => {
                     return Err(Error::NoVolume { volume: name.clone() });
+                }
+                Err(Error::Store(StoreError::TooLarge { bytes, limit, .. })) => {
+                    let cause = format!("{bytes} bytes; none has more than {limit}");
+                    return Err(index::damaged(name, &path, &cause));
                 }
                 other => other?,
             };
@@ -61,7 +88,10 @@ impl Inner {
         let state = self.state();
         let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
         let VolumePage { uuid, epoch, published, root_nonce, attempts, .. } = &entry.page;
-        if root.uuid != *uuid || root.epoch > *epoch || root.owner != self.cache_id {
+        if root.uuid != *uuid {
+            return Ok(Whose::Another);
+        }
+        if root.epoch > *epoch || root.owner != self.cache_id {
             return Ok(Whose::Theirs);
         }
         let is_known =
@@ -82,6 +112,11 @@ impl Inner {
     /// The newest root of a volume of ours. Read at first use; from then on only we replace it, or lose
     /// the volume.
     pub(crate) async fn root(&self, volume: u64) -> Result<RemoteRoot> {
+        self.root_by(self.deadline(), volume).await
+    }
+
+    /// The same, for which the store is asked until `deadline`.
+    pub(crate) async fn root_by(&self, deadline: Instant, volume: u64) -> Result<RemoteRoot> {
         let (known, name) = {
             let state = self.state();
             let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
@@ -91,10 +126,11 @@ impl Inner {
         if let Some(known) = known {
             return Ok(known);
         }
-        let (root, version) = self.get_root(&name).await?;
+        let (root, version) = self.get_root_by(deadline, &name).await?;
         match self.whose(volume, &root)? {
             Whose::Ours => {}
             Whose::Theirs => return Err(self.superseded(volume, root.epoch).await),
+            Whose::Another => return Err(self.another(volume, &root)),
             Whose::Wrong(what) => {
                 return Err(index::damaged(&name, &format!("{name}/root"), &what));
             }
@@ -128,6 +164,8 @@ impl Inner {
             entry.refusing = Some("in quarantine");
             (entry.page.name.clone(), entry.page.epoch, first)
         };
+        // Who waits for room is not to wait any more.
+        self.space.notify_waiters();
         let error = Error::Superseded { volume: name, epoch, ours };
         if first {
             tracing::error!(%error, "nothing of it is served or uploaded any more");
@@ -135,6 +173,33 @@ impl Inner {
             if let Err(error) = self.write_page(volume, &mut change).await {
                 return error;
             }
+        }
+        error
+    }
+
+    /// The store has another volume of this name. It may be the wrong store, and with the right one all goes on:
+    /// nothing is given up, and what is cached is served. But if the other one is of a later epoch, ours may have
+    /// been taken over and deleted before that was made, and its clients must not go on as if nothing were: until
+    /// the next start nothing of it is served.
+    fn another(&self, volume: u64, found: &Root) -> Error {
+        let (error, ends) = {
+            let mut state = self.state();
+            let Some(entry) = state.volumes.get_mut(&volume) else {
+                return Error::Gone;
+            };
+            let VolumePage { name, uuid, epoch, .. } = &entry.page;
+            let error = Error::OtherVolume { volume: name.clone(), found: found.uuid, ours: *uuid };
+            let is_later = found.epoch > *epoch;
+            let ends = is_later && matches!(entry.refusing, None | Some(RELEASING));
+            if ends {
+                entry.refusing = Some(REPLACED);
+            }
+            (error, ends)
+        };
+        if ends {
+            tracing::error!(%error, "nothing of it is served until the next start");
+            // Who waits for room is not to wait any more.
+            self.space.notify_waiters();
         }
         error
     }
@@ -155,10 +220,6 @@ impl Inner {
             }
             page.state = state.unwrap_or(page.state);
         };
-        // Its sync would make the cut durable, too.
-        if planted(Plant::CutBeforeFlush) {
-            return Ok(());
-        }
         self.write_page(volume, &mut change).await
     }
 
@@ -173,15 +234,18 @@ impl Inner {
     ) -> Result<RemoteRoot> {
         let path = format!("{name}/root");
         let bytes = Bytes::from(root.emit());
-        let deadline = tokio::time::Instant::now() + self.config.fetch_timeout;
+        let deadline = self.deadline();
         let mut version = old.version;
         let mut pause = Duration::from_millis(50);
         loop {
             let answer = if planted(Plant::PutWithoutCondition) {
-                let _ = self.store.delete(&path).await;
-                self.store.create(&path, bytes.clone()).await
+                match self.store.get(&path, LONGEST_ROOT).await {
+                    Ok((_, found)) => self.store.replace(&path, bytes.clone(), &found).await,
+                    Err(error) => Err(error),
+                }
             } else {
-                self.store.replace(&path, bytes.clone(), &version).await
+                let put = self.store.replace(&path, bytes.clone(), &version);
+                answer_by(deadline, &path, put).await
             };
             match answer {
                 Ok(version) => return Ok(RemoteRoot { root: Arc::new(root), version }),
@@ -190,9 +254,7 @@ impl Inner {
                 }
                 Err(StoreError::Conflict { .. }) => {}
                 Err(StoreError::Unavailable { .. }) => self.state().counters.store_failures += 1,
-                Err(error @ (StoreError::Denied { .. } | StoreError::Unsupported { .. })) => {
-                    return Err(error.into());
-                }
+                Err(error) => return Err(error.into()),
             }
             self.in_time(deadline, name)?;
             let (found, now) = self.get_root(name).await?;
@@ -204,6 +266,7 @@ impl Inner {
                 Whose::Ours => {}
                 _ if planted(Plant::NoEpochCheck) => {}
                 Whose::Theirs => return Err(self.superseded(volume, found.epoch).await),
+                Whose::Another => return Err(self.another(volume, &found)),
                 Whose::Wrong(what) => return Err(index::damaged(name, &path, &what)),
             }
             version = now;
@@ -221,7 +284,7 @@ impl Inner {
     ) -> Result<RemoteRoot> {
         self.fit(name).await?;
         let path = format!("{name}/root");
-        let deadline = tokio::time::Instant::now() + self.config.fetch_timeout;
+        let deadline = self.deadline();
         let mut pause = Duration::from_millis(50);
         loop {
             let (found, version) = match self.get_root(name).await {
@@ -234,19 +297,17 @@ impl Inner {
             };
             let root = next(found)?;
             let bytes = Bytes::from(root.emit());
-            let answer = match &version {
-                Some(version) => self.store.replace(&path, bytes, version).await,
-                None => self.store.create(&path, bytes).await,
+            let put = match &version {
+                Some(version) => self.store.replace(&path, bytes, version),
+                None => self.store.create(&path, bytes),
             };
-            match answer {
+            match answer_by(deadline, &path, put).await {
                 Ok(version) => return Ok(RemoteRoot { root: Arc::new(root), version }),
                 // Somebody was faster.
                 Err(StoreError::Conflict { .. } | StoreError::NotFound { .. }) => {}
                 // It may have taken effect, or may still do.
                 Err(StoreError::Unavailable { .. }) => self.state().counters.store_failures += 1,
-                Err(error @ (StoreError::Denied { .. } | StoreError::Unsupported { .. })) => {
-                    return Err(error.into());
-                }
+                Err(error) => return Err(error.into()),
             }
             self.in_time(deadline, name)?;
             self.pause(&mut pause).await;
@@ -254,8 +315,8 @@ impl Inner {
     }
 
     /// Gives up on a root at `deadline`.
-    fn in_time(&self, deadline: tokio::time::Instant, name: &VolumeName) -> Result<()> {
-        if tokio::time::Instant::now() < deadline {
+    fn in_time(&self, deadline: Instant, name: &VolumeName) -> Result<()> {
+        if Instant::now() < deadline {
             return Ok(());
         }
         let seconds = self.config.fetch_timeout.as_secs();

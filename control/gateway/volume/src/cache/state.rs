@@ -6,8 +6,10 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{OnceCell, RwLock};
 
 use super::runmap::{LogRecord, RunMap};
+use super::upload::Kept;
 use crate::SlotId;
 use crate::bits::BlockSet;
+use crate::error::Result;
 use crate::format::directory::Entry;
 use crate::format::index::{Leaf, Node};
 use crate::format::pack::ObjectId;
@@ -15,6 +17,7 @@ use crate::format::root::Root;
 use crate::format::slot_header::SlotHeader;
 use crate::format::volume_page::VolumePage;
 use crate::remote::ObjectVersion;
+use crate::volume_name::VolumeName;
 
 /// A chunk of a volume of this cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,8 +70,6 @@ pub(crate) struct Slot {
     pub(crate) occupant: Option<Key>,
     /// What the directory says, or would if it were written now.
     pub(crate) entry: Entry,
-    /// Whether only one of its headers is whole, and no directory tells whether that is the newest.
-    pub(crate) is_doubtful: bool,
     /// Whether a header that names the occupant was written.
     pub(crate) header_written: bool,
     /// Whether the header on disk was read and checked since the start.
@@ -178,6 +179,8 @@ pub(crate) struct VolumeEntry {
     /// Whether the root must be read again before the next cut.
     pub(crate) root_unsure: bool,
     pub(crate) cut: Option<Cut>,
+    /// What a cut that failed leaves to the next one.
+    pub(crate) kept: Kept,
     /// Dirty blocks in slots.
     pub(crate) dirty_slots: u64,
     /// Blocks in the log that are not published.
@@ -211,13 +214,15 @@ pub(crate) struct Rmw {
     pub(crate) block: u16,
 }
 
-/// One fetch that several readers may wait for.
-pub(crate) type Fetch = Arc<OnceCell<Arc<Vec<super::fetch::Fetched>>>>;
+/// One fetch that several readers may wait for, and what comes of it.
+pub(crate) type Fetch = Arc<OnceCell<Result<Arc<Vec<super::fetch::Fetched>>>>>;
 
 /// Everything.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) volumes: BTreeMap<u64, VolumeEntry>,
+    /// Names of volumes that are being made or taken.
+    pub(crate) claiming: BTreeSet<VolumeName>,
     pub(crate) next_volume: u64,
     /// For each volume page the copy that is newest, also where the volume is gone.
     pub(crate) page_copies: BTreeMap<u32, u8>,
@@ -245,6 +250,8 @@ pub(crate) struct State {
     pub(crate) nodes: HashMap<ObjectId, Arc<Node>>,
     pub(crate) unknown_slots: u32,
     pub(crate) unvalidated: u32,
+    /// Whether the cache is about to be closed: nobody is to wait for room any more.
+    pub(crate) is_stopping: bool,
     pub(crate) counters: super::Counters,
 }
 
@@ -318,20 +325,14 @@ impl State {
 
     pub(crate) fn map_run(&mut self, run: &super::runmap::Run) {
         let key = Key { volume: run.record.record.volume, chunk: run.record.record.chunk };
-        let blocks = run.first..run.end();
         let chunk = self.chunk(key);
         let (displaced, moved) = (chunk.log.insert(run.clone()), chunk.moved);
-        let slot = self.chunks.get(&key).and_then(|chunk| chunk.slot);
-        if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot as usize))
-            && let Some(header) = &mut slot.header
-            && header.lost.intersects(blocks.clone())
-        {
-            header.lost.remove_range(blocks);
-            slot.stale = true;
-        }
         let Some(volume) = self.volumes.get_mut(&key.volume) else {
             return;
         };
+        if let Some(unchanged) = volume.kept.unchanged.get_mut(&key.chunk) {
+            unchanged.remove_range(run.first..run.end());
+        }
         let published = volume.page.published;
         if run.seq() > published {
             volume.dirty_log += u64::from(run.count);

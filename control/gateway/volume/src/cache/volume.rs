@@ -3,17 +3,26 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::task::coop;
 
+use super::fetch::{MAX_FILLS, Patience};
 use super::read::Segment;
 use super::state::{Key, VolumeEntry};
 use super::write::Empty;
-use super::{Inner, ownership};
+use super::{Inner, Plant, ownership, planted};
 use crate::bits::BlockSet;
 use crate::error::{Error, Result};
 use crate::format::log_frame::{Content, Record};
 use crate::format::volume_page::{Durability, VolumeState};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES};
+
+/// Bytes that one answer to BLOCK_STATUS covers at most, 1024 chunks: as many as a request can ask about that has
+/// no extended header. Whoever wants to know more asks again.
+const STATUS_BYTES: u64 = 4 << 30;
+
+/// Why a request is not finished that waits, or takes many steps, when the cache is about to be closed.
+const STOPPING: &str = "the gateway is being stopped";
 
 /// What an operator may choose for a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -174,20 +183,24 @@ impl Volume {
         self.inner.empty(self.id, offset, len, Empty::Zeroes, fua).await
     }
 
-    /// Brings a range into the cache, as far as there is room.
+    /// Brings a range into the cache, as far as there is room. It holds 4 MiB at a time.
     pub async fn cache(&self, offset: u64, len: u64) -> Result<()> {
         self.check(offset, len)?;
-        let mut at = offset;
-        while at < offset + len {
-            let step = (offset + len - at).min(CHUNK_BYTES);
-            self.inner.read(self.id, at, step).await?;
-            at += step;
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            self.inner.may_go_on(self.id)?;
+            coop::consume_budget().await;
+            // What a disk slower than the store has not taken yet would not be kept.
+            self.inner.fills.wait(|fills| *fills <= MAX_FILLS / 2).await;
+            let stop = end.min((at / CHUNK_BYTES + 1) * CHUNK_BYTES);
+            self.inner.read(self.id, at, stop - at).await?;
+            at = stop;
         }
         Ok(())
     }
 
     /// Tells what of a range is where: extents from `offset` on without a gap, at most `limit`, at least
-    /// one unless the range is empty. May end early.
+    /// one unless the range is empty. May end early, and does after 4 GiB.
     pub async fn block_status(
         &self,
         offset: u64,
@@ -195,14 +208,19 @@ impl Volume {
         limit: usize,
     ) -> Result<Vec<StatusExtent>> {
         self.check(offset, len)?;
-        let end = offset + len;
+        let end = offset + len.min(STATUS_BYTES);
+        let patience = self.inner.patience();
+        // What an unreadable slot held may be newer than a hole in the store.
+        let mut asks_store = self.inner.state().unknown_slots == 0;
         let mut extents: Vec<StatusExtent> = Vec::new();
         let mut at = offset;
         while at < end {
             let chunk = (at / CHUNK_BYTES) as u32;
             let start = u64::from(chunk) * CHUNK_BYTES;
             let stop = end.min(start + CHUNK_BYTES);
-            let blocks = self.inner.chunk_status(Key { volume: self.id, chunk }).await?;
+            let key = Key { volume: self.id, chunk };
+            coop::consume_budget().await;
+            let blocks = self.inner.chunk_status(key, &patience, &mut asks_store).await?;
             while at < stop {
                 let block = ((at - start) / BLOCK_BYTES) as usize;
                 let next = stop.min(start + (block as u64 + 1) * BLOCK_BYTES);
@@ -247,6 +265,9 @@ impl Volume {
     /// Uploads everything answered so far and publishes it. Returns the sequence of the cut.
     pub async fn upload(&self) -> Result<u64> {
         self.inner.serving(self.id)?;
+        if planted(Plant::UploadSkipped) {
+            return Ok(0);
+        }
         self.inner.cut(self.id, super::upload::Purpose::Upload).await
     }
 
@@ -257,15 +278,51 @@ impl Volume {
 }
 
 impl Inner {
-    /// The status of each block of a chunk.
-    async fn chunk_status(&self, key: Key) -> Result<Vec<BlockStatus>> {
-        // What the cache lacks, the index knows; without the store it is taken as data.
-        let name = self.name(key.volume)?;
-        let stored: Option<BlockSet> = match self.stored(&name, key).await {
-            Ok(stored) => Some(stored),
-            Err(Error::StoreTimeout { .. } | Error::Store(_)) => None,
+    /// Says that a request is cut short since the cache is about to be closed.
+    pub(crate) fn cut_short(&self, volume: u64) -> Error {
+        match self.name(volume) {
+            Ok(volume) => Error::NotServed { volume, state: STOPPING },
+            Err(error) => error,
+        }
+    }
+
+    /// Whether a request that takes many steps may take the next one.
+    pub(crate) fn may_go_on(&self, volume: u64) -> Result<()> {
+        self.serving(volume)?;
+        let is_stopping = self.state().is_stopping;
+        if is_stopping { Err(self.cut_short(volume)) } else { Ok(()) }
+    }
+
+    /// The status of each block of a chunk. What the cache lacks, the index knows, if `asks_store`; else it is
+    /// taken as data.
+    async fn chunk_status(
+        &self,
+        key: Key,
+        patience: &Patience,
+        asks_store: &mut bool,
+    ) -> Result<Vec<BlockStatus>> {
+        let (mut blocks, rest) = self.cached_status(key).await?;
+        if rest.is_empty() || !*asks_store {
+            return Ok(blocks);
+        }
+        // After the look at the cache: what left it meanwhile is in the index by now.
+        match self.stored(key, patience).await {
+            Ok(stored) => {
+                for block in rest.iter().filter(|block| !stored.contains(*block)) {
+                    if let Some(status) = blocks.get_mut(usize::from(block)) {
+                        *status = BlockStatus { zero: true, hole: true, ..BlockStatus::default() };
+                    }
+                }
+            }
+            // Those that follow do not wait for it again.
+            Err(Error::StoreTimeout { .. } | Error::Store(_)) => *asks_store = false,
             Err(error) => return Err(error),
-        };
+        }
+        Ok(blocks)
+    }
+
+    /// What the cache says of each block of a chunk, and those of which it says nothing.
+    async fn cached_status(&self, key: Key) -> Result<(Vec<BlockStatus>, BlockSet)> {
         loop {
             self.load(key).await?;
             let state = self.state();
@@ -273,13 +330,12 @@ impl Inner {
                 continue;
             }
             let published = state.volumes.get(&key.volume).map_or(0, |v| v.page.published);
-            let mut blocks: Vec<BlockStatus> = (0..CHUNK_BLOCKS)
-                .map(|block| {
-                    let hole = stored.as_ref().is_some_and(|stored| !stored.contains(block));
-                    BlockStatus { zero: hole, hole, cached: false, dirty: false }
-                })
-                .collect();
+            let mut blocks = vec![BlockStatus::default(); usize::from(CHUNK_BLOCKS)];
+            let mut rest = BlockSet::EMPTY;
+            rest.insert_range(0..CHUNK_BLOCKS);
             if let Some((_, header)) = state.header(key) {
+                rest.subtract(&header.valid);
+                rest.subtract(&header.lost);
                 for block in header.valid.iter() {
                     let zero = header.zero.contains(block);
                     let dirty = header.dirty.contains(block);
@@ -295,6 +351,7 @@ impl Inner {
             }
             if let Some(chunk) = state.chunks.get(&key) {
                 for run in chunk.log.iter() {
+                    rest.remove_range(run.first..run.end());
                     let zero = run.record.is_zero();
                     let hole = matches!(run.record.record, Record { content: Content::Trim, .. });
                     let dirty = run.seq() > published;
@@ -303,15 +360,17 @@ impl Inner {
                     }
                 }
             }
-            return Ok(blocks);
+            return Ok((blocks, rest));
         }
     }
 
     /// Blocks of a chunk that the store has.
-    async fn stored(&self, name: &VolumeName, key: Key) -> Result<BlockSet> {
-        let root = self.root(key.volume).await?.root;
+    async fn stored(&self, key: Key, patience: &Patience) -> Result<BlockSet> {
+        let name = self.name(key.volume)?;
+        let root = self.root_by(patience.end(), key.volume).await?.root;
         let mut stored = BlockSet::EMPTY;
-        for extent in self.locate(name, &root, key.chunk, 0..CHUNK_BLOCKS).await? {
+        let blocks = 0..CHUNK_BLOCKS;
+        for extent in self.locate(patience.end(), &name, &root, key.chunk, blocks).await? {
             stored.insert_range(extent.first..extent.end());
         }
         Ok(stored)

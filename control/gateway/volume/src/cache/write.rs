@@ -1,6 +1,7 @@
 //! Writes, trims and zeroes: all become records of the log.
 
 use bytes::{Bytes, BytesMut};
+use tokio::task::coop;
 
 use super::log::need;
 use super::state::{Key, Rmw};
@@ -28,6 +29,30 @@ impl Drop for RmwGuard<'_> {
     fn drop(&mut self) {
         self.inner.state().rmw.retain(|rmw| rmw.id != self.id);
         self.inner.rmw_done.notify_waiters();
+    }
+}
+
+/// Room in the log. It is given back, also when the caller gives up, unless records are appended that hold it.
+struct Reserved<'a> {
+    inner: &'a Inner,
+    bytes: u64,
+}
+
+impl Reserved<'_> {
+    /// Records were appended that hold it from here on.
+    fn taken(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            let mut state = self.inner.state();
+            state.log.reserved = state.log.reserved.saturating_sub(self.bytes);
+            drop(state);
+            self.inner.space.notify_waiters();
+        }
     }
 }
 
@@ -83,6 +108,9 @@ impl Inner {
         }
         let mut at = from;
         while at < to {
+            // There may be millions of them, most of which are holes.
+            self.may_go_on(volume)?;
+            coop::consume_budget().await;
             let (chunk, first) = place(at);
             let count = ((to - at) / BLOCK_BYTES).min(u64::from(CHUNK_BLOCKS - first)) as u16;
             at += u64::from(count) * BLOCK_BYTES;
@@ -116,7 +144,11 @@ impl Inner {
     }
 
     async fn answer(&self, volume: u64, last: u64, fua: bool) -> Result<()> {
-        self.written(last).await?;
+        if planted(Plant::AnswerBeforeWritten) {
+            self.append_wake.notify_one();
+        } else {
+            self.written(last).await?;
+        }
         if fua {
             self.flush(volume).await?;
         }
@@ -133,7 +165,7 @@ impl Inner {
             self.flush_all().await?
         };
         let remote = self.state().volumes.get(&volume).map(|v| v.page.durability);
-        if remote == Some(Durability::Remote) {
+        if remote == Some(Durability::Remote) && !planted(Plant::FlushStaysHere) {
             self.published(volume, seq).await?;
         }
         Ok(())
@@ -171,18 +203,23 @@ impl Inner {
         Ok(last)
     }
 
+    /// Waits for room.
+    async fn room(&self, volume: u64, bytes: u64, records: u64) -> Result<Reserved<'_>> {
+        self.reserve(volume, bytes, records).await?;
+        Ok(Reserved { inner: self, bytes })
+    }
+
     /// Waits for room and for blocks that are being changed, then appends.
-    async fn log_records(&self, volume: u64, records: Vec<(Record, Bytes)>) -> Result<u64> {
+    async fn log_records(&self, volume: u64, mut records: Vec<(Record, Bytes)>) -> Result<u64> {
         let bytes = records.iter().map(|(record, _)| need(record)).sum();
-        self.reserve(volume, bytes, records.len() as u64).await?;
-        let mut records = Some(records);
+        let room = self.room(volume, bytes, records.len() as u64).await?;
         loop {
             let changed = self.rmw_done.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let blocked = {
                 let state = self.state();
-                records.iter().flatten().any(|(record, _)| {
+                records.iter().any(|(record, _)| {
                     state.rmw.iter().any(|rmw| {
                         rmw.key == Key { volume, chunk: record.chunk }
                             && (record.first..record.first + record.count).contains(&rmw.block)
@@ -190,30 +227,17 @@ impl Inner {
                 })
             };
             if !blocked {
-                return self.submit(volume, records.take().unwrap_or_default());
+                break;
             }
             changed.await;
         }
-    }
-
-    /// Appends what space is reserved for, if the volume is still served.
-    fn submit(&self, volume: u64, mut records: Vec<(Record, Bytes)>) -> Result<u64> {
-        match self.serving(volume) {
-            Ok(epoch) => {
-                for (record, _) in &mut records {
-                    record.epoch = epoch;
-                }
-                Ok(self.append(records))
-            }
-            Err(e) => {
-                let bytes: u64 = records.iter().map(|(record, _)| need(record)).sum();
-                let mut state = self.state();
-                state.log.reserved = state.log.reserved.saturating_sub(bytes);
-                drop(state);
-                self.space.notify_waiters();
-                Err(e)
-            }
+        let epoch = self.serving(volume)?;
+        for (record, _) in &mut records {
+            record.epoch = epoch;
         }
+        let last = self.append(records);
+        room.taken();
+        Ok(last)
     }
 
     /// Changes a part of one block: reads it, from the store if need be, and logs the whole.
@@ -221,19 +245,15 @@ impl Inner {
         let (chunk, block) = place(offset);
         let key = Key { volume, chunk };
         // Room first: a writer that waits for room must not keep others from the block.
-        let bytes = need_of(1);
-        self.reserve(volume, bytes, 1).await?;
-        let result = self.change_reserved(key, block, offset, data).await;
-        if result.is_err() {
-            let mut state = self.state();
-            state.log.reserved = state.log.reserved.saturating_sub(bytes);
-            drop(state);
-            self.space.notify_waiters();
-        }
-        result
+        let room = self.room(volume, need_of(1), 1).await?;
+        let last = self.change_reserved(key, block, offset, data).await?;
+        room.taken();
+        Ok(last)
     }
 
     async fn change_reserved(&self, key: Key, block: u16, offset: u64, data: &[u8]) -> Result<u64> {
+        // It lasts while others change the block: in an outage they do not wait for the store in turn.
+        let patience = self.patience();
         let guard = loop {
             let changed = self.rmw_done.notified();
             tokio::pin!(changed);
@@ -250,7 +270,7 @@ impl Inner {
             changed.await;
         };
         let mut whole = BytesMut::with_capacity(BLOCK_BYTES as usize);
-        for piece in self.read_chunk(key, block..block + 1).await? {
+        for piece in self.read_chunk(key, block..block + 1, &patience).await? {
             match piece.data {
                 Some(data) => whole.extend_from_slice(&data),
                 None => whole.resize(BLOCK_BYTES as usize, 0),

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,6 +34,9 @@ const DIRECT_ALIGN: usize = 4096;
 /// A quick write that took longer was none.
 const QUICK_WRITE: Duration = Duration::from_micros(500);
 
+/// Bytes of a unit of `st_blocks`.
+const STAT_BLOCK: u64 = 512;
+
 /// How long writes are handed to other threads after one was not quick: the kernel is holding up who dirties
 /// its page cache, or the disk is slow.
 const SLOW_FOR: Duration = Duration::from_millis(100);
@@ -49,6 +52,8 @@ struct Inner {
     file: Flock<File>,
     path: PathBuf,
     len: u64,
+    /// Whether all of it has its space in the file system.
+    is_allocated: bool,
     buffers: Buffers,
     opened: Instant,
     /// Microseconds after `opened` until which writes are not quick.
@@ -81,7 +86,8 @@ impl Counted {
 }
 
 impl FileDisk {
-    /// Makes a file of `len` bytes with all its space allocated. It must not exist yet.
+    /// Makes a file of `len` bytes with all its space allocated, for this user alone: it holds what tenants store.
+    /// It must not exist yet.
     pub fn create(path: &Path, len: u64) -> Result<FileDisk, DiskError> {
         let failed = |operation, reason: String| DiskError::Open {
             disk: path.display().to_string(),
@@ -92,6 +98,7 @@ impl FileDisk {
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(path)
             .map_err(|e| failed("create", e.to_string()))?;
         let undo = |e| {
@@ -105,6 +112,8 @@ impl FileDisk {
                     .map_err(|e| failed("allocate", format!("{len} bytes: {e}")))
             });
         allocated.map_err(undo)?;
+        // The name as well must be there after a power cut, whatever was promised of the content.
+        sync_folder_of(path).map_err(|e| undo(failed("create", e.to_string())))?;
         FileDisk::lock(file, path).map_err(undo)
     }
 
@@ -129,7 +138,9 @@ impl FileDisk {
         let disk = || path.display().to_string();
         let failed =
             |operation, reason: String| DiskError::Open { disk: disk(), operation, reason };
-        let file_type = file.metadata().map_err(|e| failed("open", e.to_string()))?.file_type();
+        let metadata = file.metadata().map_err(|e| failed("open", e.to_string()))?;
+        let file_type = metadata.file_type();
+        let is_allocated = file_type.is_file() && metadata.blocks() * STAT_BLOCK >= metadata.len();
         if !(file_type.is_file() || file_type.is_block_device()) {
             return Err(failed("open", "neither a regular file nor a block device".to_owned()));
         }
@@ -145,6 +156,7 @@ impl FileDisk {
                 file,
                 path: path.to_owned(),
                 len,
+                is_allocated,
                 buffers: Buffers::default(),
                 opened: Instant::now(),
                 slow_until_us: AtomicU64::new(0),
@@ -191,6 +203,28 @@ impl Inner {
         }
     }
 
+    /// The error of a read: of these bytes if the medium does not give them back, else of the disk.
+    fn failed_read(&self, offset: u64, len: usize, e: &std::io::Error) -> DiskError {
+        // What the kernel makes of the ways in which a device, or a checksum below, says so.
+        let of_medium = matches!(
+            e.raw_os_error().map(Errno::from_raw),
+            Some(
+                Errno::EIO
+                    | Errno::ENODATA
+                    | Errno::EILSEQ
+                    | Errno::EBADMSG
+                    | Errno::EUCLEAN
+                    | Errno::EREMOTEIO
+            )
+        );
+        let len = len as u64;
+        if !of_medium {
+            return self.failed("read", offset, len, e);
+        }
+        let disk = self.path.display().to_string();
+        DiskError::Unreadable { disk, offset, len, reason: e.to_string() }
+    }
+
     fn write_all(&self, begin: u64, parts: &[Bytes]) -> Result<(), DiskError> {
         let mut offset = begin;
         for group in parts.chunks(MAX_PARTS) {
@@ -221,7 +255,7 @@ impl Inner {
     fn read(&self, offset: u64, len: usize) -> Result<Bytes, DiskError> {
         let mut data = self.buffers.take(len);
         let read = self.file.read_exact_at(data.bytes_mut(), offset);
-        read.map_err(|e| self.failed("read", offset, len as u64, &e))?;
+        read.map_err(|e| self.failed_read(offset, len, &e))?;
         self.counted.read(len);
         Ok(data.freeze())
     }
@@ -237,7 +271,7 @@ impl Inner {
         let mut memory = vec![0; len + DIRECT_ALIGN];
         let from = memory.as_ptr().align_offset(DIRECT_ALIGN).min(DIRECT_ALIGN);
         let read = direct.read_exact_at(&mut memory[from..from + len], offset);
-        read.map_err(|e| self.failed("read", offset, len as u64, &e))?;
+        read.map_err(|e| self.failed_read(offset, len, &e))?;
         self.counted.read(len);
         Ok(Bytes::from(memory).slice(from..from + len))
     }
@@ -256,7 +290,13 @@ impl Inner {
         let signed = |n: u64| {
             i64::try_from(n).map_err(|_| self.failed("punch", offset, len, &"out of range"))
         };
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        // A file that was made without its space, and a device, give back what they can.
+        let how = if self.is_allocated {
+            FallocateFlags::FALLOC_FL_ZERO_RANGE
+        } else {
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE
+        };
+        let flags = how | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         match fallocate(&*self.file, flags, signed(offset)?, signed(len)?) {
             Ok(()) => Ok(()),
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
@@ -273,6 +313,12 @@ impl Inner {
             Err(e) => Err(self.failed("punch", offset, len, &e)),
         }
     }
+}
+
+/// Syncs the folder that a file was made in.
+fn sync_folder_of(path: &Path) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 impl Disk for FileDisk {
@@ -415,8 +461,53 @@ mod tests {
         drop(disk);
         drop(FileDisk::open(&file.0).unwrap());
         assert!(matches!(FileDisk::open(Path::new("/dev/null")), Err(DiskError::Open { .. })));
+        let mode = std::fs::metadata(&file.0).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600, "others may read it");
         let too_big = TempFile::new();
         assert!(FileDisk::create(&too_big.0, 1 << 60).is_err());
         assert!(!too_big.0.exists());
+    }
+
+    #[tokio::test]
+    async fn zeros_keep_the_space_of_a_file_that_has_it_and_give_back_that_of_a_sparse_one() {
+        const LEN: u64 = 1 << 20;
+        let (full, sparse) = (TempFile::new(), TempFile::new());
+        drop(FileDisk::create(&full.0, LEN).unwrap());
+        File::create(&sparse.0).unwrap().set_len(LEN).unwrap();
+        for (file, keeps) in [(&full, true), (&sparse, false)] {
+            let disk = FileDisk::open(&file.0).unwrap();
+            disk.write(0, vec![Bytes::from(vec![7; LEN as usize / 2])]).await.unwrap();
+            disk.sync().await.unwrap();
+            let space = || std::fs::metadata(&file.0).unwrap().blocks() * STAT_BLOCK;
+            let before = space();
+            disk.punch(0, LEN / 4).await.unwrap();
+            disk.sync().await.unwrap();
+            let read = disk.read(0, LEN as usize / 2).await.unwrap();
+            let (zeros, data) = read.split_at(LEN as usize / 4);
+            assert!(zeros.iter().all(|byte| *byte == 0) && data.iter().all(|byte| *byte == 7));
+            if keeps {
+                assert!(before >= LEN && space() >= LEN, "{} of {before} are left", space());
+            } else {
+                assert!(space() < before, "{} of {before} are left", space());
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_place_of_the_medium_is_told_from_a_disk_that_fails() {
+        let file = TempFile::new();
+        let disk = FileDisk::create(&file.0, 1 << 20).unwrap();
+        let error = |errno: Errno| {
+            let error = std::io::Error::from_raw_os_error(errno as i32);
+            disk.inner.failed_read(4096, 8192, &error)
+        };
+        for errno in [Errno::EIO, Errno::ENODATA, Errno::EILSEQ] {
+            let found = error(errno);
+            assert!(
+                matches!(found, DiskError::Unreadable { offset: 4096, len: 8192, .. }),
+                "{found}"
+            );
+        }
+        assert!(matches!(error(Errno::ENOMEM), DiskError::Io { operation: "read", .. }));
     }
 }

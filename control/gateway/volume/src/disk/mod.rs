@@ -10,9 +10,11 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 pub use file::FileDisk;
+
+use crate::format::BLOCK;
 
 /// The future of one disk operation.
 pub type Io<'a, T> = Pin<Box<dyn Future<Output = Result<T, DiskError>> + Send + 'a>>;
@@ -32,7 +34,7 @@ pub trait Disk: Debug + Send + Sync + 'static {
         self.len() == 0
     }
 
-    /// Reads exactly `len` bytes at `offset`.
+    /// Reads exactly `len` bytes at `offset`. [`DiskError::Unreadable`] is of these bytes only.
     fn read(&self, offset: u64, len: usize) -> Io<'_, Bytes>;
 
     /// Reads past whatever keeps a copy of the medium in memory, as far as there is a way: what was read
@@ -44,7 +46,9 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Writes the parts one after the other, beginning at `offset`.
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()>;
 
-    /// Makes `len` bytes at `offset` read as zeros and gives their space back where that is possible.
+    /// Makes `len` bytes at `offset` read as zeros, with little or nothing written where that is possible. What was
+    /// there must not be read again: its checksum would still be right. Space that was allocated to the cache
+    /// stays so, or a later write would fail once others have filled the file system.
     fn punch(&self, offset: u64, len: u64) -> Io<'_, ()>;
 
     /// Makes every write that returned before durable.
@@ -92,6 +96,36 @@ pub trait Disk: Debug + Send + Sync + 'static {
     }
 }
 
+/// What blocks are filled with that the medium does not give back. Nothing begins so, and neither does what was
+/// never written.
+const UNREADABLE: u8 = 0xff;
+
+/// Reads structures of which some may be unreadable: one that is does not parse then, as if it were damaged in
+/// another way, and hides none that lies beside it.
+pub(crate) async fn read_around(
+    disk: &dyn Disk,
+    offset: u64,
+    len: usize,
+) -> Result<Bytes, DiskError> {
+    match disk.read(offset, len).await {
+        Err(DiskError::Unreadable { .. }) => {}
+        read => return read,
+    }
+    let mut whole = BytesMut::with_capacity(len);
+    while whole.len() < len {
+        let part = BLOCK.min(len - whole.len());
+        match disk.read(offset + whole.len() as u64, part).await {
+            Ok(data) => whole.extend_from_slice(&data),
+            Err(error @ DiskError::Unreadable { .. }) => {
+                tracing::warn!(%error, "a block of the cache's structures is lost");
+                whole.resize(whole.len() + part, UNREADABLE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(whole.freeze())
+}
+
 /// Operations of a disk that succeeded, wherever their bytes were found or left: the page cache is a part of
 /// the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,6 +153,19 @@ pub enum DiskError {
         disk: String,
         /// `read`, `write`, `punch` or `sync`.
         operation: &'static str,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The medium does not give these bytes back. What was stored there is lost; all else can be used. Replace
+    /// the device when there is time: it will not be the last such place.
+    #[error("{disk}: {len} bytes at {offset} cannot be read: {reason}")]
+    Unreadable {
+        /// Path of the file or device.
+        disk: String,
         /// First byte.
         offset: u64,
         /// Number of bytes.

@@ -19,6 +19,9 @@ pub const SECTOR: u64 = 512;
 /// What a sector holds that was never written.
 static ZEROS: Bytes = Bytes::from_static(&[0; SECTOR as usize]);
 
+/// Sectors of a region. Most of a disk was never written, and a look at its regions passes over that.
+const REGION_SECTORS: u64 = 128;
+
 /// A small generator of pseudo-random numbers (xorshift64*), for tests that must be repeatable.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
@@ -88,15 +91,14 @@ pub struct Counts {
     pub torn: u64,
 }
 
-/// What a write gave one sector.
+/// What a write gave one sector. A write of what is there already gives nothing: whether it survives does not
+/// matter.
 #[derive(Clone, Debug)]
 struct Version {
     /// Number of the write.
     write: u64,
     sector: u64,
     data: Bytes,
-    /// Whether it differs from what was there before. If not, it does not matter whether it survives.
-    changes: bool,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,8 @@ struct State {
     volatile: Vec<Version>,
     /// Newest version by sector: an index into `volatile`.
     newest: FxHashMap<u64, usize>,
+    /// By region, whether anything was ever there but zeros.
+    touched: Vec<bool>,
     rng: Rng,
     steps: u64,
     writes: u64,
@@ -133,6 +137,7 @@ impl SimDisk {
             durable: FxHashMap::default(),
             volatile: Vec::new(),
             newest: FxHashMap::default(),
+            touched: vec![false; len.div_ceil(SECTOR * REGION_SECTORS) as usize],
             rng: Rng::new(seed),
             steps: 0,
             writes: 0,
@@ -185,7 +190,7 @@ impl SimDisk {
     /// Number of sector versions that are not synced and change anything.
     #[must_use]
     pub fn unsynced(&self) -> usize {
-        self.state().volatile.iter().filter(|version| version.changes).count()
+        self.state().volatile.len()
     }
 
     /// A copy of the disk as it is, not of its faults to come.
@@ -198,6 +203,7 @@ impl SimDisk {
             to.durable.clone_from(&from.durable);
             to.volatile.clone_from(&from.volatile);
             to.newest.clone_from(&from.newest);
+            to.touched.clone_from(&from.touched);
             to.writes = from.writes;
             to.counts = from.counts;
             to.torn.clone_from(&from.torn);
@@ -220,12 +226,7 @@ impl SimDisk {
         let keep_of_16 = 1 + rng.below(15);
         // By write: where it began, how many sectors it changed, and how many of those are left.
         let mut parts: FxHashMap<u64, (u64, u64, u64)> = FxHashMap::default();
-        let mut i = 0;
-        for Version { write, sector, data, changes } in volatile {
-            if !changes {
-                // It survives if what it repeats does; the rest of its write tells whether that is torn.
-                continue;
-            }
+        for (i, Version { write, sector, data }) in volatile.into_iter().enumerate() {
             let survives = match survivors {
                 Survivors::All => true,
                 Survivors::None => false,
@@ -235,7 +236,6 @@ impl SimDisk {
                 Survivors::Random(_) => rng.below(16) < keep_of_16,
                 Survivors::Mask(mask) => i < 64 && mask >> i & 1 == 1,
             };
-            i += 1;
             let part = parts.entry(write).or_insert((sector * SECTOR, 0, 0));
             part.1 += 1;
             if survives {
@@ -322,6 +322,7 @@ impl SimDisk {
         {
             version.data = flipped(&version.data);
         }
+        state.touch(sector);
         let durable = state.durable.entry(sector).or_insert_with(|| ZEROS.clone());
         *durable = flipped(durable);
     }
@@ -376,13 +377,15 @@ impl SimDisk {
                 if state.dead {
                     None
                 } else if offset + len as u64 > state.len {
-                    Some(Err("end of the disk"))
+                    Some(Err(self.error("read", offset, len as u64, "end of the disk")))
                 } else if state
                     .bad
                     .iter()
                     .any(|(&from, &n)| from < offset + len as u64 && offset < from + n)
                 {
-                    Some(Err("Input/output error"))
+                    let (disk, len) = (self.name(), len as u64);
+                    let reason = "Input/output error".to_owned();
+                    Some(Err(DiskError::Unreadable { disk, offset, len, reason }))
                 } else {
                     let mut data = state.read(offset, len);
                     for at in state.spoiled.iter().filter(|_| !is_direct) {
@@ -397,7 +400,7 @@ impl SimDisk {
             match answer {
                 None => std::future::pending().await,
                 Some(Ok(data)) => Ok(Bytes::from(data)),
-                Some(Err(reason)) => Err(self.error("read", offset, len as u64, reason)),
+                Some(Err(error)) => Err(error),
             }
         })
     }
@@ -409,17 +412,16 @@ impl SimDisk {
 
 impl State {
     fn read(&self, offset: u64, len: usize) -> Vec<u8> {
-        let mut out = Vec::with_capacity(len);
-        let mut at = offset;
-        while out.len() < len {
-            let sector = at / SECTOR;
+        let mut out = vec![0; len];
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
             let from = (at % SECTOR) as usize;
-            let take = (SECTOR as usize - from).min(len - out.len());
-            match self.newest_of(sector) {
-                Some(data) => out.extend_from_slice(&data[from..from + take]),
-                None => out.resize(out.len() + take, 0),
+            let take = (SECTOR as usize - from).min(len - done);
+            if let Some(data) = self.newest_of(at / SECTOR) {
+                out[done..done + take].copy_from_slice(&data[from..from + take]);
             }
-            at += take as u64;
+            done += take;
         }
         out
     }
@@ -433,15 +435,32 @@ impl State {
     fn punch(&mut self, offset: u64, len: u64) {
         let write = self.next_write();
         for sector in offset / SECTOR..(offset + len) / SECTOR {
-            if self.newest_of(sector).is_some_and(|data| data != &ZEROS) {
-                self.newest.insert(sector, self.volatile.len());
-                let data = ZEROS.clone();
-                self.volatile.push(Version { write, sector, data, changes: true });
+            if self.newest_of(sector).is_some() {
+                self.put(write, sector, ZEROS.clone());
             }
         }
     }
 
+    /// Gives a sector what is written there, if that is not there already.
+    fn put(&mut self, write: u64, sector: u64, data: Bytes) {
+        if self.newest_of(sector).unwrap_or(&ZEROS) == &data {
+            return;
+        }
+        self.touch(sector);
+        self.newest.insert(sector, self.volatile.len());
+        self.volatile.push(Version { write, sector, data });
+    }
+
+    fn touch(&mut self, sector: u64) {
+        if let Some(touched) = self.touched.get_mut((sector / REGION_SECTORS) as usize) {
+            *touched = true;
+        }
+    }
+
     fn newest_of(&self, sector: u64) -> Option<&Bytes> {
+        if !*self.touched.get((sector / REGION_SECTORS) as usize)? {
+            return None;
+        }
         match self.newest.get(&sector) {
             Some(&i) => self.volatile.get(i).map(|version| &version.data),
             None => self.durable.get(&sector),
@@ -452,12 +471,25 @@ impl State {
         let write = self.next_write();
         for from in (0..data.len()).step_by(SECTOR as usize) {
             let sector = (offset + from as u64) / SECTOR;
-            let data = data.slice(from..from + SECTOR as usize);
-            let changes = self.newest_of(sector).unwrap_or(&ZEROS) != &data;
-            self.newest.insert(sector, self.volatile.len());
-            self.volatile.push(Version { write, sector, data, changes });
+            self.put(write, sector, data.slice(from..from + SECTOR as usize));
         }
     }
+}
+
+/// The parts of a write, one after the other.
+fn joined(parts: &[Bytes]) -> Bytes {
+    if let [only] = parts
+        && only.len().is_multiple_of(SECTOR as usize)
+    {
+        return only.clone();
+    }
+    let mut data = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+    for part in parts {
+        data.extend_from_slice(part);
+    }
+    // The cache writes whole blocks; what is not a whole sector would be read first by a real disk.
+    data.resize(data.len().next_multiple_of(SECTOR as usize), 0);
+    data.freeze()
 }
 
 impl Disk for SimDisk {
@@ -475,13 +507,7 @@ impl Disk for SimDisk {
 
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {
         Box::pin(async move {
-            let mut data = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
-            for part in &parts {
-                data.extend_from_slice(part);
-            }
-            // The cache writes whole blocks; what is not a whole sector would be read first by a real disk.
-            data.resize(data.len().next_multiple_of(SECTOR as usize), 0);
-            let data = data.freeze();
+            let data = joined(&parts);
             self.step().await;
             {
                 let mut state = self.state();
@@ -559,7 +585,7 @@ impl Disk for SimDisk {
     }
 
     fn write_now(&self, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
-        let data = Bytes::from(parts.concat());
+        let data = joined(parts);
         let mut state = self.state();
         if state.fail_writes || offset + data.len() as u64 > state.len {
             drop(state);

@@ -38,6 +38,9 @@ pub struct Entry {
     pub valid_blocks: u16,
     /// Number of dirty blocks.
     pub dirty_blocks: u16,
+    /// Whether the header of `version` may not be the newest that the slot had: where no checksum proves what it
+    /// says, it is not believed.
+    pub is_doubtful: bool,
 }
 
 /// One page.
@@ -69,6 +72,7 @@ impl DirectoryPage {
             put(&mut out, at + 32, &entry.dirty.to_le_bytes());
             put(&mut out, at + 40, &entry.valid_blocks.to_le_bytes());
             put(&mut out, at + 42, &entry.dirty_blocks.to_le_bytes());
+            put(&mut out, at + 44, &[u8::from(entry.is_doubtful)]);
         }
         seal(&mut out, MAGIC, CACHE_VERSION);
         out
@@ -76,10 +80,10 @@ impl DirectoryPage {
 
     /// Checks and reads one block that should be of `cache_id` and begin at slot `first`.
     pub fn parse(bytes: &[u8], cache_id: u64, first: SlotId) -> Result<DirectoryPage, FormatError> {
+        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         if bytes.len() != BLOCK {
             return Err(FormatError::Length { what: WHAT, found: bytes.len(), legal: "4096" });
         }
-        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         require(view.u64(16) == cache_id, WHAT, "cache", view.u64(16), "this cache's")?;
         require(view.u32(24) == first, WHAT, "first slot", view.u32(24).into(), "by its place")?;
         let count = view.u32(28);
@@ -96,7 +100,10 @@ impl DirectoryPage {
                 dirty: view.u64(at + 32),
                 valid_blocks: view.u16(at + 40),
                 dirty_blocks: view.u16(at + 42),
+                is_doubtful: view.u8(at + 44) == 1,
             };
+            let doubtful = view.u8(at + 44);
+            require(doubtful <= 1, WHAT, "doubtful", doubtful.into(), "0 or 1")?;
             require(entry.chunk <= MAX_CHUNK, WHAT, "chunk", entry.chunk.into(), "below 2^24")?;
             require(
                 entry.valid_blocks <= 1024 && entry.dirty_blocks <= entry.valid_blocks,

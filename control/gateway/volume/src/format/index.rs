@@ -12,13 +12,21 @@ const LEAF_MAGIC: &[u8; 8] = b"CVLTLEAF";
 const NODE_MAGIC: &[u8; 8] = b"CVLTNODE";
 const HEADER: usize = 48;
 const EXTENT_BYTES: usize = 8;
+const CRC_BYTES: usize = 4;
+/// Bytes of a page reference with its number in front.
+pub(crate) const NUMBERED_REF_BYTES: usize = 4 + PageRef::BYTES;
 
 /// Chunks that a leaf covers.
 pub const LEAF_CHUNKS: u32 = 16;
 /// Leaves that a node covers.
 pub const NODE_LEAVES: u32 = 1024;
-/// Largest page in bytes.
-pub const MAX_PAGE: usize = 512 << 10;
+/// Largest page in bytes: a leaf of whose blocks each has an extent of its own, in a pack of its own.
+pub const MAX_PAGE: usize =
+    HEADER + LEAF_BLOCKS as usize * (ObjectId::BYTES + EXTENT_BYTES + CRC_BYTES);
+
+// A full node is no larger, and errors and the specification name the number.
+const _: () = assert!(HEADER + NODE_LEAVES as usize * NUMBERED_REF_BYTES <= MAX_PAGE);
+const _: () = assert!(MAX_PAGE == 524_336);
 
 /// Where an index page is, and its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,16 +155,16 @@ impl Leaf {
                 "within 8 MiB",
             )?;
             at += EXTENT_BYTES;
-            if bytes.len() < at + 4 * usize::from(count) {
+            if bytes.len() < at + CRC_BYTES * usize::from(count) {
                 return Err(length);
             }
             leaf.extents.push(Extent {
                 first,
                 pack: ObjectId::from_view(view, HEADER + usize::from(pack) * ObjectId::BYTES),
                 at: offset,
-                crcs: (0..usize::from(count)).map(|i| view.u32(at + 4 * i)).collect(),
+                crcs: (0..usize::from(count)).map(|i| view.u32(at + CRC_BYTES * i)).collect(),
             });
-            at += 4 * usize::from(count);
+            at += CRC_BYTES * usize::from(count);
         }
         if at == bytes.len() { Ok(leaf) } else { Err(length) }
     }
@@ -187,7 +195,8 @@ impl Leaf {
     }
 }
 
-fn cut(extent: &Extent, start: u16, end: u16) -> Option<Extent> {
+/// The part of an extent within the blocks from `start` to `end`.
+pub(crate) fn cut(extent: &Extent, start: u16, end: u16) -> Option<Extent> {
     let first = extent.first.max(start);
     let last = extent.end().min(end);
     (first < last).then(|| Extent {
@@ -239,11 +248,11 @@ fn begin<'a>(
     uuid: u128,
     number: u32,
 ) -> Result<View<'a>, FormatError> {
+    let view = unseal(what, bytes, magic, REMOTE_VERSION)?;
     if bytes.len() < HEADER || bytes.len() > MAX_PAGE {
-        let legal = "48 bytes to 512 KiB";
+        let legal = "48 to 524336";
         return Err(FormatError::Length { what, found: bytes.len(), legal });
     }
-    let view = unseal(what, bytes, magic, REMOTE_VERSION)?;
     let found = u128::from_le_bytes(view.bytes(16));
     require(found == uuid, what, "volume", found as u64, "the one whose root names it")?;
     require(view.u32(32) == number, what, "number", view.u32(32).into(), "by its place")?;
@@ -268,7 +277,7 @@ pub(crate) fn take_refs(
     first: u32,
     limit: u32,
 ) -> Result<Vec<(u32, PageRef)>, FormatError> {
-    let one = 4 + PageRef::BYTES;
+    let one = NUMBERED_REF_BYTES;
     if count > limit || bytes.len() != at + count as usize * one {
         return Err(FormatError::Length { what, found: bytes.len(), legal: "by its count" });
     }
@@ -290,7 +299,7 @@ pub(crate) fn take_refs(
             what,
             "length of a page",
             page.len.into(),
-            "48 bytes to 512 KiB",
+            "48 to 524336",
         )?;
         refs.push((number, page));
     }

@@ -110,10 +110,10 @@ impl FrameHeader {
 
     /// Checks and reads one block.
     pub fn parse(bytes: &[u8]) -> Result<FrameHeader, FormatError> {
+        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         if bytes.len() != BLOCK {
             return Err(FormatError::Length { what: WHAT, found: bytes.len(), legal: "4096" });
         }
-        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         let count = usize::from(view.u16(60));
         require(count <= MAX_RECORDS, WHAT, "records", count as u64, "at most 31")?;
         let mut records = Vec::with_capacity(count);

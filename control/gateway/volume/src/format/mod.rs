@@ -1,7 +1,7 @@
 //! What lies on the cache's disk and in the object store, byte by byte; `docs/volume-format.md` is the
 //! specification. Pure: bytes in, values out. All integers are little-endian, all checksums CRC32C.
 //!
-//! Parsers believe nothing: they check magic, version, checksum, and the range of every field, and return
+//! Parsers believe nothing: they check magic, checksum, version, and the range of every field, and return
 //! an error that names the first thing that is wrong.
 
 pub mod checkpoint;
@@ -21,8 +21,8 @@ use crate::BLOCK_BYTES;
 /// One 4 KiB block.
 pub const BLOCK: usize = BLOCK_BYTES as usize;
 
-/// Version of the cache's format.
-pub const CACHE_VERSION: u32 = 1;
+/// Version of the cache's format. 1 had no doubt: neither unknown slots nor doubtful headers.
+pub const CACHE_VERSION: u32 = 2;
 
 /// Version of the remote format.
 pub const REMOTE_VERSION: u32 = 1;
@@ -49,13 +49,13 @@ pub enum FormatError {
         found: u64,
     },
     /// Written by another version of Culvert. Use that version, or upload and make a new cache.
-    #[error("{what}: format version {found}; this program knows {known}")]
+    #[error("{what}: format version {found}; this program knows 1 to {known}")]
     Version {
         /// The structure.
         what: &'static str,
         /// The version found.
         found: u32,
-        /// The version this program writes.
+        /// The version this program writes, and the highest that it reads.
         known: u32,
     },
     /// The bytes changed after they were written, or were written in part. What may be done depends on
@@ -144,12 +144,11 @@ pub(crate) fn seal(out: &mut [u8], magic: &[u8; 8], version: u32) {
     put(out, 8, &crc.to_le_bytes());
 }
 
-/// Checks the common beginning of a structure.
-pub(crate) fn unseal<'a>(
+/// Checks the magic of a structure.
+pub(crate) fn check_magic<'a>(
     what: &'static str,
     bytes: &'a [u8],
     magic: &[u8; 8],
-    version: u32,
 ) -> Result<View<'a>, FormatError> {
     if bytes.len() < PREFIX {
         return Err(FormatError::Length { what, found: bytes.len(), legal: "at least 16" });
@@ -158,6 +157,31 @@ pub(crate) fn unseal<'a>(
     if view.bytes::<8>(0) != *magic {
         return Err(FormatError::Magic { what, found: view.u64(0) });
     }
+    Ok(view)
+}
+
+/// Checks the version of a structure, of which `version` is the highest known.
+pub(crate) fn check_version(
+    what: &'static str,
+    view: View<'_>,
+    version: u32,
+) -> Result<(), FormatError> {
+    let found = view.u32(12);
+    if (1..=version).contains(&found) {
+        return Ok(());
+    }
+    Err(FormatError::Version { what, found, known: version })
+}
+
+/// Checks the common beginning of a structure. What an earlier version lacks is zero in it, so it is read as of
+/// `version`. A later one may have another length, so that is to be checked after this.
+pub(crate) fn unseal<'a>(
+    what: &'static str,
+    bytes: &'a [u8],
+    magic: &[u8; 8],
+    version: u32,
+) -> Result<View<'a>, FormatError> {
+    let view = check_magic(what, bytes, magic)?;
     let found = view.u32(8);
     // CRC is linear: continue over the parts instead of copying the whole.
     let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
@@ -168,9 +192,7 @@ pub(crate) fn unseal<'a>(
     if found != computed {
         return Err(FormatError::Checksum { what, found, computed });
     }
-    if view.u32(12) != version {
-        return Err(FormatError::Version { what, found: view.u32(12), known: version });
-    }
+    check_version(what, view, version)?;
     Ok(view)
 }
 

@@ -1,7 +1,9 @@
 //! Packs: objects of at most 8 MiB with the blocks of one upload. Immutable. The index says where each
 //! block is; the table in front says the same for who has only the pack.
 
-use super::{BLOCK, FormatError, REMOTE_VERSION, put, require, seal, unseal};
+use super::{
+    BLOCK, FormatError, REMOTE_VERSION, check_magic, check_version, put, require, seal, unseal,
+};
 use crate::{CHUNK_BLOCKS, MAX_CHUNK};
 
 const WHAT: &str = "pack";
@@ -96,6 +98,9 @@ impl PackHeader {
 
     /// Checks and reads the header of a whole pack, whose data follow.
     pub fn parse(pack: &[u8]) -> Result<PackHeader, FormatError> {
+        // How far its checksum reaches only its own version tells.
+        let view = check_magic(WHAT, pack, MAGIC)?;
+        check_version(WHAT, view, REMOTE_VERSION)?;
         let length = FormatError::Length {
             what: WHAT,
             found: pack.len(),
@@ -104,7 +109,7 @@ impl PackHeader {
         if pack.len() < TABLE_AT || pack.len() > MAX_BYTES {
             return Err(length);
         }
-        let count = super::View(pack).u32(40) as usize;
+        let count = view.u32(40) as usize;
         if count > MAX_BLOCKS || pack.len() != (header_blocks(count) + count) * BLOCK {
             return Err(length);
         }

@@ -1,7 +1,7 @@
 //! The root of a volume in the remote: the one object that is ever replaced, and only by a conditional
 //! put. It says who owns the volume and which index is its newest complete cut.
 
-use super::index::{PageRef, put_refs, take_refs};
+use super::index::{NUMBERED_REF_BYTES, PageRef, put_refs, take_refs};
 use super::{FormatError, REMOTE_VERSION, put, require, seal, unseal};
 use crate::{BLOCK_BYTES, MAX_VOLUME_BYTES};
 
@@ -13,6 +13,8 @@ const HEADER: usize = 96;
 pub const MAX_BYTES: usize = 64 << 10;
 /// Most nodes: 64 TiB.
 pub const MAX_NODES: u32 = 1024;
+
+const _: () = assert!(HEADER + MAX_NODES as usize * NUMBERED_REF_BYTES <= MAX_BYTES);
 
 /// What a root says of its volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,11 +79,11 @@ impl Root {
 
     /// Checks and reads a root.
     pub fn parse(bytes: &[u8]) -> Result<Root, FormatError> {
+        let view = unseal(WHAT, bytes, MAGIC, REMOTE_VERSION)?;
         if bytes.len() < HEADER || bytes.len() > MAX_BYTES {
             let legal = "96 bytes to 64 KiB";
             return Err(FormatError::Length { what: WHAT, found: bytes.len(), legal });
         }
-        let view = unseal(WHAT, bytes, MAGIC, REMOTE_VERSION)?;
         let size = view.u64(32);
         require(
             size > 0 && size.is_multiple_of(BLOCK_BYTES) && size <= MAX_VOLUME_BYTES,

@@ -101,10 +101,10 @@ impl SlotHeader {
 
     /// Checks and reads one copy that should be of `cache_id` and `slot`.
     pub fn parse(bytes: &[u8], cache_id: u64, slot: SlotId) -> Result<SlotHeader, FormatError> {
+        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         if bytes.len() != HEADER_BYTES {
             return Err(FormatError::Length { what: WHAT, found: bytes.len(), legal: "8192" });
         }
-        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         require(view.u64(16) == cache_id, WHAT, "cache", view.u64(16), "this cache's")?;
         require(view.u32(56) == slot, WHAT, "slot", view.u32(56).into(), "by its place")?;
         let set = |at: usize| BlockSet::from_bytes(&bytes[at..at + BLOCK_SET_BYTES]);

@@ -108,6 +108,9 @@ pub struct Superblock {
     pub checkpoint_crc: u32,
     /// Whether the cache was closed in order: every slot header is as the directory says.
     pub clean: bool,
+    /// Slots of which nobody knows what they held, since directory and headers were damaged. Until an operator
+    /// accepts that, what the cache lacks may be older in the store than it should be.
+    pub unknown_slots: u32,
 }
 
 impl Superblock {
@@ -135,6 +138,7 @@ impl Superblock {
             self.checkpoint_bytes,
             u64::from(self.checkpoint_crc),
             u64::from(self.clean),
+            u64::from(self.unknown_slots),
         ];
         for (i, field) in fields.iter().enumerate() {
             put(&mut out, 16 + 8 * i, &field.to_le_bytes());
@@ -145,10 +149,10 @@ impl Superblock {
 
     /// Checks and reads one block; `disk_len` is the length of the disk.
     pub fn parse(bytes: &[u8], disk_len: u64) -> Result<Superblock, FormatError> {
+        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         if bytes.len() != BLOCK {
             return Err(FormatError::Length { what: WHAT, found: bytes.len(), legal: "4096" });
         }
-        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         let field = |i: usize| view.u64(16 + 8 * i);
         let log_len = field(6);
         let slots = u32::try_from(field(8)).unwrap_or(0);
@@ -191,8 +195,16 @@ impl Superblock {
             checkpoint_bytes: field(15),
             checkpoint_crc: field(16) as u32,
             clean: field(17) == 1,
+            unknown_slots: field(18) as u32,
         };
         require(field(17) <= 1, WHAT, "clean", field(17), "0 or 1")?;
+        require(
+            field(18) <= u64::from(layout.slots),
+            WHAT,
+            "unknown slots",
+            field(18),
+            "at most the slots",
+        )?;
         require(field(14) <= 1, WHAT, "checkpoint area", field(14), "0 or 1")?;
         require(
             sb.checkpoint_bytes <= layout.checkpoint_len,

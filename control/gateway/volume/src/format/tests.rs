@@ -5,10 +5,10 @@ use proptest::prelude::*;
 
 use super::checkpoint::{self, MappedData, MappedRun};
 use super::directory::{DirectoryPage, Entry};
-use super::index::{Extent, Leaf, Node, PageRef};
+use super::index::{Extent, Leaf, MAX_PAGE, NODE_LEAVES, Node, PageRef};
 use super::log_frame::{Content, FrameHeader, Record};
 use super::pack::{ObjectId, PackEntry, PackHeader, header_blocks};
-use super::root::{Root, RootState};
+use super::root::{MAX_NODES, Root, RootState};
 use super::slot_header::SlotHeader;
 use super::superblock::{Layout, Superblock};
 use super::volume_page::{Durability, MAX_ATTEMPTS, VolumePage, VolumeState};
@@ -43,6 +43,7 @@ fn superblock() -> impl Strategy<Value = Superblock> {
                 checkpoint_bytes: layout.checkpoint_len - scan,
                 checkpoint_crc,
                 clean: generation % 3 == 0,
+                unknown_slots: checkpoint_crc % (slots + 1),
             }
         },
     )
@@ -81,11 +82,8 @@ fn object_id() -> impl Strategy<Value = ObjectId> {
 }
 
 fn page_refs(first: u32, limit: u32) -> impl Strategy<Value = Vec<(u32, PageRef)>> {
-    let page = (object_id(), 48_u32..1 << 19, any::<u32>()).prop_map(|(id, len, crc)| PageRef {
-        id,
-        len,
-        crc,
-    });
+    let page = (object_id(), 48..=MAX_PAGE as u32, any::<u32>())
+        .prop_map(|(id, len, crc)| PageRef { id, len, crc });
     proptest::collection::btree_map(first..first + limit, page, 0..20)
         .prop_map(|map| map.into_iter().collect())
 }
@@ -113,7 +111,7 @@ proptest! {
 
     #[test]
     fn volume_pages_round_trip(
-        (generation, id, epoch, published) in (COUNTER, COUNTER, COUNTER, COUNTER),
+        (generation, id, epoch, published) in (COUNTER, 1..1_u64 << 50, COUNTER, COUNTER),
         uuid in any::<u128>(), name in "[a-z0-9][a-z0-9._-]{0,63}", blocks in 1_u64..1 << 34,
         state in 0_usize..5, remote in any::<bool>(), root_nonce in any::<u64>(),
         attempts in vec(any::<u64>(), 0..=MAX_ATTEMPTS),
@@ -136,7 +134,7 @@ proptest! {
     ) {
         let entries = entries.into_iter().map(|(n, chunk, generation, seq, dirty, valid_blocks)| {
             Entry { volume: n, chunk, generation, seq, version: n, dirty, valid_blocks,
-                dirty_blocks: valid_blocks / 2 }
+                dirty_blocks: valid_blocks / 2, is_doubtful: n % 2 == 1 }
         }).collect();
         let page = DirectoryPage { cache_id: CACHE, first: 126, entries };
         prop_assert_eq!(DirectoryPage::parse(&page.emit(), CACHE, 126), Ok(page.clone()));
@@ -297,4 +295,106 @@ proptest! {
 fn the_checksum_is_castagnolis() {
     assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     assert_eq!(crc32c(&[0; BLOCK]), ZERO_BLOCK_CRC);
+}
+
+/// Numbers that a page must not name: 0 is what the directory calls free, and the next one must exist.
+#[test]
+fn a_volume_has_a_number_that_another_can_follow() {
+    let page = |id| VolumePage {
+        cache_id: CACHE,
+        generation: 1,
+        id,
+        uuid: 2,
+        name: VolumeName::new("v").unwrap(),
+        size: 4096,
+        epoch: 1,
+        published: 0,
+        root_nonce: 0,
+        state: VolumeState::Active,
+        durability: Durability::Local,
+        dirty_quota: 0,
+        published_at_ms: 0,
+        attempts: Vec::new(),
+    };
+    for (id, legal) in [(0, false), (1, true), (u64::MAX / 2, true), (u64::MAX, false)] {
+        assert_eq!(VolumePage::parse(&page(id).emit()).is_ok(), legal, "{id}");
+    }
+}
+
+#[test]
+fn a_cache_of_an_earlier_version_is_read_and_one_of_a_later_is_told_from_damage() {
+    let entries = vec![Entry { volume: 1, version: 2, ..Entry::default() }];
+    let page = DirectoryPage { cache_id: CACHE, first: 0, entries };
+    let as_version = |version, len| {
+        let mut bytes = page.emit();
+        bytes.resize(len, 0);
+        seal(&mut bytes, b"CVLTDIRP", version);
+        DirectoryPage::parse(&bytes, CACHE, 0)
+    };
+    assert_eq!(as_version(1, BLOCK), Ok(page.clone()));
+    assert_eq!(as_version(CACHE_VERSION, BLOCK), Ok(page.clone()));
+    // Another one may be longer.
+    for (version, len) in [(0, BLOCK), (CACHE_VERSION + 1, BLOCK), (CACHE_VERSION + 1, 2 * BLOCK)] {
+        let found = as_version(version, len);
+        let is_other = matches!(found, Err(FormatError::Version { found, .. }) if found == version);
+        assert!(is_other, "{found:?}");
+    }
+}
+
+/// A leaf of whose blocks each has an extent of its own in a pack of its own, and whatever names such pages.
+#[test]
+fn the_largest_pages_are_read_back() {
+    let id = |number| ObjectId { epoch: 1, nonce: 2, number };
+    let extent = |first: u16| Extent {
+        first,
+        pack: id(first.into()),
+        at: 1 + first % 2000,
+        crcs: vec![first.into()],
+    };
+    let leaf = Leaf { uuid: 5, number: 9, extents: (0..16_384).map(extent).collect() };
+    let bytes = leaf.emit();
+    assert_eq!(bytes.len(), MAX_PAGE);
+    assert!(Leaf::parse(&bytes, 5, 9) == Ok(leaf));
+    let page = PageRef { id: id(1), len: MAX_PAGE as u32, crc: 3 };
+    let node = |page| Node {
+        uuid: 5,
+        number: 0,
+        leaves: (0..NODE_LEAVES).map(|leaf| (leaf, page)).collect(),
+    };
+    assert_eq!(Node::parse(&node(page).emit(), 5, 0), Ok(node(page)));
+    let longer = PageRef { len: page.len + 1, ..page };
+    assert!(Node::parse(&node(longer).emit(), 5, 0).is_err());
+    let root = Root {
+        uuid: 5,
+        size: crate::MAX_VOLUME_BYTES,
+        epoch: 1,
+        seq: 2,
+        nonce: 3,
+        owner: CACHE,
+        state: RootState::Owned,
+        published_at_ms: 4,
+        nodes: (0..MAX_NODES).map(|node| (node, page)).collect(),
+    };
+    assert_eq!(Root::parse(&root.emit()), Ok(root));
+}
+
+#[test]
+fn objects_of_a_later_version_are_told_from_damage_however_long_they_are() {
+    const LATER: u32 = REMOTE_VERSION + 1;
+    let of = |magic: &[u8; 8], len| {
+        let mut bytes = vec![0; len];
+        seal(&mut bytes, magic, LATER);
+        bytes
+    };
+    for len in [16, 2 << 20, 9 << 20] {
+        for found in [
+            Root::parse(&of(b"CVLTROOT", len)).err(),
+            Leaf::parse(&of(b"CVLTLEAF", len), 5, 9).err(),
+            Node::parse(&of(b"CVLTNODE", len), 5, 9).err(),
+            PackHeader::parse(&of(b"CVLTPACK", len)).err(),
+        ] {
+            let is_later = matches!(found, Some(FormatError::Version { found: LATER, .. }));
+            assert!(is_later, "{len} bytes: {found:?}");
+        }
+    }
 }

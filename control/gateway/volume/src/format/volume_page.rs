@@ -111,10 +111,10 @@ impl VolumePage {
 
     /// Checks and reads one block.
     pub fn parse(bytes: &[u8]) -> Result<VolumePage, FormatError> {
+        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         if bytes.len() != BLOCK {
             return Err(FormatError::Length { what: WHAT, found: bytes.len(), legal: "4096" });
         }
-        let view = unseal(WHAT, bytes, MAGIC, CACHE_VERSION)?;
         let state = match view.u8(104) {
             0 => VolumeState::Gone,
             1 => VolumeState::Active,
@@ -189,6 +189,8 @@ impl VolumePage {
             page.generation.max(page.epoch),
             "below 2^63",
         )?;
+        let is_number = (1..=u64::MAX / 2).contains(&page.id);
+        require(is_number, WHAT, "number", page.id, "1 to 2^63 - 1")?;
         Ok(page)
     }
 }

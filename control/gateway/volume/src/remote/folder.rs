@@ -1,5 +1,8 @@
 //! Volumes in a local folder. A file system has no conditional put, so each compare-and-swap runs under
 //! a lock on the folder's `lock` file; files and folders are synced before a put is answered.
+//!
+//! The folder may be a mount of another machine that does not answer, for ever perhaps. Threads that wait for it
+//! are the store's own: those of the cache and of its clients go on.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,54 +13,102 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::Semaphore;
 
 use super::{Answer, ObjectVersion, Store, StoreError};
 use crate::format::crc32c;
+use crate::format::root::MAX_BYTES;
 
-/// A folder that holds volumes.
+/// Operations at a time, each of which has a thread.
+const THREADS: usize = 64;
+
+/// A folder that holds volumes. Clones share its threads.
 #[derive(Clone, Debug)]
 pub struct FolderStore {
     root: Arc<PathBuf>,
+    threads: Arc<Threads>,
+}
+
+/// Threads of the store.
+#[derive(Debug)]
+struct Threads {
+    /// Permits to use one.
+    places: Arc<Semaphore>,
+    handle: Handle,
+    /// What they belong to; there until this is dropped.
+    runtime: Option<Runtime>,
+}
+
+impl Threads {
+    fn new() -> io::Result<Threads> {
+        let threads = Builder::new_current_thread()
+            .max_blocking_threads(THREADS)
+            .thread_name("store-folder")
+            .build()?;
+        let (places, handle) = (Arc::new(Semaphore::new(THREADS)), threads.handle().clone());
+        Ok(Threads { places, handle, runtime: Some(threads) })
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Not waiting for those that hang.
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl FolderStore {
     /// Opens the folder and makes it if need be.
     pub fn open(root: &Path) -> Result<FolderStore, StoreError> {
-        fs::create_dir_all(root).map_err(|e| translate(&root.display().to_string(), &e))?;
-        Ok(FolderStore { root: Arc::new(root.to_owned()) })
+        let failed = |e: io::Error| translate(&root.display().to_string(), &e);
+        fs::create_dir_all(root).map_err(failed)?;
+        let threads = Arc::new(Threads::new().map_err(failed)?);
+        Ok(FolderStore { root: Arc::new(root.to_owned()), threads })
     }
 
     fn run<'a, T: Send + 'static>(
         &'a self,
         path: &'a str,
-        job: impl FnOnce(&Path, &Path) -> Result<T, StoreErrorOrIo> + Send + 'static,
+        job: impl FnOnce(&Path, &Path) -> Result<T, Failure> + Send + 'static,
     ) -> Answer<'a, T> {
-        let root = Arc::clone(&self.root);
+        let unavailable = move |reason| StoreError::Unavailable { path: path.to_owned(), reason };
         Box::pin(async move {
+            let place = Arc::clone(&self.threads.places).acquire_owned().await;
+            let place = place.map_err(|e| unavailable(e.to_string()))?;
+            let root = Arc::clone(&self.root);
             let at = root.join(path);
-            let done = tokio::task::spawn_blocking(move || job(&root, &at)).await;
-            match done {
+            let done = self.threads.handle.spawn_blocking(move || {
+                let done = job(&root, &at);
+                // With the job, not with who waits for it: one that hangs has its thread still.
+                drop(place);
+                done
+            });
+            match done.await {
                 Ok(Ok(value)) => Ok(value),
-                Ok(Err(StoreErrorOrIo::Conflict)) => {
-                    Err(StoreError::Conflict { path: path.to_owned() })
+                Ok(Err(Failure::Conflict)) => Err(StoreError::Conflict { path: path.to_owned() }),
+                Ok(Err(Failure::TooLarge { bytes, limit })) => {
+                    Err(StoreError::TooLarge { path: path.to_owned(), bytes, limit })
                 }
-                Ok(Err(StoreErrorOrIo::Io(e))) => Err(translate(path, &e)),
-                Err(e) => {
-                    Err(StoreError::Unavailable { path: path.to_owned(), reason: e.to_string() })
-                }
+                Ok(Err(Failure::Io(e))) => Err(translate(path, &e)),
+                Err(e) => Err(unavailable(e.to_string())),
             }
         })
     }
 }
 
-enum StoreErrorOrIo {
+/// What an operation failed with.
+enum Failure {
     Conflict,
+    TooLarge { bytes: u64, limit: usize },
     Io(io::Error),
 }
 
-impl From<io::Error> for StoreErrorOrIo {
+impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        StoreErrorOrIo::Io(error)
+        Failure::Io(error)
     }
 }
 
@@ -82,6 +133,17 @@ fn lock(root: &Path) -> io::Result<Flock<File>> {
     let file =
         OpenOptions::new().create(true).truncate(false).write(true).open(root.join("lock"))?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e.into())
+}
+
+/// Reads a file of at most `limit` bytes.
+fn read(at: &Path, limit: usize) -> Result<Vec<u8>, Failure> {
+    let mut file = File::open(at)?;
+    let mut data = Vec::new();
+    (&mut file).take((limit as u64).saturating_add(1)).read_to_end(&mut data)?;
+    if data.len() > limit {
+        return Err(Failure::TooLarge { bytes: file.metadata()?.len(), limit });
+    }
+    Ok(data)
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {
@@ -127,10 +189,9 @@ fn create(root: &Path, at: &Path, data: &[u8]) -> io::Result<()> {
 }
 
 impl Store for FolderStore {
-    fn get<'a>(&'a self, path: &'a str) -> Answer<'a, (Bytes, ObjectVersion)> {
-        self.run(path, |_, at| {
-            let mut data = Vec::new();
-            File::open(at)?.read_to_end(&mut data)?;
+    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)> {
+        self.run(path, move |_, at| {
+            let data = read(at, limit)?;
             let version = version_of(&data);
             Ok((Bytes::from(data), version))
         })
@@ -162,8 +223,13 @@ impl Store for FolderStore {
         let version = version.clone();
         self.run(path, move |root, at| {
             let _lock = lock(root)?;
-            if version_of(&fs::read(at)?) != version {
-                return Err(StoreErrorOrIo::Conflict);
+            // Nothing that is replaced is longer than a root.
+            let found = match read(at, MAX_BYTES) {
+                Err(Failure::TooLarge { .. }) => return Err(Failure::Conflict),
+                found => found?,
+            };
+            if version_of(&found) != version {
+                return Err(Failure::Conflict);
             }
             let temporary = temporary(root, at, &data)?;
             fs::rename(&temporary, at)?;
@@ -211,7 +277,11 @@ impl Store for FolderStore {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const WITHIN: Duration = Duration::from_secs(30);
 
     struct TempFolder(PathBuf);
 
@@ -229,7 +299,7 @@ mod tests {
     async fn a_folder_keeps_conditions_and_is_clean_after_the_probe() {
         let folder = folder();
         let store = FolderStore::open(&folder.0).unwrap();
-        super::super::probe(&store, 7).await.unwrap();
+        super::super::probe(&store, 7, WITHIN).await.unwrap();
         assert_eq!(store.list().await.unwrap(), Vec::<String>::new());
         store.create("a/pack/x", Bytes::from_static(b"0123")).await.unwrap();
         assert!(matches!(
@@ -238,8 +308,40 @@ mod tests {
         ));
         assert_eq!(store.get_range("a/pack/x", 1..3).await.unwrap(), "12");
         assert!(store.get_range("a/pack/x", 3..9).await.is_err());
-        assert!(matches!(store.get("b/root").await, Err(StoreError::NotFound { .. })));
+        assert!(matches!(store.get("b/root", 9).await, Err(StoreError::NotFound { .. })));
         assert_eq!(store.list().await.unwrap(), ["a"]);
+        assert_eq!(store.get("a/pack/x", 4).await.unwrap().0, "0123");
+        let refused = store.get("a/pack/x", 3).await;
+        assert!(matches!(refused, Err(StoreError::TooLarge { bytes: 4, limit: 3, .. })));
+    }
+
+    /// A pipe that nobody writes to, as a mount that does not answer.
+    #[test]
+    fn a_folder_that_does_not_answer_takes_no_thread_of_others() {
+        let folder = folder();
+        let store = FolderStore::open(&folder.0).unwrap();
+        let pipe = folder.0.join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let lane = Builder::new_current_thread().enable_time().max_blocking_threads(2).build();
+        lane.unwrap().block_on(async {
+            let moment = Duration::from_millis(300);
+            // More than there are threads.
+            let gets = (0..THREADS + 3).map(|_| tokio::time::timeout(moment, store.get("pipe", 9)));
+            let answers = futures_util::future::join_all(gets).await;
+            let cached = tokio::task::spawn_blocking(|| 7);
+            let cached = tokio::time::timeout(Duration::from_secs(5), cached).await;
+            // It answers again, whatever came of this.
+            let mut writer = OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+            writer.write_all(&[1; 1000]).unwrap();
+            while store.threads.places.available_permits() < THREADS {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(writer);
+            assert!(answers.iter().all(Result::is_err), "a pipe was read");
+            assert_eq!(cached.expect("the lane's threads are taken").unwrap(), 7);
+            store.create("a/root", Bytes::from_static(b"1")).await.unwrap();
+            assert_eq!(store.get("a/root", 9).await.unwrap().0, "1");
+        });
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

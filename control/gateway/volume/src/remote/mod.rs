@@ -9,8 +9,10 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 pub use folder::FolderStore;
 pub use object::ObjectStoreRemote;
@@ -27,8 +29,9 @@ pub struct ObjectVersion(pub String);
 /// A put takes effect whole or not at all. After [`StoreError::Unavailable`] it may have taken effect or
 /// may still do.
 pub trait Store: Debug + Send + Sync + 'static {
-    /// A whole object and its version.
-    fn get<'a>(&'a self, path: &'a str) -> Answer<'a, (Bytes, ObjectVersion)>;
+    /// A whole object of at most `limit` bytes, and its version. Of a longer one no more than that is taken
+    /// into memory before it is refused.
+    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)>;
 
     /// Bytes of an object. The answer may come short.
     fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes>;
@@ -77,6 +80,16 @@ pub enum StoreError {
         /// What the store said.
         reason: String,
     },
+    /// The object is longer than any of its kind: something else wrote it.
+    #[error("{path}: {bytes} bytes; legal are at most {limit}")]
+    TooLarge {
+        /// The object.
+        path: String,
+        /// Its length, as far as that is known.
+        bytes: u64,
+        /// The longest legal one.
+        limit: usize,
+    },
     /// The store does not know such an operation. Use another store, or another version of it.
     #[error("{path}: not supported: {reason}")]
     Unsupported {
@@ -93,6 +106,22 @@ pub enum StoreError {
         /// What went wrong.
         reason: String,
     },
+}
+
+impl StoreError {
+    fn no_answer(path: &str) -> StoreError {
+        StoreError::Unavailable { path: path.to_owned(), reason: "no answer".to_owned() }
+    }
+}
+
+/// An answer, if it comes before `deadline`.
+pub(crate) async fn answer_by<T>(
+    deadline: Instant,
+    path: &str,
+    answer: Answer<'_, T>,
+) -> Result<T, StoreError> {
+    let answered = tokio::time::timeout_at(deadline, answer).await;
+    answered.unwrap_or_else(|_| Err(StoreError::no_answer(path)))
 }
 
 /// Why a store is not fit to hold volumes.
@@ -134,13 +163,20 @@ pub enum ProbeError {
 /// How the names of objects begin that [`probe`] makes. No volume has such a name.
 pub const PROBE_PREFIX: &str = "_probe-";
 
-/// Finds out whether the store keeps the conditions of puts. Leaves nothing behind, as far as the store lets
-/// it.
-pub async fn probe(store: &dyn Store, nonce: u64) -> Result<(), ProbeError> {
+/// How long the removal of what [`probe`] made may take. It is not waited for longer: it is a few bytes.
+const TIDY_WITHIN: Duration = Duration::from_secs(5);
+
+/// Finds out within `within` whether the store keeps the conditions of puts. Leaves nothing behind, as far as
+/// the store lets it, for which it takes a few seconds more.
+pub async fn probe(store: &dyn Store, nonce: u64, within: Duration) -> Result<(), ProbeError> {
     let path = format!("{PROBE_PREFIX}{nonce:016x}/root");
-    let found = try_conditions(store, &path).await;
+    let tried = tokio::time::timeout(within, try_conditions(store, &path)).await;
+    let found = tried.unwrap_or_else(|_| {
+        Err(ProbeError::Store { store: store.name(), cause: StoreError::no_answer(&path) })
+    });
     // Also after an error: what failed may have taken effect.
-    if let Err(error) = store.delete(&path).await {
+    let end = Instant::now() + TIDY_WITHIN;
+    if let Err(error) = answer_by(end, &path, store.delete(&path)).await {
         tracing::warn!(store = store.name(), %error, "an object is left of the attempt to find out whether conditions are kept");
     }
     found

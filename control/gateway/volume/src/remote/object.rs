@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use object_store::path::Path;
 use object_store::{
     Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, PutResult, UpdateVersion,
@@ -80,13 +81,26 @@ fn translate(path: &str, error: Error) -> StoreError {
 }
 
 impl Store for ObjectStoreRemote {
-    fn get<'a>(&'a self, path: &'a str) -> Answer<'a, (Bytes, ObjectVersion)> {
+    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)> {
+        let too_large = move |bytes| StoreError::TooLarge { path: path.to_owned(), bytes, limit };
         Box::pin(async move {
             let at = self.at(path);
             let result = self.store.get(&at).await.map_err(|e| translate(path, e))?;
+            if result.meta.size > limit as u64 {
+                return Err(too_large(result.meta.size));
+            }
             let version = pack_version(result.meta.e_tag.clone(), result.meta.version.clone());
-            let data = result.bytes().await.map_err(|e| translate(path, e))?;
-            Ok((data, version))
+            let mut data = BytesMut::new();
+            let mut parts = result.into_stream();
+            while let Some(part) = parts.next().await {
+                let part = part.map_err(|e| translate(path, e))?;
+                // More may come than was said.
+                if data.len() + part.len() > limit {
+                    return Err(too_large((data.len() + part.len()) as u64));
+                }
+                data.extend_from_slice(&part);
+            }
+            Ok((data.freeze(), version))
         })
     }
 
@@ -147,6 +161,8 @@ impl Store for ObjectStoreRemote {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use object_store::memory::InMemory;
 
     use super::*;
@@ -154,10 +170,12 @@ mod tests {
     #[tokio::test]
     async fn a_store_in_memory_keeps_conditions() {
         let store = ObjectStoreRemote::new(Arc::new(InMemory::new()), Path::from("p/q"));
-        super::super::probe(&store, 7).await.unwrap();
-        assert!(matches!(store.get("a/root").await, Err(StoreError::NotFound { .. })));
+        super::super::probe(&store, 7, Duration::from_secs(30)).await.unwrap();
+        assert!(matches!(store.get("a/root", 9).await, Err(StoreError::NotFound { .. })));
         let version = store.create("a/root", Bytes::from_static(b"0123")).await.unwrap();
-        assert_eq!(store.get("a/root").await.unwrap().1, version);
+        assert_eq!(store.get("a/root", 4).await.unwrap(), (Bytes::from_static(b"0123"), version));
+        let refused = store.get("a/root", 3).await;
+        assert!(matches!(refused, Err(StoreError::TooLarge { bytes: 4, limit: 3, .. })));
         assert_eq!(store.get_range("a/root", 1..3).await.unwrap(), "12");
         assert_eq!(store.list().await.unwrap(), ["a"]);
     }

@@ -225,6 +225,7 @@ impl SimStore {
             let mut to = copy.state();
             to.objects.clone_from(&from.objects);
             to.versions = from.versions;
+            to.puts = from.puts;
         }
         copy
     }
@@ -370,7 +371,7 @@ fn unavailable(path: &str) -> StoreError {
 }
 
 impl Store for SimStore {
-    fn get<'a>(&'a self, path: &'a str) -> Answer<'a, (Bytes, ObjectVersion)> {
+    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)> {
         Box::pin(async move {
             let fault = self.turn().await;
             self.allows(path)?;
@@ -381,10 +382,15 @@ impl Store for SimStore {
                 let mut state = self.state();
                 state.gets += 1;
                 let found = state.objects.get(path).cloned();
-                state.got_bytes += found.as_ref().map_or(0, |(data, _)| data.len() as u64);
+                let got = found.as_ref().map_or(0, |(data, _)| data.len().min(limit) as u64);
+                state.got_bytes += got;
                 found
             };
             match found {
+                Some((data, _)) if data.len() > limit => {
+                    let (path, bytes) = (path.to_owned(), data.len() as u64);
+                    Err(StoreError::TooLarge { path, bytes, limit })
+                }
                 Some((data, version)) => Ok((data, ObjectVersion(version.to_string()))),
                 None => Err(StoreError::NotFound { path: path.to_owned() }),
             }
@@ -473,16 +479,29 @@ mod tests {
     use super::super::{ProbeError, probe};
     use super::*;
 
+    const WITHIN: Duration = Duration::from_secs(30);
+
     #[tokio::test]
     async fn a_store_that_ignores_or_refuses_conditions_is_refused() {
         let store = SimStore::new(1);
-        probe(&store, 1).await.unwrap();
+        probe(&store, 1, WITHIN).await.unwrap();
         assert_eq!(store.paths(), Vec::<String>::new());
         store.ignore_conditions();
-        assert!(matches!(probe(&store, 1).await, Err(ProbeError::IgnoresConditions { .. })));
+        let found = probe(&store, 1, WITHIN).await;
+        assert!(matches!(found, Err(ProbeError::IgnoresConditions { .. })));
         assert_eq!(store.paths(), Vec::<String>::new());
         let store = SimStore::new(1);
         store.refuse_conditions();
-        assert!(matches!(probe(&store, 1).await, Err(ProbeError::RefusesConditions { .. })));
+        let found = probe(&store, 1, WITHIN).await;
+        assert!(matches!(found, Err(ProbeError::RefusesConditions { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_object_longer_than_it_may_be_is_refused() {
+        let store = SimStore::new(1);
+        store.create("a/root", Bytes::from_static(b"0123")).await.unwrap();
+        assert_eq!(store.get("a/root", 4).await.unwrap().0, "0123");
+        let refused = store.get("a/root", 3).await;
+        assert!(matches!(refused, Err(StoreError::TooLarge { bytes: 4, limit: 3, .. })));
     }
 }

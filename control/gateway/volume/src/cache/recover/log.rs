@@ -10,6 +10,7 @@ use super::super::state::{Frame, Key, Log};
 use super::super::{Plant, planted};
 use super::{Recovery, WINDOW};
 use crate::BLOCK_BYTES;
+use crate::disk::DiskError;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{self, MappedRun};
 use crate::format::crc32c;
@@ -36,8 +37,10 @@ impl Recovery<'_> {
             None => {
                 // The log itself is still there from its tail on.
                 tracing::warn!("the map of the log is damaged; reading the log from its tail");
-                self.state.log.head = sb.tail;
-                self.state.log.next_seq = 0;
+                if sb.tail < sb.scan_at {
+                    self.state.log.head = sb.tail;
+                    self.state.log.next_seq = 0;
+                }
             }
         }
         self.scan().await
@@ -238,8 +241,8 @@ struct Window {
 }
 
 impl Window {
-    /// `blocks` blocks at log position `pos`, which do not cross the end of the ring. What the disk cannot
-    /// read is zeros: a gap.
+    /// `blocks` blocks at log position `pos`, which do not cross the end of the ring. What the medium does not
+    /// give back is zeros: a gap.
     async fn read(&mut self, recovery: &Recovery<'_>, pos: u64, blocks: u64) -> Result<Bytes> {
         let layout = &recovery.superblock.layout;
         let len = blocks * BLOCK_BYTES;
@@ -253,13 +256,17 @@ impl Window {
             self.data = match recovery.disk.read(at, take as usize).await {
                 Ok(data) => data,
                 // One bad spot must not hide what lies around it.
-                Err(_) => match recovery.disk.read(at, len as usize).await {
-                    Ok(data) => data,
-                    Err(error) => {
-                        tracing::warn!(pos, %error, "the log cannot be read");
-                        Bytes::from(vec![0; len as usize])
+                Err(DiskError::Unreadable { .. }) => {
+                    match recovery.disk.read(at, len as usize).await {
+                        Ok(data) => data,
+                        Err(error @ DiskError::Unreadable { .. }) => {
+                            tracing::warn!(pos, %error, "the log cannot be read");
+                            Bytes::from(vec![0; len as usize])
+                        }
+                        Err(error) => return Err(error.into()),
                     }
-                },
+                }
+                Err(error) => return Err(error.into()),
             };
         }
         let from = (pos - self.start) as usize;

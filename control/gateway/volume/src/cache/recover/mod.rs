@@ -19,9 +19,10 @@ use super::pace::Pace;
 use super::state::{Key, Slot, State, VolumeEntry};
 use super::watched::Watched;
 use super::{Cache, Config, Inner};
-use crate::disk::Disk;
 use crate::disk::sim::Rng;
+use crate::disk::{Disk, read_around};
 use crate::error::{Error, Result};
+use crate::format::FormatError;
 use crate::format::checkpoint;
 use crate::format::crc32c;
 use crate::format::directory::{DirectoryPage, ENTRIES, Entry, pages};
@@ -50,12 +51,14 @@ impl Cache {
         })?;
         for at in COPIES {
             let there = disk.read(at, BLOCK_BYTES as usize).await?;
-            if Superblock::parse(&there, disk.len()).is_ok() {
+            // Of a later version it is a cache all the same.
+            let found = Superblock::parse(&there, disk.len());
+            if matches!(found, Ok(_) | Err(FormatError::Version { .. })) {
                 return Err(Error::Exists { disk: disk.name() });
             }
         }
         let seed = config.seed.unwrap_or_else(crate::random);
-        remote::probe(store.as_ref(), seed).await?;
+        remote::probe(store.as_ref(), seed, config.fetch_timeout).await?;
         let cache_id = Rng::new(seed ^ 0x0063_6163_6865).draw().max(1);
         // The log is written ahead, so that a later sync has no metadata to commit.
         let zeros = Bytes::from(vec![0; WINDOW as usize]);
@@ -85,6 +88,7 @@ impl Cache {
             checkpoint_bytes: map.len() as u64,
             checkpoint_crc: crc32c(&map),
             clean: true,
+            unknown_slots: 0,
         };
         let mut area = map;
         area.resize(BLOCK_BYTES as usize, 0);
@@ -122,6 +126,8 @@ impl Cache {
         recovery.directory().await?;
         recovery.log().await?;
         let mut state = recovery.state;
+        // Those that were found before may be among those found now.
+        state.unknown_slots = state.unknown_slots.max(superblock.unknown_slots);
         if superblock.clean {
             for slot in state.slots.iter_mut().filter(|slot| slot.occupant.is_some()) {
                 slot.validated = true;
@@ -139,6 +145,8 @@ impl Cache {
             incarnation: superblock.incarnation + 1,
             incarnation_at,
             clean: false,
+            // On the disk before anything is that could hide the damage.
+            unknown_slots: state.unknown_slots,
             ..superblock
         };
         for at in COPIES {
@@ -197,11 +205,15 @@ async fn read_superblock(disk: &dyn Disk) -> Result<Superblock> {
     let mut errors = Vec::new();
     for at in COPIES {
         if at + BLOCK_BYTES > disk.len() {
-            let len = disk.len();
-            return Err(Error::TooSmall { disk: disk.name(), len, log_len: 0 });
+            return Err(Error::TooShort { disk: disk.name(), len: disk.len() });
         }
-        match Superblock::parse(&disk.read(at, BLOCK_BYTES as usize).await?, disk.len()) {
+        let there = read_around(disk, at, BLOCK_BYTES as usize).await?;
+        match Superblock::parse(&there, disk.len()) {
             Ok(superblock) => found.push(superblock),
+            // With a right checksum, so it is no damage. The other copy may be older.
+            Err(cause @ FormatError::Version { .. }) => {
+                return Err(Error::Later { disk: disk.name(), cause: Box::new(cause) });
+            }
             Err(error) => errors.push(error),
         }
     }
@@ -218,7 +230,7 @@ async fn read_superblock(disk: &dyn Disk) -> Result<Superblock> {
             first: Box::new(first),
             second: Box::new(second),
         }),
-        _ => Err(Error::TooSmall { disk: disk.name(), len: disk.len(), log_len: 0 }),
+        _ => Err(Error::TooShort { disk: disk.name(), len: disk.len() }),
     }
 }
 
@@ -234,7 +246,7 @@ struct Recovery<'a> {
 impl Recovery<'_> {
     async fn volumes(&mut self) -> Result<()> {
         let len = u64::from(MAX_VOLUMES) * 2 * BLOCK_BYTES;
-        let pages = self.disk.read(VOLUME_PAGES, len as usize).await?;
+        let pages = read_around(self.disk, VOLUME_PAGES, len as usize).await?;
         self.state.next_volume = 1;
         for (index, copies) in pages.chunks(2 * BLOCK_BYTES as usize).enumerate() {
             let mut newest: Option<(u8, VolumePage)> = None;
@@ -289,7 +301,7 @@ impl Recovery<'_> {
         let mut at = 0;
         while at < bytes {
             let len = (4 << 20).min(bytes - at);
-            let part = self.disk.read(layout.directory_at + at, len as usize).await?;
+            let part = read_around(self.disk, layout.directory_at + at, len as usize).await?;
             for page in part.chunks(BLOCK_BYTES as usize) {
                 let first = slots.len() as SlotId;
                 let count = ENTRIES.min(layout.slots - first) as usize;
@@ -326,8 +338,7 @@ impl Recovery<'_> {
         let at = self.superblock.layout.slots_at + u64::from(slot) * SLOT_BYTES;
         let mut best: Option<(u8, SlotHeader)> = None;
         let mut broken = false;
-        let both = self.disk.read(at, 2 * HEADER_BYTES).await.unwrap_or_default();
-        broken |= both.is_empty();
+        let both = read_around(self.disk, at, 2 * HEADER_BYTES).await?;
         for (i, bytes) in both.chunks(HEADER_BYTES).enumerate() {
             match SlotHeader::parse(bytes, self.superblock.cache_id, slot) {
                 Ok(h) if best.as_ref().is_none_or(|(_, b)| b.version < h.version) => {
@@ -335,8 +346,7 @@ impl Recovery<'_> {
                 }
                 Ok(_) => {}
                 Err(
-                    crate::format::FormatError::Magic { found: 0, .. }
-                    | crate::format::FormatError::Field { field: "cache", .. },
+                    FormatError::Magic { found: 0, .. } | FormatError::Field { field: "cache", .. },
                 ) => {}
                 Err(_) => broken = true,
             }
@@ -348,7 +358,7 @@ impl Recovery<'_> {
             tracing::error!(slot, "directory and header of a slot are damaged");
             self.state.unknown_slots += 1;
         }
-        entry.is_doubtful = broken;
+        entry.entry.is_doubtful = broken;
         if let Some((copy, header)) = best {
             entry.durable_copy = Some(copy);
             entry.entry.version = header.version;
@@ -412,6 +422,7 @@ impl VolumeEntry {
             shrinking_to: None,
             root_unsure: false,
             cut: None,
+            kept: Default::default(),
             dirty_slots: 0,
             dirty_log: 0,
             lost: 0,

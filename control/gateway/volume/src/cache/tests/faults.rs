@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES};
 use crate::format::superblock::{COPIES, Layout};
 use crate::remote::sim::SimStore;
+use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
 fn block(tag: u8) -> Bytes {
@@ -31,6 +32,19 @@ fn slot_of(disk: &SimDisk, tag: u8) -> u64 {
         .map(|slot| layout.slots_at + slot * SLOT_BYTES)
         .find(|at| disk.peek(at + 2 * HEADER_BYTES as u64, 1) == [tag])
         .unwrap()
+}
+
+/// Where in the log a block of `tag` lies.
+fn in_log(disk: &SimDisk, tag: u8) -> u64 {
+    (0..LOG / BLOCK_BYTES)
+        .map(|i| layout().log_at + i * BLOCK_BYTES)
+        .find(|at| disk.peek(*at, BLOCK_BYTES as usize) == block(tag))
+        .unwrap()
+}
+
+/// Blocks of these tags.
+fn blocks(tags: std::ops::RangeInclusive<u8>) -> Bytes {
+    tags.flat_map(block).collect()
 }
 
 /// A closed cache with one clean chunk (0) and one dirty chunk (1), both in slots.
@@ -166,7 +180,9 @@ fn damage_in_the_durable_part_of_the_log_is_an_error_unless_accepted() {
         // The data of the first record: two more frames, written later, say that it was durable.
         disk.flip(layout().log_at + 4096 + 5, 1);
         match open(&disk, &store).await {
-            Err(Error::LogDamaged { pos: 0, .. }) => {}
+            Err(error @ Error::LogDamaged { pos: 0, .. }) => {
+                assert!(error.to_string().contains("--accept-loss"), "{error}");
+            }
             other => panic!("{other:?}"),
         }
         let accept = Config { accept_loss: true, ..config(3) };
@@ -292,7 +308,7 @@ fn first_accesses_that_race_validate_a_chunk_once() {
 /// After a planned stop nothing is validated, so only the headers themselves tell which of a slot's two is the
 /// durable one. The first rewrite must spare it, however often it was written before the stop.
 #[test]
-fn a_header_torn_after_a_planned_stop_takes_nothing() {
+pub(super) fn a_header_torn_after_a_planned_stop_takes_nothing() {
     for destages in 1..=3 {
         let (disk, store) = run(async {
             let (disk, store, cache, volume) = one_chunk().await;
@@ -380,5 +396,257 @@ fn a_reader_that_waited_while_its_chunk_left_and_came_back_takes_the_new_lock() 
         }
         drop(new);
         assert_eq!(read.await.unwrap(), block(1));
+    });
+}
+
+#[test]
+fn a_damaged_record_of_the_log_is_an_error_of_its_range_and_holds_nobody_up() {
+    for is_unreadable in [false, true] {
+        run(async {
+            let (disk, store) = (SimDisk::new(disk_len(8), 1), SimStore::new(1));
+            let cache = open_new(&disk, &store).await;
+            let options = VolumeOptions::default();
+            let volume = cache.create_volume(&name(), 4 * CHUNK_BYTES, options).await.unwrap();
+            let other_name = VolumeName::new("other").unwrap();
+            let other = cache.create_volume(&other_name, 4 * CHUNK_BYTES, options).await.unwrap();
+            // Not so much that it is moved to slots at once.
+            volume.write(0, blocks(1..=3), true).await.unwrap();
+            other.write(0, block(7), true).await.unwrap();
+            volume.write(CHUNK_BYTES, block(8), true).await.unwrap();
+            let bad = in_log(&disk, 2);
+            if is_unreadable {
+                disk.make_unreadable(bad, BLOCK_BYTES);
+            } else {
+                disk.flip(bad + 9, 1);
+            }
+            let check = async |volume: &Volume, other: &Volume| {
+                match volume.read_vec(0, 3 * BLOCK_BYTES).await {
+                    Err(Error::Lost { offset, end, .. }) => {
+                        assert_eq!((offset, end), (BLOCK_BYTES, 2 * BLOCK_BYTES));
+                    }
+                    found => panic!("{found:?}"),
+                }
+                for (at, tag) in [(0, 1), (2 * BLOCK_BYTES, 3), (CHUNK_BYTES, 8)] {
+                    assert_eq!(volume.read_vec(at, BLOCK_BYTES).await.unwrap(), block(tag));
+                }
+                assert_eq!(other.read_vec(0, BLOCK_BYTES).await.unwrap(), block(7));
+            };
+            check(&volume, &other).await;
+            let lost = || volume.status().unwrap().lost;
+            let before = lost();
+            for _ in 0..3 {
+                cache.destage().await.unwrap();
+            }
+            assert_eq!(lost(), before + 1, "a loss is counted once");
+            assert_eq!(cache.status().log.1, 0, "the log keeps what is damaged");
+            check(&volume, &other).await;
+            if !is_unreadable {
+                // Several times as much as the log holds.
+                for i in 0..200 {
+                    let at = CHUNK_BYTES + i % 8 * BLOCK_BYTES;
+                    other.write(at, block(9), false).await.unwrap();
+                }
+            }
+            let stopped = cache.status().stopped;
+            assert!(stopped.is_none(), "{stopped:?}");
+            cache.close().await.unwrap();
+            disk.restart(Survivors::None);
+            let cache = open(&disk, &store).await.unwrap();
+            let volume = cache.volume(&name()).unwrap();
+            let other = cache.volume(&other_name).unwrap();
+            check(&volume, &other).await;
+            // A write of the whole block heals it.
+            volume.write(BLOCK_BYTES, block(6), true).await.unwrap();
+            for _ in 0..2 {
+                let healed = volume.read_vec(BLOCK_BYTES, BLOCK_BYTES).await.unwrap();
+                assert_eq!(healed, block(6));
+                cache.destage().await.unwrap();
+            }
+            volume.upload().await.unwrap();
+            assert!(cache.status().stopped.is_none());
+        });
+    }
+}
+
+#[test]
+fn a_damaged_record_that_the_store_has_is_fetched_again() {
+    run(async {
+        let (disk, _store, cache, volume) = one_chunk().await;
+        volume.write(0, blocks(1..=4), true).await.unwrap();
+        volume.upload().await.unwrap();
+        disk.flip(in_log(&disk, 2) + 9, 1);
+        cache.destage().await.unwrap();
+        assert_eq!(cache.status().counters.damaged_blocks, 1);
+        assert_eq!(volume.read_vec(0, 4 * BLOCK_BYTES).await.unwrap(), blocks(1..=4));
+        assert_eq!(volume.status().unwrap().lost, 0);
+    });
+}
+
+/// The mark goes with the header that has the new value. The record that does may not be durable yet when a header
+/// is written for another reason.
+#[test]
+fn a_loss_is_not_forgotten_over_a_write_that_a_power_cut_took() {
+    let (disk, store) = run(closed());
+    let slot = slot_of(&disk, 2);
+    for header in [slot, slot + HEADER_BYTES as u64] {
+        disk.flip(header + 50, 1);
+    }
+    let session = |die_at| {
+        let (disk, store) = (disk.copy(1), store.copy());
+        disk.die_at(die_at);
+        run(async {
+            let work = async {
+                let cache = open(&disk, &store).await.unwrap();
+                let volume = cache.volume(&name()).unwrap();
+                let read = volume.read(CHUNK_BYTES, BLOCK_BYTES).await;
+                assert!(matches!(read, Err(Error::Lost { .. })), "{read:?}");
+                volume.write(CHUNK_BYTES, block(9), false).await.unwrap();
+                let _turn = cache.inner.maintenance.lock().await;
+                cache.inner.checkpoint(false).await.unwrap();
+            };
+            tokio::select! {
+                biased;
+                () = disk.died() => {}
+                () = work => {}
+            }
+        });
+        disk
+    };
+    let steps = session(None).steps();
+    let (mut lost, mut written) = (0, 0);
+    for die_at in 1..=steps {
+        let left = session(Some(die_at));
+        let unsynced = left.unsynced();
+        let survivors = (0..=unsynced).flat_map(|i| [Survivors::AllBut(i), Survivors::Prefix(i)]);
+        for survivors in survivors {
+            let disk = left.copy(1);
+            disk.restart(survivors);
+            run(async {
+                let cache = open(&disk, &store.copy()).await.unwrap();
+                let volume = cache.volume(&name()).unwrap();
+                match volume.read_vec(CHUNK_BYTES, BLOCK_BYTES).await {
+                    Err(Error::Lost { .. }) => lost += 1,
+                    Ok(found) if found == block(9) => written += 1,
+                    found => panic!("cut at {die_at}, left {survivors:?}: {found:?}"),
+                }
+            });
+        }
+    }
+    assert!(lost > 0 && written > 0, "{lost} lost, {written} written");
+}
+
+#[test]
+fn a_drain_that_cannot_upload_leaves_slots_to_reads() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(8), 1), SimStore::new(1));
+        let cache = open_new(&disk, &store).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), 12 * CHUNK_BYTES, options).await.unwrap();
+        volume.write(0, block(1), false).await.unwrap();
+        volume.upload().await.unwrap();
+        cache.destage().await.unwrap();
+        assert_eq!(cache.evict(1).await.unwrap(), 1);
+        store.deny_puts(true);
+        for chunk in 1..12 {
+            volume.write(chunk * CHUNK_BYTES, block(2), true).await.unwrap();
+            cache.destage().await.unwrap();
+        }
+        // Meanwhile free slots are made ready.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let dirty = || {
+            let state = cache.inner.state();
+            state.slots.iter().filter(|slot| slot.entry.dirty_blocks > 0).count()
+        };
+        assert_eq!(dirty(), 6);
+        assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1));
+        cache.inner.fills.wait(|fills| *fills == 0).await;
+        store.set_down(true);
+        assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1), "it was not kept");
+        for chunk in 1..12 {
+            let found = volume.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap();
+            assert_eq!(found, block(2));
+        }
+        // What waited in the log goes on once there are uploads.
+        store.set_down(false);
+        store.deny_puts(false);
+        volume.upload().await.unwrap();
+        for _ in 0..8 {
+            cache.destage().await.unwrap();
+        }
+        assert_eq!((dirty(), cache.status().log.1), (0, 0));
+    });
+}
+
+#[test]
+fn a_cache_of_two_slots_takes_more_than_it_holds() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(2), 1), SimStore::new(1));
+        let cache = open_new(&disk, &store).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), 16 * CHUNK_BYTES, options).await.unwrap();
+        // Most of the time one slot is dirty, as many as may be, and the log full.
+        for round in 0..8 {
+            for chunk in 0..16 {
+                let data = Bytes::from(vec![round + 1; 8 * BLOCK_BYTES as usize]);
+                volume.write(chunk * CHUNK_BYTES, data, false).await.unwrap();
+            }
+        }
+        for chunk in 0..16 {
+            assert_eq!(volume.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap(), block(8));
+        }
+    });
+}
+
+#[test]
+fn an_export_passes_over_what_is_damaged_and_names_it() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(8), 1), SimStore::new(1));
+        let cache = open_new(&disk, &store).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), 4 * CHUNK_BYTES, options).await.unwrap();
+        volume.write(0, blocks(1..=4), false).await.unwrap();
+        volume.write(CHUNK_BYTES, block(5), false).await.unwrap();
+        cache.close().await.unwrap();
+        disk.restart(Survivors::None);
+        // A block, both headers of a slot, and a record of the log.
+        disk.flip(slot_of(&disk, 1) + 2 * HEADER_BYTES as u64 + BLOCK_BYTES + 5, 1);
+        let slot = slot_of(&disk, 5);
+        for header in [slot, slot + HEADER_BYTES as u64] {
+            disk.flip(header + 50, 1);
+        }
+        let cache = open(&disk, &store).await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        volume.write(3 * CHUNK_BYTES, blocks(6..=7), true).await.unwrap();
+        disk.flip(in_log(&disk, 6) + 5, 1);
+        let (other, remote) = (SimDisk::new(disk_len(4), 2), Arc::new(store.clone()));
+        let other = Cache::create(Arc::new(other), remote, LOG, config(9)).await.unwrap();
+        other.attach_volume(&name(), options, true).await.unwrap();
+        assert!(matches!(volume.upload().await, Err(Error::Superseded { .. })));
+        let mut export = cache.export_quarantine(&name()).unwrap();
+        let mut found = Vec::new();
+        while let Some(range) = export.next().await.unwrap() {
+            found.push((range.offset, range.data.unwrap()));
+        }
+        let whole = [
+            (0, block(1)),
+            (2 * BLOCK_BYTES, blocks(3..=4)),
+            (3 * CHUNK_BYTES + BLOCK_BYTES, block(7)),
+        ];
+        assert_eq!(found, whole);
+        let lost = [
+            BLOCK_BYTES..2 * BLOCK_BYTES,
+            // The directory knows 16 blocks together.
+            CHUNK_BYTES..CHUNK_BYTES + 16 * BLOCK_BYTES,
+            3 * CHUNK_BYTES..3 * CHUNK_BYTES + BLOCK_BYTES,
+        ];
+        assert_eq!((export.lost(), export.unknown_slots()), (&lost[..], 0));
+    });
+}
+
+#[test]
+fn a_file_too_short_for_a_cache_is_called_so() {
+    run(async {
+        let opened = open(&SimDisk::new(64 << 10, 1), &SimStore::new(1)).await;
+        assert!(matches!(opened, Err(Error::TooShort { len: 65_536, .. })), "{opened:?}");
     });
 }

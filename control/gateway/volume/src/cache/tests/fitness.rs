@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{Cache, VolumeOptions};
+use super::uploads::{FOREVER, Slow};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
@@ -120,4 +121,49 @@ fn no_cache_is_made_with_an_unfit_store() {
             assert_eq!(disk.counts().writes, 0);
         });
     }
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_given_up_in_time() {
+    run(async {
+        let disk = SimDisk::new(disk_len(4), 1);
+        let slow = Slow::new("/root", FOREVER);
+        let config = config(1);
+        // A put that hangs, and before it some that may.
+        let within = 2 * config.fetch_timeout + Duration::from_secs(10);
+        let create = Cache::create(Arc::new(disk.clone()), Arc::new(slow.clone()), LOG, config);
+        let made = tokio::time::timeout(within, create).await.unwrap();
+        assert!(matches!(made, Err(Error::Probe(ProbeError::Store { .. }))), "{made:?}");
+        assert_eq!(disk.counts().writes, 0);
+        slow.set(false);
+        let at = Arc::new(disk.clone());
+        let cache = Cache::create(at, Arc::new(slow.clone()), LOG, self::config(1)).await.unwrap();
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        volume.write(0, block(1), true).await.unwrap();
+        slow.set(true);
+        let uploaded = tokio::time::timeout(within, volume.upload()).await.unwrap();
+        assert!(matches!(uploaded, Err(Error::StoreTimeout { .. })), "{uploaded:?}");
+        let other = crate::volume_name::VolumeName::new("other").unwrap();
+        let made = cache.create_volume(&other, CHUNK_BYTES, options);
+        let made = tokio::time::timeout(within, made).await.unwrap();
+        assert!(matches!(made, Err(Error::StoreTimeout { .. })), "{made:?}");
+        drop(cache);
+        disk.restart(Survivors::All);
+
+        // Those who wait while it is tried give up as well.
+        let opened = Cache::open(Arc::new(disk.clone()), Arc::new(slow.clone()), self::config(2));
+        let cache = opened.await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        let uploads = (0..4).map(|_| volume.upload());
+        let uploads = futures_util::future::join_all(uploads);
+        let uploaded = tokio::time::timeout(4 * within, uploads).await.unwrap();
+        assert!(uploaded.iter().all(|one| matches!(one, Err(Error::StoreTimeout { .. }))));
+        assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1));
+        slow.set(false);
+        // What hangs is given up first.
+        tokio::time::sleep(within).await;
+        volume.upload().await.unwrap();
+        assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+    });
 }

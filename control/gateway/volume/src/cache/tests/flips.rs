@@ -6,13 +6,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::state::Key;
-use super::super::{Cache, VolumeOptions};
+use super::super::{Cache, Volume, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
+use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
 use crate::format::slot_header::{HEADER_BYTES, SlotHeader};
 use crate::format::superblock::{COPIES, Layout, Superblock, VOLUME_PAGES};
 use crate::format::volume_page::VolumePage;
+use crate::format::{CACHE_VERSION, seal};
 use crate::remote::sim::SimStore;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
@@ -217,8 +219,8 @@ impl Sum {
 fn flipped_superblocks_and_volume_pages_are_survived_in_one_copy_and_named_in_both() {
     let base = base();
     let mut sum = Sum::default();
-    // Eighteen fields, and what follows them.
-    let superblock: Vec<u64> = (0..18).map(|field| 16 + 8 * field).chain([1000, 4095]).collect();
+    // Nineteen fields, and what follows them.
+    let superblock: Vec<u64> = (0..19).map(|field| 16 + 8 * field).chain([1000, 4095]).collect();
     let page = [16, 24, 32, 40, 56, 64, 72, 80, 88, 96, 104, 105, 106, 107, 128, 192, 500, 4095];
     for (what, copies, own) in [
         ("superblock", base.superblocks, &superblock[..]),
@@ -258,7 +260,7 @@ fn flipped_directory_pages_and_slot_headers_are_survived_or_what_is_lost_is_name
     // Its own fields, those of the two entries, and what no entry uses.
     let mut own = vec![16, 24, 28, 4095];
     for entry in base.entries {
-        own.extend([0, 8, 12, 16, 24, 32, 40, 42, 50].map(|at| entry + at));
+        own.extend([0, 8, 12, 16, 24, 32, 40, 42, 44, 50].map(|at| entry + at));
     }
     for field in fields(&own) {
         sum.harmless(&base, &format!("directory at {field}"), &[directory + field]);
@@ -320,4 +322,130 @@ fn flipped_frames_and_maps_of_the_log_are_survived_or_what_is_lost_is_named() {
     }
     println!("{sum:?}");
     assert!(sum.errors > 0 && sum.unopened > 0, "{sum:?}");
+}
+
+#[test]
+fn a_flipped_map_of_an_empty_log_is_survived() {
+    let base = base();
+    run(async {
+        let (at, remote) = (Arc::new(base.disk.clone()), Arc::new(base.store.clone()));
+        let cache = Cache::open(at, remote, config(4)).await.unwrap();
+        // Clean slots take everything.
+        cache.volume(&name()).unwrap().upload().await.unwrap();
+        cache.close().await.unwrap();
+    });
+    base.disk.restart(Survivors::None);
+    let superblock = base.disk.peek(COPIES[0], BLOCK_BYTES as usize);
+    let superblock = Superblock::parse(&superblock, u64::MAX).unwrap();
+    assert!(superblock.clean && superblock.tail == superblock.scan_at, "{superblock:?}");
+    let area = u64::from(superblock.checkpoint_area) * base.layout.checkpoint_len;
+    Sum::default().harmless(&base, "map of an empty log", &[base.layout.checkpoint_at + area]);
+}
+
+/// Nobody knows what the slot of the dirty chunk held, or which of its headers is the newest. Use hides the
+/// damage: the page is written anew, the slot taken.
+#[test]
+fn a_doubt_outlives_checkpoints_and_restarts_until_the_operator_accepts_the_loss() {
+    let base = base();
+    let page = base.layout.directory_at + 16;
+    let [newest, older] = base.headers[1].map(|header| header + 16);
+    for places in [&[page, newest, older][..], &[page, newest]] {
+        for is_read_before in [false, true] {
+            let (disk, store) = (base.disk.copy(1), base.store.copy());
+            for at in places {
+                disk.flip(*at, 1);
+            }
+            let open = async || {
+                let (disk, store) = (Arc::new(disk.clone()), Arc::new(store.clone()));
+                let cache = Cache::open(disk, store, config(5)).await.unwrap();
+                let volume = cache.volume(&name()).unwrap();
+                (cache, volume)
+            };
+            // What was written there, and what beside it.
+            let refused = async |volume: &Volume| {
+                for at in [CHUNK_BYTES, CHUNK_BYTES + BLOCK_BYTES, CHUNK_BYTES + (1 << 20)] {
+                    match volume.read_vec(at, BLOCK_BYTES).await {
+                        Err(Error::Lost { .. } | Error::UnknownLoss { .. }) => {}
+                        found => panic!("{places:?}, {is_read_before}: at {at} {found:?}"),
+                    }
+                }
+            };
+            run(async {
+                let (cache, volume) = open().await;
+                if is_read_before {
+                    refused(&volume).await;
+                }
+                for chunk in [0, 3] {
+                    volume.write(chunk * CHUNK_BYTES, block(6), true).await.unwrap();
+                }
+                cache.destage().await.unwrap();
+                cache.close().await.unwrap();
+            });
+            disk.restart(Survivors::None);
+            // A crash, and a planned stop.
+            for _ in 0..2 {
+                run(async {
+                    let (cache, volume) = open().await;
+                    assert_eq!(cache.status().unknown_slots, 1);
+                    refused(&volume).await;
+                    assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(6));
+                    assert_eq!(cache.scrub(false, |_, _| {}).await.unwrap().unknown_slots, 1);
+                });
+                disk.restart(Survivors::None);
+            }
+            run(async {
+                let (cache, _) = open().await;
+                assert_eq!(cache.scrub(true, |_, _| {}).await.unwrap().unknown_slots, 1);
+            });
+            disk.restart(Survivors::None);
+            run(async {
+                let (cache, volume) = open().await;
+                assert_eq!(cache.status().unknown_slots, 0);
+                let beside = volume.read_vec(CHUNK_BYTES + (1 << 20), BLOCK_BYTES).await.unwrap();
+                assert_eq!(beside, block(0));
+            });
+        }
+    }
+}
+
+#[test]
+fn a_cache_of_a_later_version_is_refused_and_not_changed() {
+    let base = base();
+    for copy in COPIES {
+        let disk = base.disk.copy(1);
+        let mut superblock = disk.peek(copy, BLOCK_BYTES as usize);
+        seal(&mut superblock, b"CVLTSUPR", CACHE_VERSION + 1);
+        run(async {
+            disk.write(copy, vec![superblock.into()]).await.unwrap();
+            disk.sync().await.unwrap();
+            let before = disk.digest();
+            let (at, remote) = (Arc::new(disk.clone()), Arc::new(base.store.copy()));
+            let opened = Cache::open(at.clone(), remote.clone(), config(6)).await;
+            assert!(matches!(opened, Err(Error::Later { .. })), "{opened:?}");
+            let made = Cache::create(at, remote, LOG, config(6)).await;
+            assert!(matches!(made, Err(Error::Exists { .. })), "{made:?}");
+            assert_eq!(disk.digest(), before);
+        });
+    }
+}
+
+#[test]
+fn a_copy_that_cannot_be_read_takes_no_more_than_one_that_is_damaged() {
+    let base = base();
+    let older = base.headers.map(|[_, older]| older);
+    let places = [&base.superblocks[..], &base.volume_pages, &older];
+    let places = [&places.concat()[..], &[base.layout.directory_at, base.maps[0]]].concat();
+    for at in places {
+        let (disk, store) = (base.disk.copy(1), base.store.copy());
+        disk.make_unreadable(at, 512);
+        run(async {
+            let cache = Cache::open(Arc::new(disk), Arc::new(store), config(2)).await.unwrap();
+            let volume = cache.volume(&name()).unwrap();
+            for (offset, tag) in EXPECTED {
+                let found = volume.read_vec(offset, BLOCK_BYTES).await;
+                let found = found.unwrap_or_else(|e| panic!("unreadable at {at}: {e}"));
+                assert_eq!(found, block(tag), "unreadable at {at}");
+            }
+        });
+    }
 }

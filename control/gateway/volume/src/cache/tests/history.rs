@@ -24,6 +24,8 @@ struct Block {
     versions: Vec<Version>,
     /// The oldest version that a power cut may leave.
     floor: usize,
+    /// The oldest version that the store may have.
+    stored: usize,
 }
 
 /// What is known of a volume.
@@ -31,6 +33,8 @@ struct Block {
 pub(super) struct History {
     blocks: BTreeMap<u64, Block>,
     now: u64,
+    /// The store has a cut of this moment or of a later one.
+    stored: u64,
 }
 
 /// Changes to blocks that were asked for together.
@@ -56,6 +60,7 @@ impl History {
                 answered: Some(0),
             }],
             floor: 0,
+            stored: 0,
         })
     }
 
@@ -78,10 +83,15 @@ impl History {
         while at < end {
             let block = at / BLOCK as u64;
             let stop = end.min((block + 1) * BLOCK as u64);
-            let mut content = self.newest(block).as_ref().clone();
-            let from = (at % BLOCK as u64) as usize;
-            content[from..from + (stop - at) as usize]
-                .copy_from_slice(&data[(at - offset) as usize..(stop - offset) as usize]);
+            let part = &data[(at - offset) as usize..(stop - offset) as usize];
+            let content = if part.len() == BLOCK {
+                part.to_vec()
+            } else {
+                let mut content = self.newest(block).as_ref().clone();
+                let from = (at % BLOCK as u64) as usize;
+                content[from..from + part.len()].copy_from_slice(part);
+                content
+            };
             let versions = &mut self.block(block).versions;
             asked.0.push((block, versions.len()));
             versions.push(Version { content: Arc::new(content), issued: now, answered: None });
@@ -152,6 +162,24 @@ impl History {
         }
     }
 
+    /// Notes that the store has what was answered before `asked`.
+    pub(super) fn uploaded(&mut self, asked: u64) {
+        self.tick();
+        self.stored = self.stored.max(asked);
+    }
+
+    /// Notes that the store has a change that was answered, and with it what was answered before that was asked
+    /// for.
+    pub(super) fn change_uploaded(&mut self, asked: &Asked) {
+        self.tick();
+        for (number, version) in &asked.0 {
+            let block = self.block(*number);
+            block.stored = block.stored.max(*version);
+            let issued = block.versions[*version].issued;
+            self.stored = self.stored.max(issued);
+        }
+    }
+
     /// Checks what a block reads as after a crash, and goes on from that.
     pub(super) fn observe(&mut self, block: u64, found: &[u8], killed: bool) -> Result<(), String> {
         let now = self.tick();
@@ -183,62 +211,90 @@ impl History {
     }
 
     /// Checks that contents of all touched blocks are one cut: at some moment, everything answered before
-    /// is there and nothing asked for later.
-    pub(super) fn is_cut(&self, image: &BTreeMap<u64, Vec<u8>>) -> Result<(), String> {
-        let mut moments: Vec<u64> = self
-            .blocks
-            .values()
-            .flat_map(|block| &block.versions)
-            .flat_map(|version| [Some(version.issued), version.answered])
-            .flatten()
-            .collect();
-        moments.sort_unstable();
-        moments.dedup();
-        if moments.is_empty() {
-            return Ok(());
+    /// is there and nothing asked for later. That moment must not lie before what the store was said to have, nor
+    /// before the first at which an earlier image was one.
+    pub(super) fn is_cut(&mut self, image: &BTreeMap<u64, Vec<u8>>) -> Result<(), String> {
+        match self.cut_since(self.stored, image) {
+            Ok(moment) => {
+                // The cut may be of a later moment; all that follow are of this one or of later ones.
+                self.stored = moment;
+                Ok(())
+            }
+            Err(why) => Err(match self.cut_since(0, image) {
+                Ok(moment) => format!(
+                    "the remote image is an old cut, of moment {moment}; {} was promised",
+                    self.stored
+                ),
+                Err(_) => format!("the remote image is no cut; at the last moment: {why}"),
+            }),
         }
-        // Which versions each block may be: contents are compared once, not at each moment.
+    }
+
+    /// The first moment, of those since `since`, at which contents of all touched blocks are a cut; else why they
+    /// are none at the last.
+    fn cut_since(&self, since: u64, image: &BTreeMap<u64, Vec<u8>>) -> Result<u64, String> {
+        // Between two events nothing changes.
+        let mut moments = vec![since];
         let mut found = Vec::with_capacity(self.blocks.len());
         for (number, block) in &self.blocks {
             let content = image.get(number).map_or(&[][..], Vec::as_slice);
-            let same = |version: &Version| version.content.as_slice() == content;
-            found.push((*number, block, block.versions.iter().map(same).collect::<Vec<bool>>()));
+            // Older ones are no more in any cut since then. Contents are compared once, not at each moment.
+            let oldest = self.oldest(block, since);
+            let versions = &block.versions[oldest..];
+            let same = versions.iter().map(|version| version.content.as_slice() == content);
+            found.push(Found { number: *number, block, oldest, same: same.collect() });
+            let events = versions.iter().flat_map(|v| [Some(v.issued), v.answered]).flatten();
+            moments.extend(events.filter(|event| *event > since));
         }
-        // The latest first: that is what it mostly is.
+        moments.sort_unstable();
+        moments.dedup();
         let mut why = String::new();
-        for moment in moments.iter().rev() {
-            match fits(*moment, &found) {
-                Ok(()) => return Ok(()),
-                Err(reason) if why.is_empty() => why = reason,
-                Err(_) => {}
+        for moment in moments {
+            match self.fits(moment, &found) {
+                Ok(()) => return Ok(moment),
+                Err(reason) => why = reason,
             }
         }
-        Err(format!("the remote image is no cut; at the last moment: {why}"))
+        Err(why)
+    }
+
+    /// The oldest version of a block that a cut of `moment` may hold.
+    fn oldest(&self, block: &Block, moment: u64) -> usize {
+        let is_answered = |version: &Version| version.answered.is_some_and(|at| at <= moment);
+        let answered = block.versions.iter().rposition(is_answered).unwrap_or(0);
+        if moment < self.stored { answered } else { answered.max(block.stored) }
+    }
+
+    /// Whether all blocks are what they may be at `moment`.
+    fn fits(&self, moment: u64, found: &[Found<'_>]) -> Result<(), String> {
+        for Found { number, block, oldest, same } in found {
+            let base = self.oldest(block, moment);
+            let mut versions = block.versions.iter().enumerate().skip(base);
+            let is_legal = versions.any(|(i, version)| {
+                let in_flight =
+                    version.issued <= moment && version.answered.is_none_or(|at| at >= moment);
+                same[i - oldest] && (i == base || in_flight)
+            });
+            if !is_legal {
+                let which = same.iter().rposition(|same| *same).map(|i| i + oldest);
+                return Err(format!(
+                    "block {number} is version {which:?}, expected {base} of {}",
+                    block.versions.len()
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
-/// Whether blocks of which some versions are the same as what was found are what they may be at `moment`.
-fn fits(moment: u64, found: &[(u64, &Block, Vec<bool>)]) -> Result<(), String> {
-    for (number, block, same) in found {
-        let base = block
-            .versions
-            .iter()
-            .rposition(|version| version.answered.is_some_and(|at| at <= moment))
-            .unwrap_or(0);
-        let legal = block.versions.iter().zip(same).enumerate().any(|(i, (version, same))| {
-            let in_flight =
-                version.issued <= moment && version.answered.is_none_or(|at| at >= moment);
-            *same && (i == base || (i > base && in_flight))
-        });
-        if !legal {
-            let which = same.iter().rposition(|same| *same);
-            return Err(format!(
-                "block {number} is version {which:?}, expected {base} of {}",
-                block.versions.len()
-            ));
-        }
-    }
-    Ok(())
+/// A block of an image, and which of its versions it may be.
+struct Found<'a> {
+    number: u64,
+    block: &'a Block,
+    /// Which version the first of `same` is about.
+    oldest: usize,
+    /// Whether the versions from there on are what the image holds.
+    same: Vec<bool>,
 }
 
 /// Says briefly what is in a block.
@@ -248,4 +304,48 @@ fn describe(content: &[u8]) -> String {
         .map(|sector| format!("{:02x?}", &sector[..8.min(sector.len())]))
         .collect();
     words.join(" ")
+}
+
+/// Block 0 filled with `tag`, asked for and answered.
+fn write(history: &mut History, tag: u8, durable: bool) -> Asked {
+    let asked = history.ask(0, &[tag; BLOCK]);
+    history.answer(&asked, durable);
+    asked
+}
+
+#[test]
+fn a_cut_is_not_older_than_what_was_promised_or_seen_before() {
+    let image = |tag: u8| BTreeMap::from([(0, vec![tag; BLOCK])]);
+    let old = |history: &mut History, tag| {
+        let found = history.is_cut(&image(tag));
+        found.is_err_and(|why| why.contains("is an old cut"))
+    };
+    let mut history = History::default();
+    write(&mut history, 1, false);
+    write(&mut history, 2, false);
+    history.clone().is_cut(&image(0)).unwrap();
+    // What was seen once stays.
+    history.is_cut(&image(2)).unwrap();
+    assert!(old(&mut history, 0));
+    // The write of 2 was under way at the first moment of that cut.
+    history.clone().is_cut(&image(1)).unwrap();
+    // An upload was answered.
+    let asked = history.tick();
+    history.uploaded(asked);
+    assert!(old(&mut history, 1));
+    history.is_cut(&image(2)).unwrap();
+    let none = history.is_cut(&image(9)).unwrap_err();
+    assert!(none.contains("is no cut"), "{none}");
+    // What a power cut took is in no cut.
+    write(&mut history, 3, false);
+    history.clone().is_cut(&image(3)).unwrap();
+    history.observe(0, &[2; BLOCK], false).unwrap();
+    history.is_cut(&image(2)).unwrap();
+    assert!(history.is_cut(&image(3)).is_err());
+    // An answer said that the store has it.
+    let asked = write(&mut history, 4, true);
+    history.is_cut(&image(2)).unwrap();
+    history.change_uploaded(&asked);
+    assert!(old(&mut history, 2));
+    history.is_cut(&image(4)).unwrap();
 }

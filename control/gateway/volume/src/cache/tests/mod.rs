@@ -1,13 +1,17 @@
-//! Tests of the cache. [`history`] is the model, [`world`] runs a cache against it on a simulated disk
-//! and store; the other files use them.
+//! Tests of the cache. [`history`] is the model, [`world`] has a cache and compares it with that on a simulated
+//! disk and store, [`runs`] does so at random and [`enumerate`] in order; the other files use them.
 
 mod enumerate;
 mod faults;
 mod fitness;
 mod flips;
 mod history;
+mod limits;
 mod ownership;
 mod plants;
 mod random;
+mod reads;
+mod runs;
+mod uploads;
 mod volumes;
 mod world;

@@ -8,7 +8,9 @@ use super::super::{Cache, Volume, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
+use crate::format::REMOTE_VERSION;
 use crate::format::root::{Root, RootState};
+use crate::remote::Store;
 use crate::remote::sim::SimStore;
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
@@ -158,12 +160,148 @@ fn a_deleted_volume_is_gone_for_everybody_and_its_name_is_free() {
         let new = second.create_volume(&name(), SIZE, options).await.unwrap();
         assert!(new.status().unwrap().epoch > epoch);
         assert_eq!(tags(&new).await, [0; 4]);
-        // The first one's volume is another of that name.
-        assert!(matches!(old.upload().await, Err(Error::Superseded { .. })));
+        // The first one's volume is another of that name, and is gone: nothing of it is served any more.
+        let refused = old.upload().await;
+        assert!(matches!(refused, Err(Error::OtherVolume { .. })), "{refused:?}");
+        assert!(matches!(old.read(0, 1).await, Err(Error::NotServed { .. })));
+        assert!(matches!(old.write(0, block(2), false).await, Err(Error::NotServed { .. })));
+        let range = first.export_quarantine(&name()).unwrap().next().await.unwrap().unwrap();
+        assert_eq!((range.offset, range.data), (0, Some(block(1))));
+        first.forget_volume(&name()).await.unwrap();
         new.write(0, block(9), false).await.unwrap();
         new.upload().await.unwrap();
         assert_eq!(second.stored_volumes().await.unwrap(), [name()]);
     });
+}
+
+/// A store that is not ours, with another volume of the same name: of our epoch, or of a later one.
+async fn wrong_store(is_later: bool) -> SimStore {
+    let (store, options) = (SimStore::new(3), VolumeOptions::default());
+    let first = other(&store, 3).await;
+    let mut volume = first.create_volume(&name(), SIZE, options).await.unwrap();
+    let second = other(&store, 4).await;
+    if is_later {
+        volume = second.attach_volume(&name(), options, true).await.unwrap();
+    }
+    volume.write(0, block(9), false).await.unwrap();
+    volume.upload().await.unwrap();
+    store
+}
+
+#[test]
+fn a_start_with_the_wrong_store_takes_nothing_away() {
+    for is_later in [false, true] {
+        let (disk, store) = base();
+        run(async {
+            let wrong = wrong_store(is_later).await;
+            let cache = open(&disk, &wrong, 1).await;
+            let volume = cache.volume(&name()).unwrap();
+            // Nobody knows yet.
+            assert_eq!(tag(&volume, 1).await, 2);
+            volume.write(3 * CHUNK_BYTES, block(4), true).await.unwrap();
+            let before = wrong.peek("v/root");
+            let refused = volume.upload().await;
+            assert!(matches!(refused, Err(Error::OtherVolume { .. })), "{refused:?}");
+            let said = refused.unwrap_err().to_string();
+            assert!(said.contains("is --store right?"), "{said}");
+            if is_later {
+                // What clients are to do with it nobody can tell.
+                assert!(matches!(volume.read(0, 1).await, Err(Error::NotServed { .. })));
+            } else {
+                assert_eq!((tag(&volume, 1).await, tag(&volume, 3).await), (2, 4));
+                let read = volume.read(2 * CHUNK_BYTES, 1).await;
+                assert!(matches!(read, Err(Error::OtherVolume { .. })), "{read:?}");
+                for failed in
+                    [cache.delete_volume(&name()).await, cache.release_volume(&name()).await]
+                {
+                    assert!(matches!(failed, Err(Error::OtherVolume { .. })), "{failed:?}");
+                }
+                volume.write(3 * CHUNK_BYTES, block(5), true).await.unwrap();
+            }
+            assert_eq!(wrong.peek("v/root"), before);
+            assert!(wrong.paths().iter().all(|path| !path.starts_with("bystander")));
+            drop(cache);
+            disk.restart(Survivors::All);
+            let cache = open(&disk, &store, 2).await;
+            let volume = cache.volume(&name()).unwrap();
+            volume.upload().await.unwrap();
+            assert_eq!(tags(&volume).await, [1, 2, 0, if is_later { 4 } else { 5 }]);
+            bystander_is_whole(&cache).await;
+            let third = other(&store.copy(), 3).await;
+            let found = third.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
+            assert_eq!(tag(&found, 1).await, 2);
+        });
+    }
+}
+
+#[test]
+fn a_volume_goes_on_when_the_store_has_the_right_one_again_or_is_forgotten() {
+    let (disk, store) = base();
+    run(async {
+        let cache = open(&disk, &store, 1).await;
+        let volume = cache.volume(&name()).unwrap();
+        // Somebody removed its root with the store's own tools, and made another volume.
+        let ours = store.peek("v/root").unwrap();
+        store.remove("v/root");
+        let second = other(&store, 2).await;
+        let options = VolumeOptions::default();
+        second.create_volume(&name(), SIZE, options).await.unwrap();
+        for _ in 0..2 {
+            let refused = volume.upload().await;
+            assert!(matches!(refused, Err(Error::OtherVolume { .. })), "{refused:?}");
+        }
+        let theirs = store.peek("v/root").unwrap();
+        store.remove("v/root");
+        Store::create(&store, "v/root", ours).await.unwrap();
+        // One that is served is not forgotten.
+        let forgotten = cache.forget_volume(&name()).await;
+        assert!(matches!(forgotten, Err(Error::Served { .. })), "{forgotten:?}");
+        volume.upload().await.unwrap();
+        assert_eq!(tags(&volume).await, [1, 2, 0, 0]);
+        store.remove("v/root");
+        Store::create(&store, "v/root", theirs).await.unwrap();
+        cache.forget_volume(&name()).await.unwrap();
+        assert!(matches!(cache.volume(&name()), Err(Error::NoVolume { .. })));
+        bystander_is_whole(&cache).await;
+    });
+}
+
+#[test]
+fn of_two_who_take_or_make_a_volume_at_once_one_gets_it() {
+    for take in [true, false] {
+        run(async {
+            let store = SimStore::new(1);
+            let (first, second) = (other(&store, 1).await, other(&store, 2).await);
+            let options = VolumeOptions::default();
+            if take {
+                let old = first.create_volume(&name(), SIZE, options).await.unwrap();
+                old.write(0, block(1), false).await.unwrap();
+                old.upload().await.unwrap();
+            }
+            let get = async || {
+                if take {
+                    second.attach_volume(&name(), options, true).await
+                } else {
+                    second.create_volume(&name(), SIZE, options).await
+                }
+            };
+            let got: [_; 3] = tokio::join!(get(), get(), get()).into();
+            let mut won = 0;
+            for got in got {
+                match got {
+                    Ok(volume) => {
+                        won += 1;
+                        volume.write(CHUNK_BYTES, block(2), false).await.unwrap();
+                        volume.upload().await.unwrap();
+                        assert_eq!(tags(&volume).await, [u8::from(take), 2, 0, 0]);
+                    }
+                    Err(Error::VolumeExists { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            assert_eq!((won, second.volumes().len()), (1, 1));
+        });
+    }
 }
 
 #[test]
@@ -359,4 +497,27 @@ fn a_volume_half_made_or_half_taken_is_taken_by_asking_again() {
         },
     );
     assert!(crashes > 5, "{crashes} crashes");
+}
+
+#[test]
+fn a_root_that_is_too_long_or_of_a_later_version_is_called_so() {
+    run(async {
+        let store = SimStore::new(1);
+        let cache = other(&store, 1).await;
+        let mut later = vec![0; 100 << 10];
+        crate::format::seal(&mut later, b"CVLTROOT", REMOTE_VERSION + 1);
+        for (root, why) in [(vec![7; 2 << 20], "2097152 bytes"), (later, "format version 2")] {
+            Store::create(&store, "v/root", root.into()).await.unwrap();
+            let begun = tokio::time::Instant::now();
+            match cache.attach_volume(&name(), VolumeOptions::default(), true).await {
+                Err(Error::RemoteDamaged { path, cause, .. }) => {
+                    assert!(path == "v/root" && cause.contains(why), "{cause}");
+                }
+                other => panic!("{other:?}"),
+            }
+            assert!(begun.elapsed() < std::time::Duration::from_secs(1), "it was tried again");
+            assert_eq!(cache.stored_volumes().await.unwrap(), [name()]);
+            store.remove("v/root");
+        }
+    });
 }

@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::world::{Seen, busy_run, long_run};
+use super::runs::{SEEDS, busy_run, full_log_run, long_run};
+use super::world::{Fault, Seen};
+use crate::disk::sim::Survivors;
 
 /// Least number of crashes in a run.
 pub(super) const CRASHES: u64 = 3;
@@ -40,7 +42,7 @@ fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
                 return;
             }
             match long_run(seed, CRASHES, OPERATIONS) {
-                Ok(more) => seen.lock().unwrap().add(&more),
+                Ok(world) => seen.lock().unwrap().add(&world.seen),
                 Err(fault) => {
                     next.store(u64::MAX / 2, Ordering::Relaxed);
                     panic!("CULVERT_SEED={seed} CULVERT_SEEDS=1: {fault}");
@@ -60,15 +62,18 @@ fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
         return;
     }
     assert!(seen.crashes >= CRASHES * count && seen.operations >= OPERATIONS * count, "{seen:?}");
+    assert!(seen.cuts_compared >= count, "{seen:?}");
     for (what, times) in [
+        ("kills after which everything was read", seen.kills_checked),
         ("torn tails of the log", seen.torn_tails),
         ("crashes while records were moved", seen.in_destage),
         ("crashes in a publication", seen.in_publication),
-        ("crashes when the root was ahead", seen.root_ahead),
         ("crashes in recovery", seen.in_recovery),
         ("planned stops", seen.stops),
         ("evictions", seen.evicted),
         ("cuts", seen.cuts),
+        ("checkpoints", seen.checkpoints),
+        ("answers of remote durability", seen.remote_flushes),
         ("puts whose answer was lost", seen.lost_answers),
         ("late puts", seen.late_puts),
         ("short reads", seen.short_reads),
@@ -76,18 +81,45 @@ fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
         assert!(times >= count / 20, "too few {what}: {seen:?}");
     }
     // A hundredth of the runs has one of these.
-    for (what, times) in
-        [("crashes in a validation", seen.in_validation), ("stale lists", seen.stale_lists)]
-    {
+    for (what, times) in [
+        ("crashes when the root was ahead", seen.root_ahead),
+        ("crashes in a validation", seen.in_validation),
+        ("stale lists", seen.stale_lists),
+    ] {
         assert!(times >= count / 200, "too few {what}: {seen:?}");
+    }
+}
+
+/// Runs of which none finds a fault.
+fn find_none(run: fn(u64) -> Result<(), Fault>) {
+    for seed in 1..=SEEDS {
+        if let Err(fault) = run(seed) {
+            panic!("seed {seed}: {fault}");
+        }
     }
 }
 
 #[test]
 fn a_cut_beside_writes_is_a_cut() {
-    for seed in 1..=30 {
-        if let Err(fault) = busy_run(seed) {
-            panic!("seed {seed}: {fault}");
-        }
+    find_none(busy_run);
+}
+
+#[test]
+fn space_of_the_log_is_used_again_only_when_nothing_needs_it() {
+    find_none(full_log_run);
+}
+
+#[test]
+fn a_seed_does_the_same_again() {
+    for seed in 1..=16 {
+        let [first, again] = [(); 2].map(|()| match long_run(seed, CRASHES, OPERATIONS) {
+            Ok(world) => {
+                world.disk.restart(Survivors::All);
+                let (disk, puts) = (world.disk.digest(), world.store.puts());
+                (world.seen, world.disk.counts(), disk, puts, world.history.clock())
+            }
+            Err(fault) => panic!("CULVERT_SEED={seed} CULVERT_SEEDS=1: {fault}"),
+        });
+        assert_eq!(first, again, "seed {seed}");
     }
 }

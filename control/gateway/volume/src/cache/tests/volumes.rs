@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{Cache, Config, VolumeOptions};
+use super::runs::SEEDS;
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{Rng, SimDisk};
 use crate::error::Error;
@@ -24,8 +25,17 @@ fn block(tag: u8) -> Bytes {
     Bytes::from(vec![tag; BLOCK_BYTES as usize])
 }
 
+/// How a change of owner went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Change {
+    /// Whether the first owner's upload was in the store before the second came.
+    is_uploaded: bool,
+    /// Puts that came too late for their condition, after they were answered with an error.
+    too_late: u64,
+}
+
 /// One owner uploads while another takes over, as when the first was stopped and goes on later.
-pub(super) fn two_owners(seed: u64) -> Result<(), String> {
+pub(super) fn two_owners(seed: u64) -> Result<Change, String> {
     run(async {
         let mut rng = Rng::new(seed);
         let store = SimStore::new(seed);
@@ -54,7 +64,7 @@ pub(super) fn two_owners(seed: u64) -> Result<(), String> {
             Ok::<_, Error>(new)
         };
         let (uploaded, new) = tokio::join!(old.upload(), take);
-        let new = new.map_err(|e| e.to_string())?;
+        let new = new.map_err(|e| format!("the second owner: {e}"))?;
         match &uploaded {
             Ok(_) | Err(Error::Superseded { .. }) => {}
             Err(error) => return Err(format!("the first owner's upload: {error}")),
@@ -91,17 +101,25 @@ pub(super) fn two_owners(seed: u64) -> Result<(), String> {
         if tags[0] == 1 && (a, b) != (Some(2), Some(3)) {
             return Err(format!("the quarantine lacks what was not uploaded: {quarantine:?}"));
         }
-        Ok(())
+        Ok(Change { is_uploaded: tags[0] == 2, too_late: store.faults().too_late })
     })
 }
 
 #[test]
 fn a_superseded_owner_uploads_nothing_and_keeps_its_data_for_export() {
-    for seed in 1..=150 {
-        if let Err(fault) = two_owners(seed) {
-            panic!("seed {seed}: {fault}");
+    let (mut in_time, mut too_late) = (0, 0);
+    for seed in 1..=SEEDS {
+        match two_owners(seed) {
+            Ok(change) => {
+                in_time += u64::from(change.is_uploaded);
+                too_late += change.too_late;
+            }
+            Err(fault) => panic!("seed {seed}: {fault}"),
         }
     }
+    // Now the one was faster and now the other, and some puts arrived when they were not wanted any more.
+    assert!((1..SEEDS).contains(&in_time), "{in_time} in time");
+    assert!(too_late > 0);
 }
 
 #[test]

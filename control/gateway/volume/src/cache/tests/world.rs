@@ -9,13 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{Cache, Config, Volume, VolumeOptions};
-use super::history::History;
-use crate::disk::sim::{Rng, SimDisk, Survivors};
+use super::history::{Asked, History};
+use crate::disk::sim::{Rng, SimDisk};
 use crate::error::Error;
 use crate::format::BLOCK;
 use crate::format::root::Root;
 use crate::format::superblock::{Layout, VOLUME_PAGES};
-use crate::format::volume_page::VolumePage;
+use crate::format::volume_page::{Durability, VolumePage};
 use crate::remote::StoreError;
 use crate::remote::sim::SimStore;
 use crate::volume_name::VolumeName;
@@ -26,15 +26,18 @@ pub(super) const LOG: u64 = 256 << 10;
 pub(super) const CHUNKS: u64 = 4;
 
 /// What a run did, to prove that it went where the danger is.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) operations: u64,
     pub(super) crashes: u64,
+    /// Deaths of the process alone after which everything was read.
+    pub(super) kills_checked: u64,
     /// Writes to the log that a power cut tore.
     pub(super) torn_tails: u64,
     /// Crashes when slots were written whose records were not dropped from the map yet.
     pub(super) in_destage: u64,
-    /// Crashes after the intention to put a root was on the disk, and before its success was.
+    /// Crashes after the intention to put a root was on the disk, and before its success was. What an earlier
+    /// crash left of that does not count.
     pub(super) in_publication: u64,
     /// Those of them when the root was in the store.
     pub(super) root_ahead: u64,
@@ -46,7 +49,10 @@ pub(super) struct Seen {
     pub(super) evicted: u64,
     pub(super) cuts: u64,
     pub(super) checkpoints: u64,
+    /// Images of the store that were compared with the model.
     pub(super) cuts_compared: u64,
+    /// Answers that promised that everything is in the store.
+    pub(super) remote_flushes: u64,
     pub(super) lost_answers: u64,
     pub(super) late_puts: u64,
     pub(super) short_reads: u64,
@@ -57,6 +63,7 @@ impl Seen {
     pub(super) fn add(&mut self, other: &Seen) {
         self.operations += other.operations;
         self.crashes += other.crashes;
+        self.kills_checked += other.kills_checked;
         self.torn_tails += other.torn_tails;
         self.in_destage += other.in_destage;
         self.in_publication += other.in_publication;
@@ -68,6 +75,7 @@ impl Seen {
         self.cuts += other.cuts;
         self.checkpoints += other.checkpoints;
         self.cuts_compared += other.cuts_compared;
+        self.remote_flushes += other.remote_flushes;
         self.lost_answers += other.lost_answers;
         self.late_puts += other.late_puts;
         self.short_reads += other.short_reads;
@@ -84,12 +92,22 @@ pub(super) struct World {
     pub(super) created: bool,
     next_tag: u64,
     /// Whether the store fails now and then.
-    faulty: bool,
+    pub(super) faulty: bool,
     lazy: bool,
+    /// What FLUSH and FUA promise.
+    durability: Durability,
     /// Whether everything was read since the last crash.
-    observed: bool,
-    /// The root that was last found to be a cut.
-    compared: Option<Bytes>,
+    pub(super) observed: bool,
+    /// What was read last from the store alone.
+    image: Option<Image>,
+}
+
+/// What a volume holds by the store alone.
+#[derive(Clone)]
+struct Image {
+    root: Option<Bytes>,
+    /// All blocks that were touched by then.
+    blocks: BTreeMap<u64, Vec<u8>>,
 }
 
 impl Clone for World {
@@ -100,7 +118,7 @@ impl Clone for World {
             store: self.store.copy(),
             history: self.history.clone(),
             rng: self.rng.clone(),
-            compared: self.compared.clone(),
+            image: self.image.clone(),
             ..*self
         }
     }
@@ -144,6 +162,8 @@ impl World {
         let slots = 2 + rng.below(3);
         let store = SimStore::new(seed);
         let faulty = rng.one_in(3);
+        // Cuts take most of the time of a run that makes one for each FLUSH.
+        let is_remote = seed % 8 == 7;
         World {
             disk: SimDisk::new(disk_len(slots), seed),
             store,
@@ -153,8 +173,9 @@ impl World {
             faulty,
             next_tag: 0,
             lazy: rng.one_in(2),
+            durability: if is_remote { Durability::Remote } else { Durability::Local },
             observed: false,
-            compared: None,
+            image: None,
             rng,
         }
     }
@@ -173,9 +194,8 @@ impl World {
         }
         if !self.created {
             let cache = Cache::create(disk, store, LOG, config).await?;
-            let volume = cache
-                .create_volume(&name(), CHUNKS * CHUNK_BYTES, VolumeOptions::default())
-                .await?;
+            let options = VolumeOptions { durability: self.durability, dirty_quota: 0 };
+            let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await?;
             self.created = true;
             if self.faulty {
                 self.store.fail_one_in(5);
@@ -226,12 +246,23 @@ impl World {
     fn data(&mut self, len: u64) -> Bytes {
         self.next_tag += 1;
         let word = self.next_tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut bytes = Vec::with_capacity(len as usize + 512);
-        for sector in 0..len.div_ceil(512) {
-            bytes.extend(word.rotate_left((sector % 64) as u32).to_le_bytes().repeat(512 / 8));
+        let mut bytes = vec![0; len as usize];
+        for (number, sector) in bytes.chunks_mut(512).enumerate() {
+            let word = word.rotate_left((number % 64) as u32).to_le_bytes();
+            for part in sector.chunks_mut(word.len()) {
+                part.copy_from_slice(&word[..part.len()]);
+            }
         }
-        bytes.truncate(len as usize);
         Bytes::from(bytes)
+    }
+
+    /// Notes the answer to a change.
+    fn answered(&mut self, asked: &Asked, fua: bool) {
+        self.history.answer(asked, fua);
+        if fua && self.durability == Durability::Remote {
+            self.seen.remote_flushes += 1;
+            self.history.change_uploaded(asked);
+        }
     }
 
     pub(super) async fn write(
@@ -244,7 +275,7 @@ impl World {
         let data = self.data(len);
         let asked = self.history.ask(offset, &data);
         volume.write(offset, data, fua).await?;
-        self.history.answer(&asked, fua);
+        self.answered(&asked, fua);
         Ok(())
     }
 
@@ -267,13 +298,32 @@ impl World {
         } else {
             volume.write_zeroes(offset, len, fua).await?;
         }
-        self.history.answer(&asked, fua);
+        self.answered(&asked, fua);
         Ok(())
     }
 
     pub(super) async fn flush(&mut self, volume: &Volume) -> Result<(), Error> {
         let asked = self.history.tick();
         volume.flush().await?;
+        self.history.flushed(asked);
+        if self.durability == Durability::Remote {
+            self.seen.remote_flushes += 1;
+            self.history.uploaded(asked);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn upload(&mut self, volume: &Volume) -> Result<(), Error> {
+        let asked = self.history.tick();
+        volume.upload().await?;
+        self.history.uploaded(asked);
+        Ok(())
+    }
+
+    /// Stops as planned, after which a power cut takes nothing.
+    pub(super) async fn close(&mut self, cache: Cache) -> Result<(), Error> {
+        let asked = self.history.tick();
+        cache.close().await?;
         self.history.flushed(asked);
         Ok(())
     }
@@ -329,7 +379,7 @@ impl World {
         let smaller = (CHUNKS - 1) * CHUNK_BYTES + blocks * BLOCK_BYTES;
         let asked = self.history.ask_zeros(smaller, size);
         volume.resize(smaller).await?;
-        self.history.answer(&asked, true);
+        self.answered(&asked, true);
         volume.resize(size).await
     }
 
@@ -350,11 +400,10 @@ impl World {
             82..86 => {
                 cache.evict(1 + self.rng.below(3) as usize).await?;
             }
-            86..90 => {
-                volume.upload().await?;
-            }
+            86..90 => self.upload(volume).await?,
             90..93 => {
                 // An upload beside writes.
+                let asked = self.history.tick();
                 let writes = async {
                     for _ in 0..4 {
                         let (offset, len) = self.range();
@@ -366,6 +415,7 @@ impl World {
                 };
                 let (uploaded, written) = tokio::join!(volume.upload(), writes);
                 uploaded?;
+                self.history.uploaded(asked);
                 written?;
             }
             93..95 => {
@@ -395,8 +445,6 @@ impl World {
 
     /// Reads every block that was ever touched, after a crash.
     pub(super) async fn observe(&mut self, volume: &Volume, killed: bool) -> Result<(), Fault> {
-        // What survived says what the root must be a cut of.
-        self.compared = None;
         let mut touched = self.history.touched();
         // Validation must not depend on the order.
         if self.rng.one_in(2) {
@@ -406,26 +454,42 @@ impl World {
             let found = volume.read_vec(block * BLOCK_BYTES, BLOCK_BYTES).await?;
             self.history.observe(block, &found, killed).map_err(Fault::Wrong)?;
         }
+        self.seen.kills_checked += u64::from(killed);
         Ok(())
     }
 
-    /// Opens the volume from the store alone, as after the loss of the cache, and checks that it is a cut.
+    /// Checks that what the store alone has is a cut, and one as new as was promised.
     pub(super) fn compare_remote(&mut self) -> Result<(), Fault> {
-        let root = self.store.peek(&format!("{}/root", name()));
-        if !self.created || root == self.compared {
+        if !self.created {
             return Ok(());
         }
-        self.compared = root;
-        self.seen.cuts_compared += 1;
+        let root = self.store.peek(&format!("{}/root", name()));
+        let touched = self.history.touched();
+        let is_known = self
+            .image
+            .as_ref()
+            .is_some_and(|image| image.root == root && image.blocks.len() == touched.len());
+        if !is_known {
+            let blocks = self.read_remote(&touched)?;
+            self.image = Some(Image { root, blocks });
+            self.seen.cuts_compared += 1;
+        }
+        match &self.image {
+            Some(image) => self.history.is_cut(&image.blocks).map_err(Fault::Wrong),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the volume from the store alone, as after the loss of the cache, and reads what was touched.
+    fn read_remote(&self, touched: &[u64]) -> Result<BTreeMap<u64, Vec<u8>>, Error> {
         let store = self.store.copy();
         store.answer_at_once();
-        let image = run(async {
+        run(async {
             let disk = Arc::new(SimDisk::new(disk_len(2), 1));
             let cache = Cache::create(disk, Arc::new(store), LOG, config(1)).await?;
             let volume = cache.attach_volume(&name(), VolumeOptions::default(), true).await?;
             let mut image = BTreeMap::new();
             let size = volume.size();
-            let touched = self.history.touched();
             for run in touched.chunk_by(|a, b| a + 1 == *b) {
                 let (at, len) = (run[0] * BLOCK_BYTES, run.len() as u64 * BLOCK_BYTES);
                 // The cut may have been made while the volume was smaller.
@@ -438,8 +502,7 @@ impl World {
                 image.extend(run.iter().copied().zip(content.chunks(BLOCK).map(<[u8]>::to_vec)));
             }
             Ok::<_, Error>(image)
-        })?;
-        self.history.is_cut(&image).map_err(Fault::Wrong)
+        })
     }
 
     /// Opens the cache, checks what survived the crash before, and runs operations until `steps` writes
@@ -452,6 +515,7 @@ impl World {
     ) -> Result<End, Fault> {
         self.disk.die_at(die_after);
         self.observed = false;
+        let attempt = self.last_attempt();
         let disk = self.disk.clone();
         let mut inner = None;
         let end = run(async {
@@ -466,7 +530,7 @@ impl World {
                     self.step(&cache, &volume).await?;
                 }
                 if self.rng.one_in(2) {
-                    cache.close().await?;
+                    self.close(cache).await?;
                     self.seen.stops += 1;
                 }
                 Ok::<(), Fault>(())
@@ -500,7 +564,7 @@ impl World {
                     let is_between = state.unvalidated > 0 && counters.validated > 0;
                     self.seen.in_validation += u64::from(is_between);
                     drop(state);
-                    self.look_at_publication();
+                    self.look_at_publication(attempt);
                 }
             }
             None if end == End::Crashed => self.seen.in_recovery += 1,
@@ -514,18 +578,24 @@ impl World {
 }
 
 impl World {
-    /// Counts a crash if it came between the two writes of a volume's page that enclose a publication.
-    fn look_at_publication(&mut self) {
+    /// The nonce of the root that the volume's page says is about to be put, if any.
+    fn last_attempt(&self) -> Option<u64> {
         let copies = [VOLUME_PAGES, VOLUME_PAGES + BLOCK_BYTES];
         let pages = copies.map(|at| VolumePage::parse(&self.disk.peek(at, BLOCK)).ok());
-        let Some(page) = pages.into_iter().flatten().max_by_key(|page| page.generation) else {
+        let newest = pages.into_iter().flatten().max_by_key(|page| page.generation)?;
+        newest.attempts.last().copied()
+    }
+
+    /// Counts a crash if it came between the two writes of a volume's page that enclose a publication. `before`:
+    /// the last attempt when the session began.
+    fn look_at_publication(&mut self, before: Option<u64>) {
+        let Some(attempt) = self.last_attempt().filter(|attempt| Some(*attempt) != before) else {
             return;
         };
         let root = self.store.peek(&format!("{}/root", name()));
         let root = root.and_then(|root| Root::parse(&root).ok());
-        let is_ahead = root.is_some_and(|root| page.attempts.contains(&root.nonce));
-        self.seen.in_publication += u64::from(!page.attempts.is_empty());
-        self.seen.root_ahead += u64::from(is_ahead);
+        self.seen.in_publication += 1;
+        self.seen.root_ahead += u64::from(root.is_some_and(|root| root.nonce == attempt));
     }
 }
 
@@ -589,104 +659,4 @@ impl std::fmt::Display for Fault {
             Fault::Wrong(what) => f.write_str(what),
         }
     }
-}
-
-/// A whole run: sessions of random operations with crashes between them, and a check of everything after
-/// each. Goes on until there were so many crashes and operations.
-pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<Seen, Fault> {
-    let mut world = World::new(seed);
-    let mut killed = None;
-    loop {
-        let is_last = world.seen.crashes >= crashes && world.seen.operations >= operations;
-        let die = if is_last {
-            None
-        } else if world.rng.one_in(5) {
-            // Soon: while it is opened or made.
-            Some(1 + world.rng.below(12))
-        } else {
-            Some(1 + world.rng.below(2000))
-        };
-        let end = world.session(die, if is_last { 10 } else { 120 }, killed)?;
-        world.compare_remote()?;
-        if end == End::Finished && is_last {
-            break;
-        }
-        let was_killed = world.rng.one_in(3);
-        if was_killed {
-            world.disk.reopen();
-        } else {
-            let unsynced = world.disk.unsynced() as u64;
-            let survivors = match world.rng.below(6) {
-                0 => Survivors::None,
-                1 => Survivors::Prefix(world.rng.below(unsynced + 1) as usize),
-                2 => Survivors::AllBut(world.rng.below(unsynced) as usize),
-                _ => Survivors::Random(world.rng.draw()),
-            };
-            world.disk.restart(survivors);
-        }
-        if !world.created {
-            // It died while it was being made: nothing is promised, and it is made anew.
-            world.disk = SimDisk::new(crate::disk::Disk::len(&world.disk), world.rng.draw());
-            world.store = SimStore::new(world.rng.draw());
-        }
-        // What a kill kept and nobody looked at yet, a power cut may still take.
-        killed = Some(was_killed && (world.observed || killed == Some(true)));
-    }
-    let layout = Layout::for_len(crate::disk::Disk::len(&world.disk), LOG).unwrap();
-    world.seen.torn_tails = world.disk.torn_in(layout.log_at..layout.log_at + layout.log_len);
-    let faults = world.store.faults();
-    world.seen.lost_answers = faults.applied_then_failed;
-    world.seen.late_puts = faults.late + faults.too_late;
-    world.seen.short_reads = faults.short;
-    world.seen.stale_lists = faults.stale_lists;
-    Ok(world.seen)
-}
-
-/// Uploads with writes and destaging beside them, and a look at the store after each.
-pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
-    let mut world = World::new(seed);
-    for round in 0..4 {
-        run(async {
-            let (cache, volume) = world.open().await?;
-            if round > 0 {
-                world.observe(&volume, false).await?;
-            }
-            for _ in 0..3 {
-                world.disk.slow_reads(false);
-                for _ in 0..6 {
-                    let (offset, len) = world.range();
-                    world.write(&volume, offset, len, false).await?;
-                }
-                world.flush(&volume).await?;
-                if world.rng.one_in(2) {
-                    cache.destage().await?;
-                }
-                world.disk.slow_reads(true);
-                let waits = world.rng.below(60);
-                let writes = async {
-                    for _ in 0..waits {
-                        tokio::task::yield_now().await;
-                    }
-                    for _ in 0..5 {
-                        let (offset, len) = world.range();
-                        world.write(&volume, offset, len, false).await?;
-                        if world.rng.one_in(3) {
-                            cache.destage().await?;
-                        }
-                    }
-                    Ok::<(), Error>(())
-                };
-                let (uploaded, written) = tokio::join!(volume.upload(), writes);
-                uploaded?;
-                written?;
-                cache.evict(2).await?;
-            }
-            world.disk.slow_reads(false);
-            world.flush(&volume).await?;
-            Ok::<_, Fault>(())
-        })?;
-        world.compare_remote()?;
-        world.disk.restart(Survivors::Random(seed));
-    }
-    Ok(())
 }
