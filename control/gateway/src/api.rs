@@ -243,7 +243,8 @@ impl VolumeGateway for Api {
         &self,
         _: Request<GetGatewayInfoRequest>,
     ) -> Result<Response<GatewayInfo>, Status> {
-        let status = self.cache()?.status();
+        let cache = self.cache()?;
+        let status = cache.status();
         let counters = status.counters;
         Ok(Response::new(GatewayInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -254,6 +255,7 @@ impl VolumeGateway for Api {
             log_used_bytes: status.log.1,
             slots: status.slots.0,
             free_slots: status.slots.1,
+            dirty_slots: cache.dirty_slots(),
             unvalidated_chunks: status.unvalidated,
             unknown_slots: status.unknown_slots,
             stopped: status.stopped.unwrap_or_default(),
@@ -478,6 +480,7 @@ impl VolumeGateway for Api {
                     return Ok(());
                 }
             }
+            send(&teller, QuarantineRange { complete: true, ..empty }).await;
             Ok(())
         }))
     }

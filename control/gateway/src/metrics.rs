@@ -11,7 +11,7 @@ use culvert_metrics::{Kind, Text};
 use culvert_nbd::Server;
 use culvert_nbd::observe::{Histogram, Statistics, bucket_end};
 use culvert_nbd::proto::request::Command;
-use culvert_volume::{Cache, VolumeStatus};
+use culvert_volume::{Cache, VolumeState, VolumeStatus};
 
 use crate::exports::VolumeExports;
 use crate::store_times::StoreTimes;
@@ -117,6 +117,16 @@ fn of_cache(cache: &Cache, text: &mut Text) {
         ("culvert_cache_slots", "Slots of 4 MiB.", status.slots.0.into()),
         ("culvert_cache_free_slots", "Slots that are free.", status.slots.1.into()),
         (
+            "culvert_cache_dirty_slots",
+            "Slots with something that is not in the store yet.",
+            cache.dirty_slots().into(),
+        ),
+        (
+            "culvert_cache_unknown_slots",
+            "Slots of which nobody knows what they held.",
+            status.unknown_slots.into(),
+        ),
+        (
             "culvert_cache_unvalidated_chunks",
             "Chunks not validated since the start.",
             status.unvalidated.into(),
@@ -156,13 +166,16 @@ fn of_volumes(cache: &Cache, text: &mut Text) {
     let age = |v: &VolumeStatus| {
         now.saturating_sub(Duration::from_millis(v.published_at_ms)).as_secs_f64()
     };
-    let gauges: [(&str, &str, &Gauge<'_>); 4] = [
+    let gauges: [(&str, &str, &Gauge<'_>); 5] = [
         ("culvert_volume_bytes", "Size.", &|v| v.size as f64),
         ("culvert_volume_dirty_bytes", "Bytes not in the store yet.", &|v| v.dirty_bytes as f64),
         ("culvert_volume_watermark", "Sequence up to which the store has all.", &|v| {
             v.published as f64
         }),
         ("culvert_volume_watermark_age_seconds", "Time since the last cut.", &age),
+        ("culvert_volume_quarantined", "1 if it is in quarantine.", &|v| {
+            f64::from(u8::from(v.state == VolumeState::Quarantined))
+        }),
     ];
     for (name, help, value) in gauges {
         text.metric(name, Kind::Gauge, help);

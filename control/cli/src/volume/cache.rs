@@ -1,6 +1,7 @@
 //! `culvert cache`: how the gateway's cache is, whether what it holds is whole, and what it could not upload.
 
 use std::fs::File;
+use std::io::{Error, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -42,7 +43,7 @@ enum CacheVerb {
     ExportQuarantine {
         /// The volume.
         name: String,
-        /// The file, which must not exist yet.
+        /// The file, which must not exist yet. Until it is whole, and durable, it is FILE.part.
         file: PathBuf,
     },
 }
@@ -58,6 +59,8 @@ struct Status {
     /// Slots of 4 MiB.
     slots: u32,
     free_slots: u32,
+    /// Slots with something that is not in the store yet.
+    dirty_slots: u32,
     unvalidated_chunks: u32,
     unknown_slots: u32,
     /// Why the cache stopped; absent: it did not.
@@ -83,6 +86,7 @@ impl From<api::GatewayInfo> for Status {
             log_used_bytes: info.log_used_bytes,
             slots: info.slots,
             free_slots: info.free_slots,
+            dirty_slots: info.dirty_slots,
             unvalidated_chunks: info.unvalidated_chunks,
             unknown_slots: info.unknown_slots,
             stopped: (!info.stopped.is_empty()).then_some(info.stopped),
@@ -106,7 +110,10 @@ impl Status {
             ("cache", format!("{} ({})", self.cache, self.cache_id)),
             ("store", self.store.clone()),
             ("log", format!("{} of {} in use", Size(self.log_used_bytes), Size(self.log_bytes))),
-            ("slots of 4M", format!("{}, {} free", self.slots, self.free_slots)),
+            (
+                "slots of 4M",
+                format!("{}, {} free, {} dirty", self.slots, self.free_slots, self.dirty_slots),
+            ),
             ("chunks to validate", self.unvalidated_chunks.to_string()),
             ("blocks read", format!("{read}, {hits:.1} % from the cache")),
             ("fetched", Size(self.fetched_bytes).to_string()),
@@ -224,19 +231,36 @@ async fn export(
     name: &str,
     path: &Path,
 ) -> Result<(), CliError> {
+    let failed = |file: &Path, error| CliError::File { file: file.display().to_string(), error };
+    if path.symlink_metadata().is_ok() {
+        let error = Error::new(ErrorKind::AlreadyExists, "exists already: name another file");
+        return Err(failed(path, error));
+    }
     let request = api::ExportQuarantineRequest { name: name.to_owned() };
     let answer = gateway.calls.export_quarantine(request).await;
     let mut answers = gateway.answer(answer)?;
     // The first answer tells whether there is anything to export at all.
     let first = answers.message().await.map_err(|status| gateway.failure(&status))?;
-    let failed = |error| CliError::File { file: path.display().to_string(), error };
-    let file = File::create_new(path).map_err(failed)?;
-    let received = receive(gateway, &file, path, first, &mut answers).await;
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let file = File::create_new(&part).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => {
+            let why = "exists already: an export is under way, or was cut short; then remove it";
+            failed(&part, Error::new(ErrorKind::AlreadyExists, why))
+        }
+        _ => failed(&part, error),
+    })?;
+    let received = receive(gateway, &file, &part, first, &mut answers).await;
     if received.is_err() {
-        // A part of it would be taken for the whole, and keep the next attempt from beginning.
-        let _ = std::fs::remove_file(path);
+        // It would keep the next attempt from beginning.
+        let _ = std::fs::remove_file(&part);
     }
-    let exported = received?;
+    let exported = Exported { file: path.display().to_string(), ..received? };
+    name_whole(&part, path).map_err(|error| {
+        let why = format!("{error}; all of it is in {}", part.display());
+        failed(path, Error::new(error.kind(), why))
+    })?;
     match args.output {
         Output::Table => {
             for LostRange { offset, end } in &exported.lost {
@@ -273,9 +297,16 @@ async fn receive(
 ) -> Result<Exported, CliError> {
     let failed = |error| CliError::File { file: path.display().to_string(), error };
     let progress = Progress::bytes("exporting");
-    let mut exported = Exported { file: path.display().to_string(), ..Exported::default() };
+    let mut exported = Exported::default();
     let mut next = first;
-    while let Some(range) = next {
+    loop {
+        let Some(range) = next else {
+            // A gateway that is stopped ends its answers, too.
+            return Err(CliError::Other("the gateway did not say how it ended".to_owned()));
+        };
+        if range.complete {
+            break;
+        }
         let end = range.offset.saturating_add(range.len);
         file.set_len(range.size).map_err(failed)?;
         exported.unknown_slots = exported.unknown_slots.max(range.unknown_slots);
@@ -295,6 +326,15 @@ async fn receive(
     }
     file.sync_all().map_err(failed)?;
     Ok(exported)
+}
+
+/// Gives the file, once it is whole, its name, unless somebody else has taken that meanwhile. Name and all are
+/// durable then: what it was made of is perhaps given up next.
+fn name_whole(part: &Path, path: &Path) -> std::io::Result<()> {
+    std::fs::hard_link(part, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+    std::fs::remove_file(part)
 }
 
 /// Writes zeros, so that a range that was made zeros can be told from what is not there.

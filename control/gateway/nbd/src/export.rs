@@ -88,7 +88,8 @@ pub trait Export: Send + Sync + 'static {
     /// Brings a range into the cache; the client expects to read it soon.
     ///
     /// Called only with [`Features::cache`], for at most 4 MiB at a time, which a longer request is cut
-    /// into. The export may do as much of it as it likes, and may answer before it is done.
+    /// into, and not at all where the connection's other requests would have to wait for it. The export may do as
+    /// much of it as it likes, and may answer before it is done.
     fn cache(
         &self,
         offset: u64,

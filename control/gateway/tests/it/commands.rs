@@ -161,3 +161,26 @@ fn a_client_that_names_no_export_is_a_client_of_the_only_volume() {
     run("nbdsh", &["-c", &script]);
     gateway.stop();
 }
+
+#[test]
+fn sessions_of_different_volumes_leave_each_other_alone() {
+    let scratch = Scratch::new();
+    let gateway = Gateway::start(&scratch, &["--volume", "a=8M", "--volume", "b=8M"]);
+    let script = format!(
+        "def opened(name):\n\
+         \x20   h = nbd.NBD()\n\
+         \x20   h.set_export_name(name)\n\
+         \x20   h.connect_unix({socket:?})\n\
+         \x20   return h\n\
+         first = opened('a;session=s;generation=1')\n\
+         other = opened('b;session=s;generation=2')\n\
+         assert first.pread(512, 0) == bytes(512)\n\
+         later = opened('a;session=s;generation=2')\n\
+         try: first.pread(512, 0); raise AssertionError('the former connection still reads')\n\
+         except nbd.Error: pass\n\
+         assert other.pread(512, 0) == later.pread(512, 0) == bytes(512)\n",
+        socket = scratch.path("nbd.sock"),
+    );
+    run("nbdsh", &["-c", &script]);
+    gateway.stop();
+}

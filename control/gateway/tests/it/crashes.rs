@@ -102,6 +102,7 @@ fn a_power_cut_takes_nothing_that_was_flushed_or_written_with_fua() {
         let on_disk = disk.mounted.display().to_string();
         let gateway = Gateway::start(&scratch, &["--cache", &on_disk]);
         let writer = Writer::start(&gateway.uri("vol"), &there, syncs);
+        wait_for(|| writer.promises().durable.newest() > there.asked);
         std::thread::sleep(Duration::from_millis(400 + round * 271 % 600));
         disk.cut();
         let said = writer.end();

@@ -109,8 +109,21 @@ fn an_export_leaves_out_what_is_lost_and_says_so() {
     // One that is there is neither written nor removed.
     assert_eq!(export("vol").1, Some(2));
     assert_eq!(std::fs::read(&file).unwrap(), content);
+    // One that is cut short, here since the file may not be as large, leaves nothing that looks whole, and the next
+    // one does not write over what it left.
+    let (cut, part) = (first.path("cut.raw"), first.path("cut.raw.part"));
+    let words = ["cache", "export-quarantine", "vol", cut.to_str().unwrap()];
+    let program = culvert();
+    let limited = [&["--fsize=4096", &program][..], &words, &["--gateway", &control]].concat();
+    let killed = output("prlimit", &limited);
+    assert!(!killed.status.success() && !cut.exists(), "{killed:?}");
+    std::fs::write(&part, "left").unwrap();
+    let (code, said) = cli_fails(&first, &words);
+    assert!(code == 2 && said.contains("cut.raw.part"), "{said}");
+    assert!(std::fs::read(&part).unwrap() == b"left" && !cut.exists());
     let (file, code, said) = export("empty");
     assert!(code == Some(0) && said.contains("0 ranges"), "{said}");
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 4 << 20);
+    assert!(!first.path("empty.raw.part").exists());
     gateway.stop();
 }

@@ -251,6 +251,8 @@ fn ext4_loses_no_flushed_file_in_a_power_cut() {
             let folder = mounted.0.clone();
             move || write_files(&folder, files)
         });
+        // One is begun once the one before is flushed.
+        wait_for(|| mounted.0.join((files + 1).to_string()).exists());
         std::thread::sleep(Duration::from_millis(900 + round * 313 % 700));
         disk.cut();
         let written = writer.join().unwrap();
@@ -299,6 +301,7 @@ fn a_cache_in_a_file_of_ext4_loses_nothing_that_was_flushed_in_a_power_cut() {
         // Made in the first round, and cut from power soon after.
         let gateway = Gateway::start(&scratch, &["--cache", &cache, "--volume", "vol=2M"]);
         let writer = Writer::start(&gateway.uri("vol"), &there, Syncs::FlushAndFua);
+        wait_for(|| writer.promises().durable.newest() > there.asked);
         std::thread::sleep(Duration::from_millis(600 + round * 271 % 600));
         disk.cut();
         let said = writer.end();

@@ -136,7 +136,7 @@ fn two_options_are_all_that_an_ordinary_user_needs() {
     let scratch = Scratch::new();
     let folder = scratch.path("").display().to_string();
     let own = ["--net", "--mount", "--pid", "--fork", "--kill-child"];
-    let script = ["sh", "-euc", ORDINARY_USER, "sh", GATEWAY, &culvert(), &folder];
+    let script = ["timeout", "90", "sh", "-euc", ORDINARY_USER, "sh", GATEWAY, &culvert(), &folder];
     let output = output("unshare", &[&own[..], &script].concat());
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -161,15 +161,21 @@ fn the_tour_in_the_readme_ends_with_what_was_written() {
     assert!(tour.contains("kill -9") && tour.contains("date >"), "{tour}");
     let scratch = Scratch::new();
     let programs = std::path::Path::new(GATEWAY).parent().unwrap().display().to_string();
-    // The programs are there already; and a machine that is busy needs more time.
+    // The programs are there already; and what is waited for is not a second, but what comes of it.
     let tour = tour.replace("cargo build", "true").replace("$PWD/target/release", &programs);
+    let serves = "until culvert cache status >/dev/null 2>&1; do sleep 0.1; done";
+    let mounted = "until test -s /tmp/disk/nbd; do sleep 0.1; done";
+    let tour = tour.replace("kill -9 %1; sleep 1", "kill -9 %1; wait %1 || true");
+    let tour = tour.replace("serve; sleep 1", &format!("serve; {serves}"));
+    let tour = tour.replace("& sleep 1", &format!("& {mounted}"));
+    assert!(!tour.contains("sleep 1"), "{tour}");
     let tour = tour.replace("/tmp/", &scratch.path("").display().to_string());
-    let tour = tour.replace("sleep 1", "sleep 3");
     let tour = format!("date() {{ echo precious; }}\n{tour}");
     culvert();
     // What it leaves behind, mounts and processes, goes with its end.
     let own = ["--mount", "--pid", "--fork", "--kill-child"];
-    let output = output("unshare", &[&own[..], &["bash", "-euc", &tour]].concat());
+    let script = ["timeout", "90", "bash", "-euc", &tour];
+    let output = output("unshare", &[&own[..], &script].concat());
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("\nprecious\n") && said.contains("disk0  active  256M"), "{said}");

@@ -188,16 +188,18 @@ fails(errno.EPERM, h.trim, 4096, 0)
 assert h.pread(1, 4096) == b"a"
 h.shutdown()
 
-# Of one session the later generation puts the former out.
-first = opened("vol;session=s;generation=1")
-first.pwrite(b"1" * 512, 0)
-second = opened("vol;session=s;generation=2")
-assert second.pread(1, 0) == b"1"
-try:
-    first.pwrite(b"0" * 512, 0)
-except nbd.Error:
-    pass
-else:
-    raise AssertionError("the former connection still writes")
-assert second.pread(1, 0) == b"1"
-second.shutdown()
+# Of one session the later generation puts the former out, by whichever name of the volume each came.
+for number, (former, later) in enumerate([("vol", "vol"), ("", "vol"), ("vol", "")]):
+    session = ";session=s" + str(number)
+    first = opened(former + session)
+    first.pwrite(b"1" * 512, 0)
+    second = opened(later + session + ";generation=1")
+    assert second.pread(1, 0) == b"1"
+    try:
+        first.pwrite(b"0" * 512, 0)
+    except nbd.Error:
+        pass
+    else:
+        raise AssertionError("the former connection still writes")
+    assert second.pread(1, 0) == b"1"
+    second.shutdown()

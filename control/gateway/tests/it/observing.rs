@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::crashes::wait_for;
 use crate::support::{Gateway, Scratch, cli, free_address, run};
 
 pub(crate) fn scrape(address: &str) -> String {
@@ -64,11 +65,16 @@ fn metrics_tell_hits_misses_bytes_the_watermark_and_its_age() {
     assert_eq!(value("culvert_store_uploaded_bytes_total"), 0.0);
     std::thread::sleep(Duration::from_millis(1100));
     assert!(value("culvert_volume_watermark_age_seconds") >= 1.0);
+    // After a second of rest it moves to its slot.
+    wait_for(|| value("culvert_cache_dirty_slots") == 1.0);
     let before = value("culvert_volume_watermark");
     cli(&scratch, &["volume", "flush", "vol"]);
     assert!(value("culvert_volume_watermark") > before);
     assert!(value("culvert_volume_watermark_age_seconds") < 1.0);
     assert_eq!(value("culvert_volume_dirty_bytes"), 0.0);
+    assert_eq!(value("culvert_cache_dirty_slots"), 0.0);
+    assert_eq!(value("culvert_volume_quarantined"), 0.0);
+    assert_eq!(value("culvert_cache_unknown_slots"), 0.0);
     let uploaded = value("culvert_store_uploaded_bytes_total");
     assert!((f64::from(1 << 20)..f64::from(2 << 20)).contains(&uploaded), "{uploaded}");
     io("read -P 1 0 64k");

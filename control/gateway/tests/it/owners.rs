@@ -69,6 +69,7 @@ fn stopped_and_taken_over(uploaded: Option<u64>) {
     };
     assert!(said.contains("taken over by another gateway"), "{said}");
     assert!(cli(&first_place, &["volume", "list"]).contains("quarantined"));
+    assert_eq!(metric(&address, "culvert_volume_quarantined{volume=\"vol\"}"), 1.0);
     let read = ["-f", "raw", "-c", "read 0 4k", &uri];
     assert!(!output("qemu-io", &read).status.success(), "it still serves");
     // Everything that was not published is there, also what had gone to the store.

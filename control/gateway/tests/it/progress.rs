@@ -71,7 +71,9 @@ fn an_upload_shows_a_bar_on_a_terminal_and_none_elsewhere() {
 #[test]
 fn making_a_cache_shows_a_bar_on_a_terminal_and_lines_in_the_log_elsewhere() {
     let scratch = Scratch::new();
-    let disk = Disk::of(&scratch, &["--filter=delay", "memory", "96M", "wdelay=150ms"]);
+    // 4 MiB a second.
+    let slow = ["--filter=rate", "memory", "96M", "rate=32M", "burstiness=0.5"];
+    let disk = Disk::of(&scratch, &slow);
     let cache = disk.mounted.display().to_string();
     let arguments = scratch.arguments_with(&["--cache", &cache, "--make"]);
 

@@ -3,7 +3,8 @@
 //!
 //! `full_cache FOLDER SIZE_BYTES DIRTY_PERCENT` makes `FOLDER/cache` and `FOLDER/store`, with a volume `vol`
 //! as large as all slots. A cache of the same size that is there already, and was made by this and written only
-//! zeros since, is made anew in its place: its space stays allocated, for that is what takes long.
+//! zeros since, is made anew in its place: its space stays allocated, for that is what takes long. A folder that
+//! holds anything but what this made is left alone, and so is a cache in use.
 
 use std::error::Error;
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use culvert_volume::disk::FileDisk;
+use culvert_volume::disk::{Disk, FileDisk};
 use culvert_volume::format::ZERO_BLOCK_CRC;
 use culvert_volume::format::directory::{DirectoryPage, ENTRIES, Entry, pages};
 use culvert_volume::format::slot_header::{SLOT_BYTES, SlotHeader};
@@ -23,6 +24,20 @@ use culvert_volume::{
 
 /// Length of the log; the gateway's default.
 const LOG: u64 = 1 << 30;
+/// Says that a folder was made here.
+const MARKER: &str = "made-by-full_cache";
+
+/// Makes the folder, or sees that it is one of ours.
+fn claim(folder: &Path) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(folder)?;
+    let marker = folder.join(MARKER);
+    if !marker.exists() && std::fs::read_dir(folder)?.next().is_some() {
+        let folder = folder.display();
+        return Err(format!("{folder}: has something in it that this program did not make").into());
+    }
+    File::create(marker)?;
+    Ok(())
+}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -31,11 +46,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
         return Err("FOLDER SIZE_BYTES DIRTY_PERCENT".into());
     };
     let (folder, size, dirty) = (Path::new(folder), size.parse()?, dirty.parse::<u64>()?);
-    std::fs::create_dir_all(folder)?;
+    claim(folder)?;
     let path = folder.join("cache");
     let layout = Layout::for_len(size, LOG).ok_or("too small")?;
     let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-    file.set_len(size)?;
+    if file.metadata()?.len() == 0 {
+        file.set_len(size)?;
+    }
+    // Locked from here on.
+    let disk = FileDisk::open(&path)?;
+    if disk.len() != size {
+        let (path, len) = (path.display(), disk.len());
+        return Err(format!("{path}: there is one of {len} bytes, not {size}; remove it").into());
+    }
     // Without superblocks and volume pages it is blank. Headers that an earlier cache left are of another cache's id,
     // as if they were not there.
     file.write_all_at(&vec![0; layout.checkpoint_at as usize], 0)?;
@@ -44,8 +67,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         std::fs::remove_dir_all(&store)?;
     }
     let store = Arc::new(FolderStore::open(&store)?);
-    let disk = Arc::new(FileDisk::open(&path)?);
-    let cache = Cache::create(disk, store, LOG, Config::default()).await?;
+    let cache = Cache::create(Arc::new(disk.clone()), store, LOG, Config::default()).await?;
     let name = VolumeName::new("vol")?;
     let bytes = u64::from(layout.slots) * CHUNK_BYTES;
     cache.create_volume(&name, bytes, VolumeOptions::default()).await?;
@@ -83,6 +105,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         file.write_all_at(&page, layout.directory_at + number * page.len() as u64)?;
     }
     file.sync_all()?;
+    drop(disk);
     println!("{}", layout.slots);
     Ok(())
 }

@@ -82,6 +82,13 @@ impl BlockSet {
         }
     }
 
+    /// What is in this set and not in `other`.
+    #[must_use]
+    pub fn without(mut self, other: &BlockSet) -> BlockSet {
+        self.subtract(other);
+        self
+    }
+
     /// Takes out what is not in `other`.
     pub fn intersect(&mut self, other: &BlockSet) {
         for (a, b) in self.0.iter_mut().zip(&other.0) {
@@ -123,6 +130,19 @@ impl BlockSet {
             summary |= 1 << (block / 16);
         }
         summary
+    }
+
+    /// All blocks of the groups of 16 that have a bit in `summary`: no fewer than those of which it is the
+    /// [`summary`](Self::summary).
+    #[must_use]
+    pub fn from_summary(summary: u64) -> BlockSet {
+        let mut set = BlockSet::EMPTY;
+        for (i, word) in set.0.iter_mut().enumerate() {
+            for group in (0..4).filter(|group| summary >> (4 * i + group) & 1 == 1) {
+                *word |= 0xffff << (16 * group);
+            }
+        }
+        set
     }
 
     /// As bytes: bit `i % 8` of byte `i / 8` is block `i`.
@@ -167,10 +187,13 @@ mod tests {
         assert_eq!(set.len(), 11);
         assert_eq!(BlockSet::from_bytes(&set.to_bytes()), set);
         assert_eq!(set.summary(), 1 << 3 | 1 << 4 | 1 << 63);
+        let groups = BlockSet::from_summary(set.summary());
+        assert_eq!(groups.runs(1024), [48..80, 1008..1024]);
         let mut other = BlockSet::EMPTY;
         other.insert_range(66..90);
         other.intersect(&set);
         assert_eq!(other.runs(1024), vec![66..70]);
+        assert_eq!(set.without(&other).runs(1024), [60..66, 1023..1024]);
         set.remove_range(0..1024);
         assert!(set.is_empty());
     }

@@ -91,7 +91,8 @@ pub enum Error {
         cause: Box<FormatError>,
     },
     /// Blocks that only this cache had are damaged. Write them anew or trim them; other blocks are not
-    /// affected. Until then no cut of the volume can be published.
+    /// affected. Until then no cut of the volume can be published, and once its quota is reached, or the cache is full
+    /// of it, other writes are answered with this as well: they would wait for one.
     #[error(
         "volume {volume}: the only copy of bytes {offset} to {end} is damaged; write or trim the range to go on"
     )]
@@ -105,7 +106,7 @@ pub enum Error {
     },
     /// Directory and headers of some slots are unreadable, so nobody can tell which chunk they held.
     /// What the cache has is served; what it lacks could be older in the store than it should, and no cut is
-    /// published. Scrub with `accept_loss` to take the store's word.
+    /// published, so that writes fail as well once there is no room. Scrub with `accept_loss` to take the store's word.
     #[error(
         "volume {volume}: {slots} slots of the cache are unreadable and may have held bytes {offset} to {end}; `culvert cache scrub --accept-loss` takes the store's word for what they held"
     )]
@@ -118,6 +119,15 @@ pub enum Error {
         offset: u64,
         /// The byte after the last.
         end: u64,
+    },
+    /// No checkpoint can be written for now, and what depends on it was not done: too many small pieces are in the
+    /// log, and the slots are full of what is not uploaded. Upload, then try again.
+    #[error(
+        "{disk}: too many pieces are in the log for a checkpoint, and no slot takes more before there are uploads; nothing was accepted, try again after them"
+    )]
+    MapTooLong {
+        /// The disk.
+        disk: String,
     },
     /// The object store failed. Cached data can still be read and written; it is tried again.
     #[error("store: {0}")]

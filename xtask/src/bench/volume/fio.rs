@@ -93,7 +93,7 @@ pub(super) fn fio(uri: &str, job: &Job, size: u64, secs: Option<u64>) -> Result<
         rate: of(side, "iops")?,
         bandwidth: of(side, "bw_bytes")?,
         mean_us: of(side, "clat_ns/mean")? / 1e3,
-        p99_us: p99_ns.unwrap_or_default() / 1e3,
+        p99_us: p99_ns? / 1e3,
         requests: of(side, "total_ios")?,
     })
 }

@@ -8,12 +8,16 @@
 //! | `miss` | what is not cached, from the store in `store` |
 //! | `recovery` | a start after a crash, drawn by `plot`; memory |
 //! | `client` | a client that looks at the clock |
+//! | `objects` | what a store in a folder has, and had |
+//! | `scratch` | the folder in which all of it is |
 
 mod client;
 mod fio;
 mod miss;
+mod objects;
 mod plot;
 mod recovery;
+mod scratch;
 mod servers;
 mod speed;
 mod store;
@@ -22,6 +26,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use self::scratch::Scratch;
 use crate::run::{Result, target_folder};
 
 /// A part of what is measured.
@@ -40,7 +45,7 @@ enum Part {
 /// Options of `bench volume`.
 #[derive(Args)]
 pub(crate) struct Volume {
-    /// Seconds of each measurement.
+    /// Seconds of each measurement. Those while it uploads must be over before the upload is, some 8 at most.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     secs: u64,
     /// How often each server has its turn.
@@ -72,36 +77,24 @@ pub(crate) fn volume(options: &Volume) -> Result {
     super::release()?;
     let folder = options.folder.clone().unwrap_or_else(target_folder).join("bench-volume");
     let folder = std::path::absolute(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    // What a run that was cut off left.
-    let _ = std::fs::remove_dir_all(&folder);
-    let made = std::fs::create_dir_all(&folder);
-    made.map_err(|e| format!("{}: {e}", folder.display()))?;
-    let scratch = Scratch(folder);
+    let scratch = Scratch::take(folder)?;
+    let folder = scratch.folder();
     let wanted = |part: Part| options.only.is_empty() || options.only.contains(&part);
     if wanted(Part::Speed) {
         println!("## The storage gateway\n");
-        speed::speed(options, &scratch.0)?;
+        speed::speed(options, folder)?;
     }
     if wanted(Part::Uploading) {
         println!("### While it uploads\n");
-        speed::uploading(options, &scratch.0)?;
+        speed::uploading(options, folder)?;
     }
     if wanted(Part::Miss) {
         println!("### What the cache lacks\n");
-        miss::miss(&scratch.0)?;
+        miss::miss(folder)?;
     }
     if wanted(Part::Recovery) {
         println!("### Starts after a crash\n");
-        recovery::recovery(options, &scratch.0)?;
+        recovery::recovery(options, folder)?;
     }
     Ok(())
-}
-
-/// A folder that is gone with the value.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

@@ -241,6 +241,7 @@ fn start(folder: &Path, is_eager: bool, chunks: u64) -> Result<Start> {
         if let Some(client) = Client::connect(server.socket(), "vol")? {
             break client;
         }
+        server.check_running()?;
         if begun.elapsed() > STARTS_WITHIN {
             return Err(format!("after {STARTS_WITHIN:?} the gateway does not serve"));
         }

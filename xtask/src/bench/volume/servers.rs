@@ -1,5 +1,6 @@
 //! The servers that are compared: each in a folder of its own, killed with the value.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -35,9 +36,9 @@ impl Kind {
 
 /// A server that runs.
 pub(super) struct Server {
-    child: Child,
+    kind: Kind,
+    child: RefCell<Child>,
     socket: PathBuf,
-    export: &'static str,
     /// Where the gateway's metrics are.
     metrics: Option<SocketAddr>,
 }
@@ -103,13 +104,10 @@ impl Server {
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let child = child.map_err(|e| format!("cannot start {}: {e}", kind.name()))?;
-        let export = if kind == Kind::Gateway { "vol" } else { "" };
-        let mut server = Server { child, socket, export, metrics };
+        let server = Server { kind, child: RefCell::new(child), socket, metrics };
         let begun = Instant::now();
         while UnixStream::connect(&server.socket).is_err() {
-            if let Ok(Some(status)) = server.child.try_wait() {
-                return Err(format!("{} ended with {status}", kind.name()));
-            }
+            server.check_running()?;
             if begun.elapsed() > STARTS_WITHIN {
                 return Err(format!("{} does not listen", kind.name()));
             }
@@ -119,7 +117,16 @@ impl Server {
     }
 
     pub(super) fn uri(&self) -> String {
-        format!("nbd+unix:///{}?socket={}", self.export, self.socket.display())
+        let export = if self.is_gateway() { "vol" } else { "" };
+        format!("nbd+unix:///{export}?socket={}", self.socket.display())
+    }
+
+    /// Fails if it has ended: nobody need wait for its answers.
+    pub(super) fn check_running(&self) -> Result {
+        match self.child.borrow_mut().try_wait() {
+            Ok(Some(status)) => Err(format!("{} ended with {status}", self.kind.name())),
+            Ok(None) | Err(_) => Ok(()),
+        }
     }
 
     pub(super) fn socket(&self) -> &Path {
@@ -127,12 +134,12 @@ impl Server {
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.borrow().id()
     }
 
     /// Whether it is the gateway, which tells metrics.
     pub(super) fn is_gateway(&self) -> bool {
-        self.metrics.is_some()
+        self.kind == Kind::Gateway
     }
 
     /// The sum of a metric of the gateway over all labels.
@@ -150,7 +157,10 @@ impl Server {
             match TcpStream::connect(address) {
                 Ok(stream) => break stream,
                 Err(e) if begun.elapsed() > STARTS_WITHIN => return Err(failed(e)),
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) => {
+                    self.check_running()?;
+                    std::thread::sleep(Duration::from_millis(5));
+                }
             }
         };
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").map_err(failed)?;
@@ -174,14 +184,15 @@ impl Server {
 
     /// Kills it.
     pub(super) fn kill(mut self) -> Result {
-        self.child.kill().map_err(|e| e.to_string())?;
-        self.child.wait().map_err(|e| e.to_string())?;
+        let child = self.child.get_mut();
+        child.kill().map_err(|e| e.to_string())?;
+        child.wait().map_err(|e| e.to_string())?;
         Ok(())
     }
 
     /// Seconds of CPU time that it has used.
     pub(super) fn cpu_secs(&self) -> Result<f64> {
-        let path = format!("/proc/{}/stat", self.child.id());
+        let path = format!("/proc/{}/stat", self.pid());
         let stat = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
         // Fields 14 and 15, counted from behind the name, which may hold blanks.
         let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
@@ -192,17 +203,18 @@ impl Server {
 
     /// Tells it to end, and waits for that.
     pub(super) fn stop(mut self) -> Result {
-        let pid = self.child.id().to_string();
+        let pid = self.pid().to_string();
         crate::run::command("kill").args(["-TERM", &pid]).status().map_err(|e| e.to_string())?;
-        self.child.wait().map_err(|e| e.to_string())?;
+        self.child.get_mut().wait().map_err(|e| e.to_string())?;
         Ok(())
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let child = self.child.get_mut();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 
@@ -235,6 +247,17 @@ fn file_of(folder: &Path, bytes: u64) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_has_ended_is_not_waited_for() {
+        let child = RefCell::new(Command::new("true").spawn().unwrap());
+        let (kind, metrics) = (Kind::Gateway, Some(free_port().unwrap()));
+        let server = Server { kind, child, socket: PathBuf::new(), metrics };
+        let begun = Instant::now();
+        let told = server.metric("a_total").unwrap_err();
+        assert!(told.contains("culvert-gateway ended with"), "{told}");
+        assert!(begun.elapsed() < STARTS_WITHIN / 2);
+    }
 
     #[test]
     fn a_metric_is_summed_over_its_labels_and_one_that_is_not_told_is_no_zero() {

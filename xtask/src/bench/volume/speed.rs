@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Volume;
 use super::fio::{Job, Outcome, fio};
+use super::objects::Objects;
 use super::servers::{Kind, Server};
 use crate::run::Result;
 
@@ -32,6 +33,8 @@ const JOBS: [Job; 9] = [
 
 /// Writes the volume from end to end.
 const FILL: Job = Job::new("fill", "write", "1m", 4);
+/// Reads it, so that all of it is in the page cache.
+const WARM: Job = Job::new("warm", "read", "1m", 4);
 
 /// What the aim says: times the rate of nbdkit.
 const AIM: f64 = 1.0;
@@ -41,8 +44,10 @@ const WIDE_CACHE: &str = "3G";
 /// One with slots for 1.25 GiB beside the log.
 const FULL_CACHE: &str = "2345M";
 
-/// What may go to the store each second while something else is measured.
-const UPLOAD_RATE: &str = "64M";
+/// What may go to the store each second while something else is measured, in bytes.
+const UPLOAD_RATE: u64 = 64 << 20;
+/// Seconds that a turn may last while the volume is uploaded: then a cut is published, and less is left to upload.
+const UPLOAD_SECS: u64 = VOLUME / UPLOAD_RATE;
 /// Longest time until a gateway that has been killed does nothing but upload.
 const UPLOADS_WITHIN: Duration = Duration::from_secs(60);
 /// Share of the log in use below which nothing is moved to the slots while clients are busy, and some more.
@@ -96,7 +101,7 @@ pub(super) fn speed(options: &Volume, folder: &Path) -> Result {
     let folder = folder.join("speed");
     let rivals = Kind::ALL
         .into_iter()
-        .map(|kind| serving(kind.name(), kind, &folder, WIDE_CACHE))
+        .map(|kind| serving(kind, &folder, WIDE_CACHE))
         .collect::<Result<Vec<_>>>()?;
     let samples = in_turns(options, &jobs, &rivals)?;
     table("what", &jobs, &rivals, &samples);
@@ -108,21 +113,16 @@ pub(super) fn speed(options: &Volume, folder: &Path) -> Result {
 pub(super) fn uploading(options: &Volume, folder: &Path) -> Result {
     let jobs = jobs(options)?;
     let folder = folder.join("uploading");
-    let rest = serving("at rest", Kind::Gateway, &folder, FULL_CACHE)?;
-    let full = match &rest.place {
-        Place::Serving(server) => {
-            let free = server.metric("culvert_cache_free_slots")?;
-            1.0 - free / server.metric("culvert_cache_slots")?
-        }
-        Place::Dirty(_) => 0.0,
-    };
+    let rest = filled(Kind::Gateway, &folder.join("at-rest"), FULL_CACHE)?;
+    let free = rest.metric("culvert_cache_free_slots")?;
+    let full = 1.0 - free / rest.metric("culvert_cache_slots")?;
     let dirty = folder.join("dirty");
     make_dirty(&dirty)?;
     let rivals = vec![
-        rest,
+        Rival { name: "at rest", kind: Kind::Gateway, place: Place::Serving(rest) },
         Rival { name: "uploading", kind: Kind::Gateway, place: Place::Dirty(dirty) },
-        serving(Kind::Nbdkit.name(), Kind::Nbdkit, &folder, FULL_CACHE)?,
-        serving(Kind::QemuNbd.name(), Kind::QemuNbd, &folder, FULL_CACHE)?,
+        serving(Kind::Nbdkit, &folder, FULL_CACHE)?,
+        serving(Kind::QemuNbd, &folder, FULL_CACHE)?,
     ];
     let samples = in_turns(options, &jobs, &rivals)?;
     table(&format!("what, cache {:.0} % full", full * 100.0), &jobs, &rivals, &samples);
@@ -175,14 +175,17 @@ impl Rival {
             }
             Place::Dirty(folder) => folder,
         };
+        let before = Objects::look(&folder.join("store/vol"))?;
         let server = start_uploading(folder)?;
         settle()?;
         let sample = measured(&server, job, secs)?;
-        let dirty = server.metric("culvert_volume_dirty_bytes")?;
         // Before its cut is published: all stays dirty then, and the next turn has as much to upload.
         server.kill()?;
-        if dirty < VOLUME as f64 / 2.0 {
-            make_dirty(folder)?;
+        if !before.restore()? {
+            return Err(format!(
+                "--secs {secs} is too long: a turn of uploading must be over before all is in the store, which \
+                 takes {UPLOAD_SECS} s from the start of the gateway, and other things come first"
+            ));
         }
         Ok(sample)
     }
@@ -267,20 +270,26 @@ fn syncs(jobs: &[Job], samples: &Samples) {
     println!();
 }
 
+/// A rival that serves in a folder of its name.
+fn serving(kind: Kind, folder: &Path, cache_size: &str) -> Result<Rival> {
+    let name = kind.name();
+    let server = filled(kind, &folder.join(name.replace(' ', "-")), cache_size)?;
+    Ok(Rival { name, kind, place: Place::Serving(server) })
+}
+
 /// A server whose volume was written once from end to end, and read, and is at rest.
-fn serving(name: &'static str, kind: Kind, folder: &Path, cache_size: &str) -> Result<Rival> {
-    let folder = folder.join(name.replace(' ', "-"));
+fn filled(kind: Kind, folder: &Path, cache_size: &str) -> Result<Server> {
     let more = ["--cache-size", cache_size, "--upload-interval", "1"];
-    let server = Server::start(kind, &folder, VOLUME, &more)?;
+    let server = Server::start(kind, folder, VOLUME, &more)?;
     fio(&server.uri(), &FILL, VOLUME, None)?;
     if kind == Kind::Gateway {
         server.wait_until_clean()?;
     }
     // A stop moves all from the gateway's log to its slots.
     server.stop()?;
-    let server = Server::start(kind, &folder, VOLUME, &["--upload-interval", "86400"])?;
-    fio(&server.uri(), &Job::new("warm", "read", "1m", 4), VOLUME, None)?;
-    Ok(Rival { name, kind, place: Place::Serving(server) })
+    let server = Server::start(kind, folder, VOLUME, &["--upload-interval", "86400"])?;
+    fio(&server.uri(), &WARM, VOLUME, None)?;
+    Ok(server)
 }
 
 /// Writes a gateway's volume from end to end, into its slots, and uploads nothing of it.
@@ -291,10 +300,12 @@ fn make_dirty(folder: &Path) -> Result {
     server.stop()
 }
 
-/// Starts the gateway of a dirty volume, and waits until it uploads and has nothing else to do.
+/// Starts the gateway of a dirty volume, and waits until it uploads and has nothing else to do. Its start dropped the
+/// cache from the page cache; all that is compared has its data there.
 fn start_uploading(folder: &Path) -> Result<Server> {
-    let more = ["--upload-interval", "1", "--upload-rate", UPLOAD_RATE];
+    let more = ["--upload-interval", "1", "--upload-rate", &UPLOAD_RATE.to_string()];
     let server = Server::start(Kind::Gateway, folder, VOLUME, &more)?;
+    fio(&server.uri(), &WARM, VOLUME, None)?;
     let begun = Instant::now();
     loop {
         let unvalidated = server.metric("culvert_cache_unvalidated_chunks")?;

@@ -31,7 +31,11 @@ pub(super) fn failure(style: Style, request: &Request, error: &ExportError) -> V
         return vec![Part::Head(head(&header))];
     }
     let message = error.message.replace('\0', "?");
-    let payload = Chunk::Error { error: number, message: &message, offset: error.offset };
+    // By the protocol it lies within the request. What is wrong need not: it may be what others wait for.
+    let is_within =
+        |at: &u64| at.checked_sub(request.offset).is_some_and(|from| from < request.length);
+    let offset = error.offset.filter(is_within);
+    let payload = Chunk::Error { error: number, message: &message, offset };
     whole_chunk(style, request, ReplyFlags::DONE, &payload)
 }
 
@@ -175,4 +179,29 @@ fn head(header: &ReplyHeader) -> Head {
     let emitted = header.emit(&mut out);
     debug_assert!(emitted.is_ok(), "payloads are shorter than 4 GiB");
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::flags::CommandFlags;
+    use crate::proto::request::Command;
+
+    #[test]
+    fn an_error_names_no_offset_outside_its_request() {
+        let (flags, command) = (CommandFlags::NONE, Command::Write);
+        let request = Request { flags, command, cookie: 7, offset: 4096, length: 8192 };
+        let places = [(0, false), (4095, false), (4096, true), (12_287, true), (12_288, false)];
+        for (at, is_within) in places {
+            let error = ExportError::new(Errno::Io, "lost").at(at);
+            let parts = failure(Style::Structured, &request, &error);
+            let Some(Part::Bytes(payload)) = parts.last() else {
+                panic!("{parts:?}");
+            };
+            let kind = if is_within { ChunkKind::ErrorOffset } else { ChunkKind::Error };
+            let offset = is_within.then_some(at);
+            let told = Chunk::Error { error: Errno::Io.to_wire(), message: "lost", offset };
+            assert_eq!(Chunk::parse(kind, payload), Ok(told), "{at}");
+        }
+    }
 }

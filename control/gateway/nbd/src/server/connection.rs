@@ -52,8 +52,7 @@ pub(super) async fn run<X, R, W>(
     let name = connection.export_name().unwrap_or_default();
     info!(connection = %id, %peer, export = &*name, style = ?rules.style, "using an export");
     transmit(shared, inlet, writer, connection, export, rules, contexts).await;
-    // A client that vanished left its requests behind. The lease covers them too.
-    connection.gate().close();
+    // A client that vanished left its requests behind. The lease covers them too. No more can enter.
     connection.gate().emptied().await;
     info!(connection = %id, %peer, export = &*name, "has left");
     drop((lease, place));

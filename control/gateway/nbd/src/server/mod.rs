@@ -60,10 +60,12 @@ pub struct Limits {
     pub stall_timeout: Duration,
     /// Longest time without a request. Default: any.
     pub idle_timeout: Option<Duration>,
-    /// Bytes of payload that one connection's requests hold, each way, until answered. Default
-    /// 64 MiB; a single request may always hold 32 MiB.
+    /// Bytes of payload that one connection's requests hold, each way, until answered. A CACHE counts for what the
+    /// export is asked for at a time, up to 4 MiB; it is answered without being done where less than half of the room,
+    /// or than 32 MiB, would be left to others. Default 64 MiB; a single request may always hold 32 MiB.
     pub in_flight_bytes: u32,
-    /// Requests that one connection may have unanswered before more are read. Default 256.
+    /// Requests that one connection may have unanswered before more are read. Those of CACHE that are done leave half
+    /// to others. Default 256.
     pub in_flight_requests: usize,
     /// Bytes of payload buffers kept for later, for all connections. Default 64 MiB.
     pub idle_buffer_bytes: usize,

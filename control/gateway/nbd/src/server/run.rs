@@ -52,6 +52,12 @@ impl<X: Exports> Pending<X> {
         Self { lane, request, permit: Some(permit), begun }
     }
 
+    /// Answers that it is done.
+    pub(super) fn succeed(mut self) {
+        let parts = compose::success(self.lane.style, &self.request);
+        self.send(Ok(parts));
+    }
+
     /// Answers with an error.
     pub(super) fn refuse(mut self, error: ExportError) {
         self.send(Err(error));

@@ -20,7 +20,7 @@ use crate::buffer::Buffer;
 use crate::check::{Job, Rules, Verdict};
 use crate::connections::{Connection, Phase};
 use crate::errno::Errno;
-use crate::export::{Context, Export, ExportError, Exports};
+use crate::export::{Context, Export, ExportError, Exports, MAX_PAYLOAD};
 use crate::proto::ParseError;
 use crate::proto::reply::MAX_EXTENTS;
 use crate::proto::request::Request;
@@ -50,14 +50,21 @@ struct Budget {
     bytes: Arc<Semaphore>,
     max_bytes: u32,
     requests: Arc<Semaphore>,
+    /// What advice leaves to others: half, and bytes for the largest request. So nobody ever waits for advice, least
+    /// of all the reader, who would not see that the client has left.
+    kept_bytes: u32,
+    kept_requests: usize,
 }
 
 impl Budget {
     fn new(max_bytes: u32, max_requests: usize) -> Self {
+        let max_requests = max_requests.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             bytes: Arc::new(Semaphore::new(max_bytes as usize)),
             max_bytes,
-            requests: Arc::new(Semaphore::new(max_requests.clamp(1, Semaphore::MAX_PERMITS))),
+            requests: Arc::new(Semaphore::new(max_requests)),
+            kept_bytes: (max_bytes / 2).max(MAX_PAYLOAD),
+            kept_requests: max_requests.div_ceil(2),
         }
     }
 
@@ -69,9 +76,23 @@ impl Budget {
         let bytes = Arc::clone(&self.bytes).acquire_many_owned(bytes).await;
         Ok(Permit { _request: request, _bytes: bytes.map_err(|_| Stop::Ended)? })
     }
+
+    /// Room for advice of `bytes`, if it leaves enough to others. Only the reader takes from the budget, so what it
+    /// sees free stays so.
+    fn acquire_for_advice(&self, bytes: u32) -> Option<Permit> {
+        let free = self.bytes.available_permits();
+        let has_bytes = free >= self.kept_bytes as usize + bytes as usize;
+        if !has_bytes || self.requests.available_permits() <= self.kept_requests {
+            return None;
+        }
+        let request = Arc::clone(&self.requests).try_acquire_owned().ok()?;
+        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(bytes).ok()?;
+        Some(Permit { _request: request, _bytes: bytes })
+    }
 }
 
-/// Carries requests to the export until the client leaves or the connection is ended.
+/// Carries requests to the export until the client leaves or the connection is ended. No request can enter the export
+/// afterwards; some may still be inside.
 pub(super) async fn transmit<X, R, W>(
     shared: &Arc<Shared<X>>,
     inlet: Inlet<R>,
@@ -157,7 +178,17 @@ impl<X: Exports, R: AsyncRead + Unpin> Reading<X, R> {
             }
             Verdict::Disconnect => return Err(Stop::Disconnected),
         };
-        let permit = budget.acquire(self.cost(&job)).await?;
+        let cost = self.cost(&job);
+        let permit = match job {
+            Job::Cache { .. } => budget.acquire_for_advice(cost),
+            _ => Some(budget.acquire(cost).await?),
+        };
+        let Some(permit) = permit else {
+            // Advice may be left undone, and is where others would wait for it.
+            let permit = budget.acquire(0).await?;
+            self.pending(request, permit).succeed();
+            return Ok(());
+        };
         let data = match job {
             Job::Write { length, .. } => Some(self.payload(length, stall).await?),
             _ => None,

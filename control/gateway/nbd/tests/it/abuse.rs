@@ -48,6 +48,16 @@ fn request(command: Command, offset: u64, length: u64) -> Vec<u8> {
     out
 }
 
+/// Waits until nobody is connected, while what is held goes on step by step.
+async fn until_empty_by_steps(served: &Served) {
+    let begun = Instant::now();
+    while !served.server.connections().all().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it runs on");
+        served.export.permits.add_permits(1);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Waits until the server has hung up.
 async fn hung_up(stream: &mut UnixStream) {
     let mut rest = Vec::new();
@@ -332,19 +342,41 @@ async fn noise_on_live_sockets_is_survived() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_to_cache_count_for_what_the_export_holds_of_them() {
-    let limits = Limits { in_flight_bytes: 32 << 20, ..limits() };
+async fn requests_to_cache_leave_room_to_others_and_end_with_their_connection() {
+    let limits = Limits { in_flight_bytes: 48 << 20, ..limits() };
     let served = serve(Gated::new(1 << 30, true), limits);
     let mut stream = raw(&served).await;
     stream.write_all(&request(Command::Cache, 0, 1 << 30).repeat(100)).await.unwrap();
-    // 4 MiB each.
-    served.export.until_begun(8).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(served.export.begun.load(Ordering::SeqCst), 8);
-    assert_eq!(served.export.cached.load(Ordering::SeqCst), 32 * MIB);
+    // 4 MiB each, and 32 MiB are left. The rest is answered at once, without being done.
+    let mut answers = [0; 96 * 16];
+    let answered = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut answers));
+    answered.await.expect("the others are answered").unwrap();
+    let success = [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0];
+    assert!(answers.chunks(16).all(|answer| answer.starts_with(&success)), "{answers:x?}");
+    assert_eq!(served.export.begun.load(Ordering::SeqCst), 4);
+    assert_eq!(served.export.cached.load(Ordering::SeqCst), 16 * MIB);
+    // The largest request does not wait for them.
+    stream.write_all(&request(Command::Read, 0, 32 * MIB)).await.unwrap();
+    served.export.until_begun(5).await;
     drop(stream);
-    served.export.permits.add_permits(1 << 20);
-    served.until_empty().await;
+    // They go on in small steps until the server has seen that.
+    until_empty_by_steps(&served).await;
+    let cached = served.export.cached.load(Ordering::SeqCst);
+    assert!(cached < 1 << 30, "{cached} bytes for nobody");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_to_cache_of_any_length_leave_half_of_the_requests_to_others() {
+    let limits = Limits { in_flight_requests: 16, ..limits() };
+    let served = serve(Gated::new(MIB, true), limits);
+    let mut stream = raw(&served).await;
+    stream.write_all(&request(Command::Cache, 0, 512).repeat(100)).await.unwrap();
+    let mut answers = [0; 92 * 16];
+    let answered = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut answers));
+    answered.await.expect("the others are answered").unwrap();
+    assert_eq!(served.export.begun.load(Ordering::SeqCst), 8);
+    drop(stream);
+    until_empty_by_steps(&served).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -355,12 +387,7 @@ async fn a_long_request_to_cache_ends_with_its_connection() {
     served.export.until_begun(1).await;
     drop(stream);
     // It goes on in small steps until the server has seen that.
-    let begun = Instant::now();
-    while !served.server.connections().all().is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "it runs on");
-        served.export.permits.add_permits(1);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_empty_by_steps(&served).await;
     let cached = served.export.cached.load(Ordering::SeqCst);
     assert!(cached < 1 << 30, "{cached} bytes for nobody");
 }

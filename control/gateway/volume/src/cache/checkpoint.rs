@@ -6,7 +6,7 @@ use std::sync::Weak;
 use bytes::Bytes;
 
 use super::{Inner, Plant, planted};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::checkpoint;
 use crate::format::crc32c;
 use crate::format::directory::{DirectoryPage, ENTRIES, Entry};
@@ -17,8 +17,20 @@ use crate::{BLOCK_BYTES, SlotId};
 const LAZY_HEADERS: usize = 256;
 
 impl Inner {
-    /// Writes a checkpoint. `clean`: the last before the cache is closed.
-    pub(crate) async fn checkpoint(&self, clean: bool) -> Result<()> {
+    /// Writes a checkpoint on which something depends, by moving records to slots where the log's map is too long.
+    /// The caller has the turn of the maintenance.
+    pub(crate) async fn checkpoint_surely(&self) -> Result<()> {
+        while !self.checkpoint(false).await? {
+            if self.destage(false).await? == 0 {
+                return Err(Error::MapTooLong { disk: self.disk.name() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint. `clean`: the last before the cache is closed, after which everything is durable in any
+    /// case. False if there is none, since the log's map is too long for its area.
+    pub(crate) async fn checkpoint(&self, clean: bool) -> Result<bool> {
         let stale: Vec<SlotId> = {
             let state = self.state();
             let stale = state.slots.iter().enumerate();
@@ -64,7 +76,10 @@ impl Inner {
         if map.len() as u64 > self.layout.checkpoint_len {
             // Too many small pieces: destaging makes fewer of them. Writers wait meanwhile.
             tracing::warn!(runs = runs.len(), "the map of the log does not fit its area");
-            return Ok(());
+            if clean {
+                self.make_durable(through).await?;
+            }
+            return Ok(false);
         }
         if planted(Plant::TailBeforeDirectory) {
             self.move_log(tail, scan_at, scan_seq);
@@ -114,7 +129,7 @@ impl Inner {
             state.counters.checkpoints += 1;
         }
         self.move_log(tail, scan_at, scan_seq);
-        Ok(())
+        Ok(true)
     }
 
     /// Gives the log below `tail` to writers, and lets a scan begin at `scan_at`.

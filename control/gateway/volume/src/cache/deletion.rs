@@ -4,8 +4,6 @@
 //! an unconditional removal could hit what another gateway put there meanwhile. The intention is on the disk
 //! first, so that a deletion which was cut short anywhere is finished by asking for it again.
 
-use std::sync::Arc;
-
 use super::{Cache, Inner, Plant, planted, unix_ms};
 use crate::error::{Error, Result};
 use crate::format::root::{Root, RootState};
@@ -22,13 +20,8 @@ impl Cache {
     pub async fn delete_volume(&self, name: &VolumeName) -> Result<()> {
         let inner = &self.inner;
         let volume = self.volume(name)?.id();
-        let turn = {
-            let state = inner.state();
-            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
-            Arc::clone(&entry.uploading)
-        };
         // No cut is under way meanwhile, and none begins.
-        let _turn = turn.lock().await;
+        let _turn = inner.cut_turn(volume).await?;
         if planted(Plant::DeletesUnasked) {
             let path = format!("{name}/root");
             inner.patiently(name, || inner.store.delete(&path)).await?;

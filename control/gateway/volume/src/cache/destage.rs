@@ -4,15 +4,17 @@
 //! durable before the records leave the map; the directory is durable (see `checkpoint.rs`) before their
 //! space in the log is used again. A crash at any point leaves the record where recovery finds it.
 //!
-//! What of a record the medium does not give back is moved as well: as a loss that the slot's header names,
-//! in the same order. So damage holds nobody up, and is not forgotten.
+//! What of a record is damaged is moved as well: as a loss that the slot's header names, in the same order. So damage
+//! holds nobody up, and is not forgotten. What the medium does not give back may be there later, as after a reset
+//! of the device: it is read again for a while before it is called lost.
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::runmap::Run;
-use super::state::{Key, State};
+use super::state::{Key, State, Unreadable};
 use super::{Inner, Plant, planted};
 use crate::bits::BlockSet;
 use crate::error::Result;
@@ -25,12 +27,23 @@ const ROUND_BYTES: u64 = 16 << 20;
 /// Chunks of one round.
 const ROUND_CHUNKS: usize = 64;
 
+/// Times that unreadable data of a chunk are read again before they are given up.
+const REREADS: u32 = 12;
+
 /// What one round takes out of a chunk.
 struct Job {
     key: Key,
     runs: Vec<Run>,
     /// All records of the chunk up to here are in the slot afterwards.
     seq: u64,
+}
+
+/// How one round goes.
+struct Round {
+    /// Slots that may become dirty.
+    room: usize,
+    /// Whether no slot was to be had for some records.
+    lacks_slots: bool,
 }
 
 impl Inner {
@@ -44,13 +57,15 @@ impl Inner {
             (jobs, state.log.next_seq.saturating_sub(1))
         };
         if jobs.is_empty() {
+            self.state().log.is_stuck = false;
             return Ok(0);
         }
         if !planted(Plant::DestageBeforeSync) {
             // What displaced one of these records may be newer; it must not be lost either.
             self.make_durable(through).await?;
         }
-        let done = self.write_slots(&jobs).await;
+        let mut round = Round { room: self.room_for_dirty(), lacks_slots: false };
+        let done = self.write_slots(&jobs, &mut round).await;
         #[cfg(test)]
         self.destaging.store(false, std::sync::atomic::Ordering::Relaxed);
         let done = done?;
@@ -60,16 +75,21 @@ impl Inner {
             state.forget_if_empty(*key);
         }
         state.counters.destaged_chunks += done.len() as u64;
+        let is_stuck = round.lacks_slots && done.is_empty() && !state.tail_may_move();
+        let was_stuck = std::mem::replace(&mut state.log.is_stuck, is_stuck);
+        drop(state);
+        if is_stuck && !was_stuck {
+            self.space.notify_waiters();
+        }
         Ok(done.len())
     }
 
     /// Writes what the jobs take into the slots, durably. Returns which chunks were written, and up to which
     /// sequence.
-    async fn write_slots(&self, jobs: &[Job]) -> Result<Vec<(Key, u64)>> {
-        let mut room = self.room_for_dirty();
+    async fn write_slots(&self, jobs: &[Job], round: &mut Round) -> Result<Vec<(Key, u64)>> {
         let mut done = Vec::new();
         for job in jobs {
-            if self.destage_chunk(job, &mut room).await? {
+            if self.destage_chunk(job, round).await? {
                 done.push((job.key, job.seq));
             }
         }
@@ -83,6 +103,11 @@ impl Inner {
     fn room_for_dirty(&self) -> usize {
         let state = self.state();
         let most = self.config.most_dirty_slots(state.slots.len());
+        // There are no more dirty slots than dirty blocks; slots are many to count.
+        let blocks: u64 = state.volumes.values().map(|volume| volume.dirty_slots).sum();
+        if blocks < most as u64 / 2 {
+            return most - blocks as usize;
+        }
         let dirty = state.slots.iter().filter(|slot| slot.entry.dirty_blocks > 0).count();
         most.saturating_sub(dirty)
     }
@@ -97,21 +122,29 @@ impl Inner {
             && job.runs.iter().any(|run| run.seq() > published)
     }
 
-    /// Writes one chunk's records into its slot. False if there is no slot to be had, or nothing left to do.
-    /// `room`: slots that may become dirty.
-    async fn destage_chunk(&self, job: &Job, room: &mut usize) -> Result<bool> {
+    /// Writes one chunk's records into its slot. False if there is no slot to be had, if they are to be read again
+    /// later, or if nothing is left to do.
+    async fn destage_chunk(&self, job: &Job, round: &mut Round) -> Result<bool> {
         let key = job.key;
         let Some(guard) = self.lock(key).await else {
             return Ok(false);
         };
+        let now = Instant::now();
+        let unreadable = self.state().chunks.get(&key).and_then(|chunk| chunk.unreadable);
+        if unreadable.is_some_and(|unreadable| now < unreadable.again) {
+            return Ok(false);
+        }
+        let until = unreadable.map(|unreadable| unreadable.since + self.config.unreadable_for);
+        let gives_up = until.is_some_and(|until| now >= until);
         self.load_locked(key, &guard).await?;
         let adds_dirty = self.adds_a_dirty_slot(job);
-        if adds_dirty && *room == 0 {
+        if adds_dirty && round.room == 0 && !self.goes_over_share(key.volume) {
             // The log keeps it, which slows writers; what makes room is an upload.
             self.upload_wake.notify_waiters();
             return Ok(false);
         }
         let Some(slot) = self.slot_for(key).await? else {
+            round.lacks_slots = true;
             return Ok(false);
         };
         let mut damaged = BlockSet::EMPTY;
@@ -120,8 +153,12 @@ impl Inner {
             if first.is_zero() {
                 let blocks = group.iter().map(|run| u64::from(run.count)).sum::<u64>();
                 self.disk.punch(self.block_at(slot, first.first), blocks * BLOCK_BYTES).await?;
+            } else if let Some(missing) = self.copy_to_slot(slot, group, gives_up).await? {
+                damaged.add(&missing);
             } else {
-                damaged.add(&self.copy_to_slot(slot, group).await?);
+                // The log keeps all of it, also what is in the slot already.
+                self.read_later(key);
+                return Ok(false);
             }
             #[cfg(test)]
             self.destaging.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -131,7 +168,7 @@ impl Inner {
             return Ok(false);
         };
         self.write_header(slot).await?;
-        *room -= usize::from(adds_dirty);
+        round.room = round.room.saturating_sub(usize::from(adds_dirty));
         for blocks in lost.runs(CHUNK_BLOCKS) {
             let error = self.lost_range(key, &blocks);
             tracing::error!(%error, "data in the log are damaged");
@@ -139,13 +176,23 @@ impl Inner {
         Ok(true)
     }
 
-    /// Writes data of neighbouring runs into a slot. Returns the blocks whose data in the log are damaged.
-    async fn copy_to_slot(&self, slot: SlotId, runs: &[Run]) -> Result<BlockSet> {
-        let (parts, damaged) = self.read_runs(runs).await?;
+    /// Writes data of neighbouring runs into a slot. Returns the blocks whose data in the log are damaged. `None`: some
+    /// cannot be read and are not given up, and nothing was written.
+    async fn copy_to_slot(
+        &self,
+        slot: SlotId,
+        runs: &[Run],
+        gives_up: bool,
+    ) -> Result<Option<BlockSet>> {
+        let found = self.read_runs(runs).await?;
+        if !found.unreadable.is_empty() && !gives_up {
+            return Ok(None);
+        }
+        let damaged = found.missing();
         let follows = |(a, data): &(u16, Bytes), (b, _): &(u16, Bytes)| {
             u64::from(b - a) * BLOCK_BYTES == data.len() as u64
         };
-        for parts in parts.chunk_by(follows) {
+        for parts in found.parts.chunk_by(follows) {
             let Some((first, _)) = parts.first() else { continue };
             let data = parts.iter().map(|(_, data)| data.clone()).collect();
             self.write_disk(self.block_at(slot, *first), data).await?;
@@ -155,7 +202,26 @@ impl Inner {
             let bytes = u64::from(blocks.end - blocks.start) * BLOCK_BYTES;
             self.disk.punch(self.block_at(slot, blocks.start), bytes).await?;
         }
-        Ok(damaged)
+        Ok(Some(damaged))
+    }
+
+    /// Notes that data of a chunk in the log cannot be read, and when to read them again.
+    fn read_later(&self, key: Key) {
+        let (now, limit) = (Instant::now(), self.config.unreadable_for);
+        let mut state = self.state();
+        let Some(chunk) = state.chunks.get_mut(&key) else {
+            return;
+        };
+        if chunk.unreadable.is_none() {
+            tracing::warn!(
+                chunk = key.chunk,
+                seconds = limit.as_secs(),
+                "data in the log cannot be read, and are read again until that is over"
+            );
+        }
+        let since = chunk.unreadable.map_or(now, |unreadable| unreadable.since);
+        let again = (now + limit / REREADS).min(since + limit);
+        chunk.unreadable = Some(Unreadable { since, again });
     }
 
     /// Writes in the background: here, if that is quick.
@@ -278,7 +344,6 @@ fn apply(state: &mut State, job: &Job, slot: SlotId, damaged: &BlockSet) -> Opti
     let published = volume.page.published;
     let entry = state.slots.get_mut(slot as usize).filter(|e| e.occupant == Some(key))?;
     let header = entry.header.as_mut()?;
-    let before = u64::from(header.dirty.len());
     let mut lost = BlockSet::EMPTY;
     for run in &job.runs {
         let dirty = run.seq() > published && !planted(Plant::CleanTooEarly);
@@ -316,12 +381,13 @@ fn apply(state: &mut State, job: &Job, slot: SlotId, damaged: &BlockSet) -> Opti
         }
     }
     header.seq = header.seq.max(job.seq);
-    let after = u64::from(header.dirty.len());
-    volume.dirty_slots = (volume.dirty_slots + after).saturating_sub(before);
     entry.stale = true;
     entry.visited = true;
-    entry.summarize();
+    state.summarize(slot);
     state.counters.damaged_blocks += u64::from(damaged.len() - lost.len());
     state.count_moved(key, job.seq);
+    if let Some(chunk) = state.chunks.get_mut(&key) {
+        chunk.unreadable = None;
+    }
     Some(lost)
 }

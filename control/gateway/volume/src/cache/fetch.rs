@@ -1,8 +1,8 @@
 //! Fetching blocks from the store, and putting them into slots.
 //!
 //! The unit is a frame of 16 blocks: a miss of one block fetches what is missing of its frame. Readers
-//! that miss the same frame wait for one fetch, and share its failure. What was fetched enters the cache only
-//! if the chunk did not leave its slot meanwhile, and only where nothing newer is.
+//! that miss the same frame wait for one fetch, and share its failure unless they have time left. What was fetched
+//! enters the cache only if the chunk did not leave its slot meanwhile, and only where nothing newer is.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -127,27 +127,39 @@ impl Inner {
         frame: u16,
         patience: &Patience,
     ) -> Result<Arc<Vec<Fetched>>> {
-        let (guard, cell) = {
-            let mut state = self.state();
-            let chunk = state.chunk(key);
-            chunk.fetching += 1;
-            let generation = chunk.generation;
-            let guard = Fetching { inner: self, key, generation };
-            let cell = Arc::clone(state.fetches.entry((key, frame, generation)).or_default());
-            (guard, cell)
-        };
-        // Who waited takes a failure as well: in an outage each would wait for the store in turn otherwise.
-        let fetch = || self.fetch_missing(key, frame, guard.generation, patience);
-        let fetched = cell.get_or_init(fetch).await.clone();
-        // The next miss of this frame asks anew: the fetch may have failed, the fill may have been dropped.
-        let at = (key, frame, guard.generation);
-        let mut state = self.state();
-        if state.fetches.get(&at).is_some_and(|newest| Arc::ptr_eq(newest, &cell)) {
-            state.fetches.remove(&at);
+        loop {
+            let (guard, cell) = {
+                let mut state = self.state();
+                let chunk = state.chunk(key);
+                chunk.fetching += 1;
+                let generation = chunk.generation;
+                let guard = Fetching { inner: self, key, generation };
+                let cell = Arc::clone(state.fetches.entry((key, frame, generation)).or_default());
+                (guard, cell)
+            };
+            let mut began_here = false;
+            let fetch = || {
+                began_here = true;
+                self.fetch_missing(key, frame, guard.generation, patience)
+            };
+            let fetched = cell.get_or_init(fetch).await.clone();
+            // The next miss of this frame asks anew: the fetch may have failed, the fill may have been dropped.
+            let at = (key, frame, guard.generation);
+            {
+                let mut state = self.state();
+                if state.fetches.get(&at).is_some_and(|newest| Arc::ptr_eq(newest, &cell)) {
+                    state.fetches.remove(&at);
+                }
+            }
+            drop(guard);
+            match fetched {
+                // Whoever began it may have waited long for something else before. Who waited with it takes the
+                // failure as well, once its own time is over: in an outage they do not wait one after another.
+                Err(Error::StoreTimeout { .. })
+                    if !began_here && Instant::now() < patience.end() => {}
+                fetched => return fetched,
+            }
         }
-        drop(state);
-        drop(guard);
-        fetched
     }
 
     /// Gets what is missing of a frame, and has it kept.

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::OwnedRwLockWriteGuard;
 
-use super::state::{Key, Slot};
+use super::state::{Chunk, Key, Slot};
 use super::{Inner, Plant, planted};
 use crate::SlotId;
 use crate::bits::BlockSet;
-use crate::disk::{DiskError, read_around};
+use crate::disk::{Disk, DiskError, read_around};
 use crate::error::{Error, Result};
 use crate::format::FormatError;
-use crate::format::directory::Entry;
 use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES, SlotHeader};
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
@@ -25,6 +24,47 @@ pub(crate) struct Copies {
     pub(crate) best: Option<(u8, SlotHeader)>,
     /// Whether a copy is there that is not whole.
     pub(crate) broken: bool,
+}
+
+impl Copies {
+    /// Reads both copies, which begin at `at`.
+    pub(crate) async fn read(
+        disk: &dyn Disk,
+        at: u64,
+        cache_id: u64,
+        slot: SlotId,
+    ) -> Result<Copies> {
+        let both = read_around(disk, at, 2 * HEADER_BYTES).await?;
+        let copies = Copies::parse(&both, cache_id, slot);
+        if !copies.broken {
+            return Ok(copies);
+        }
+        // Memory may be at fault, and the medium not.
+        match disk.reread(at, 2 * HEADER_BYTES).await {
+            Ok(both) => Ok(Copies::parse(&both, cache_id, slot)),
+            Err(DiskError::Unreadable { .. }) => Ok(copies),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn parse(both: &[u8], cache_id: u64, slot: SlotId) -> Copies {
+        let mut copies = Copies { best: None, broken: false };
+        for (i, bytes) in both.chunks(HEADER_BYTES).enumerate() {
+            match SlotHeader::parse(bytes, cache_id, slot) {
+                Ok(header) => {
+                    if copies.best.as_ref().is_none_or(|(_, best)| best.version < header.version) {
+                        copies.best = Some((i as u8, header));
+                    }
+                }
+                // Never written, or written by another cache that this disk once held.
+                Err(
+                    FormatError::Magic { found: 0, .. } | FormatError::Field { field: "cache", .. },
+                ) => {}
+                Err(_) => copies.broken = true,
+            }
+        }
+        copies
+    }
 }
 
 impl Inner {
@@ -39,37 +79,7 @@ impl Inner {
 
     /// Reads both copies of a slot's header.
     pub(crate) async fn read_headers(&self, slot: SlotId) -> Result<Copies> {
-        let at = self.slot_at(slot);
-        let both = read_around(self.disk.as_ref(), at, 2 * HEADER_BYTES).await?;
-        let copies = self.parse_headers(slot, &both);
-        if !copies.broken {
-            return Ok(copies);
-        }
-        // Memory may be at fault, and the medium not.
-        match self.disk.reread(at, 2 * HEADER_BYTES).await {
-            Ok(both) => Ok(self.parse_headers(slot, &both)),
-            Err(DiskError::Unreadable { .. }) => Ok(copies),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn parse_headers(&self, slot: SlotId, both: &[u8]) -> Copies {
-        let mut copies = Copies { best: None, broken: false };
-        for (i, bytes) in both.chunks(HEADER_BYTES).enumerate() {
-            match SlotHeader::parse(bytes, self.cache_id, slot) {
-                Ok(header) => {
-                    if copies.best.as_ref().is_none_or(|(_, best)| best.version < header.version) {
-                        copies.best = Some((i as u8, header));
-                    }
-                }
-                // Never written, or written by another cache that this disk once held.
-                Err(
-                    FormatError::Magic { found: 0, .. } | FormatError::Field { field: "cache", .. },
-                ) => {}
-                Err(_) => copies.broken = true,
-            }
-        }
-        copies
+        Copies::read(self.disk.as_ref(), self.slot_at(slot), self.cache_id, slot).await
     }
 
     /// Sees to it that the header of the chunk's slot, if it has one, is in memory. At the first access
@@ -109,7 +119,13 @@ impl Inner {
             return Ok(());
         };
         let copies = self.read_headers(slot).await?;
+        let dirty = || self.state().volumes.get(&key.volume).map_or(0, |v| v.dirty_slots);
+        let before = dirty();
         self.adopt(slot, key, copies);
+        if dirty() < before {
+            // Who waits for room in a quota may go on.
+            self.space.notify_waiters();
+        }
         self.make_room_for_headers();
         Ok(())
     }
@@ -142,7 +158,8 @@ impl Inner {
                 }
                 entry.durable_copy.get_or_insert(copy);
                 if header.volume != key.volume || header.chunk != key.chunk {
-                    // The slot was given up, and the chunk was clean then; the directory is behind.
+                    // The slot was given up, and the chunk was clean then: nothing of it is dirty any more. The
+                    // directory is behind.
                     entry.entry.version = header.version;
                     state.vacate(slot);
                     state.free.push(slot);
@@ -152,51 +169,34 @@ impl Inner {
                 entry.entry.version = header.version;
                 // Records that the header has are not dropped from the log's map: a power cut may have
                 // kept the header and not the data. Only the directory is written after both.
-                let dirty = u64::from(header.dirty.len());
                 entry.header = Some(Box::new(header));
-                entry.summarize();
-                state.headers_in_memory += 1;
-                if let Some(volume) = state.volumes.get_mut(&key.volume) {
-                    volume.dirty_slots =
-                        (volume.dirty_slots + dirty).saturating_sub(listed.dirty_blocks.into());
-                }
-                state.clean_published(key);
             }
             best => {
                 // The newest header is damaged. What was clean is fetched again; what was dirty is lost,
-                // and the new header says so.
+                // and the new header says so. What was written after the directory is in the log still.
                 let version = listed.version.max(best.as_ref().map_or(0, |(_, h)| h.version));
                 let mut header = SlotHeader::empty(self.cache_id, slot, version);
                 (header.volume, header.chunk) = (key.volume, key.chunk);
                 (header.generation, header.seq) = (listed.generation, listed.seq);
-                // Also what newer records replace: they may not be durable yet. With them it is taken back.
-                header.lost = lost_blocks(&listed);
-                let mut lost = header.lost;
-                if let Some(chunk) = state.chunks.get(&key) {
-                    for run in chunk.log.iter() {
-                        lost.remove_range(run.first..run.end());
-                    }
+                let published = state.volumes.get(&key.volume).map_or(0, |v| v.page.published);
+                if listed.seq > published {
+                    // Also what newer records replace: they may not be durable yet. With them it is taken back.
+                    header.lost = BlockSet::from_summary(listed.dirty);
                 }
-                if let Some(volume) = state.volumes.get_mut(&key.volume) {
-                    volume.dirty_slots =
-                        volume.dirty_slots.saturating_sub(listed.dirty_blocks.into());
-                }
-                tracing::error!(
-                    slot,
-                    chunk = key.chunk,
-                    lost = lost.len(),
-                    "slot header is damaged"
-                );
+                let in_log = state.chunks.get(&key).map_or(BlockSet::EMPTY, Chunk::in_log);
+                let lost = header.lost.without(&in_log).len();
+                tracing::error!(slot, chunk = key.chunk, lost, "slot header is damaged");
                 state.counters.damaged_headers += 1;
                 if let Some((copy, _)) = best {
                     entry.durable_copy.get_or_insert(copy);
                 }
                 entry.header = Some(Box::new(header));
                 entry.stale = true;
-                entry.summarize();
-                state.headers_in_memory += 1;
             }
         }
+        state.headers_in_memory += 1;
+        state.summarize(slot);
+        state.clean_published(key);
     }
 
     /// Sees to it that it is known which copy of the slot's header is the durable one, which the next must
@@ -363,13 +363,4 @@ fn next_copy(slot: &mut Slot, syncs: u64) -> u8 {
         slot.written_copy = None;
     }
     if planted(Plant::HeaderInPlace) { 0 } else { 1 - slot.durable_copy.unwrap_or(0).min(1) }
-}
-
-/// Blocks that may have been dirty by what the directory says.
-fn lost_blocks(entry: &Entry) -> BlockSet {
-    let mut lost = BlockSet::EMPTY;
-    for group in (0..64_u16).filter(|group| entry.dirty >> group & 1 == 1) {
-        lost.insert_range(group * 16..group * 16 + 16);
-    }
-    lost
 }

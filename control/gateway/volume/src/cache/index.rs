@@ -1,15 +1,20 @@
-//! The index of a volume in the store, as far as it is in memory. Its pages never change, so they are
-//! kept by their name.
+//! The index of a volume in the store: reading it, keeping it in memory, and writing what changes. Its pages
+//! never change, so they are kept by their name.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Inner;
 use super::state::State;
+use super::upload::Changes;
 use crate::CHUNK_BLOCKS;
 use crate::error::{Error, Result};
+use crate::format::FormatError;
 use crate::format::crc32c;
 use crate::format::index::{Extent, LEAF_CHUNKS, Leaf, NODE_LEAVES, Node, PageRef};
 use crate::format::root::Root;
@@ -130,7 +135,7 @@ impl Inner {
         deadline: Instant,
         name: &VolumeName,
         page: &PageRef,
-    ) -> Result<(String, bytes::Bytes)> {
+    ) -> Result<(String, Bytes)> {
         let path = format!("{name}/index/{}", page.id);
         // A wrong answer may be the way's fault, not the object's: ask twice.
         for _ in 0..2 {
@@ -147,6 +152,89 @@ impl Inner {
             }
         }
         Err(damaged(name, &path, &"length or checksum is not as its parent says"))
+    }
+
+    /// Writes new leaves and nodes for what changed since `root`. Returns all nodes of the new index, in rising
+    /// order.
+    pub(crate) async fn put_index(
+        &self,
+        name: &VolumeName,
+        root: &Root,
+        changes: &Changes,
+    ) -> Result<Vec<(u32, PageRef)>> {
+        let mut leaves: BTreeMap<u32, Leaf> = BTreeMap::new();
+        for (&chunk, ranges) in changes {
+            let number = chunk / LEAF_CHUNKS;
+            if let Entry::Vacant(vacant) = leaves.entry(number) {
+                let leaf = self.leaf(self.deadline(), name, root, number).await?;
+                let empty = || Leaf { uuid: root.uuid, number, extents: Vec::new() };
+                vacant.insert(leaf.map_or_else(empty, |leaf| Leaf::clone(&leaf)));
+            }
+            let base = (chunk % LEAF_CHUNKS) as u16 * CHUNK_BLOCKS;
+            for (range, extent) in ranges {
+                let extent = extent.clone().map(|mut extent| {
+                    extent.first += base;
+                    extent
+                });
+                if let Some(leaf) = leaves.get_mut(&number) {
+                    leaf.replace(base + range.start, base + range.end, extent);
+                }
+            }
+        }
+        let mut changed: BTreeMap<u32, Vec<(u32, Option<PageRef>)>> = BTreeMap::new();
+        for (number, leaf) in leaves {
+            let page = if leaf.extents.is_empty() {
+                None
+            } else {
+                let bytes = leaf.emit();
+                let is_legal = Leaf::parse(&bytes, root.uuid, number).map(drop);
+                let page = self.put_page(name, root.epoch, bytes, is_legal).await?;
+                self.keep_leaf(page, &Arc::new(leaf));
+                Some(page)
+            };
+            changed.entry(number / NODE_LEAVES).or_default().push((number, page));
+        }
+        let mut nodes: BTreeMap<u32, PageRef> = root.nodes.iter().copied().collect();
+        for (number, pages) in changed {
+            let node = self.node(self.deadline(), name, root, number).await?;
+            let mut leaves: BTreeMap<u32, PageRef> =
+                node.map(|node| node.leaves.iter().copied().collect()).unwrap_or_default();
+            for (leaf, page) in pages {
+                match page {
+                    Some(page) => leaves.insert(leaf, page),
+                    None => leaves.remove(&leaf),
+                };
+            }
+            if leaves.is_empty() {
+                nodes.remove(&number);
+                continue;
+            }
+            let node = Node { uuid: root.uuid, number, leaves: leaves.into_iter().collect() };
+            let bytes = node.emit();
+            let is_legal = Node::parse(&bytes, root.uuid, number).map(drop);
+            let page = self.put_page(name, root.epoch, bytes, is_legal).await?;
+            self.keep_node(page, &Arc::new(node));
+            nodes.insert(number, page);
+        }
+        Ok(nodes.into_iter().collect())
+    }
+
+    /// Puts a page of the index, if whoever reads it will find it legal: by one that is not all that it names
+    /// would be lost.
+    async fn put_page(
+        &self,
+        name: &VolumeName,
+        epoch: u64,
+        bytes: Vec<u8>,
+        is_legal: Result<(), FormatError>,
+    ) -> Result<PageRef> {
+        let id = self.object_id(epoch);
+        let path = format!("{name}/index/{id}");
+        is_legal.map_err(|e| damaged(name, &path, &format!("not put: {e}")))?;
+        let page = PageRef { id, len: bytes.len() as u32, crc: crc32c(&bytes) };
+        let _place = self.upload_place().await?;
+        self.put_new(name, &path, Bytes::from(bytes)).await?;
+        Ok(page)
     }
 }
 

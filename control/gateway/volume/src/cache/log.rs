@@ -11,7 +11,7 @@ use std::task::Poll;
 use bytes::{Bytes, BytesMut};
 
 use super::runmap::{LogRecord, Place, Run};
-use super::state::{Frame, Key};
+use super::state::{Frame, Key, Log};
 use super::{Inner, Plant, planted};
 use crate::BLOCK_BYTES;
 use crate::bits::BlockSet;
@@ -50,6 +50,52 @@ async fn yield_once() {
     .await;
 }
 
+/// Data of the log.
+#[derive(Debug)]
+pub(crate) struct RunData {
+    /// What was read, with its first blocks, in rising order.
+    pub(crate) parts: Vec<(u16, Bytes)>,
+    /// Blocks that read as something else than was written.
+    pub(crate) wrong: BlockSet,
+    /// Blocks that the medium did not give back, this time at least.
+    pub(crate) unreadable: BlockSet,
+}
+
+impl RunData {
+    /// Blocks that it lacks.
+    pub(crate) fn missing(&self) -> BlockSet {
+        let mut missing = self.wrong;
+        missing.add(&self.unreadable);
+        missing
+    }
+}
+
+/// Why data of the log are not to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Damage {
+    /// They have another checksum than the record says.
+    Wrong,
+    /// The medium does not give them back.
+    Unreadable,
+}
+
+/// A writer that waits for room in the log, also one that gives up.
+struct Waiting<'a>(&'a Inner);
+
+impl<'a> Waiting<'a> {
+    fn begin(inner: &'a Inner) -> Waiting<'a> {
+        inner.state().log.waiting += 1;
+        Waiting(inner)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let waiting = &mut self.0.state().log.waiting;
+        *waiting = waiting.saturating_sub(1);
+    }
+}
+
 /// A frame to be written.
 struct NextFrame {
     pos: u64,
@@ -77,6 +123,17 @@ impl Inner {
     /// Bytes of log that writers may fill. The rest is for the gap at the end of the ring.
     pub(crate) fn log_capacity(&self) -> u64 {
         self.layout.log_len - self.max_frame()
+    }
+
+    /// Bytes of that which only a write may fill that mends a loss: see `held_up`.
+    fn kept_for_mending(&self) -> u64 {
+        (self.log_capacity() / 32).max(4 * BLOCK_BYTES) / BLOCK_BYTES * BLOCK_BYTES
+    }
+
+    /// Whether writers wait for room in the log, or are slowed down.
+    pub(crate) fn is_log_short(&self, log: &Log) -> bool {
+        let used = (log.head - log.tail + log.reserved) as f64;
+        log.waiting > 0 || used / self.log_capacity() as f64 >= self.config.slow_above
     }
 
     /// Bytes and records between two checkpoints.
@@ -405,39 +462,55 @@ impl Inner {
         }
     }
 
-    /// Waits until `bytes` of log and `records` can be taken, and takes them. The fuller the log, the
-    /// longer each writer pauses, so that there is no cliff at its end. Fails once the volume is not served any
-    /// more, and where it would wait while the cache is being stopped.
-    pub(crate) async fn reserve(&self, volume: u64, bytes: u64, records: u64) -> Result<()> {
+    /// Waits until `bytes` of log can be taken for `records`, and takes them. None means one of which only the place
+    /// is known yet, and which changes what is there. The fuller the log, the longer each writer pauses, so that there
+    /// is no cliff at its end. Fails once the volume is not served any more, where it would wait while the cache is
+    /// being stopped, and where it would wait in vain.
+    pub(crate) async fn reserve(
+        &self,
+        volume: u64,
+        bytes: u64,
+        records: &[(Record, Bytes)],
+    ) -> Result<()> {
         let (scan_bytes, scan_records) = self.scan_limits();
+        let count = records.len().max(1) as u64;
         let mut paused = false;
         loop {
             let room = self.space.notified();
             tokio::pin!(room);
             room.as_mut().enable();
             self.serving(volume)?;
-            let (fits, fill, over_quota, is_stopping) = {
+            let (goes_on, fits, has_room, fill, over_quota, is_stopping) = {
                 let mut state = self.state();
-                let over_quota = state.volumes.get(&volume).is_some_and(|v| {
-                    v.page.dirty_quota > 0 && v.dirty_bytes() >= v.page.dirty_quota
-                });
+                // What mends a loss does not wait for what does not come before that.
+                let mends = state.mends(volume, records);
+                let over_quota = !mends
+                    && state.volumes.get(&volume).is_some_and(|v| {
+                        v.page.dirty_quota > 0 && v.dirty_bytes() >= v.page.dirty_quota
+                    });
+                let kept = if mends { 0 } else { self.kept_for_mending() };
+                let used = state.log.head - state.log.tail + state.log.reserved;
+                let has_room = used + bytes + kept <= self.log_capacity();
+                if !mends && let Some(error) = state.waits_in_vain(volume, over_quota, has_room) {
+                    return Err(error);
+                }
                 let is_stopping = state.is_stopping;
                 let log = &mut state.log;
-                let used = log.head - log.tail + log.reserved;
                 let scanned = log.head - log.scan_at + log.reserved;
                 let pending = log.next_seq - log.scan_seq;
-                let fits = used + bytes <= self.log_capacity()
+                let fits = has_room
                     && scanned + bytes <= scan_bytes
-                    && pending + records <= scan_records
+                    && pending + count <= scan_records
                     && !over_quota;
                 let fill = used as f64 / self.log_capacity() as f64;
+                let goes_on = fits && (paused || mends || fill < self.config.slow_above);
                 log.is_short |= !fits;
-                if fits && (paused || fill < self.config.slow_above) {
+                if goes_on {
                     log.reserved += bytes;
                 }
-                (fits, fill, over_quota, is_stopping)
+                (goes_on, fits, has_room, fill, over_quota, is_stopping)
             };
-            if fits && (paused || fill < self.config.slow_above) {
+            if goes_on {
                 if fill > 0.25 {
                     self.maintenance_wake.notify_one();
                 }
@@ -446,6 +519,7 @@ impl Inner {
             if !fits && is_stopping {
                 return Err(self.cut_short(volume));
             }
+            let _waiting = (!has_room).then(|| Waiting::begin(self));
             // Records that wait to be written keep the room that they reserved.
             self.append_wake.notify_one();
             self.maintenance_wake.notify_one();
@@ -465,12 +539,12 @@ impl Inner {
     /// Reads blocks of a run, from memory or the log, and checks them. Fails with the first block whose data are
     /// damaged.
     pub(crate) async fn read_run(&self, run: &Run) -> Result<Bytes> {
-        if let Some(data) = self.read_whole(run).await? {
+        if let Ok(data) = self.read_whole(run).await? {
             return Ok(data);
         }
         let mut whole = BytesMut::with_capacity(usize::from(run.count) * BLOCK_BYTES as usize);
         for block in alone(run) {
-            let Some(data) = self.read_whole(&block).await? else {
+            let Ok(data) = self.read_whole(&block).await? else {
                 let Record { volume, chunk, .. } = run.record.record;
                 return Err(self.lost(Key { volume, chunk }, block.first));
             };
@@ -479,9 +553,8 @@ impl Inner {
         Ok(whole.freeze())
     }
 
-    /// Reads runs, in rising order, and checks them. What was written together is read at once. Returns the data
-    /// with their first blocks, in rising order, and the blocks whose data are damaged.
-    pub(crate) async fn read_runs(&self, runs: &[Run]) -> Result<(Vec<(u16, Bytes)>, BlockSet)> {
+    /// Reads runs, in rising order, and checks them. What was written together is read at once.
+    pub(crate) async fn read_runs(&self, runs: &[Run]) -> Result<RunData> {
         let follows = |a: &Run, b: &Run| match (a.pos(), b.pos()) {
             // What lies behind another record's data begins no lap of its own: frames do not cross the end.
             (Some(a_pos), Some(b_pos)) => {
@@ -490,13 +563,14 @@ impl Inner {
             }
             _ => false,
         };
-        let (mut parts, mut damaged) = (Vec::new(), BlockSet::EMPTY);
+        let (wrong, unreadable) = (BlockSet::EMPTY, BlockSet::EMPTY);
+        let mut found = RunData { parts: Vec::new(), wrong, unreadable };
         for group in runs.chunk_by(follows) {
             let together = match group {
                 [first, _, ..] => {
                     let blocks = group.iter().map(|run| usize::from(run.count)).sum::<usize>();
                     let pos = first.pos().unwrap_or_default();
-                    readable(self.read_log(pos, blocks * BLOCK_BYTES as usize).await)?
+                    readable(self.read_log(pos, blocks * BLOCK_BYTES as usize).await)?.ok()
                 }
                 _ => None,
             };
@@ -507,40 +581,42 @@ impl Inner {
                 from = to;
                 // Alone it is read again, past what memory has, and at last block by block.
                 let part = match part.filter(|part| is_right(run, part)) {
-                    Some(part) => Some(part),
+                    Some(part) => Ok(part),
                     None => self.read_whole(run).await?,
                 };
-                if let Some(part) = part {
-                    parts.push((run.first, part));
+                if let Ok(part) = part {
+                    found.parts.push((run.first, part));
                     continue;
                 }
                 for block in alone(run) {
                     match self.read_whole(&block).await? {
-                        Some(data) => parts.push((block.first, data)),
-                        None => damaged.insert(block.first),
+                        Ok(data) => found.parts.push((block.first, data)),
+                        Err(Damage::Wrong) => found.wrong.insert(block.first),
+                        Err(Damage::Unreadable) => found.unreadable.insert(block.first),
                     }
                 }
             }
         }
-        Ok((parts, damaged))
+        Ok(found)
     }
 
-    /// Reads all blocks of a run at once. `None`: the medium does not give them back as they were written.
-    async fn read_whole(&self, run: &Run) -> Result<Option<Bytes>> {
+    /// Reads all blocks of a run at once. The inner error: the medium does not give them back as they were written.
+    async fn read_whole(&self, run: &Run) -> Result<Result<Bytes, Damage>> {
         let bytes = usize::from(run.count) * BLOCK_BYTES as usize;
         let skip = usize::from(run.skip) * BLOCK_BYTES as usize;
         let pos = match run.record.place() {
-            Place::Memory(data) => return Ok(Some(data.slice(skip..skip + bytes))),
+            Place::Memory(data) => return Ok(Ok(data.slice(skip..skip + bytes))),
             Place::Log { data, .. } => data + skip as u64,
         };
-        let data = readable(self.read_log(pos, bytes).await)?;
-        if let Some(data) = data.filter(|data| is_right(run, data)) {
-            return Ok(Some(data));
+        if let Ok(data) = readable(self.read_log(pos, bytes).await)?
+            && is_right(run, &data)
+        {
+            return Ok(Ok(data));
         }
         // Memory may be at fault, and the medium not.
         let at = self.layout.log_at + pos % self.layout.log_len;
         let data = readable(self.disk.reread(at, bytes).await)?;
-        Ok(data.filter(|data| is_right(run, data)))
+        Ok(data.and_then(|data| if is_right(run, &data) { Ok(data) } else { Err(Damage::Wrong) }))
     }
 
     async fn read_log(&self, pos: u64, len: usize) -> Result<Bytes, DiskError> {
@@ -552,11 +628,11 @@ impl Inner {
     }
 }
 
-/// `None` for what the medium does not give back. Any other failure is the disk's.
-fn readable(read: Result<Bytes, DiskError>) -> Result<Option<Bytes>> {
+/// The inner error is what the medium does not give back. Any other failure is the disk's.
+fn readable(read: Result<Bytes, DiskError>) -> Result<Result<Bytes, Damage>> {
     match read {
-        Ok(data) => Ok(Some(data)),
-        Err(DiskError::Unreadable { .. }) => Ok(None),
+        Ok(data) => Ok(Ok(data)),
+        Err(DiskError::Unreadable { .. }) => Ok(Err(Damage::Unreadable)),
         Err(error) => Err(error.into()),
     }
 }

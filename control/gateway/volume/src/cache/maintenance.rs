@@ -30,10 +30,12 @@ impl Inner {
         }
     }
 
-    /// Does what is due; with `idle`, also what could wait.
+    /// Does what is due; with `idle`, also what could wait: what is there by now, since rounds for the few records
+    /// that come meanwhile would never end, and sync the disk all the time.
     async fn maintain(&self, idle: bool) -> Result<()> {
+        let next_seq = self.state().log.next_seq;
         loop {
-            let (fill, scan, is_short, free, slots) = {
+            let (fill, scan, is_short, free, slots, is_old) = {
                 let mut state = self.state();
                 let is_short = std::mem::take(&mut state.log.is_short);
                 let log = &state.log;
@@ -42,7 +44,8 @@ impl Inner {
                 let scan = ((log.head - log.scan_at + log.reserved) as f64 / bytes as f64)
                     .max((log.next_seq - log.scan_seq) as f64 / records as f64);
                 let fill = used / self.log_capacity() as f64;
-                (fill, scan, is_short, state.free.len(), state.slots.len())
+                let is_old = log.frames.front().is_some_and(|frame| frame.first_seq < next_seq);
+                (fill, scan, is_short, state.free.len(), state.slots.len(), is_old)
             };
             let (low, high) = self.config.watermarks(slots);
             let mut free = free;
@@ -52,7 +55,7 @@ impl Inner {
             if free < low {
                 self.evict(high - free).await?;
             }
-            let destage = fill > self.config.destage_above || idle && fill > 0.0;
+            let destage = fill > self.config.destage_above || idle && is_old;
             let destaged = if destage { self.destage(false).await? } else { 0 };
             // A checkpoint that frees nothing would only wake those who wait for room, and they this task.
             let frees = (fill > 0.5 || is_short) && self.state().tail_may_move();
@@ -80,14 +83,16 @@ impl Inner {
         while self.destage(true).await? > 0 {
             self.checkpoint(false).await?;
         }
-        self.checkpoint(true).await
+        self.checkpoint(true).await?;
+        Ok(())
     }
 
     /// One round of destaging and a checkpoint, whatever the fill.
     pub(crate) async fn destage_now(&self) -> Result<()> {
         let _turn = self.maintenance.lock().await;
         self.destage(false).await?;
-        self.checkpoint(false).await
+        self.checkpoint(false).await?;
+        Ok(())
     }
 
     /// Evicts, for tests and operators.

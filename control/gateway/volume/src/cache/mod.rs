@@ -24,6 +24,7 @@ mod evict;
 mod fetch;
 mod fitness;
 mod headers;
+mod held_up;
 mod index;
 mod log;
 mod maintenance;
@@ -83,8 +84,11 @@ pub struct Config {
     /// The pause of a writer when the log is full.
     pub longest_pause: Duration,
     /// Share of the slots, 0 to 1, that may hold what is not uploaded yet. The others are left to reads while
-    /// uploads drain; what finds no slot waits in the log.
+    /// uploads drain; what finds no slot waits in the log. What no upload helps takes more rather than fill the log.
     pub dirty_share: f64,
+    /// How long data of the log that the disk does not give back are read again before they are given up as lost. A
+    /// device that was reset, or is reached by another way now, has them again.
+    pub unreadable_for: Duration,
     /// Slot headers kept in memory; one takes 5 KiB.
     pub headers_in_memory: usize,
     /// How long a read of something that is not cached may wait for the store, in sum over all that it needs
@@ -125,6 +129,7 @@ impl Default for Config {
             slow_above: 0.75,
             longest_pause: Duration::from_millis(20),
             dirty_share: 0.85,
+            unreadable_for: Duration::from_secs(60),
             headers_in_memory: 16_384,
             fetch_timeout: Duration::from_secs(30),
             upload_timeout: Duration::from_secs(120),
@@ -259,7 +264,6 @@ pub(crate) struct Inner {
     upload_wake: Notify,
     space: Notify,
     rmw_done: Notify,
-    cut_published: Notify,
     maintenance: tokio::sync::Mutex<()>,
     /// Whether slots were written whose records are still in the map: what a crash should meet.
     #[cfg(test)]
@@ -304,8 +308,8 @@ impl Inner {
     }
 }
 
-/// An open cache. Dropping it stops its tasks as a crash would; [`close`](Cache::close) leaves nothing to
-/// recover.
+/// An open cache. Dropping it stops its tasks as a crash would; after [`close`](Cache::close) the next start has
+/// little to do.
 #[derive(Debug)]
 pub struct Cache {
     inner: Arc<Inner>,
@@ -345,6 +349,13 @@ impl Cache {
         }
     }
 
+    /// Slots that hold what is not in the store yet. Counts them, which takes milliseconds where they are many.
+    #[must_use]
+    pub fn dirty_slots(&self) -> u32 {
+        let state = self.inner.state();
+        state.slots.iter().filter(|slot| slot.entry.dirty_blocks > 0).count() as u32
+    }
+
     /// Moves what is due from the log to slots and writes a checkpoint, now.
     pub async fn destage(&self) -> Result<()> {
         self.inner.destage_now().await
@@ -363,8 +374,9 @@ impl Cache {
         self.inner.space.notify_waiters();
     }
 
-    /// Stops in order: everything is in its slot and durable, and nothing is left to validate. Requests
-    /// that come later fail.
+    /// Stops in order: everything is durable, and moved to its slot. Only what no slot may take, since so many hold
+    /// what is not uploaded, stays in the log, where the next start finds it. Unless so many small pieces are left
+    /// there that no checkpoint names them, nothing is to be validated then. Requests that come later fail.
     pub async fn close(self) -> Result<()> {
         self.begin_stop();
         for entry in self.inner.state().volumes.values_mut() {

@@ -52,7 +52,8 @@ impl Cache {
         inner.check_free_name(name)?;
         let (uuid, nonce) =
             (u128::from(inner.random()) << 64 | u128::from(inner.random()), inner.random());
-        let seq = inner.state().log.next_seq.saturating_sub(1);
+        // Durable: after a power cut the sequences up to there must not be used again.
+        let seq = inner.flush_all().await?;
         let claimed = inner.claim(name, nonce, |found| match found {
             // Epochs go on where a deleted volume of this name ended, so that none is used twice.
             Some(found) if found.state != RootState::Deleted => {
@@ -90,7 +91,7 @@ impl Cache {
         }
         inner.check_free_name(name)?;
         let nonce = inner.random();
-        let seq = inner.state().log.next_seq.saturating_sub(1);
+        let seq = inner.flush_all().await?;
         let claimed = inner.claim(name, nonce, |found| match found {
             None => Err(Error::NoVolume { volume: name.clone() }),
             Some(found) if found.state == RootState::Deleted => {
@@ -201,8 +202,13 @@ impl Cache {
         let volume = self.volume(name)?.id();
         if inner.serving(volume).is_ok() {
             inner.forget_root(volume);
-            if !matches!(inner.root(volume).await, Err(Error::OtherVolume { .. })) {
-                return Err(Error::Served { volume: name.clone() });
+            match inner.root(volume).await {
+                Err(Error::OtherVolume { .. }) => {}
+                // One whose root somebody removed can be deleted.
+                Ok(_) | Err(Error::NoVolume { .. }) => {
+                    return Err(Error::Served { volume: name.clone() });
+                }
+                Err(error) => return Err(error),
             }
             if let Some(entry) = inner.state().volumes.get_mut(&volume) {
                 entry.refusing = Some("being forgotten");

@@ -11,7 +11,8 @@ use super::fetch::Patience;
 use super::runmap::Run;
 use super::state::Key;
 use crate::bits::BlockSet;
-use crate::error::Result;
+use crate::disk::read_around;
+use crate::error::{Error, Result};
 use crate::format::crc32c;
 use crate::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES, SlotId};
 
@@ -126,8 +127,8 @@ impl Inner {
                     Source::Slot { slot, crcs, dirty } => {
                         match self.read_slot(slot, first, &crcs).await {
                             Ok(data) => pieces.push(Piece { first, count, data: Some(data) }),
-                            Err(block) if dirty => return Err(self.lost(key, block)),
-                            Err(_) => bad.insert_range(range),
+                            Err(damaged) if dirty => return Err(self.first_lost(key, &damaged)),
+                            Err(damaged) => bad.add(&damaged),
                         }
                     }
                 }
@@ -199,40 +200,53 @@ impl Inner {
         Some(plan)
     }
 
-    /// Reads neighbouring blocks of a slot. Fails with the first block that is not as it should be.
-    async fn read_slot(&self, slot: SlotId, first: u16, crcs: &[u32]) -> Result<Bytes, u16> {
+    /// Reads neighbouring blocks of a slot. Fails with those that are not as they should be: some if not all.
+    async fn read_slot(&self, slot: SlotId, first: u16, crcs: &[u32]) -> Result<Bytes, BlockSet> {
         let at = self.block_at(slot, first);
         let bytes = crcs.len() * BLOCK_BYTES as usize;
+        let wrong = |data: &Bytes| {
+            let mut wrong = BlockSet::EMPTY;
+            for ((block, data), crc) in (first..).zip(data.chunks(BLOCK_BYTES as usize)).zip(crcs) {
+                if crc32c(data) != *crc {
+                    wrong.insert(block);
+                }
+            }
+            wrong
+        };
         let read = match self.disk.read_now(at, bytes) {
             Some(data) => Ok(data),
             None => self.disk.read(at, bytes).await,
         };
-        let data = match read {
-            Ok(data) => data,
+        let read = match read {
+            Ok(data) if wrong(&data).is_empty() => return Ok(data),
+            // Memory may be at fault, and the medium not.
+            Ok(data) => Ok(self.disk.reread(at, bytes).await.unwrap_or(data)),
+            // One bad spot must not hide what lies around it.
             Err(error) => {
-                tracing::warn!(slot, first, %error, "blocks of a slot cannot be read");
-                return Err(first);
+                tracing::warn!(slot, first, %error, "blocks of a slot cannot be read at once");
+                read_around(self.disk.as_ref(), at, bytes).await
             }
         };
-        let wrong = |data: &Bytes| {
-            let mut blocks = data.chunks(BLOCK_BYTES as usize).zip(crcs);
-            blocks.position(|(block, crc)| crc32c(block) != *crc)
-        };
-        if wrong(&data).is_none() {
+        let data = read.map_err(|error| {
+            tracing::warn!(slot, first, %error, "blocks of a slot cannot be read");
+            let mut all = BlockSet::EMPTY;
+            all.insert_range(first..first + crcs.len() as u16);
+            all
+        })?;
+        let damaged = wrong(&data);
+        if damaged.is_empty() {
+            tracing::warn!(slot, first, "blocks were wrong at first, and right when read again");
             return Ok(data);
         }
-        // Memory may be at fault, and the medium not.
-        let data = self.disk.reread(at, bytes).await.unwrap_or(data);
-        match wrong(&data) {
-            None => {
-                tracing::warn!(slot, first, "blocks were wrong in memory and right on the medium");
-                Ok(data)
-            }
-            Some(i) => {
-                tracing::warn!(slot, block = first + i as u16, "checksum of a block is wrong");
-                Err(first + i as u16)
-            }
-        }
+        let (block, blocks) = (damaged.iter().next(), damaged.len());
+        tracing::warn!(slot, block, blocks, "checksums of blocks are wrong");
+        Err(damaged)
+    }
+
+    /// The error for blocks whose only copies are damaged: it names the first and its neighbours.
+    fn first_lost(&self, key: Key, damaged: &BlockSet) -> Error {
+        let first = damaged.runs(CHUNK_BLOCKS).into_iter().next();
+        self.lost_range(key, &first.unwrap_or(0..CHUNK_BLOCKS))
     }
 
     /// Clean blocks that turned out damaged are missing from now on.
@@ -277,7 +291,9 @@ impl Inner {
                     Source::Log(run) => Some(self.read_run(&run).await?),
                     Source::Zeroes => None,
                     Source::Slot { slot, crcs, .. } => Some(
-                        self.read_slot(slot, first, &crcs).await.map_err(|b| self.lost(key, b))?,
+                        self.read_slot(slot, first, &crcs)
+                            .await
+                            .map_err(|damaged| self.first_lost(key, &damaged))?,
                     ),
                     Source::Missing | Source::Lost => return Err(self.lost(key, first)),
                 };

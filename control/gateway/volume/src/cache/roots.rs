@@ -117,53 +117,74 @@ impl Inner {
 
     /// The same, for which the store is asked until `deadline`.
     pub(crate) async fn root_by(&self, deadline: Instant, volume: u64) -> Result<RemoteRoot> {
-        let (known, name) = {
-            let state = self.state();
-            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
-            let known = entry.remote.clone().filter(|_| !entry.root_unsure);
-            (known, entry.page.name.clone())
-        };
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let (root, version) = self.get_root_by(deadline, &name).await?;
-        match self.whose(volume, &root)? {
-            Whose::Ours => {}
-            Whose::Theirs => return Err(self.superseded(volume, root.epoch).await),
-            Whose::Another => return Err(self.another(volume, &root)),
-            Whose::Wrong(what) => {
-                return Err(index::damaged(&name, &format!("{name}/root"), &what));
+        loop {
+            let (before, name) = {
+                let state = self.state();
+                let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
+                match &entry.remote {
+                    Some(known) if !entry.root_unsure => return Ok(known.clone()),
+                    _ => (entry.root_nonce(), entry.page.name.clone()),
+                }
+            };
+            let (root, version) = self.get_root_by(deadline, &name).await?;
+            let whose = self.whose(volume, &root)?;
+            if !matches!(whose, Whose::Ours) && root.owner == self.cache_id {
+                // It is judged by what is known now, and may be of before: another one of ours came meanwhile.
+                let state = self.state();
+                let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
+                if entry.root_nonce() != before {
+                    continue;
+                }
             }
-        }
-        let remote = RemoteRoot { root: Arc::new(root), version };
-        let mut state = self.state();
-        if let Some(entry) = state.volumes.get_mut(&volume) {
-            let newer = entry.remote.as_ref().is_none_or(|r| r.root.seq <= remote.root.seq);
-            entry.root_unsure = false;
-            if newer {
-                let published = entry.page.published;
-                entry.is_published(&remote.root);
-                entry.remote = Some(remote.clone());
-                if remote.root.seq != published {
-                    state.recount_log(volume);
+            match whose {
+                Whose::Ours => {
+                    let remote = RemoteRoot { root: Arc::new(root), version };
+                    return self.note_root(volume, remote);
+                }
+                Whose::Theirs => return Err(self.superseded(volume, root.epoch).await),
+                Whose::Another => return Err(self.another(volume, &root)),
+                Whose::Wrong(what) => {
+                    return Err(index::damaged(&name, &format!("{name}/root"), &what));
                 }
             }
         }
-        Ok(remote)
+    }
+
+    /// Takes a root of ours that was read as the newest, if it is. Returns the newest.
+    fn note_root(&self, volume: u64, found: RemoteRoot) -> Result<RemoteRoot> {
+        let mut state = self.state();
+        let entry = state.volumes.get_mut(&volume).ok_or(Error::Gone)?;
+        match &entry.remote {
+            Some(newest) if newest.root.seq > found.root.seq => return Ok(newest.clone()),
+            // A cut under way goes on from the root that it began with, so what that lacks must stay dirty. The next
+            // cut takes note of this one.
+            Some(_) if entry.cut.is_some() => return Ok(found),
+            _ => {}
+        }
+        entry.root_unsure = false;
+        let published = entry.page.published;
+        entry.is_published(&found.root);
+        entry.remote = Some(found.clone());
+        if found.root.seq != published {
+            state.recount_log(volume);
+        }
+        Ok(found)
     }
 
     /// Another gateway has the volume: from here on nothing is served or uploaded, and what is dirty is
     /// kept for export.
     pub(crate) async fn superseded(&self, volume: u64, epoch: u64) -> Error {
-        let (name, ours, first) = {
+        let (name, ours, first, kept) = {
             let mut state = self.state();
             let Some(entry) = state.volumes.get_mut(&volume) else {
                 return Error::Gone;
             };
             let first = entry.superseded_by.replace(epoch).is_none();
             entry.refusing = Some("in quarantine");
-            (entry.page.name.clone(), entry.page.epoch, first)
+            let kept = std::mem::take(&mut entry.kept);
+            (entry.page.name.clone(), entry.page.epoch, first, kept)
         };
+        drop(kept);
         // Who waits for room is not to wait any more.
         self.space.notify_waiters();
         let error = Error::Superseded { volume: name, epoch, ours };
@@ -332,6 +353,11 @@ impl Inner {
 }
 
 impl VolumeEntry {
+    /// Nonce of the newest root that was read or put since the start.
+    fn root_nonce(&self) -> Option<u64> {
+        self.remote.as_ref().map(|remote| remote.root.nonce)
+    }
+
     /// `root` is the one in the store.
     pub(crate) fn is_published(&mut self, root: &Root) {
         self.page.published = root.seq;

@@ -184,10 +184,12 @@ impl Inner {
     /// Takes the store's word for whatever slots held that cannot be read, durably.
     async fn accept_unknown(&self) -> Result<()> {
         let _turn = self.maintenance.lock().await;
-        self.state().unknown_slots = 0;
-        let result = self.checkpoint(false).await;
-        if let Err(error) = &result {
-            self.fail(error);
+        let unknown = std::mem::take(&mut self.state().unknown_slots);
+        let result = self.checkpoint_surely().await;
+        match &result {
+            Ok(()) => {}
+            Err(Error::MapTooLong { .. }) => self.state().unknown_slots = unknown,
+            Err(error) => self.fail(error),
         }
         result
     }
@@ -206,11 +208,9 @@ impl Inner {
                 None => (BlockSet::EMPTY, BlockSet::EMPTY),
             };
             if let Some(chunk) = state.chunks.get(&key) {
-                for run in chunk.log.iter() {
-                    lost.remove_range(run.first..run.end());
-                    if run.seq() > published {
-                        dirty.insert_range(run.first..run.end());
-                    }
+                lost.subtract(&chunk.in_log());
+                for run in chunk.log.iter().filter(|run| run.seq() > published) {
+                    dirty.insert_range(run.first..run.end());
                 }
             }
             return Ok((dirty, lost));
@@ -220,7 +220,7 @@ impl Inner {
     async fn scrub_chunk(&self, key: Key, report: &mut ScrubReport) -> Result<()> {
         report.chunks += 1;
         // A header that left memory again, or a chunk that left the cache and came back: look again.
-        let (_guard, runs, published, slot) = loop {
+        let (_guard, runs, in_log, published, slot) = loop {
             self.load(key).await?;
             let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
                 return Ok(());
@@ -230,19 +230,20 @@ impl Inner {
             if state.needs_header(key) || !state.is_lock_of(key, Some(&io)) {
                 continue;
             }
-            let runs = state.chunks.get(&key).map(|c| c.log.iter().cloned().collect::<Vec<_>>());
+            let Some(chunk) = state.chunks.get(&key) else {
+                return Ok(());
+            };
+            let (runs, in_log) = (chunk.log.iter().cloned().collect::<Vec<_>>(), chunk.in_log());
             let published = state.volumes.get(&key.volume).map_or(0, |v| v.page.published);
             let slot = state.header(key).map(|(slot, header)| (slot, header.clone()));
-            break (guard, runs.unwrap_or_default(), published, slot);
+            break (guard, runs, in_log, published, slot);
         };
-        let mut in_log = BlockSet::EMPTY;
         for run in runs {
-            in_log.insert_range(run.first..run.end());
             report.blocks += u64::from(run.count);
             if run.is_zero() {
                 continue;
             }
-            let (_, damaged) = self.read_runs(std::slice::from_ref(&run)).await?;
+            let damaged = self.read_runs(std::slice::from_ref(&run)).await?.missing();
             for block in damaged.iter() {
                 if run.seq() > published {
                     report.lost.push(self.lost(key, block));
@@ -254,12 +255,8 @@ impl Inner {
         let Some((slot, header)) = slot else {
             return Ok(());
         };
-        let mut stored = header.valid;
-        stored.subtract(&header.zero);
-        stored.subtract(&in_log);
-        let mut lost = header.lost;
-        lost.subtract(&in_log);
-        for block in lost.iter() {
+        let stored = header.valid.without(&header.zero).without(&in_log);
+        for block in header.lost.without(&in_log).iter() {
             report.lost.push(self.lost(key, block));
         }
         for run in stored.runs(64) {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use tokio::sync::{OnceCell, RwLock};
+use tokio::time::Instant;
 
+use super::held_up::HeldUp;
 use super::runmap::{LogRecord, RunMap};
 use super::upload::Kept;
 use crate::SlotId;
@@ -42,6 +44,17 @@ pub(crate) struct Chunk {
     pub(crate) io: Arc<RwLock<()>>,
     /// Number of fetches under way.
     pub(crate) fetching: u32,
+    /// Whether some of `log` could not be read when it was to move to the slot.
+    pub(crate) unreadable: Option<Unreadable>,
+}
+
+/// Data of the log that the medium did not give back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unreadable {
+    /// When that was found.
+    pub(crate) since: Instant,
+    /// When to read them again.
+    pub(crate) again: Instant,
 }
 
 impl Chunk {
@@ -54,7 +67,17 @@ impl Chunk {
             generation,
             io: Arc::new(RwLock::new(())),
             fetching: 0,
+            unreadable: None,
         }
+    }
+
+    /// Blocks whose newest values are in the log.
+    pub(crate) fn in_log(&self) -> BlockSet {
+        let mut blocks = BlockSet::EMPTY;
+        for run in self.log.iter() {
+            blocks.insert_range(run.first..run.end());
+        }
+        blocks
     }
 
     /// Blocks of the log that are neither published, by that mark, nor in the slot.
@@ -86,6 +109,8 @@ pub(crate) struct Slot {
     /// Whether the header is being written. Until that is done the one on disk is older than the directory
     /// in memory says, and must not be read.
     pub(crate) being_written: bool,
+    /// Whether the header calls blocks lost. `None` until it was in memory since the start.
+    pub(crate) has_lost: Option<bool>,
     /// Whether it was used since the eviction's hand came by.
     pub(crate) visited: bool,
     /// Whether the directory page must be written.
@@ -93,7 +118,8 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Brings the entry up to date with the header.
+    /// Brings the entry up to date with the header. Where more or fewer blocks may be dirty or lost than before,
+    /// the volume's count must follow: see [`State::summarize`].
     pub(crate) fn summarize(&mut self) {
         if let Some(header) = &self.header {
             let mut dirty = header.dirty;
@@ -105,6 +131,7 @@ impl Slot {
             self.entry.valid_blocks = valid.len() as u16;
             self.entry.generation = header.generation;
             self.entry.seq = header.seq;
+            self.has_lost = Some(!header.lost.is_empty());
             self.unlisted = true;
         }
     }
@@ -142,10 +169,14 @@ pub(crate) struct Log {
     pub(crate) reserved: u64,
     /// Whether a writer waits for room.
     pub(crate) is_short: bool,
+    /// Number of writers that wait for bytes of it.
+    pub(crate) waiting: usize,
+    /// Whether the tail cannot move, since no slot is to be had for records, as of the last round.
+    pub(crate) is_stuck: bool,
     pub(crate) frames: VecDeque<Frame>,
 }
 
-/// A cut under way: see `upload.rs`.
+/// A cut under way: see `upload`.
 #[derive(Debug)]
 pub(crate) struct Cut {
     /// What is in it: everything up to this sequence.
@@ -181,12 +212,14 @@ pub(crate) struct VolumeEntry {
     pub(crate) cut: Option<Cut>,
     /// What a cut that failed leaves to the next one.
     pub(crate) kept: Kept,
-    /// Dirty blocks in slots.
+    /// Blocks in slots that are dirty or lost: the sum of `dirty_blocks` of the entries of its slots.
     pub(crate) dirty_slots: u64,
     /// Blocks in the log that are not published.
     pub(crate) dirty_log: u64,
     /// Times that a block was needed whose only copy is damaged.
     pub(crate) lost: u64,
+    /// What of that keeps it from being uploaded.
+    pub(crate) held_up: HeldUp,
     /// Epoch of whoever superseded us.
     pub(crate) superseded_by: Option<u64>,
     /// Why requests are refused, if they are.
@@ -330,9 +363,10 @@ impl State {
         let Some(volume) = self.volumes.get_mut(&key.volume) else {
             return;
         };
-        if let Some(unchanged) = volume.kept.unchanged.get_mut(&key.chunk) {
-            unchanged.remove_range(run.first..run.end());
+        if volume.cut.is_some() || !volume.kept.is_empty() {
+            volume.kept.written(key.chunk, run.first..run.end());
         }
+        volume.held_up.written(key.chunk, run.first..run.end());
         let published = volume.page.published;
         if run.seq() > published {
             volume.dirty_log += u64::from(run.count);
@@ -405,6 +439,21 @@ impl State {
         }
     }
 
+    /// Brings a slot's entry up to date with its header, and with that what its volume counts as dirty.
+    pub(crate) fn summarize(&mut self, slot: SlotId) {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        let before = u64::from(entry.entry.dirty_blocks);
+        entry.summarize();
+        let after = u64::from(entry.entry.dirty_blocks);
+        if let Some(key) = entry.occupant
+            && let Some(volume) = self.volumes.get_mut(&key.volume)
+        {
+            volume.dirty_slots = (volume.dirty_slots + after).saturating_sub(before);
+        }
+    }
+
     /// Turns blocks clean that were published, if the header is in memory; else remembers them.
     pub(crate) fn clean(&mut self, key: Key, blocks: &BlockSet) {
         self.cleaned.entry(key).or_insert(BlockSet::EMPTY).add(blocks);
@@ -424,14 +473,11 @@ impl State {
             return;
         };
         if let Some(blocks) = self.cleaned.remove(&key) {
-            let before = u64::from(header.dirty.len());
             header.dirty.subtract(&blocks);
-            let after = u64::from(header.dirty.len());
+            // What was damaged here after the cut had read it is in the store.
+            header.lost.subtract(&blocks);
             entry.stale = true;
-            entry.summarize();
-            if let Some(volume) = self.volumes.get_mut(&key.volume) {
-                volume.dirty_slots = (volume.dirty_slots + after).saturating_sub(before);
-            }
+            self.summarize(slot);
         }
     }
 
@@ -442,12 +488,18 @@ impl State {
         if entry.header.take().is_some() {
             self.headers_in_memory = self.headers_in_memory.saturating_sub(1);
         }
+        let dirty = u64::from(entry.entry.dirty_blocks);
         entry.entry = Entry { version: entry.entry.version, ..Entry::default() };
+        entry.has_lost = None;
         entry.header_written = false;
         entry.stale = false;
         entry.visited = false;
         entry.unlisted = true;
         if let Some(key) = key {
+            // Some are dirty only by a directory that was behind.
+            if let Some(volume) = self.volumes.get_mut(&key.volume) {
+                volume.dirty_slots = volume.dirty_slots.saturating_sub(dirty);
+            }
             self.cleaned.remove(&key);
             self.next_generation = self.next_generation.wrapping_add(1);
             let generation = self.next_generation;

@@ -48,8 +48,8 @@ pub struct VolumeStatus {
     pub epoch: u64,
     /// What FLUSH promises, and the dirty quota.
     pub options: VolumeOptions,
-    /// Bytes that are not in the store yet. An upper bound: what is dirty in the log and in its slot
-    /// counts twice.
+    /// Bytes that are not in the store yet, also those whose only copy is damaged. An upper bound: what is dirty
+    /// in the log and in its slot counts twice.
     pub dirty_bytes: u64,
     /// The remote watermark: everything up to this sequence is in the store.
     pub published: u64,

@@ -203,8 +203,13 @@ impl Inner {
         Ok(last)
     }
 
-    /// Waits for room.
-    async fn room(&self, volume: u64, bytes: u64, records: u64) -> Result<Reserved<'_>> {
+    /// Waits for room: see [`reserve`](Self::reserve).
+    async fn room(
+        &self,
+        volume: u64,
+        bytes: u64,
+        records: &[(Record, Bytes)],
+    ) -> Result<Reserved<'_>> {
         self.reserve(volume, bytes, records).await?;
         Ok(Reserved { inner: self, bytes })
     }
@@ -212,7 +217,7 @@ impl Inner {
     /// Waits for room and for blocks that are being changed, then appends.
     async fn log_records(&self, volume: u64, mut records: Vec<(Record, Bytes)>) -> Result<u64> {
         let bytes = records.iter().map(|(record, _)| need(record)).sum();
-        let room = self.room(volume, bytes, records.len() as u64).await?;
+        let room = self.room(volume, bytes, &records).await?;
         loop {
             let changed = self.rmw_done.notified();
             tokio::pin!(changed);
@@ -245,7 +250,7 @@ impl Inner {
         let (chunk, block) = place(offset);
         let key = Key { volume, chunk };
         // Room first: a writer that waits for room must not keep others from the block.
-        let room = self.room(volume, need_of(1), 1).await?;
+        let room = self.room(volume, need_of(1), &[]).await?;
         let last = self.change_reserved(key, block, offset, data).await?;
         room.taken();
         Ok(last)

@@ -100,8 +100,8 @@ pub trait Disk: Debug + Send + Sync + 'static {
 /// never written.
 const UNREADABLE: u8 = 0xff;
 
-/// Reads structures of which some may be unreadable: one that is does not parse then, as if it were damaged in
-/// another way, and hides none that lies beside it.
+/// Reads structures, or blocks with checksums, of which some may be unreadable: one that is does not parse then, as
+/// if it were damaged in another way, and hides none that lies beside it.
 pub(crate) async fn read_around(
     disk: &dyn Disk,
     offset: u64,
@@ -117,7 +117,7 @@ pub(crate) async fn read_around(
         match disk.read(offset + whole.len() as u64, part).await {
             Ok(data) => whole.extend_from_slice(&data),
             Err(error @ DiskError::Unreadable { .. }) => {
-                tracing::warn!(%error, "a block of the cache's structures is lost");
+                tracing::warn!(%error, "a block of the cache cannot be read");
                 whole.resize(whole.len() + part, UNREADABLE);
             }
             Err(error) => return Err(error),

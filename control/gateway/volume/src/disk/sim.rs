@@ -16,6 +16,9 @@ use super::{Disk, DiskError, Io};
 /// Bytes that reach the medium whole or not at all.
 pub const SECTOR: u64 = 512;
 
+/// Bytes that a write by a process that is killed changes wholly or not at all.
+const PAGE: u64 = 4096;
+
 /// What a sector holds that was never written.
 static ZEROS: Bytes = Bytes::from_static(&[0; SECTOR as usize]);
 
@@ -69,6 +72,13 @@ pub enum Survivors {
     Random(u64),
     /// Bit `i` says whether the `i`-th version survives of those that change anything.
     Mask(u64),
+}
+
+/// Lets other tasks run so many times.
+pub(crate) async fn give_way(turns: u64) {
+    for _ in 0..turns {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// A simulated disk. Clones share it.
@@ -306,6 +316,11 @@ impl SimDisk {
         self.state().bad.insert(offset, len);
     }
 
+    /// Reads that touch what was made unreadable at `offset` succeed again.
+    pub fn make_readable(&self, offset: u64) {
+        self.state().bad.remove(&offset);
+    }
+
     /// Flips the bits of `mask` in the byte at `offset`, synced or not.
     pub fn flip(&self, offset: u64, mask: u8) {
         let mut state = self.state();
@@ -340,13 +355,18 @@ impl SimDisk {
 
     /// Lets a random number of other tasks run, then takes a step. Never returns once the power is cut.
     pub(crate) async fn step(&self) {
+        if self.is_last_step().await {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The same, and tells whether the power is cut.
+    async fn is_last_step(&self) -> bool {
         let turns = {
             let mut state = self.state();
             state.rng.below(4)
         };
-        for _ in 0..turns {
-            tokio::task::yield_now().await;
-        }
+        give_way(turns).await;
         let dead = {
             let mut state = self.state();
             state.steps += 1;
@@ -357,8 +377,8 @@ impl SimDisk {
         };
         if dead {
             self.died.send_replace(true);
-            std::future::pending::<()>().await;
         }
+        dead
     }
 
     fn answer(&self, offset: u64, len: usize, is_direct: bool) -> Io<'_, Bytes> {
@@ -368,9 +388,7 @@ impl SimDisk {
                 let slow = state.slow_reads && state.rng.one_in(3);
                 state.rng.below(if slow { 300 } else { 4 })
             };
-            for _ in 0..turns {
-                tokio::task::yield_now().await;
-            }
+            give_way(turns).await;
             let answer = {
                 let mut state = self.state();
                 state.counts.reads += 1;
@@ -508,7 +526,17 @@ impl Disk for SimDisk {
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {
         Box::pin(async move {
             let data = joined(&parts);
-            self.step().await;
+            if self.is_last_step().await {
+                // Some pages may have got there.
+                {
+                    let mut state = self.state();
+                    let pages = state.rng.below(data.len() as u64 / PAGE + 1);
+                    if !state.fail_writes && offset + data.len() as u64 <= state.len {
+                        state.write(offset, &data.slice(..(pages * PAGE) as usize));
+                    }
+                }
+                std::future::pending::<()>().await;
+            }
             {
                 let mut state = self.state();
                 if state.fail_writes || offset + data.len() as u64 > state.len {

@@ -98,7 +98,7 @@ pub struct Superblock {
     pub tail: u64,
     /// Log position where the scan begins.
     pub scan_at: u64,
-    /// Sequence of the first record from there.
+    /// Sequence of the first record from there, at least 1.
     pub scan_seq: u64,
     /// Which checkpoint area counts: 0 or 1.
     pub checkpoint_area: u8,
@@ -224,6 +224,7 @@ impl Superblock {
             sb.scan_at,
             "within the log's length from the tail",
         )?;
+        require(sb.scan_seq > 0, WHAT, "sequence of the scan", sb.scan_seq, "at least 1")?;
         require(
             sb.incarnation_at <= sb.tail.saturating_add(log_len)
                 && sb.tail <= u64::MAX / 2

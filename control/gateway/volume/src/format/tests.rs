@@ -38,7 +38,7 @@ fn superblock() -> impl Strategy<Value = Superblock> {
                 incarnation_at: tail + scan * 4096,
                 tail,
                 scan_at: tail + scan * 4096,
-                scan_seq: incarnation,
+                scan_seq: incarnation + 1,
                 checkpoint_area: (generation % 2) as u8,
                 checkpoint_bytes: layout.checkpoint_len - scan,
                 checkpoint_crc,
@@ -297,10 +297,34 @@ fn the_checksum_is_castagnolis() {
     assert_eq!(crc32c(&[0; BLOCK]), ZERO_BLOCK_CRC);
 }
 
-/// Numbers that a page must not name: 0 is what the directory calls free, and the next one must exist.
+/// Recovery counts back from where the scan begins: 0 is before the first sequence.
 #[test]
-fn a_volume_has_a_number_that_another_can_follow() {
-    let page = |id| VolumePage {
+fn a_scan_begins_at_a_sequence_that_another_precedes() {
+    let superblock = |scan_seq| Superblock {
+        cache_id: CACHE,
+        generation: 1,
+        layout: Layout::for_len(1 << 30, Layout::MIN_LOG).unwrap(),
+        incarnation: 1,
+        incarnation_at: 0,
+        tail: 0,
+        scan_at: 0,
+        scan_seq,
+        checkpoint_area: 0,
+        checkpoint_bytes: 8,
+        checkpoint_crc: 0,
+        clean: true,
+        unknown_slots: 0,
+    };
+    for (seq, legal) in [(0, false), (1, true), (u64::MAX / 2, true), (u64::MAX / 2 + 1, false)] {
+        assert_eq!(Superblock::parse(&superblock(seq).emit(), 1 << 30).is_ok(), legal, "{seq}");
+    }
+}
+
+/// Numbers that a page must not name: 0 is what the directory calls free, and the next one must exist. So must the
+/// next sequence.
+#[test]
+fn a_volume_has_a_number_and_a_sequence_that_another_can_follow() {
+    let page = |id, published| VolumePage {
         cache_id: CACHE,
         generation: 1,
         id,
@@ -308,7 +332,7 @@ fn a_volume_has_a_number_that_another_can_follow() {
         name: VolumeName::new("v").unwrap(),
         size: 4096,
         epoch: 1,
-        published: 0,
+        published,
         root_nonce: 0,
         state: VolumeState::Active,
         durability: Durability::Local,
@@ -317,7 +341,10 @@ fn a_volume_has_a_number_that_another_can_follow() {
         attempts: Vec::new(),
     };
     for (id, legal) in [(0, false), (1, true), (u64::MAX / 2, true), (u64::MAX, false)] {
-        assert_eq!(VolumePage::parse(&page(id).emit()).is_ok(), legal, "{id}");
+        assert_eq!(VolumePage::parse(&page(id, 0).emit()).is_ok(), legal, "{id}");
+    }
+    for (seq, legal) in [(u64::MAX / 2, true), (u64::MAX / 2 + 1, false)] {
+        assert_eq!(VolumePage::parse(&page(1, seq).emit()).is_ok(), legal, "{seq}");
     }
 }
 

@@ -183,10 +183,10 @@ impl VolumePage {
             attempts,
         };
         require(
-            page.generation <= u64::MAX / 2 && page.epoch <= u64::MAX / 2,
+            page.generation.max(page.epoch).max(page.published) <= u64::MAX / 2,
             WHAT,
             "counter",
-            page.generation.max(page.epoch),
+            page.generation.max(page.epoch).max(page.published),
             "below 2^63",
         )?;
         let is_number = (1..=u64::MAX / 2).contains(&page.id);

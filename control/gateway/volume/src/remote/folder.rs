@@ -184,8 +184,10 @@ fn create(root: &Path, at: &Path, data: &[u8]) -> io::Result<()> {
     // A hard link fails if the name is there, which a rename does not.
     let linked = fs::hard_link(&temporary, at);
     fs::remove_file(&temporary)?;
-    linked?;
-    sync_folder(at.parent().unwrap_or(root))
+    // Also where the name is there already: whoever linked it may not have come as far as this, and who is told that
+    // it is there may take an attempt of its own for done.
+    sync_folder(at.parent().unwrap_or(root))?;
+    linked
 }
 
 impl Store for FolderStore {

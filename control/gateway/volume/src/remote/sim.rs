@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Answer, ObjectVersion, PROBE_PREFIX, Store, StoreError};
-use crate::disk::sim::{Rng, SimDisk};
+use crate::disk::sim::{Rng, SimDisk, give_way};
 
 /// A simulated store. Clones share it.
 #[derive(Clone, Debug)]
@@ -248,9 +248,7 @@ impl SimStore {
             };
             (turns, if state.down { Some(Fault::Before) } else { fails.then_some(fault) })
         };
-        for _ in 0..turns {
-            tokio::task::yield_now().await;
-        }
+        give_way(turns).await;
         self.step().await;
         fault
     }
@@ -293,7 +291,7 @@ impl SimStore {
                 Some(put.ok_or_else(|| StoreError::Conflict { path: path.to_owned() })?)
             }
         };
-        tokio::task::yield_now().await;
+        give_way(1).await;
         self.step().await;
         match version {
             Some(version) if fault.is_none() => Ok(version),

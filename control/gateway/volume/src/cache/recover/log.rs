@@ -14,7 +14,7 @@ use crate::disk::DiskError;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{self, MappedRun};
 use crate::format::crc32c;
-use crate::format::log_frame::{Content, FrameHeader, Record};
+use crate::format::log_frame::{Content, FrameHeader, MAX_RECORDS, Record};
 
 /// How far beyond a gap to look for frames that prove it damage.
 const LOOK_AHEAD: u64 = 4 << 20;
@@ -113,7 +113,7 @@ impl Recovery<'_> {
         }
     }
 
-    /// Reads the log from its head on, until the first gap.
+    /// Reads the log from its head on, until the first gap: the end, or damage.
     async fn scan(&mut self) -> Result<()> {
         let sb = self.superblock;
         let limit = sb.tail + sb.layout.log_len;
@@ -145,20 +145,41 @@ impl Recovery<'_> {
             log.next_seq = seq;
             log.unframed_seq = seq;
         }
+        let log = &self.state.log;
+        // Where the map is damaged, the log may not be readable from its tail to where the map ended. What others
+        // name was there, too, however much is damaged.
+        let is_short = log.head < sb.scan_at
+            || log.next_seq < sb.scan_seq
+            || log.next_seq <= self.newest_known();
+        if is_short || self.goes_on(&mut window, limit).await? {
+            self.give_up_the_rest()?;
+        }
+        Ok(())
+    }
+
+    /// The highest sequence that pages and directory name. They only name what was durable before.
+    fn newest_known(&self) -> u64 {
+        let published = self.state.volumes.values().map(|volume| volume.page.published);
+        let in_slots = self.state.slots.iter().map(|slot| slot.entry.seq);
+        published.chain(in_slots).max().unwrap_or(0)
+    }
+
+    /// Goes on without what is damaged and what follows it, if that is accepted.
+    fn give_up_the_rest(&mut self) -> Result<()> {
+        let (sb, known) = (self.superblock, self.newest_known());
         let log = &mut self.state.log;
-        if log.head < sb.scan_at || log.next_seq < sb.scan_seq {
-            // The log could not be read from its tail to where the map ended.
-            if !self.accept_loss {
-                let (pos, seq) = (log.head, log.next_seq);
-                return Err(Error::LogDamaged { disk: self.disk.name(), pos, seq });
-            }
-            log.head = log.head.max(sb.scan_at);
-            log.next_seq = log.next_seq.max(sb.scan_seq);
-            log.unframed_seq = log.next_seq;
-        }
+        let (pos, seq) = (log.head, log.next_seq);
         if !self.accept_loss {
-            self.look_beyond(&mut window, limit).await?;
+            return Err(Error::LogDamaged { disk: self.disk.name(), pos, seq });
         }
+        tracing::error!(pos, seq, "a durable part of the log is damaged, and given up");
+        // Pages, slots and roots may name sequences of what is lost, and would call new records of them published or
+        // moved: none is used again. The lost ones are no more than the log holds.
+        let lost = sb.layout.log_len / BLOCK_BYTES * MAX_RECORDS as u64;
+        log.head = log.head.max(sb.scan_at);
+        log.next_seq = (log.next_seq.max(sb.scan_seq) + lost).max(known + 1);
+        log.unframed_seq = log.next_seq;
+        self.skips_sequences = true;
         Ok(())
     }
 
@@ -212,8 +233,8 @@ impl Recovery<'_> {
         Ok(Some(header))
     }
 
-    /// A gap is the end of the log, unless a later frame says that what is missing was durable.
-    async fn look_beyond(&self, window: &mut Window, limit: u64) -> Result<()> {
+    /// A gap is the end of the log, unless a later frame says that what is missing was durable: whether one does.
+    async fn goes_on(&self, window: &mut Window, limit: u64) -> Result<bool> {
         let sb = &self.superblock;
         let (gap, seq) = (self.state.log.head, self.state.log.next_seq);
         let mut pos = gap;
@@ -226,11 +247,11 @@ impl Recovery<'_> {
                 && header.durable_seq >= seq
                 && (pos < sb.incarnation_at || header.incarnation == sb.incarnation)
             {
-                return Err(Error::LogDamaged { disk: self.disk.name(), pos: gap, seq });
+                return Ok(true);
             }
             pos += BLOCK_BYTES;
         }
-        Ok(())
+        Ok(false)
     }
 }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::deletion::DELETING;
+use super::headers::Copies;
 use super::log::Marks;
 use super::ownership::IN_DOUBT;
 use super::pace::Pace;
@@ -26,6 +27,7 @@ use crate::format::FormatError;
 use crate::format::checkpoint;
 use crate::format::crc32c;
 use crate::format::directory::{DirectoryPage, ENTRIES, Entry, pages};
+use crate::format::slot_header::{SLOT_BYTES, SlotHeader};
 use crate::format::superblock::{COPIES, Layout, MAX_VOLUMES, Superblock, VOLUME_PAGES};
 use crate::format::volume_page::{VolumePage, VolumeState};
 use crate::remote::{self, ProbeError, Store};
@@ -61,12 +63,15 @@ impl Cache {
         remote::probe(store.as_ref(), seed, config.fetch_timeout).await?;
         let cache_id = Rng::new(seed ^ 0x0063_6163_6865).draw().max(1);
         // The log is written ahead, so that a later sync has no metadata to commit.
-        let zeros = Bytes::from(vec![0; WINDOW as usize]);
+        // From few pages again and again: a file system in user space takes what is not in memory yet piece by piece.
+        let zeros = Bytes::from_static(&[0; 1 << 16]);
         let (mut at, end) = (layout.log_at, layout.log_at + layout.log_len);
         while at < end {
-            let len = WINDOW.min(end - at);
-            disk.write(at, vec![zeros.slice(..len as usize)]).await?;
-            at += len;
+            let len = WINDOW.min(end - at) as usize;
+            let parts = (0..len).step_by(zeros.len());
+            let parts = parts.map(|from| zeros.slice(..zeros.len().min(len - from))).collect();
+            disk.write(at, parts).await?;
+            at += len as u64;
         }
         for number in 0..pages(layout.slots) {
             let first = number as SlotId * ENTRIES;
@@ -121,11 +126,12 @@ impl Cache {
             state: State::default(),
             rebuilt: BTreeSet::new(),
             accept_loss: config.accept_loss,
+            skips_sequences: false,
         };
         recovery.volumes().await?;
         recovery.directory().await?;
         recovery.log().await?;
-        let mut state = recovery.state;
+        let Recovery { mut state, skips_sequences, .. } = recovery;
         // Those that were found before may be among those found now.
         state.unknown_slots = state.unknown_slots.max(superblock.unknown_slots);
         if superblock.clean {
@@ -181,7 +187,6 @@ impl Cache {
             upload_wake: Notify::new(),
             space: Notify::new(),
             rmw_done: Notify::new(),
-            cut_published: Notify::new(),
             maintenance: tokio::sync::Mutex::new(()),
             #[cfg(test)]
             destaging: AtomicBool::new(false),
@@ -194,6 +199,11 @@ impl Cache {
             inner.validate_all().await?;
         }
         let cache = Cache::start(Arc::new(inner));
+        if skips_sequences {
+            // A scan ends where sequences do not follow each other: the next one is to begin behind that.
+            let _turn = cache.inner.maintenance.lock().await;
+            cache.inner.checkpoint_surely().await?;
+        }
         cache.inner.maintenance_wake.notify_one();
         Ok(cache)
     }
@@ -241,6 +251,8 @@ struct Recovery<'a> {
     /// Slots whose entries were made of their headers.
     rebuilt: BTreeSet<SlotId>,
     accept_loss: bool,
+    /// Whether sequences are passed over that records had which are lost.
+    skips_sequences: bool,
 }
 
 impl Recovery<'_> {
@@ -334,23 +346,9 @@ impl Recovery<'_> {
 
     /// Makes a directory entry from the slot's headers.
     async fn rebuild(&mut self, slot: SlotId) -> Result<Slot> {
-        use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES, SlotHeader};
         let at = self.superblock.layout.slots_at + u64::from(slot) * SLOT_BYTES;
-        let mut best: Option<(u8, SlotHeader)> = None;
-        let mut broken = false;
-        let both = read_around(self.disk, at, 2 * HEADER_BYTES).await?;
-        for (i, bytes) in both.chunks(HEADER_BYTES).enumerate() {
-            match SlotHeader::parse(bytes, self.superblock.cache_id, slot) {
-                Ok(h) if best.as_ref().is_none_or(|(_, b)| b.version < h.version) => {
-                    best = Some((i as u8, h));
-                }
-                Ok(_) => {}
-                Err(
-                    FormatError::Magic { found: 0, .. } | FormatError::Field { field: "cache", .. },
-                ) => {}
-                Err(_) => broken = true,
-            }
-        }
+        let cache_id = self.superblock.cache_id;
+        let Copies { best, broken } = Copies::read(self.disk, at, cache_id, slot).await?;
         self.rebuilt.insert(slot);
         let mut entry = Slot { unlisted: true, ..Slot::default() };
         if broken {
@@ -362,16 +360,25 @@ impl Recovery<'_> {
         if let Some((copy, header)) = best {
             entry.durable_copy = Some(copy);
             entry.entry.version = header.version;
-            if header.volume != 0 {
+            if header.volume != 0 && !(broken && self.is_published(&header)) {
                 entry.entry.volume = header.volume;
                 entry.entry.chunk = header.chunk;
                 entry.header_written = true;
                 entry.header = Some(Box::new(header));
                 entry.summarize();
                 entry.header = None;
+                // More may be when it is adopted.
+                entry.has_lost = None;
             }
         }
         Ok(entry)
+    }
+
+    /// Whether the store has all that a header names. If it is not the newest, its slot may have been given up since:
+    /// the data are still there then, so that their checksums prove nothing.
+    fn is_published(&self, header: &SlotHeader) -> bool {
+        let volume = self.state.volumes.get(&header.volume);
+        volume.is_some_and(|volume| header.seq <= volume.page.published)
     }
 
     /// Says which chunk is in which slot.
@@ -426,6 +433,7 @@ impl VolumeEntry {
             dirty_slots: 0,
             dirty_log: 0,
             lost: 0,
+            held_up: Default::default(),
             superseded_by: None,
             refusing,
             uploading: Arc::default(),

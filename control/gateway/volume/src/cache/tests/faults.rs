@@ -8,11 +8,14 @@ use futures_util::future::poll_immediate;
 
 use super::super::state::Key;
 use super::super::{Cache, Config, Volume, VolumeOptions};
+use super::ownership::{Gate, hasty};
+use super::uploads::FOREVER;
 use super::world::{LOG, config, disk_len, name, run};
+use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
-use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES};
-use crate::format::superblock::{COPIES, Layout};
+use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES, SlotHeader};
+use crate::format::superblock::{COPIES, Layout, Superblock};
 use crate::remote::sim::SimStore;
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
@@ -145,6 +148,126 @@ fn what_memory_shows_wrong_is_read_again_from_the_medium() {
 }
 
 #[test]
+fn a_directory_page_is_rebuilt_from_headers_that_only_memory_shows_wrong() {
+    run(async {
+        let (disk, store) = closed().await;
+        let dirty = slot_of(&disk, 2);
+        for header in [dirty, dirty + HEADER_BYTES as u64] {
+            disk.spoil_memory(header + 50);
+        }
+        disk.flip(layout().directory_at + 16, 1);
+        let cache = open(&disk, &store).await.unwrap();
+        assert_eq!(cache.status().unknown_slots, 0);
+        let volume = cache.volume(&name()).unwrap();
+        assert_eq!(volume.read_vec(CHUNK_BYTES, BLOCK_BYTES).await.unwrap(), block(2));
+    });
+}
+
+/// The header before lies beside the one that says so, and the data are right by it.
+#[test]
+fn no_older_header_of_a_slot_that_was_given_up_is_believed() {
+    for is_fetched in [false, true] {
+        run(async {
+            let (disk, store, cache, volume) = one_chunk().await;
+            let key = Key { volume: volume.id(), chunk: 0 };
+            volume.write(0, block(1), false).await.unwrap();
+            cache.destage().await.unwrap();
+            let slot = cache.inner.state().chunks[&key].slot.unwrap();
+            volume.upload().await.unwrap();
+            assert_eq!(cache.evict(1).await.unwrap(), 1);
+            // What is newer goes elsewhere.
+            cache.inner.state().free.retain(|free| *free != slot);
+            volume.write(0, block(2), false).await.unwrap();
+            cache.destage().await.unwrap();
+            volume.upload().await.unwrap();
+            assert_eq!(cache.evict(1).await.unwrap(), 1);
+            if is_fetched {
+                // Meanwhile free slots are made ready.
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(2));
+                cache.inner.fills.wait(|fills| *fills == 0).await;
+                cache.destage().await.unwrap();
+                assert!(cache.inner.state().chunks[&key].slot.is_some_and(|new| new != slot));
+            }
+            let cache_id = cache.status().cache_id;
+            drop(cache);
+            disk.restart(Survivors::All);
+            let at = layout().slots_at + u64::from(slot) * SLOT_BYTES;
+            let says_free = |at: &u64| {
+                let header = SlotHeader::parse(&disk.peek(*at, HEADER_BYTES), cache_id, slot);
+                header.unwrap().volume == 0
+            };
+            let free = [at, at + HEADER_BYTES as u64].into_iter().find(says_free).unwrap();
+            disk.flip(free + 50, 1);
+            disk.flip(layout().directory_at + 16, 1);
+            let cache = open(&disk, &store).await.unwrap();
+            assert_eq!(cache.status().unknown_slots, 1);
+            let volume = cache.volume(&name()).unwrap();
+            let read = volume.read_vec(0, BLOCK_BYTES).await;
+            if is_fetched {
+                assert_eq!(read.unwrap(), block(2));
+            } else {
+                assert!(matches!(read, Err(Error::UnknownLoss { .. })), "{read:?}");
+            }
+            cache.scrub(true, |_, _| {}).await.unwrap();
+            assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(2));
+            volume.upload().await.unwrap();
+            let third = open_new(&SimDisk::new(disk_len(4), 2), &store.copy()).await;
+            let found = third.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
+            assert_eq!(found.read_vec(0, BLOCK_BYTES).await.unwrap(), block(2));
+        });
+    }
+}
+
+/// It is on the disk with a checkpoint, and there is none while the map of the log is too long and no slot takes
+/// more.
+#[test]
+fn a_loss_is_accepted_on_the_disk_or_not_at_all() {
+    const CHUNKS: u64 = 5;
+    let config = Config {
+        destage_above: 2.0,
+        idle_destage: FOREVER,
+        upload_interval: FOREVER,
+        // One slot.
+        dirty_share: 0.0,
+        ..config(1)
+    };
+    run(async {
+        let (disk, store) = (SimDisk::new(64 << 20, 1), SimStore::new(1));
+        let (at, remote) = (Arc::new(disk.clone()), Arc::new(store.clone()));
+        let cache = Cache::create(at, remote, 4 * LOG, config).await.unwrap();
+        let options = VolumeOptions::default();
+        let size = (CHUNKS + 1) * CHUNK_BYTES;
+        let volume = cache.create_volume(&name(), size, options).await.unwrap();
+        volume.write(0, block(1), true).await.unwrap();
+        cache.inner.state().unknown_slots = 1;
+        cache.destage().await.unwrap();
+        let on_disk = || {
+            let superblock = disk.peek(COPIES[0], BLOCK_BYTES as usize);
+            Superblock::parse(&superblock, disk.len()).unwrap().unknown_slots
+        };
+        assert_eq!(on_disk(), 1);
+        // Every other block.
+        let blocks = CHUNKS * CHUNK_BYTES / BLOCK_BYTES;
+        let places: Vec<u64> =
+            (0..blocks).step_by(2).map(|i| CHUNK_BYTES + i * BLOCK_BYTES).collect();
+        for places in places.chunks(30) {
+            let trims = places.iter().map(|at| volume.trim(*at, BLOCK_BYTES, false));
+            futures_util::future::try_join_all(trims).await.unwrap();
+        }
+        let refused = cache.scrub(true, |_, _| {}).await;
+        assert!(matches!(refused, Err(Error::MapTooLong { .. })), "{refused:?}");
+        let status = cache.status();
+        assert!(status.stopped.is_none() && status.unknown_slots == 1, "{status:?}");
+        assert_eq!(on_disk(), 1);
+        // Few pieces are left of it.
+        volume.trim(CHUNK_BYTES, CHUNKS * CHUNK_BYTES, false).await.unwrap();
+        cache.scrub(true, |_, _| {}).await.unwrap();
+        assert_eq!((cache.status().unknown_slots, on_disk()), (0, 0));
+    });
+}
+
+#[test]
 fn a_damaged_clean_block_is_fetched_again_and_a_dirty_one_is_named() {
     run(async {
         let (disk, store) = closed().await;
@@ -190,6 +313,86 @@ fn damage_in_the_durable_part_of_the_log_is_an_error_unless_accepted() {
             Cache::open(Arc::new(disk.clone()), Arc::new(store.clone()), accept).await.unwrap();
         let volume = cache.volume(&name()).unwrap();
         assert_eq!(volume.read_vec(0, 4096).await.unwrap(), block(0));
+    });
+}
+
+/// Nothing in the log tells that its last frame was durable. What does is that its record was uploaded, or that the
+/// directory has it in a slot, where the power was cut before the superblock moved on.
+#[test]
+fn sequences_that_the_log_lost_are_not_used_again() {
+    for is_uploaded in [true, false] {
+        run(async {
+            let (disk, store, cache, volume) = one_chunk().await;
+            for tag in 1..=3 {
+                volume.write(u64::from(tag) * BLOCK_BYTES, block(tag), true).await.unwrap();
+            }
+            let superblocks = COPIES.map(|at| disk.peek(at, BLOCK_BYTES as usize));
+            if is_uploaded {
+                volume.upload().await.unwrap();
+            } else {
+                cache.destage().await.unwrap();
+            }
+            drop(cache);
+            disk.restart(Survivors::All);
+            for (at, superblock) in COPIES.into_iter().zip(superblocks) {
+                disk.write(at, vec![superblock.into()]).await.unwrap();
+            }
+            disk.flip(in_log(&disk, 3) + 9, 1);
+            let opened = open(&disk, &store).await;
+            assert!(matches!(opened, Err(Error::LogDamaged { seq: 3, .. })), "{opened:?}");
+            let accept = Config { accept_loss: true, ..config(3) };
+            let cache =
+                Cache::open(Arc::new(disk.clone()), Arc::new(store.clone()), accept).await.unwrap();
+            let volume = cache.volume(&name()).unwrap();
+            volume.write(0, block(9), true).await.unwrap();
+            drop(cache);
+            disk.restart(Survivors::None);
+            // Without the operator's word: there is no gap that looks like damage.
+            let cache = open(&disk, &store).await.unwrap();
+            let volume = cache.volume(&name()).unwrap();
+            let whole: Bytes = [9, 1, 2, 3].into_iter().flat_map(block).collect();
+            assert_eq!(volume.read_vec(0, 4 * BLOCK_BYTES).await.unwrap(), whole);
+            volume.upload().await.unwrap();
+            let third = open_new(&SimDisk::new(disk_len(4), 2), &store.copy()).await;
+            let found = third.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
+            assert_eq!(found.read_vec(0, 4 * BLOCK_BYTES).await.unwrap(), whole);
+        });
+    }
+}
+
+/// A root arrives that was put before the log was damaged, and of which no answer had come.
+#[test]
+fn sequences_that_only_a_root_has_are_not_used_again_after_a_loss() {
+    let (disk, gate) = (SimDisk::new(disk_len(4), 1), Gate::new());
+    let remote = || Arc::new(gate.clone());
+    let options = VolumeOptions::default();
+    run(async {
+        let cache = Cache::create(Arc::new(disk.clone()), remote(), LOG, hasty(1)).await.unwrap();
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        volume.write(0, block(1), true).await.unwrap();
+        volume.upload().await.unwrap();
+        for tag in 2..=3 {
+            volume.write(u64::from(tag) * BLOCK_BYTES, block(tag), true).await.unwrap();
+        }
+        gate.upload_in_doubt(&volume).await;
+    });
+    disk.restart(Survivors::All);
+    // The next one says that it was durable.
+    disk.flip(in_log(&disk, 2) + 9, 1);
+    run(async {
+        let opened = Cache::open(Arc::new(disk.clone()), remote(), config(2)).await;
+        assert!(matches!(opened, Err(Error::LogDamaged { seq: 2, .. })), "{opened:?}");
+        let accept = Config { accept_loss: true, ..config(3) };
+        let cache = Cache::open(Arc::new(disk.clone()), remote(), accept).await.unwrap();
+        gate.arrive().await;
+        let volume = cache.volume(&name()).unwrap();
+        volume.write(BLOCK_BYTES, block(9), true).await.unwrap();
+        volume.upload().await.unwrap();
+        let whole: Bytes = [1, 9, 2, 3].into_iter().flat_map(block).collect();
+        assert_eq!(volume.read_vec(0, 4 * BLOCK_BYTES).await.unwrap(), whole);
+        let third = open_new(&SimDisk::new(disk_len(4), 2), &gate.store.copy()).await;
+        let found = third.attach_volume(&name(), options, true).await.unwrap();
+        assert_eq!(found.read_vec(0, 4 * BLOCK_BYTES).await.unwrap(), whole);
     });
 }
 
@@ -404,7 +607,11 @@ fn a_damaged_record_of_the_log_is_an_error_of_its_range_and_holds_nobody_up() {
     for is_unreadable in [false, true] {
         run(async {
             let (disk, store) = (SimDisk::new(disk_len(8), 1), SimStore::new(1));
-            let cache = open_new(&disk, &store).await;
+            // An upload that fails counts its losses, too.
+            let config = Config { upload_interval: Duration::from_secs(86_400), ..config(1) };
+            let unreadable_for = config.unreadable_for;
+            let (at, remote) = (Arc::new(disk.clone()), Arc::new(store.clone()));
+            let cache = Cache::create(at, remote, LOG, config).await.unwrap();
             let options = VolumeOptions::default();
             let volume = cache.create_volume(&name(), 4 * CHUNK_BYTES, options).await.unwrap();
             let other_name = VolumeName::new("other").unwrap();
@@ -433,9 +640,17 @@ fn a_damaged_record_of_the_log_is_an_error_of_its_range_and_holds_nobody_up() {
             };
             check(&volume, &other).await;
             let lost = || volume.status().unwrap().lost;
-            let before = lost();
+            let mut before = lost();
             for _ in 0..3 {
                 cache.destage().await.unwrap();
+            }
+            if is_unreadable {
+                // It may be readable again.
+                assert_eq!(lost(), before);
+                assert!(cache.status().log.1 > 0, "the log does not keep what is read again");
+                check(&volume, &other).await;
+                before = lost();
+                tokio::time::sleep(unreadable_for + Duration::from_secs(10)).await;
             }
             assert_eq!(lost(), before + 1, "a loss is counted once");
             assert_eq!(cache.status().log.1, 0, "the log keeps what is damaged");
@@ -464,6 +679,77 @@ fn a_damaged_record_of_the_log_is_an_error_of_its_range_and_holds_nobody_up() {
             }
             volume.upload().await.unwrap();
             assert!(cache.status().stopped.is_none());
+        });
+    }
+}
+
+#[test]
+fn what_of_the_log_cannot_be_read_for_a_while_is_not_lost() {
+    run(async {
+        let (disk, _store, cache, volume) = one_chunk().await;
+        volume.write(0, blocks(1..=3), true).await.unwrap();
+        let bad = in_log(&disk, 2);
+        disk.make_unreadable(bad, BLOCK_BYTES);
+        for _ in 0..3 {
+            cache.destage().await.unwrap();
+        }
+        tokio::time::sleep(Config::default().unreadable_for / 2).await;
+        assert!(cache.status().log.1 > 0);
+        disk.make_readable(bad);
+        assert_eq!(volume.read_vec(0, 3 * BLOCK_BYTES).await.unwrap(), blocks(1..=3));
+        tokio::time::sleep(Config::default().unreadable_for).await;
+        assert_eq!(cache.status().log.1, 0);
+        assert_eq!(volume.read_vec(0, 3 * BLOCK_BYTES).await.unwrap(), blocks(1..=3));
+        volume.upload().await.unwrap();
+        assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+    });
+}
+
+#[test]
+fn a_bad_block_of_a_slot_takes_none_of_its_neighbours_along() {
+    for is_unreadable in [false, true] {
+        let spoil = |disk: &SimDisk, block: u64| {
+            let at = slot_of(disk, 1) + 2 * HEADER_BYTES as u64 + block * BLOCK_BYTES;
+            if is_unreadable { disk.make_unreadable(at + 512, 512) } else { disk.flip(at + 9, 1) }
+        };
+        run(async {
+            let (disk, store, cache, volume) = one_chunk().await;
+            volume.write(0, blocks(1..=8), false).await.unwrap();
+            cache.destage().await.unwrap();
+            volume.upload().await.unwrap();
+            spoil(&disk, 2);
+            store.set_down(true);
+            let read = volume.read_vec(0, 8 * BLOCK_BYTES).await;
+            assert!(matches!(read, Err(Error::StoreTimeout { .. })), "{read:?}");
+            assert_eq!(cache.status().counters.damaged_blocks, 1);
+            for (first, tags) in [(0, 1..=2), (3, 4..=8)] {
+                let whole = blocks(tags);
+                let read = volume.read_vec(first * BLOCK_BYTES, whole.len() as u64).await;
+                assert_eq!(read.unwrap(), whole);
+            }
+            store.set_down(false);
+            assert_eq!(volume.read_vec(0, 8 * BLOCK_BYTES).await.unwrap(), blocks(1..=8));
+        });
+        // What is not in the store is lost, and no more.
+        run(async {
+            let (disk, _store, cache, volume) = one_chunk().await;
+            volume.write(0, blocks(1..=8), false).await.unwrap();
+            cache.destage().await.unwrap();
+            spoil(&disk, 4);
+            spoil(&disk, 5);
+            let bad = (4 * BLOCK_BYTES, 6 * BLOCK_BYTES);
+            for answer in [
+                volume.read_vec(0, 8 * BLOCK_BYTES).await.map(drop),
+                volume.upload().await.map(drop),
+            ] {
+                match answer {
+                    Err(Error::Lost { offset, end, .. }) => assert_eq!((offset, end), bad),
+                    answer => panic!("{answer:?}"),
+                }
+            }
+            volume.write(bad.0, blocks(5..=6), false).await.unwrap();
+            volume.upload().await.unwrap();
+            assert_eq!(volume.status().unwrap().dirty_bytes, 0);
         });
     }
 }

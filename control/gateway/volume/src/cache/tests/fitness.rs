@@ -57,13 +57,14 @@ pub(super) fn a_cache_opened_at_an_unfit_store_serves_what_it_has_and_puts_nothi
             assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1));
             volume.write(4096, block(2), true).await.unwrap();
             let uploaded = volume.upload().await;
-            assert!(matches!(&uploaded, Err(Error::Probe(e)) if is_right(e)), "{uploaded:?}");
+            let is_refused = matches!(&uploaded, Err(Error::Probe(e)) if is_right(e));
+            assert!(is_refused, "not refused: {uploaded:?}");
             let other = crate::volume_name::VolumeName::new("other").unwrap();
             let options = VolumeOptions::default();
             let made = cache.create_volume(&other, CHUNK_BYTES, options).await;
-            assert!(matches!(made, Err(Error::Probe(_))), "{made:?}");
+            assert!(matches!(made, Err(Error::Probe(_))), "not refused: {made:?}");
             let deleted = cache.delete_volume(&name()).await;
-            assert!(matches!(deleted, Err(Error::Probe(_))), "{deleted:?}");
+            assert!(matches!(deleted, Err(Error::Probe(_))), "not refused: {deleted:?}");
             assert!(matches!(cache.release_volume(&name()).await, Err(Error::Probe(_))));
             assert_eq!(volume.read_vec(4096, BLOCK_BYTES).await.unwrap(), block(2));
             assert!(is_right(&cache.status().unfit_store.unwrap()));

@@ -5,6 +5,7 @@ mod enumerate;
 mod faults;
 mod fitness;
 mod flips;
+mod held_up;
 mod history;
 mod limits;
 mod ownership;

@@ -1,21 +1,118 @@
 //! Changes of owner, deletions and copies, with the power cut at every step of disk and store.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
-use super::super::{Cache, Volume, VolumeOptions};
+use super::super::{Cache, Config, Volume, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
 use crate::format::REMOTE_VERSION;
 use crate::format::root::{Root, RootState};
-use crate::remote::Store;
 use crate::remote::sim::SimStore;
+use crate::remote::{Answer, ObjectVersion, Store, StoreError};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
 const SIZE: u64 = 4 * CHUNK_BYTES;
+
+/// A store that answers late for the root of the volume `v`.
+#[derive(Clone, Debug)]
+pub(super) struct Gate {
+    pub(super) store: SimStore,
+    /// Whether puts of the root are answered with an error, and kept.
+    keeps: Arc<AtomicBool>,
+    /// The last of them.
+    kept: Arc<Mutex<Option<(Bytes, ObjectVersion)>>>,
+    /// Whether the answer to the next read of the root waits for `go_on`.
+    holds: Arc<AtomicBool>,
+    go_on: Arc<Notify>,
+}
+
+impl Gate {
+    pub(super) fn new() -> Gate {
+        Gate {
+            store: SimStore::new(1),
+            keeps: Arc::default(),
+            kept: Arc::default(),
+            holds: Arc::default(),
+            go_on: Arc::default(),
+        }
+    }
+
+    /// Uploads, of which only the root does not arrive. The cache gives up soon: see [`hasty`].
+    pub(super) async fn upload_in_doubt(&self, volume: &Volume) {
+        self.keeps.store(true, Ordering::Relaxed);
+        let failed = volume.upload().await;
+        assert!(matches!(failed, Err(Error::StoreTimeout { .. })), "{failed:?}");
+        self.keeps.store(false, Ordering::Relaxed);
+    }
+
+    /// Lets the put arrive that was kept.
+    pub(super) async fn arrive(&self) {
+        let kept = self.kept.lock().unwrap().take();
+        let (data, version) = kept.unwrap();
+        self.store.replace("v/root", data, &version).await.unwrap();
+    }
+}
+
+/// How a cache behaves that gives up on the store before anything goes on by itself.
+pub(super) fn hasty(seed: u64) -> Config {
+    Config { fetch_timeout: Duration::from_millis(100), ..config(seed) }
+}
+
+impl Store for Gate {
+    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)> {
+        Box::pin(async move {
+            let answer = self.store.get(path, limit).await;
+            if path == "v/root" && self.holds.swap(false, Ordering::Relaxed) {
+                self.go_on.notified().await;
+            }
+            answer
+        })
+    }
+
+    fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
+        self.store.get_range(path, range)
+    }
+
+    fn create<'a>(&'a self, path: &'a str, data: Bytes) -> Answer<'a, ObjectVersion> {
+        self.store.create(path, data)
+    }
+
+    fn replace<'a>(
+        &'a self,
+        path: &'a str,
+        data: Bytes,
+        version: &'a ObjectVersion,
+    ) -> Answer<'a, ObjectVersion> {
+        Box::pin(async move {
+            if path == "v/root" && self.keeps.load(Ordering::Relaxed) {
+                *self.kept.lock().unwrap() = Some((data, version.clone()));
+                let (path, reason) = (path.to_owned(), "on its way".to_owned());
+                return Err(StoreError::Unavailable { path, reason });
+            }
+            self.store.replace(path, data, version).await
+        })
+    }
+
+    fn list(&self) -> Answer<'_, Vec<String>> {
+        self.store.list()
+    }
+
+    fn delete<'a>(&'a self, path: &'a str) -> Answer<'a, ()> {
+        self.store.delete(path)
+    }
+
+    fn name(&self) -> String {
+        self.store.name()
+    }
+}
 
 fn block(tag: u8) -> Bytes {
     Bytes::from(vec![tag; BLOCK_BYTES as usize])
@@ -129,7 +226,7 @@ pub(super) fn a_former_owner_cannot_delete_what_another_gateway_took_over() {
         // It does not know yet, and later it does.
         for _ in 0..2 {
             let deleted = first.delete_volume(&name()).await;
-            assert!(matches!(deleted, Err(Error::Superseded { .. })), "{deleted:?}");
+            assert!(matches!(deleted, Err(Error::Superseded { .. })), "not refused: {deleted:?}");
         }
         new.write(3 * CHUNK_BYTES, block(4), false).await.unwrap();
         new.upload().await.unwrap();
@@ -267,6 +364,66 @@ fn a_volume_goes_on_when_the_store_has_the_right_one_again_or_is_forgotten() {
 }
 
 #[test]
+fn what_keeps_a_volume_from_being_forgotten_is_named() {
+    let (disk, store) = base();
+    run(async {
+        let cache = open(&disk, &store, 1).await;
+        let second = other(&store, 2).await;
+        second.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
+        // This side does not know yet, and cannot upload it any more.
+        let volume = cache.volume(&name()).unwrap();
+        volume.write(2 * CHUNK_BYTES, block(3), true).await.unwrap();
+        let refused = cache.forget_volume(&name()).await;
+        assert!(matches!(refused, Err(Error::Superseded { .. })), "{refused:?}");
+        let mut export = cache.export_quarantine(&name()).unwrap();
+        let mut last = None;
+        while let Some(range) = export.next().await.unwrap() {
+            last = Some((range.offset, range.data));
+        }
+        assert_eq!(last, Some((2 * CHUNK_BYTES, Some(block(3)))));
+        cache.forget_volume(&name()).await.unwrap();
+        store.set_down(true);
+        let refused = cache.forget_volume(&bystander()).await;
+        assert!(matches!(refused, Err(Error::StoreTimeout { .. })), "{refused:?}");
+        store.set_down(false);
+        bystander_is_whole(&cache).await;
+    });
+}
+
+/// The answer to a read of the root that was on its way when an upload began comes after that has ended.
+#[test]
+fn a_root_read_before_another_was_put_is_neither_damage_nor_a_strangers() {
+    for is_resized in [false, true] {
+        run(async {
+            let (disk, gate) = (Arc::new(SimDisk::new(disk_len(4), 1)), Gate::new());
+            let cache = Cache::create(disk, Arc::new(gate.clone()), LOG, config(1)).await.unwrap();
+            let options = VolumeOptions::default();
+            let volume = cache.create_volume(&name(), SIZE, options).await.unwrap();
+            volume.write(0, block(1), false).await.unwrap();
+            volume.upload().await.unwrap();
+            cache.inner.forget_root(volume.id());
+            gate.holds.store(true, Ordering::Relaxed);
+            let (inner, id) = (Arc::clone(&cache.inner), volume.id());
+            let late = tokio::spawn(async move { inner.root(id).await });
+            while gate.holds.load(Ordering::Relaxed) {
+                tokio::task::yield_now().await;
+            }
+            // With another size the sequence stays the same.
+            if is_resized {
+                volume.resize(2 * SIZE).await.unwrap();
+            } else {
+                volume.write(CHUNK_BYTES, block(2), false).await.unwrap();
+            }
+            volume.upload().await.unwrap();
+            gate.go_on.notify_one();
+            let found = late.await.unwrap().unwrap();
+            assert_eq!(found.root.nonce, root(&gate.store).unwrap().nonce);
+            assert_eq!(tag(&volume, 0).await, 1);
+        });
+    }
+}
+
+#[test]
 fn of_two_who_take_or_make_a_volume_at_once_one_gets_it() {
     for take in [true, false] {
         run(async {
@@ -373,7 +530,7 @@ pub(super) fn of_two_copies_of_a_cache_one_uploads_and_the_other_keeps_its_data(
         assert_eq!((tag(&a, 0).await, tag(&b, 0).await), (1, 1));
         a.upload().await.unwrap();
         let refused = b.upload().await;
-        assert!(matches!(refused, Err(Error::Superseded { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::Superseded { .. })), "not refused: {refused:?}");
         assert!(b.read(0, 1).await.is_err() && b.write(0, block(5), false).await.is_err());
         a.write(0, block(6), false).await.unwrap();
         a.upload().await.unwrap();
@@ -499,6 +656,69 @@ fn a_volume_half_made_or_half_taken_is_taken_by_asking_again() {
     assert!(crashes > 5, "{crashes} crashes");
 }
 
+/// The page of a volume names a sequence. It may survive a power cut that takes what was written before, and not
+/// flushed.
+#[test]
+fn a_volume_made_or_taken_beside_writes_is_not_ahead_of_what_a_power_cut_leaves() {
+    let ((disk, store), options) = (base(), VolumeOptions::default());
+    let [taken, made] = ["taken", "made"].map(|name| VolumeName::new(name).unwrap());
+    run(async {
+        let other = other(&store, 9).await;
+        other.create_volume(&taken, SIZE, options).await.unwrap();
+        other.release_volume(&taken).await.unwrap();
+    });
+    for name_of_new in [&taken, &made] {
+        let session = |die_at| {
+            let (disk, store) = (disk.copy(1), store.copy());
+            let begun = run(async {
+                let cache = open(&disk, &store.seen_from(&disk), 7).await;
+                let volume = cache.volume(&name()).unwrap();
+                volume.write(2 * CHUNK_BYTES, block(3), false).await.unwrap();
+                let begun = disk.steps();
+                disk.die_at(die_at);
+                let work = async {
+                    let new = if *name_of_new == taken {
+                        cache.attach_volume(&taken, options, false).await
+                    } else {
+                        cache.create_volume(&made, SIZE, options).await
+                    };
+                    new.unwrap();
+                };
+                tokio::select! {
+                    biased;
+                    () = disk.died() => {}
+                    () = work => {}
+                }
+                begun
+            });
+            (disk, store, begun)
+        };
+        let (whole, _, begun) = session(None);
+        let (steps, mut there) = (whole.steps(), 0);
+        for die_at in begun + 1..=steps {
+            let (disk, store, _) = session(Some(die_at));
+            let survivors = (0..disk.unsynced()).map(Survivors::Only);
+            for survivors in survivors.chain([Survivors::None, Survivors::All]) {
+                let (disk, store) = (disk.copy(1), store.copy());
+                disk.restart(survivors);
+                run(async {
+                    let cache = open(&disk, &store, 8).await;
+                    let Ok(volume) = cache.volume(name_of_new) else {
+                        return;
+                    };
+                    there += 1;
+                    volume.write(0, block(4), true).await.unwrap();
+                    volume.upload().await.unwrap();
+                    let third = other(&store, 9).await;
+                    let found = third.attach_volume(name_of_new, options, true).await.unwrap();
+                    assert_eq!(tag(&found, 0).await, 4, "cut at {die_at}, left {survivors:?}");
+                });
+            }
+        }
+        assert!(there > 0 && steps - begun > 5, "there after {there}, {steps} steps");
+    }
+}
+
 #[test]
 fn a_root_that_is_too_long_or_of_a_later_version_is_called_so() {
     run(async {
@@ -515,7 +735,7 @@ fn a_root_that_is_too_long_or_of_a_later_version_is_called_so() {
                 }
                 other => panic!("{other:?}"),
             }
-            assert!(begun.elapsed() < std::time::Duration::from_secs(1), "it was tried again");
+            assert!(begun.elapsed() < Duration::from_secs(1), "it was tried again");
             assert_eq!(cache.stored_volumes().await.unwrap(), [name()]);
             store.remove("v/root");
         }

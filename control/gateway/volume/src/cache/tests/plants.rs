@@ -102,7 +102,7 @@ const TWO_OWNERS: Words = &[
     "the remote holds a mix",
 ];
 /// Nobody is refused who must be.
-const NOT_REFUSED: Words = &["Ok("];
+const NOT_REFUSED: Words = &["not refused: Ok("];
 /// Of a slot or a record neither the old nor the new content is there.
 const TORN: Words = &["the only copy of bytes"];
 
@@ -143,7 +143,7 @@ plants! {
     blocks_clean_although_overwritten_are_found: CleanOverwritten by busy as LOST;
     eviction_of_dirty_chunks_is_found: EvictDirty by random as LOST;
     a_cut_of_whatever_is_newest_is_found:
-        CutTakesNewest by busy as &["the remote image is no cut"];
+        CutTakesNewest by busy as &["the remote image is no cut", "the only copy of bytes"];
     slots_overwritten_under_a_cut_are_found:
         DestageOverCut by busy as &["the remote image is no cut"];
     a_cut_that_is_not_durable_here_is_found:

@@ -86,7 +86,7 @@ fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
         ("crashes in a validation", seen.in_validation),
         ("stale lists", seen.stale_lists),
     ] {
-        assert!(times >= count / 200, "too few {what}: {seen:?}");
+        assert!(times >= count / 500, "too few {what}: {seen:?}");
     }
 }
 

@@ -13,6 +13,7 @@ use super::super::fetch::MAX_FILLS;
 use super::super::state::Key;
 use super::super::{Cache, Config, Volume, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
+use crate::bits::BlockSet;
 use crate::disk::sim::SimDisk;
 use crate::error::{Error, Result};
 use crate::format::volume_page::Durability;
@@ -89,6 +90,25 @@ fn reads_of_one_frame_fail_together_in_an_outage_and_work_after_it() {
         assert!(begun.elapsed() <= TIMEOUT, "{:?}", begun.elapsed());
         store.set_down(false);
         assert_eq!(volume.read_vec(0, FRAME).await.unwrap(), vec![1; FRAME as usize]);
+    });
+}
+
+#[test]
+fn who_joins_a_fetch_does_not_fail_with_the_time_of_whoever_began_it() {
+    run(async {
+        let store = stored(1, 1).await;
+        let (cache, volume) = taken(&store, config(2)).await;
+        // A read that waited for most of its time already.
+        let patience = cache.inner.patience();
+        tokio::time::sleep(TIMEOUT - Duration::from_millis(110)).await;
+        store.set_range_time(Duration::from_millis(100));
+        let key = Key { volume: volume.id(), chunk: 0 };
+        let mut missing = BlockSet::EMPTY;
+        missing.insert(0);
+        let first = cache.inner.fetch(key, &missing, &patience);
+        let (first, second) = tokio::join!(first, volume.read_vec(BLOCK_BYTES, BLOCK_BYTES));
+        assert!(matches!(first, Err(Error::StoreTimeout { .. })), "{first:?}");
+        assert_eq!(second.unwrap(), vec![1; BLOCK_BYTES as usize]);
     });
 }
 

@@ -67,11 +67,12 @@ pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<World
 /// Uploads with writes and destaging beside them, and a look at the store after each.
 pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
     let mut world = World::new(seed);
-    for round in 0..4 {
+    let mut killed = None;
+    for _ in 0..4 {
         run(async {
             let (cache, volume) = world.open().await?;
-            if round > 0 {
-                world.observe(&volume, false).await?;
+            if let Some(killed) = killed {
+                world.observe(&volume, killed).await?;
             }
             for _ in 0..3 {
                 world.disk.slow_reads(false);
@@ -110,7 +111,13 @@ pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
             Ok::<_, Fault>(())
         })?;
         world.compare_remote()?;
-        world.disk.restart(Survivors::Random(seed));
+        let was_killed = world.rng.one_in(3);
+        if was_killed {
+            world.disk.reopen();
+        } else {
+            world.disk.restart(Survivors::Random(seed));
+        }
+        killed = Some(was_killed);
     }
     Ok(())
 }
@@ -124,7 +131,7 @@ pub(super) fn full_log_run(seed: u64) -> Result<(), Fault> {
     // Where they are few, all stay in their slots; where they are many, they take each other's.
     let chunks = 2 + seed % 3;
     let mut killed = None;
-    for _ in 0..4 {
+    for _ in 0..8 {
         let disk = world.disk.clone();
         run(async {
             let work = async {
@@ -132,7 +139,7 @@ pub(super) fn full_log_run(seed: u64) -> Result<(), Fault> {
                 if let Some(killed) = killed {
                     world.observe(&volume, killed).await?;
                 }
-                disk.die_at(Some(disk.steps() + 20 + world.rng.below(200)));
+                disk.die_at(Some(disk.steps() + 20 + world.rng.below(800)));
                 // Each is some steps.
                 for _ in 0..200 {
                     let chunk = world.rng.below(chunks);
@@ -157,6 +164,7 @@ pub(super) fn full_log_run(seed: u64) -> Result<(), Fault> {
                 }
             }
         })?;
+        world.compare_remote()?;
         let was_killed = world.rng.one_in(3);
         if was_killed {
             world.disk.reopen();

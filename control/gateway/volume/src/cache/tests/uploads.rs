@@ -2,20 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::super::state::Key;
 use super::super::{Cache, Config, Volume, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{Rng, SimDisk, Survivors};
 use crate::error::Error;
 use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES};
 use crate::format::superblock::Layout;
+use crate::format::volume_page::Durability;
 use crate::remote::sim::SimStore;
-use crate::remote::{Answer, ObjectVersion, Store};
+use crate::remote::{Answer, ObjectVersion, Store, StoreError};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
@@ -96,6 +98,77 @@ impl Store for Slow {
     }
 }
 
+/// A store in which puts of roots fail while they are held back. The first of them arrives when that is wanted.
+#[derive(Clone, Debug)]
+struct Late {
+    store: SimStore,
+    holds: Arc<AtomicBool>,
+    first: Arc<Mutex<Option<(String, Bytes, ObjectVersion)>>>,
+}
+
+impl Late {
+    fn new() -> Late {
+        Late { store: SimStore::new(1), holds: Arc::default(), first: Arc::default() }
+    }
+
+    fn hold(&self, holds: bool) {
+        self.holds.store(holds, Ordering::Relaxed);
+    }
+
+    async fn arrive(&self) {
+        let (path, data, version) = self.first.lock().unwrap().take().unwrap();
+        self.store.replace(&path, data, &version).await.unwrap();
+    }
+}
+
+impl Store for Late {
+    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)> {
+        self.store.get(path, limit)
+    }
+
+    fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
+        self.store.get_range(path, range)
+    }
+
+    fn create<'a>(&'a self, path: &'a str, data: Bytes) -> Answer<'a, ObjectVersion> {
+        self.store.create(path, data)
+    }
+
+    fn replace<'a>(
+        &'a self,
+        path: &'a str,
+        data: Bytes,
+        version: &'a ObjectVersion,
+    ) -> Answer<'a, ObjectVersion> {
+        Box::pin(async move {
+            if path.ends_with("/root") && self.holds.load(Ordering::Relaxed) {
+                let put = (path.to_owned(), data, version.clone());
+                self.first.lock().unwrap().get_or_insert(put);
+                let reason = "held back".to_owned();
+                return Err(StoreError::Unavailable { path: path.to_owned(), reason });
+            }
+            self.store.replace(path, data, version).await
+        })
+    }
+
+    fn list(&self) -> Answer<'_, Vec<String>> {
+        self.store.list()
+    }
+
+    fn delete<'a>(&'a self, path: &'a str) -> Answer<'a, ()> {
+        self.store.delete(path)
+    }
+
+    fn name(&self) -> String {
+        self.store.name()
+    }
+}
+
+/// Options of a cache that uploads nothing and moves nothing to slots unless it is asked to.
+fn idle(seed: u64) -> Config {
+    Config { upload_interval: FOREVER, idle_destage: FOREVER, ..config(seed) }
+}
+
 async fn new_cache(disk: &SimDisk, store: Arc<dyn Store>, config: Config) -> Cache {
     Cache::create(Arc::new(disk.clone()), store, LOG, config).await.unwrap()
 }
@@ -113,6 +186,38 @@ fn slot_of(disk: &SimDisk, tag: u8) -> u64 {
         .map(|slot| layout.slots_at + slot * SLOT_BYTES)
         .find(|at| disk.peek(at + 2 * HEADER_BYTES as u64, 1) == [tag])
         .unwrap()
+}
+
+/// Where in the log a block of `tag` lies.
+fn in_log(disk: &SimDisk, tag: u8) -> u64 {
+    let layout = Layout::for_len(disk_len(SLOTS), LOG).unwrap();
+    (0..LOG / BLOCK_BYTES)
+        .map(|i| layout.log_at + i * BLOCK_BYTES)
+        .find(|at| disk.peek(*at, BLOCK_BYTES as usize) == block(tag))
+        .unwrap()
+}
+
+/// Takes all headers out of memory. None is newer than the one on the disk.
+fn drop_headers(cache: &Cache) {
+    let mut state = cache.inner.state();
+    let state = &mut *state;
+    for slot in &mut state.slots {
+        assert!(!slot.stale && !slot.being_written);
+        if slot.header.take().is_some() {
+            state.headers_in_memory -= 1;
+        }
+    }
+}
+
+/// What counts as dirty in slots must be what the slots have.
+fn assert_counted(cache: &Cache) {
+    let state = cache.inner.state();
+    for (id, volume) in &state.volumes {
+        let slots = state.slots.iter();
+        let slots = slots.filter(|slot| slot.occupant.is_some_and(|key| key.volume == *id));
+        let dirty: u64 = slots.map(|slot| u64::from(slot.entry.dirty_blocks)).sum();
+        assert_eq!(volume.dirty_slots, dirty);
+    }
 }
 
 #[test]
@@ -334,8 +439,9 @@ fn what_failed_uploads_leave_to_the_next_is_never_old() {
                 }
                 tags.extend(first.into_iter().chain(beside));
                 let state = cache.inner.state();
-                left += u64::from(state.volumes.values().any(|v| !v.kept.unchanged.is_empty()));
+                left += u64::from(state.volumes.values().any(|v| !v.kept.is_empty()));
                 drop(state);
+                assert_counted(&cache);
                 store.set_down(false);
             }
             volume.upload().await.unwrap();
@@ -364,9 +470,9 @@ async fn closed() -> (SimDisk, SimStore) {
     (disk, store)
 }
 
-/// Damages both headers of the slot of that chunk.
-fn damage_headers(disk: &SimDisk) {
-    let slot = slot_of(disk, 2);
+/// Damages both headers of the slot whose chunk begins with a byte of `tag`.
+fn damage_headers(disk: &SimDisk, tag: u8) {
+    let slot = slot_of(disk, tag);
     for header in [slot, slot + HEADER_BYTES as u64] {
         disk.flip(header + 40, 1);
     }
@@ -377,7 +483,7 @@ fn nothing_is_published_or_released_while_blocks_are_lost() {
     for is_read in [true, false] {
         run(async {
             let (disk, store) = closed().await;
-            damage_headers(&disk);
+            damage_headers(&disk, 2);
             let open = Cache::open(Arc::new(disk), Arc::new(store.clone()), config(2));
             let cache = open.await.unwrap();
             let volume = cache.volume(&name()).unwrap();
@@ -418,7 +524,7 @@ fn nothing_is_published_or_released_while_blocks_are_lost() {
 fn nothing_is_published_or_released_while_slots_are_unknown() {
     run(async {
         let (disk, store) = closed().await;
-        damage_headers(&disk);
+        damage_headers(&disk, 2);
         let layout = Layout::for_len(disk_len(SLOTS), LOG).unwrap();
         disk.flip(layout.directory_at + 16, 1);
         let open = Cache::open(Arc::new(disk), Arc::new(store.clone()), config(2));
@@ -433,4 +539,268 @@ fn nothing_is_published_or_released_while_slots_are_unknown() {
         assert_eq!(store.peek("v/root"), root);
         assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(3));
     });
+}
+
+#[test]
+fn what_a_crash_leaves_of_evicted_chunks_is_not_dirty() {
+    // A directory that calls it dirty.
+    let evicted = async |options: VolumeOptions| {
+        let (disk, store) = (SimDisk::new(disk_len(SLOTS), 1), SimStore::new(1));
+        let cache = new_cache(&disk, Arc::new(store.clone()), idle(1)).await;
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        volume.write(0, block(1), false).await.unwrap();
+        cache.destage().await.unwrap();
+        volume.upload().await.unwrap();
+        assert_eq!(cache.evict(1).await.unwrap(), 1);
+        drop(cache);
+        disk.reopen();
+        let open = Cache::open(Arc::new(disk), Arc::new(store.clone()), idle(2));
+        let cache = open.await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        assert_eq!(volume.status().unwrap().dirty_bytes, BLOCK_BYTES);
+        (cache, volume, store)
+    };
+    // A FLUSH that needs a cut finds that there is nothing to upload.
+    run(async {
+        let options = VolumeOptions { durability: Durability::Remote, dirty_quota: 0 };
+        let (cache, volume, store) = evicted(options).await;
+        let (name, options) = (VolumeName::new("other").unwrap(), VolumeOptions::default());
+        let other = cache.create_volume(&name, CHUNK_BYTES, options).await.unwrap();
+        other.write(0, block(2), true).await.unwrap();
+        let gets = store.reads().0;
+        let turns = async {
+            while store.reads().0 < gets + 20 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            flushed = volume.flush() => flushed.unwrap(),
+            () = turns => panic!("it asks the store again and again"),
+        }
+        assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+        assert_counted(&cache);
+    });
+    // A writer that waits for room in a quota goes on.
+    run(async {
+        let options = VolumeOptions { dirty_quota: BLOCK_BYTES, ..VolumeOptions::default() };
+        let (cache, volume, _) = evicted(options).await;
+        let write = volume.write(0, block(2), false);
+        tokio::time::timeout(Duration::from_secs(60), write).await.unwrap().unwrap();
+        assert_counted(&cache);
+    });
+}
+
+#[test]
+fn a_cut_reads_each_header_once_to_see_whether_something_is_lost() {
+    const CHUNKS: u64 = 6;
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(SLOTS), 1), SimStore::new(1));
+        let cache = new_cache(&disk, Arc::new(store.clone()), idle(1)).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
+        for chunk in 0..CHUNKS {
+            let data = block(100 + chunk as u8);
+            volume.write(chunk * CHUNK_BYTES, data, false).await.unwrap();
+        }
+        cache.close().await.unwrap();
+        disk.restart(Survivors::None);
+        damage_headers(&disk, 105);
+        let open = Cache::open(Arc::new(disk.clone()), Arc::new(store), idle(2));
+        let cache = open.await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        let mut before = disk.counts().reads;
+        let mut reads = Vec::new();
+        for _ in 0..4 {
+            // Meanwhile free slots are made ready, and the first time the task that uploads has tried.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let uploaded = volume.upload().await;
+            assert!(matches!(uploaded, Err(Error::Lost { .. })), "{uploaded:?}");
+            let now = disk.counts().reads;
+            reads.push(now - before);
+            before = now;
+        }
+        assert!(reads[0] >= CHUNKS && reads[1..].iter().all(|n| *n <= 2), "{reads:?}");
+        volume.trim(5 * CHUNK_BYTES, CHUNK_BYTES, false).await.unwrap();
+        volume.upload().await.unwrap();
+        assert_counted(&cache);
+    });
+}
+
+#[test]
+fn lost_blocks_count_as_dirty_however_often_their_header_is_read() {
+    run(async {
+        let (disk, store) = closed().await;
+        damage_headers(&disk, 2);
+        let open = Cache::open(Arc::new(disk), Arc::new(store), idle(2));
+        let cache = open.await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        let is_lost = async || {
+            let read = volume.read(CHUNK_BYTES, BLOCK_BYTES).await;
+            assert!(matches!(read, Err(Error::Lost { .. })), "{read:?}");
+        };
+        is_lost().await;
+        volume.write(0, block(3), false).await.unwrap();
+        volume.write(BLOCK_BYTES, block(4), false).await.unwrap();
+        // Also what is in memory only of headers is written.
+        cache.destage().await.unwrap();
+        // Of what is lost only the group of blocks is known.
+        let dirty = (2 + 16) * BLOCK_BYTES;
+        for _ in 0..3 {
+            assert_eq!(volume.status().unwrap().dirty_bytes, dirty);
+            assert_counted(&cache);
+            drop_headers(&cache);
+            is_lost().await;
+            assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(3));
+        }
+    });
+}
+
+#[test]
+fn what_a_cut_read_before_it_was_damaged_is_not_lost() {
+    // The cut is published, or it fails and the next one names its packs.
+    for is_published in [true, false] {
+        run(async {
+            let (disk, late) = (SimDisk::new(disk_len(SLOTS), 1), Late::new());
+            let cache = new_cache(&disk, Arc::new(late.clone()), idle(1)).await;
+            let options = VolumeOptions::default();
+            let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+            volume.write(0, block(2), true).await.unwrap();
+            late.hold(true);
+            let damage = async {
+                while packs(&late.store) == 0 {
+                    tokio::task::yield_now().await;
+                }
+                disk.flip(in_log(&disk, 2) + 9, 1);
+                cache.destage().await.unwrap();
+                let state = cache.inner.state();
+                let key = Key { volume: volume.id(), chunk: 0 };
+                assert!(state.header(key).unwrap().1.lost.contains(0));
+                late.hold(!is_published);
+            };
+            let (uploaded, ()) = tokio::join!(volume.upload(), damage);
+            assert_eq!(uploaded.is_ok(), is_published, "{uploaded:?}");
+            late.hold(false);
+            volume.upload().await.unwrap();
+            assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+            assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(2));
+            assert_counted(&cache);
+        });
+    }
+}
+
+#[test]
+fn a_damaged_header_of_what_is_published_loses_nothing() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(SLOTS), 1), SimStore::new(1));
+        let cache = new_cache(&disk, Arc::new(store.clone()), idle(1)).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), 2 * CHUNK_BYTES, options).await.unwrap();
+        volume.write(CHUNK_BYTES, block(2), false).await.unwrap();
+        // The directory calls it dirty from here on.
+        cache.destage().await.unwrap();
+        volume.upload().await.unwrap();
+        drop(cache);
+        disk.reopen();
+        damage_headers(&disk, 2);
+        let open = Cache::open(Arc::new(disk), Arc::new(store), idle(2));
+        let cache = open.await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        assert_eq!(volume.read_vec(CHUNK_BYTES, BLOCK_BYTES).await.unwrap(), block(2));
+        assert_eq!(cache.status().counters.damaged_headers, 1);
+        volume.write(0, block(3), false).await.unwrap();
+        volume.upload().await.unwrap();
+        let status = volume.status().unwrap();
+        assert_eq!((status.lost, status.dirty_bytes), (0, 0));
+    });
+}
+
+/// A cut fails, and its root arrives after the next one has asked for the root: before that begins, and while it is
+/// under way.
+#[test]
+fn a_root_that_arrives_late_is_not_undone_by_the_next_cut() {
+    for is_under_way in [false, true] {
+        run(async {
+            let (disk, late) = (SimDisk::new(disk_len(SLOTS), 1), Late::new());
+            let cache = new_cache(&disk, Arc::new(late.clone()), idle(1)).await;
+            let options = VolumeOptions::default();
+            let volume = cache.create_volume(&name(), 3 * CHUNK_BYTES, options).await.unwrap();
+            volume.write(0, block(1), false).await.unwrap();
+            cache.destage().await.unwrap();
+            volume.write(CHUNK_BYTES, block(2), false).await.unwrap();
+            late.hold(true);
+            let failed = volume.upload().await;
+            assert!(matches!(failed, Err(Error::StoreTimeout { .. })), "{failed:?}");
+            late.hold(false);
+            volume.write(2 * CHUNK_BYTES, block(3), false).await.unwrap();
+            // As after a restart: nobody knows what was put, nor, before it begins, whether something is lost.
+            let key = Key { volume: volume.id(), chunk: 0 };
+            cache.inner.state().volumes.get_mut(&key.volume).unwrap().kept = Default::default();
+            if !is_under_way {
+                drop_headers(&cache);
+                for slot in &mut cache.inner.state().slots {
+                    slot.has_lost = None;
+                }
+            }
+            let io = Arc::clone(&cache.inner.state().chunks[&key].io);
+            let first_chunk = io.write_owned().await;
+            let arrival = async {
+                // Until the upload waits for the first chunk.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let has_begun = cache.inner.state().volumes[&key.volume].cut.is_some();
+                assert_eq!(has_begun, is_under_way);
+                late.arrive().await;
+                // As a read does that asked for the root before.
+                cache.inner.forget_root(key.volume);
+                cache.inner.root(key.volume).await.unwrap();
+                cache.destage().await.unwrap();
+                drop(first_chunk);
+            };
+            let (uploaded, ()) = tokio::join!(volume.upload(), arrival);
+            uploaded.unwrap();
+            let second = other(&late.store.copy()).await;
+            let copy = second.attach_volume(&name(), options, true).await.unwrap();
+            for chunk in 0..3 {
+                let found = copy.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap();
+                assert_eq!(found, block(1 + chunk as u8), "chunk {chunk}, {is_under_way}");
+            }
+        });
+    }
+}
+
+#[test]
+fn of_a_volume_that_was_taken_over_nothing_is_kept_for_another_cut() {
+    for is_under_way in [false, true] {
+        run(async {
+            let (disk, late) = (SimDisk::new(disk_len(SLOTS), 1), Late::new());
+            let cache = new_cache(&disk, Arc::new(late.clone()), idle(1)).await;
+            let options = VolumeOptions::default();
+            let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+            volume.write(0, block(1), false).await.unwrap();
+            let is_kept = || {
+                let state = cache.inner.state();
+                state.volumes.values().any(|volume| !volume.kept.is_empty())
+            };
+            let second = other(&late.store).await;
+            let take = async {
+                while is_under_way && packs(&late.store) == 0 {
+                    tokio::task::yield_now().await;
+                }
+                second.attach_volume(&name(), options, true).await.unwrap();
+                late.hold(false);
+            };
+            late.hold(true);
+            let uploaded = if is_under_way {
+                tokio::join!(volume.upload(), take).0
+            } else {
+                let failed = volume.upload().await;
+                assert!(matches!(failed, Err(Error::StoreTimeout { .. })), "{failed:?}");
+                assert!(is_kept());
+                take.await;
+                volume.upload().await
+            };
+            assert!(matches!(uploaded, Err(Error::Superseded { .. })), "{uploaded:?}");
+            assert!(!is_kept());
+        });
+    }
 }

@@ -258,6 +258,32 @@ fn with_remote_durability_a_flush_is_in_the_store() {
 }
 
 #[test]
+fn those_who_flush_at_once_share_a_cut() {
+    const CLIENTS: u64 = 16;
+    run(async {
+        let store = SimStore::new(1);
+        let disk = Arc::new(SimDisk::new(disk_len(8), 1));
+        let config = Config { upload_interval: Duration::from_secs(86_400), ..config(1) };
+        // In a log so large nothing waits for room.
+        let cache = Cache::create(disk, Arc::new(store.clone()), 4 * LOG, config).await.unwrap();
+        let options = VolumeOptions { durability: Durability::Remote, dirty_quota: 0 };
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        let (cuts, gets) = (cache.status().counters.cuts, store.reads().0);
+        let clients = (0..CLIENTS).map(|client| {
+            let volume = volume.clone();
+            async move {
+                volume.write(client * BLOCK_BYTES, block(1), false).await.unwrap();
+                volume.flush().await.unwrap();
+            }
+        });
+        futures_util::future::join_all(clients).await;
+        let (cuts, gets) = (cache.status().counters.cuts - cuts, store.reads().0 - gets);
+        assert!((1..=4).contains(&cuts) && gets <= 4, "{cuts} cuts, {gets} reads of the store");
+        assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+    });
+}
+
+#[test]
 fn a_full_quota_slows_writers_to_the_pace_of_uploads() {
     run(async {
         let store = SimStore::new(1);
@@ -296,8 +322,11 @@ fn status_tells_what_is_where() {
         let lens: Vec<u64> = status.iter().map(|extent| extent.len).collect();
         assert_eq!(lens, [3996, 4096, CHUNK_BYTES - 8192]);
         assert!(status[1].status.dirty && status[1].status.cached && !status[1].status.zero);
-        volume.upload().await.unwrap();
+        assert_eq!(cache.dirty_slots(), 0);
         cache.destage().await.unwrap();
+        assert_eq!(cache.dirty_slots(), 1);
+        volume.upload().await.unwrap();
+        assert_eq!(cache.dirty_slots(), 0);
         let status = volume.block_status(4096, 4096, 1).await.unwrap();
         assert!(!status[0].status.dirty && status[0].status.cached);
         volume.trim(0, CHUNK_BYTES, false).await.unwrap();

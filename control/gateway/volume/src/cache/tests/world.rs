@@ -106,6 +106,8 @@ pub(super) struct World {
 #[derive(Clone)]
 struct Image {
     root: Option<Bytes>,
+    /// Number of objects in the store by then.
+    objects: usize,
     /// All blocks that were touched by then.
     blocks: BTreeMap<u64, Vec<u8>>,
 }
@@ -465,13 +467,13 @@ impl World {
         }
         let root = self.store.peek(&format!("{}/root", name()));
         let touched = self.history.touched();
-        let is_known = self
-            .image
-            .as_ref()
-            .is_some_and(|image| image.root == root && image.blocks.len() == touched.len());
+        let objects = self.store.paths().len();
+        let is_known = self.image.as_ref().is_some_and(|image| {
+            image.root == root && image.objects == objects && image.blocks.len() == touched.len()
+        });
         if !is_known {
             let blocks = self.read_remote(&touched)?;
-            self.image = Some(Image { root, blocks });
+            self.image = Some(Image { root, objects, blocks });
             self.seen.cuts_compared += 1;
         }
         match &self.image {

@@ -10,45 +10,37 @@
 //! damaged block does not have everything before it put again and again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use super::deletion::DELETING;
-use super::fetch::FRAME_BLOCKS;
-use super::state::{Chunk, Cut, Key, RemoteRoot};
-use super::{Inner, Plant, index, planted};
+use super::state::{Cut, Key, RemoteRoot};
+use super::{Inner, Plant, planted, unix_ms};
+use crate::CHUNK_BLOCKS;
 use crate::bits::BlockSet;
 use crate::error::{Error, Result};
-use crate::format::FormatError;
-use crate::format::crc32c;
-use crate::format::index::{Extent, LEAF_CHUNKS, Leaf, NODE_LEAVES, Node, PageRef, cut};
-use crate::format::pack::{MAX_BLOCKS, ObjectId, PackEntry, PackHeader, header_blocks};
+use crate::format::index::PageRef;
 use crate::format::root::{Root, RootState};
-use crate::format::slot_header::SlotHeader;
 use crate::format::volume_page::VolumeState;
-use crate::remote::{StoreError, answer_by};
 use crate::volume_name::VolumeName;
-use crate::{BLOCK_BYTES, CHUNK_BLOCKS};
+
+mod kept;
+mod pack;
+
+pub(crate) use kept::{Changes, Kept};
+
+use pack::{Pack, pack_until};
 
 /// Longest pause between two uploads that fail, give or take half of it.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// What a cut changes in the index: ranges of a chunk and where they are now. `None`: holes.
-pub(crate) type Changes = BTreeMap<u32, Vec<(Range<u16>, Option<Extent>)>>;
-
-/// What a cut put into packs and did not publish.
-#[derive(Debug, Default)]
-pub(crate) struct Kept {
-    changes: Changes,
-    /// Blocks of the cut that nothing was written to since it began: of these alone `changes` is right still.
-    pub(crate) unchanged: BTreeMap<u32, BlockSet>,
-}
+/// Slot headers that are read at the same time to find out whether something is lost.
+const CHECKED_AT_ONCE: usize = 16;
 
 /// What a cut is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +53,14 @@ pub(crate) enum Purpose {
     Release,
 }
 
-/// A pack under construction, in memory until it is put.
-struct Pack<'a> {
-    /// Of those who wait for a place nobody has a pack.
-    _place: SemaphorePermit<'a>,
-    entries: Vec<PackEntry>,
-    parts: Vec<Bytes>,
+/// A cut that begins.
+struct Begun {
+    /// What is in it: everything up to this sequence.
+    seq: u64,
+    /// The root that it goes on from, and replaces. `None` if there is nothing new: everything is published.
+    base: Option<RemoteRoot>,
+    /// What of it is in packs already, perhaps with older values.
+    kept: Kept,
 }
 
 /// Ends a cut, also one that nobody waits for any more.
@@ -83,42 +77,6 @@ impl Drop for Ending<'_> {
     }
 }
 
-impl Kept {
-    /// What of `wanted` is in packs with its newest value: what that changes in the index, and the blocks, which are
-    /// taken out of `wanted`.
-    fn take(self, wanted: &mut BTreeMap<u32, BlockSet>) -> (Changes, BTreeMap<u32, BlockSet>) {
-        let (mut changes, mut taken) = (Changes::new(), BTreeMap::new());
-        for (chunk, ranges) in self.changes {
-            let unchanged = self.unchanged.get(&chunk);
-            let Some((wanted, unchanged)) = wanted.get_mut(&chunk).zip(unchanged) else {
-                continue;
-            };
-            let (mut parts, mut blocks) = (Vec::new(), BlockSet::EMPTY);
-            for (range, extent) in ranges {
-                let mut left = BlockSet::EMPTY;
-                left.insert_range(range);
-                left.intersect(unchanged);
-                left.intersect(wanted);
-                for run in left.runs(CHUNK_BLOCKS) {
-                    let part = extent.as_ref().map(|extent| cut(extent, run.start, run.end));
-                    // All of it lies within the extent.
-                    if part != Some(None) {
-                        blocks.insert_range(run.clone());
-                        parts.push((run, part.flatten()));
-                    }
-                }
-            }
-            if !blocks.is_empty() {
-                wanted.subtract(&blocks);
-                changes.insert(chunk, parts);
-                taken.insert(chunk, blocks);
-            }
-        }
-        wanted.retain(|_, blocks| !blocks.is_empty());
-        (changes, taken)
-    }
-}
-
 /// When an upload that failed is tried again.
 struct Retry {
     at: Instant,
@@ -126,14 +84,48 @@ struct Retry {
 }
 
 impl Inner {
-    /// Uploads everything up to now and publishes it. Returns the sequence.
-    pub(crate) async fn cut(&self, volume: u64, purpose: Purpose) -> Result<u64> {
+    /// Waits until no cut of the volume is under way. None begins while the answer is held.
+    pub(crate) async fn cut_turn(&self, volume: u64) -> Result<OwnedMutexGuard<()>> {
         let turn = {
             let state = self.state();
             let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
             Arc::clone(&entry.uploading)
         };
-        let _turn = turn.lock().await;
+        Ok(turn.lock_owned().await)
+    }
+
+    /// Uploads everything up to now and publishes it. Returns the sequence up to which everything is published.
+    pub(crate) async fn cut(&self, volume: u64, purpose: Purpose) -> Result<u64> {
+        let _turn = self.cut_turn(volume).await?;
+        self.cut_in_turn(volume, purpose).await
+    }
+
+    /// Waits until everything up to `seq` is published.
+    pub(crate) async fn published(&self, volume: u64, seq: u64) -> Result<()> {
+        let is_reached = || {
+            let state = self.state();
+            let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
+            Ok::<bool, Error>(entry.page.published >= seq)
+        };
+        if is_reached()? {
+            return Ok(());
+        }
+        let _turn = self.cut_turn(volume).await?;
+        // All who waited share the first cut that began after they came.
+        if is_reached()? {
+            return Ok(());
+        }
+        self.cut_in_turn(volume, Purpose::Upload).await.map(drop)
+    }
+
+    /// [`cut`](Self::cut) for who has its turn.
+    async fn cut_in_turn(&self, volume: u64, purpose: Purpose) -> Result<u64> {
+        let done = self.try_cut(volume, purpose).await;
+        self.cut_ended(volume, &done);
+        done
+    }
+
+    async fn try_cut(&self, volume: u64, purpose: Purpose) -> Result<u64> {
         let name = self.name(volume)?;
         // Those who come to their turn when the gateway stops do not wait for the store one after another.
         if purpose == Purpose::Upload && self.state().is_stopping {
@@ -145,15 +137,14 @@ impl Inner {
         self.fit(&name).await?;
         // Asking for the root first keeps cuts from beginning, and holding the log up, in an outage.
         self.forget_root(volume);
-        let remote = self.root(volume).await?;
-        // A release that nobody was told of must not stand while the volume is served.
-        let always = purpose != Purpose::Upload || remote.root.state != RootState::Owned;
+        self.root(volume).await?;
         self.check_whole(volume, &name).await?;
-        let Some((seq, changes)) = self.begin_cut(volume, always) else {
-            return Ok(self.state().volumes.get(&volume).map_or(0, |v| v.page.published));
+        let Begun { seq, base, kept } = self.begin_cut(volume, purpose)?;
+        let Some(base) = base else {
+            return Ok(seq);
         };
-        let mut ending = Ending { inner: self, volume, changes };
-        self.upload_cut(volume, seq, purpose, &remote, &mut ending.changes).await?;
+        let mut ending = Ending { inner: self, volume, changes: kept.into_changes() };
+        self.upload_cut(volume, seq, purpose, base, &mut ending.changes).await?;
         ending.changes.clear();
         Ok(seq)
     }
@@ -172,39 +163,48 @@ impl Inner {
             let keys = Key { volume, chunk: 0 }..=Key { volume, chunk: u32::MAX };
             let chunks = state.chunks.range(keys).filter(|(_, chunk)| {
                 let slot = chunk.slot.and_then(|slot| state.slots.get(slot as usize));
-                slot.is_some_and(|slot| slot.entry.dirty != 0)
+                // A dirty cache of a terabyte has a quarter of a million headers, so each is read once.
+                slot.is_some_and(|slot| slot.entry.dirty != 0 && slot.has_lost != Some(false))
             });
             chunks.map(|(key, _)| *key).collect()
         };
-        for key in keys {
-            let lost = self.lost_blocks(key).await?;
-            if let Some(blocks) = lost.runs(CHUNK_BLOCKS).into_iter().next() {
-                return Err(self.lost_range(key, &blocks));
+        for keys in keys.chunks(CHECKED_AT_ONCE) {
+            let lost = try_join_all(keys.iter().map(|key| self.lost_blocks(*key))).await?;
+            for (key, lost) in keys.iter().zip(lost) {
+                if let Some(blocks) = lost.runs(CHUNK_BLOCKS).into_iter().next() {
+                    return Err(self.lost_range(*key, &blocks));
+                }
             }
         }
         Ok(())
     }
 
-    /// Blocks of a chunk whose newest values its header calls lost.
+    /// Blocks of a chunk whose newest values its header calls lost, and no pack has either.
     async fn lost_blocks(&self, key: Key) -> Result<BlockSet> {
         loop {
             self.load(key).await?;
             let state = self.state();
-            if !state.needs_header(key) {
-                let here = state.chunks.get(&key).zip(state.header(key));
-                let lost = here.map(|(chunk, (_, header))| lost_in(chunk, header));
-                return Ok(lost.unwrap_or(BlockSet::EMPTY));
+            if state.needs_header(key) {
+                continue;
             }
+            let (chunk, header) = (state.chunks.get(&key), state.header(key));
+            let (Some(chunk), Some((_, header))) = (chunk, header) else {
+                return Ok(BlockSet::EMPTY);
+            };
+            let entry = state.volumes.get(&key.volume).ok_or(Error::Gone)?;
+            let kept = entry.kept.newest(key.chunk);
+            return Ok(header.lost.without(&chunk.in_log()).without(&kept));
         }
     }
 
-    /// Chooses the sequence and what is in the cut, with what of it is in packs already. `None` if there is
-    /// nothing new.
-    fn begin_cut(&self, volume: u64, always: bool) -> Option<(u64, Changes)> {
+    /// Chooses the sequence and what is in the cut.
+    fn begin_cut(&self, volume: u64, purpose: Purpose) -> Result<Begun> {
         let mut state = self.state();
         let state = &mut *state;
         let seq = state.log.next_seq.saturating_sub(1);
-        let entry = state.volumes.get_mut(&volume)?;
+        let entry = state.volumes.get_mut(&volume).ok_or(Error::Gone)?;
+        // With `published`, which is this root's: whoever reads may find a newer one at any time.
+        let base = entry.remote.clone().ok_or_else(|| self.stopped())?;
         let published = entry.page.published;
         let mut pending: BTreeMap<u32, BlockSet> = BTreeMap::new();
         let keys = Key { volume, chunk: 0 }..=Key { volume, chunk: u32::MAX };
@@ -217,40 +217,38 @@ impl Inner {
                 match &slot.header {
                     Some(header) => {
                         blocks.add(&header.dirty);
-                        blocks.add(&lost_in(chunk, header));
+                        blocks.add(&header.lost.without(&chunk.in_log()));
                     }
                     // Groups of which a block is dirty; which one shows when the header is read.
-                    None => {
-                        for group in (0..64_u16).filter(|g| slot.entry.dirty >> g & 1 == 1) {
-                            blocks.insert_range(group * 16..group * 16 + 16);
-                        }
-                    }
+                    None => blocks.add(&BlockSet::from_summary(slot.entry.dirty)),
                 }
             }
             if !blocks.is_empty() {
                 pending.insert(key.chunk, blocks);
             }
         }
-        let resized = entry.remote.as_ref().is_some_and(|r| r.root.size != entry.page.size);
-        if pending.is_empty() && !always && !resized {
-            return None;
-        }
         let kept = std::mem::take(&mut entry.kept);
-        entry.kept.unchanged.clone_from(&pending);
-        let (changes, uploaded) = kept.take(&mut pending);
+        // A release that nobody was told of must not stand while the volume is served.
+        let always = purpose != Purpose::Upload || base.root.state != RootState::Owned;
         let size = entry.page.size;
+        if pending.is_empty() && !always && base.root.size == size {
+            return Ok(Begun { seq, base: None, kept });
+        }
+        let uploaded = kept.take_from(&mut pending);
         entry.cut = Some(Cut { seq, size, pending, uploaded, urgent: Default::default() });
-        Some((seq, changes))
+        Ok(Begun { seq, base: Some(base), kept })
     }
 
     /// Lets go of what the cut held. `changes`: what it put and did not publish.
     fn end_cut(&self, volume: u64, changes: Changes) {
+        let mut kept = Kept::new(changes);
         let mut state = self.state();
         if let Some(entry) = state.volumes.get_mut(&volume) {
             entry.cut = None;
-            entry.kept.changes = changes;
-            if entry.kept.changes.is_empty() {
-                entry.kept = Kept::default();
+            kept.take_written(&mut entry.kept);
+            // Nothing more is uploaded of a volume that another gateway has.
+            if !kept.is_empty() && entry.superseded_by.is_none() {
+                entry.kept = std::mem::take(&mut kept);
             }
         }
         let keys = Key { volume, chunk: 0 }..=Key { volume, chunk: u32::MAX };
@@ -266,7 +264,7 @@ impl Inner {
         volume: u64,
         seq: u64,
         purpose: Purpose,
-        remote: &RemoteRoot,
+        base: RemoteRoot,
         changes: &mut Changes,
     ) -> Result<()> {
         // The store must never be ahead of this disk: after a power cut the sequences would be used again.
@@ -303,7 +301,7 @@ impl Inner {
                     }
                     first = stop;
                     if is_full || filling.room() == 0 {
-                        self.put_pack(&name, remote, filling, changes).await?;
+                        self.put_pack(&name, &base.root, filling, changes).await?;
                     } else {
                         pack = Some(filling);
                     }
@@ -311,12 +309,11 @@ impl Inner {
             }
             self.taken(key, &blocks);
         }
-        if let Some(pack) = pack.filter(|pack| !pack.entries.is_empty()) {
-            self.put_pack(&name, remote, pack, changes).await?;
+        if let Some(pack) = pack.filter(|pack| !pack.is_empty()) {
+            self.put_pack(&name, &base.root, pack, changes).await?;
         }
-        let mut nodes = self.put_index(&name, remote, changes).await?;
-        nodes.sort_unstable_by_key(|(number, _)| *number);
-        self.publish(volume, seq, purpose, nodes).await
+        let nodes = self.put_index(&name, &base.root, changes).await?;
+        self.publish(volume, seq, purpose, base, nodes).await
     }
 
     /// A chunk of the cut that is not taken yet, those first for which the log waits, and its blocks.
@@ -361,11 +358,8 @@ impl Inner {
                 dirty.insert_range(run.first..run.end());
             }
         }
-        let mut clean = *blocks;
-        clean.subtract(&dirty);
-        let mut blocks = *blocks;
-        blocks.subtract(&clean);
-        Ok(Some(blocks))
+        dirty.intersect(blocks);
+        Ok(Some(dirty))
     }
 
     /// Blocks were read for the cut: newer values may now take their place.
@@ -380,177 +374,20 @@ impl Inner {
         }
     }
 
-    fn object_id(&self, epoch: u64) -> ObjectId {
-        let number = self.objects.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        ObjectId { epoch, nonce: self.nonce, number }
-    }
-
-    /// Waits until an object may be put.
-    async fn upload_place(&self) -> Result<SemaphorePermit<'_>> {
-        self.upload_places.acquire().await.map_err(|_| self.stopped())
-    }
-
-    async fn new_pack(&self) -> Result<Pack<'_>> {
-        let place = self.upload_place().await?;
-        Ok(Pack { _place: place, entries: Vec::new(), parts: Vec::new() })
-    }
-
-    /// Writes an object of a new name. The caller has a place for it. In an outage it is given up as soon as a
-    /// read is; but one attempt may take long, since a whole pack may have a slow way to go.
-    async fn put_new(&self, name: &VolumeName, path: &str, data: Bytes) -> Result<()> {
-        let len = data.len() as u64;
-        self.upload_pace.take(len).await;
-        let begun = Instant::now();
-        let mut pause = Duration::from_millis(50);
-        loop {
-            let deadline = Instant::now() + self.config.upload_timeout;
-            let put = self.store.create(path, data.clone());
-            let cause = match answer_by(deadline, path, put).await {
-                // Nobody else has this name: an earlier attempt of ours took effect after all.
-                Ok(_) | Err(StoreError::Conflict { .. }) => {
-                    self.state().counters.uploaded_bytes += len;
-                    return Ok(());
-                }
-                Err(error @ StoreError::Unavailable { .. }) => error.to_string(),
-                Err(error) => return Err(error.into()),
-            };
-            self.state().counters.store_failures += 1;
-            if begun.elapsed() >= self.config.fetch_timeout {
-                let seconds = begun.elapsed().as_secs();
-                return Err(Error::StoreTimeout { volume: name.clone(), seconds, cause });
-            }
-            self.pause(&mut pause).await;
-        }
-    }
-
-    async fn put_pack(
-        &self,
-        name: &VolumeName,
-        remote: &RemoteRoot,
-        pack: Pack<'_>,
-        changes: &mut Changes,
-    ) -> Result<()> {
-        let id = self.object_id(remote.root.epoch);
-        let Pack { _place, entries, parts } = pack;
-        let header = PackHeader { uuid: remote.root.uuid, epoch: remote.root.epoch, entries };
-        let mut data = header.emit();
-        data.reserve_exact(parts.iter().map(Bytes::len).sum());
-        for part in parts {
-            data.extend_from_slice(&part);
-        }
-        self.put_new(name, &format!("{name}/pack/{id}"), Bytes::from(data)).await?;
-        // Not before it is there: what a cut that fails leaves behind is named by the next one.
-        let mut at = header_blocks(header.entries.len()) as u16;
-        for run in header.entries.chunk_by(|a, b| a.chunk == b.chunk && a.block + 1 == b.block) {
-            if let Some(first) = run.first() {
-                let crcs: Vec<u32> = run.iter().map(|entry| entry.crc).collect();
-                let end = first.block + crcs.len() as u16;
-                let extent = Extent { first: first.block, pack: id, at, crcs };
-                at += run.len() as u16;
-                let ranges = changes.entry(first.chunk).or_default();
-                ranges.push((first.block..end, Some(extent)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes new leaves and nodes for what changed. Returns all nodes of the new index.
-    async fn put_index(
-        &self,
-        name: &VolumeName,
-        remote: &RemoteRoot,
-        changes: &Changes,
-    ) -> Result<Vec<(u32, PageRef)>> {
-        let root = &remote.root;
-        let mut leaves: BTreeMap<u32, Leaf> = BTreeMap::new();
-        for (&chunk, ranges) in changes {
-            let number = chunk / LEAF_CHUNKS;
-            if let std::collections::btree_map::Entry::Vacant(vacant) = leaves.entry(number) {
-                let leaf = self.leaf(self.deadline(), name, root, number).await?;
-                let empty = || Leaf { uuid: root.uuid, number, extents: Vec::new() };
-                vacant.insert(leaf.map_or_else(empty, |leaf| Leaf::clone(&leaf)));
-            }
-            let base = (chunk % LEAF_CHUNKS) as u16 * CHUNK_BLOCKS;
-            for (range, extent) in ranges {
-                let extent = extent.clone().map(|mut extent| {
-                    extent.first += base;
-                    extent
-                });
-                if let Some(leaf) = leaves.get_mut(&number) {
-                    leaf.replace(base + range.start, base + range.end, extent);
-                }
-            }
-        }
-        let mut changed: BTreeMap<u32, Vec<(u32, Option<PageRef>)>> = BTreeMap::new();
-        for (number, leaf) in leaves {
-            let page = if leaf.extents.is_empty() {
-                None
-            } else {
-                let bytes = leaf.emit();
-                let is_legal = Leaf::parse(&bytes, root.uuid, number).map(drop);
-                let page = self.put_page(name, root.epoch, bytes, is_legal).await?;
-                self.keep_leaf(page, &Arc::new(leaf));
-                Some(page)
-            };
-            changed.entry(number / NODE_LEAVES).or_default().push((number, page));
-        }
-        let mut nodes: BTreeMap<u32, PageRef> = root.nodes.iter().copied().collect();
-        for (number, pages) in changed {
-            let node = self.node(self.deadline(), name, root, number).await?;
-            let mut leaves: BTreeMap<u32, PageRef> =
-                node.map(|node| node.leaves.iter().copied().collect()).unwrap_or_default();
-            for (leaf, page) in pages {
-                match page {
-                    Some(page) => leaves.insert(leaf, page),
-                    None => leaves.remove(&leaf),
-                };
-            }
-            if leaves.is_empty() {
-                nodes.remove(&number);
-                continue;
-            }
-            let node = Node { uuid: root.uuid, number, leaves: leaves.into_iter().collect() };
-            let bytes = node.emit();
-            let is_legal = Node::parse(&bytes, root.uuid, number).map(drop);
-            let page = self.put_page(name, root.epoch, bytes, is_legal).await?;
-            self.keep_node(page, &Arc::new(node));
-            nodes.insert(number, page);
-        }
-        Ok(nodes.into_iter().collect())
-    }
-
-    /// Puts a page of the index, if whoever reads it will find it legal: by one that is not all that it names
-    /// would be lost.
-    async fn put_page(
-        &self,
-        name: &VolumeName,
-        epoch: u64,
-        bytes: Vec<u8>,
-        is_legal: Result<(), FormatError>,
-    ) -> Result<PageRef> {
-        let id = self.object_id(epoch);
-        let path = format!("{name}/index/{id}");
-        is_legal.map_err(|e| index::damaged(name, &path, &format!("not put: {e}")))?;
-        let page = PageRef { id, len: bytes.len() as u32, crc: crc32c(&bytes) };
-        let _place = self.upload_place().await?;
-        self.put_new(name, &path, Bytes::from(bytes)).await?;
-        Ok(page)
-    }
-
     /// Puts the root of a finished cut, and makes clean what is in it.
     async fn publish(
         &self,
         volume: u64,
         seq: u64,
         purpose: Purpose,
+        base: RemoteRoot,
         nodes: Vec<(u32, PageRef)>,
     ) -> Result<()> {
-        let (old, size, name) = {
+        let (size, name) = {
             let state = self.state();
             let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
-            let remote = entry.remote.clone().ok_or_else(|| self.stopped())?;
             let size = entry.cut.as_ref().map_or(entry.page.size, |cut| cut.size);
-            (remote, size, entry.page.name.clone())
+            (size, entry.page.name.clone())
         };
         let nonce = self.random();
         // Given up here before it is there: whatever happens between, two never serve it.
@@ -560,17 +397,17 @@ impl Inner {
         };
         self.attempt(volume, nonce, page_state).await?;
         let root = Root {
-            uuid: old.root.uuid,
+            uuid: base.root.uuid,
             size,
-            epoch: old.root.epoch,
+            epoch: base.root.epoch,
             seq,
             nonce,
             owner: self.cache_id,
             state: root_state,
-            published_at_ms: super::unix_ms(),
+            published_at_ms: unix_ms(),
             nodes,
         };
-        let published = self.put_root(volume, &name, root, old).await?;
+        let published = self.put_root(volume, &name, root, base).await?;
         let left = self.published_root(volume, &published);
         self.write_page(volume, &mut |page| {
             if purpose == Purpose::Publish {
@@ -608,31 +445,10 @@ impl Inner {
             state.clean(key, &blocks);
         }
         state.recount_log(volume);
+        // There may be a slot now.
+        state.log.is_stuck = false;
         state.counters.cuts += 1;
-        drop(state);
-        self.cut_published.notify_waiters();
         left
-    }
-
-    /// Waits until a cut of at least `seq` is published.
-    pub(crate) async fn published(&self, volume: u64, seq: u64) -> Result<()> {
-        loop {
-            let reached = self.state().volumes.get(&volume).map(|v| v.page.published >= seq);
-            match reached {
-                Some(true) => return Ok(()),
-                None => return Err(Error::Gone),
-                Some(false) => {}
-            }
-            // Whoever comes while a cut is under way shares the next one.
-            let before = self.state().log.next_seq.saturating_sub(1);
-            let cut = self.cut(volume, Purpose::Upload).await?;
-            if cut >= seq || before < seq {
-                return Ok(());
-            }
-            if self.state().volumes.get(&volume).is_none_or(|v| v.dirty_bytes() == 0) {
-                return Ok(());
-            }
-        }
     }
 
     /// Volumes that are served and have something to upload.
@@ -710,55 +526,5 @@ impl Inner {
                 }
             }
         }
-    }
-}
-
-/// Where in `first..end` a pack ends that has room for so many blocks: between two frames if not at the end,
-/// so that what a miss fetches lies in one object.
-fn pack_until(first: u16, end: u16, room: u16) -> u16 {
-    if room >= end - first {
-        return end;
-    }
-    ((first + room) / FRAME_BLOCKS * FRAME_BLOCKS).max(first)
-}
-
-/// Blocks that a header calls lost and no newer record replaces.
-fn lost_in(chunk: &Chunk, header: &SlotHeader) -> BlockSet {
-    let mut lost = header.lost;
-    for run in chunk.log.iter() {
-        lost.remove_range(run.first..run.end());
-    }
-    lost
-}
-
-impl Pack<'_> {
-    /// Blocks that it may have more.
-    fn room(&self) -> u16 {
-        (MAX_BLOCKS - self.entries.len()) as u16
-    }
-
-    fn add(&mut self, chunk: u32, first: u16, data: &Bytes) {
-        for (i, block) in data.chunks(BLOCK_BYTES as usize).enumerate() {
-            self.entries.push(PackEntry { chunk, block: first + i as u16, crc: crc32c(block) });
-        }
-        self.parts.push(data.clone());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pack_is_full_at_the_end_of_a_frame() {
-        assert_eq!(pack_until(0, 1024, 2040), 1024);
-        assert_eq!(pack_until(0, 1024, 1016), 1008);
-        assert_eq!(pack_until(5, 100, 30), 32);
-        assert_eq!(pack_until(5, 100, 95), 100);
-        // Too little for a frame: nothing.
-        assert_eq!(pack_until(17, 100, 7), 17);
-        assert_eq!(pack_until(16, 32, 15), 16);
-        // An empty pack always takes some.
-        assert!((0..1024).all(|first| pack_until(first, 1024, MAX_BLOCKS as u16) == 1024));
     }
 }

@@ -1,0 +1,146 @@
+//! Volumes that no upload helps, since something of them is lost that only the cache had: no root may leave it out.
+//! What such a volume has stays dirty until somebody writes or trims what is lost, or the operator accepts the loss.
+//!
+//! That must not take the room of the others. At its quota, and once slots were made dirty for it beyond their share,
+//! the volume takes nothing more: writers are told of the loss instead of waiting for what does not come. Only what
+//! mends the loss is taken all the same, for which the log keeps some room.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::Inner;
+use super::state::{State, VolumeEntry};
+use crate::bits::BlockSet;
+use crate::error::{Error, Result};
+use crate::format::log_frame::Record;
+use crate::{BLOCK_BYTES, CHUNK_BYTES};
+
+/// What is known of a loss that holds a volume up.
+#[derive(Debug, Default)]
+pub(crate) struct HeldUp {
+    loss: Option<Loss>,
+    /// Whether slots were made dirty for the volume beyond their share, since its last upload.
+    is_over_share: bool,
+}
+
+/// Blocks that only the cache had, and for which a cut failed.
+#[derive(Debug)]
+struct Loss {
+    /// What names them.
+    error: Error,
+    chunk: u32,
+    /// Those of them that nothing was written to since.
+    blocks: BlockSet,
+}
+
+impl HeldUp {
+    /// Blocks of a chunk get newer values: they are not lost any more.
+    pub(crate) fn written(&mut self, chunk: u32, blocks: Range<u16>) {
+        if let Some(loss) = &mut self.loss
+            && loss.chunk == chunk
+        {
+            loss.blocks.remove_range(blocks);
+            if loss.blocks.is_empty() {
+                self.loss = None;
+            }
+        }
+    }
+
+    fn cut_ended(&mut self, result: &Result<u64>) {
+        match result {
+            Ok(_) => *self = HeldUp::default(),
+            Err(error @ Error::Lost { offset, end, .. }) => {
+                let chunk = (offset / CHUNK_BYTES) as u32;
+                let block = |at: u64| ((at - u64::from(chunk) * CHUNK_BYTES) / BLOCK_BYTES) as u16;
+                let mut blocks = BlockSet::EMPTY;
+                blocks.insert_range(block(*offset)..block(*end));
+                self.loss = Some(Loss { error: error.clone(), chunk, blocks });
+            }
+            // Nothing is known of it.
+            Err(_) => {}
+        }
+    }
+}
+
+impl State {
+    /// Why no cut of a volume can be published until somebody mends it. `None`: nothing is known to be lost.
+    pub(crate) fn loss(&self, volume: u64) -> Option<Error> {
+        let entry = self.volumes.get(&volume)?;
+        if self.unknown_slots > 0 {
+            let (volume, slots) = (entry.page.name.clone(), self.unknown_slots);
+            return Some(Error::UnknownLoss { volume, slots, offset: 0, end: entry.page.size });
+        }
+        entry.held_up.loss.as_ref().map(|loss| loss.error.clone())
+    }
+
+    /// Whether what is dirty of a volume turns clean some time, as far as is known: it is uploaded, and nothing of it
+    /// is lost. While the cache is being closed it may after the next start.
+    pub(crate) fn upload_helps(&self, volume: u64) -> bool {
+        let is_uploaded = |v: &VolumeEntry| v.refusing.is_none() && v.held_up.loss.is_none();
+        self.is_stopping
+            || self.unknown_slots == 0 && self.volumes.get(&volume).is_none_or(is_uploaded)
+    }
+
+    /// Whether one of the records is of blocks whose loss holds the volume up.
+    pub(crate) fn mends(&self, volume: u64, records: &[(Record, Bytes)]) -> bool {
+        let loss = self.volumes.get(&volume).and_then(|entry| entry.held_up.loss.as_ref());
+        loss.is_some_and(|loss| {
+            records.iter().any(|(record, _)| {
+                let blocks = record.first..record.first + record.count;
+                record.chunk == loss.chunk && loss.blocks.intersects(blocks)
+            })
+        })
+    }
+
+    /// What to tell a writer of a volume who would wait for room that does not come before a loss is mended: one of
+    /// the volume, or of another one that has all slots. `None`: there is room, or there may be.
+    pub(crate) fn waits_in_vain(
+        &self,
+        volume: u64,
+        over_quota: bool,
+        has_room: bool,
+    ) -> Option<Error> {
+        let entry = self.volumes.get(&volume)?;
+        if over_quota || entry.held_up.is_over_share {
+            let error = self.loss(volume);
+            if error.is_some() {
+                return error;
+            }
+        }
+        // What is uploaded yet may make a slot free.
+        let mut dirty = self.volumes.iter().filter(|(_, v)| v.dirty_bytes() > 0);
+        if has_room || !self.log.is_stuck || dirty.any(|(id, _)| self.upload_helps(*id)) {
+            return None;
+        }
+        let mut losses = self.volumes.keys().filter_map(|id| self.loss(*id));
+        self.loss(volume).or_else(|| losses.next())
+    }
+}
+
+impl Inner {
+    /// Takes up how a cut of a volume ended.
+    pub(crate) fn cut_ended(&self, volume: u64, result: &Result<u64>) {
+        if let Some(entry) = self.state().volumes.get_mut(&volume) {
+            entry.held_up.cut_ended(result);
+        }
+        if matches!(result, Err(Error::Lost { .. } | Error::UnknownLoss { .. })) {
+            // Who waits for it is told, and its records need not wait for it.
+            self.space.notify_waiters();
+            self.maintenance_wake.notify_one();
+        }
+    }
+
+    /// Whether to make more slots dirty for a volume than may be: if no upload helps it, and its records in the log
+    /// would keep writers of all volumes waiting.
+    pub(crate) fn goes_over_share(&self, volume: u64) -> bool {
+        let mut state = self.state();
+        if state.upload_helps(volume) || !self.is_log_short(&state.log) {
+            return false;
+        }
+        if let Some(entry) = state.volumes.get_mut(&volume) {
+            entry.held_up.is_over_share = true;
+        }
+        true
+    }
+}

@@ -1,0 +1,266 @@
+//! What a loss holds up: its own volume, at its quota or when the cache is full of it, and no other one for ever. What
+//! mends it is taken whatever is full.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::super::{Cache, Volume, VolumeOptions};
+use super::world::{LOG, config, disk_len, name, run};
+use crate::disk::sim::{SimDisk, Survivors};
+use crate::error::{Error, Result};
+use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES};
+use crate::format::superblock::Layout;
+use crate::remote::sim::SimStore;
+use crate::volume_name::VolumeName;
+use crate::{BLOCK_BYTES, CHUNK_BYTES};
+
+/// Too little for anybody to have waited for an upload.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// More than an upload that fails is put off.
+const IN_TIME: Duration = Duration::from_secs(200);
+
+fn block(tag: u8) -> Bytes {
+    Bytes::from(vec![tag; BLOCK_BYTES as usize])
+}
+
+fn layout(slots: u64) -> Layout {
+    Layout::for_len(disk_len(slots), LOG).unwrap()
+}
+
+/// Where the slot begins, in a cache of so many, whose chunk begins with a block of 1.
+fn slot_of_1(disk: &SimDisk, slots: u64) -> u64 {
+    (0..slots)
+        .map(|slot| layout(slots).slots_at + slot * SLOT_BYTES)
+        .find(|at| disk.peek(at + 2 * HEADER_BYTES as u64, 1) == [1])
+        .unwrap()
+}
+
+/// Damages the block of 1 that a chunk begins with.
+fn damage_block(disk: &SimDisk, slots: u64) {
+    disk.flip(slot_of_1(disk, slots) + 2 * HEADER_BYTES as u64 + 5, 1);
+}
+
+async fn new_cache(disk: &SimDisk, store: &SimStore, seed: u64) -> Cache {
+    let (disk, store) = (Arc::new(disk.clone()), Arc::new(store.clone()));
+    Cache::create(disk, store, LOG, config(seed)).await.unwrap()
+}
+
+/// A volume of so many chunks beside the other.
+async fn new_other(cache: &Cache, chunks: u64) -> Volume {
+    let other = VolumeName::new("other").unwrap();
+    let options = VolumeOptions::default();
+    cache.create_volume(&other, chunks * CHUNK_BYTES, options).await.unwrap()
+}
+
+/// A cache of four slots, opened again, with a volume of four chunks. The first is dirty and begins with a block of 1,
+/// and both headers of its slot are damaged; the directory as well if that is asked for.
+async fn damaged(directory_too: bool) -> (Cache, Volume) {
+    let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+    let cache = new_cache(&disk, &store, 1).await;
+    let options = VolumeOptions::default();
+    let volume = cache.create_volume(&name(), 4 * CHUNK_BYTES, options).await.unwrap();
+    volume.write(0, block(1), false).await.unwrap();
+    cache.close().await.unwrap();
+    disk.restart(Survivors::None);
+    let slot = slot_of_1(&disk, 4);
+    for header in [slot, slot + HEADER_BYTES as u64] {
+        disk.flip(header + 50, 1);
+    }
+    if directory_too {
+        disk.flip(layout(4).directory_at + 16, 1);
+    }
+    let cache = Cache::open(Arc::new(disk), Arc::new(store), config(2)).await.unwrap();
+    let volume = cache.volume(&name()).unwrap();
+    (cache, volume)
+}
+
+/// A cache with two volumes, and a store that refuses puts. The slots that may be dirty are so with the first one, and the log has a record of it for
+/// which there is none. Chunk `i` of it begins with a block of `1 + i`.
+async fn full_of_one(disk: &SimDisk, store: &SimStore) -> (Cache, Volume, Volume) {
+    let cache = new_cache(disk, store, 1).await;
+    let options = VolumeOptions::default();
+    let volume = cache.create_volume(&name(), 16 * CHUNK_BYTES, options).await.unwrap();
+    let other = new_other(&cache, 4).await;
+    store.deny_puts(true);
+    for chunk in 0..14 {
+        volume.write(chunk * CHUNK_BYTES, block(1 + chunk as u8), true).await.unwrap();
+        cache.destage().await.unwrap();
+    }
+    assert_eq!(cache.dirty_slots(), 13);
+    assert!(cache.status().log.1 > 0);
+    (cache, volume, other)
+}
+
+/// Writes a block, which is to be answered `within` that time.
+async fn write(volume: &Volume, offset: u64, tag: u8, within: Duration) -> Result<()> {
+    let answer = tokio::time::timeout(within, volume.write(offset, block(tag), false)).await;
+    answer.expect("the writer still waits")
+}
+
+/// Writes several times as much as the log holds.
+async fn write_much(volume: &Volume) -> Result<()> {
+    for i in 0..60 {
+        write(volume, i % 2 * CHUNK_BYTES, 50, IN_TIME).await?;
+    }
+    Ok(())
+}
+
+#[test]
+fn at_its_quota_a_volume_takes_what_mends_its_loss_and_tells_other_writers() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = new_cache(&disk, &store, 1).await;
+        let options = VolumeOptions { dirty_quota: 4 * BLOCK_BYTES, ..VolumeOptions::default() };
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        for i in 0..4 {
+            volume.write(i * BLOCK_BYTES, block(1), true).await.unwrap();
+        }
+        cache.destage().await.unwrap();
+        damage_block(&disk, 4);
+        // Who waits when it is found, and who comes after that.
+        let beside = 8 * BLOCK_BYTES;
+        for within in [IN_TIME, AT_ONCE] {
+            match write(&volume, beside, 2, within).await {
+                Err(Error::Lost { offset, end, .. }) => assert_eq!((offset, end), (0, BLOCK_BYTES)),
+                answer => panic!("{answer:?}"),
+            }
+        }
+        let trim = volume.trim(0, BLOCK_BYTES, false);
+        tokio::time::timeout(AT_ONCE, trim).await.expect("the trim still waits").unwrap();
+        volume.upload().await.unwrap();
+        assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+        write(&volume, beside, 3, AT_ONCE).await.unwrap();
+    });
+}
+
+#[test]
+fn at_its_quota_a_volume_takes_all_that_a_lost_header_may_have_named() {
+    run(async {
+        let (_cache, volume) = damaged(false).await;
+        let options = VolumeOptions { dirty_quota: BLOCK_BYTES, ..VolumeOptions::default() };
+        volume.set_options(options).await.unwrap();
+        // The directory knows 16 blocks together.
+        let lost = 16 * BLOCK_BYTES;
+        match volume.upload().await {
+            Err(Error::Lost { offset, end, .. }) => assert_eq!((offset, end), (0, lost)),
+            uploaded => panic!("{uploaded:?}"),
+        }
+        let beside = write(&volume, lost, 2, AT_ONCE).await;
+        assert!(matches!(beside, Err(Error::Lost { .. })), "{beside:?}");
+        // Piece by piece: what is mended is no loss any more, and what is left of it is taken.
+        for at in (0..lost).step_by(8 * BLOCK_BYTES as usize) {
+            let data = Bytes::from(vec![3; 8 * BLOCK_BYTES as usize]);
+            let mends = volume.write(at, data, false);
+            tokio::time::timeout(AT_ONCE, mends).await.expect("the writer still waits").unwrap();
+        }
+        volume.upload().await.unwrap();
+        assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+        write(&volume, lost, 4, AT_ONCE).await.unwrap();
+    });
+}
+
+#[test]
+fn a_volume_with_a_loss_holds_up_no_other_when_its_share_of_the_cache_is_full() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(16), 1), SimStore::new(1));
+        let (cache, volume, other) = full_of_one(&disk, &store).await;
+        damage_block(&disk, 16);
+        // A cut under way may have read the block before that: it fails, since nothing can be put.
+        volume.upload().await.unwrap_err();
+        store.deny_puts(false);
+        let uploaded = volume.upload().await;
+        assert!(matches!(uploaded, Err(Error::Lost { .. })), "{uploaded:?}");
+        write_much(&other).await.unwrap();
+        assert!(cache.dirty_slots() > 13);
+        let beside = write(&volume, 15 * CHUNK_BYTES, 60, AT_ONCE).await;
+        assert!(matches!(beside, Err(Error::Lost { offset: 0, .. })), "{beside:?}");
+        write(&volume, 0, 61, AT_ONCE).await.unwrap();
+        volume.upload().await.unwrap();
+        write(&volume, 15 * CHUNK_BYTES, 60, IN_TIME).await.unwrap();
+        let tags = (1..14).map(|chunk| (chunk, 1 + chunk as u8));
+        for (chunk, tag) in tags.chain([(0, 61), (15, 60)]) {
+            let found = volume.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap();
+            assert_eq!(found, block(tag), "chunk {chunk}");
+        }
+    });
+}
+
+#[test]
+fn a_volume_in_quarantine_holds_up_no_other_when_its_share_of_the_cache_is_full() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(16), 1), SimStore::new(1));
+        let (cache, volume, other) = full_of_one(&disk, &store).await;
+        store.deny_puts(false);
+        let second = new_cache(&SimDisk::new(disk_len(4), 9), &store, 9).await;
+        second.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
+        let uploaded = volume.upload().await;
+        assert!(matches!(uploaded, Err(Error::Superseded { .. })), "{uploaded:?}");
+        write_much(&other).await.unwrap();
+        let mut export = cache.export_quarantine(&name()).unwrap();
+        let mut chunks = 0;
+        while let Some(range) = export.next().await.unwrap() {
+            let chunk = range.offset / CHUNK_BYTES;
+            assert_eq!(range.data.unwrap(), block(1 + chunk as u8), "chunk {chunk}");
+            chunks += 1;
+        }
+        assert_eq!(chunks, 14);
+    });
+}
+
+#[test]
+fn where_a_volume_with_a_loss_has_all_slots_others_are_told_and_go_on_once_it_is_mended() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = new_cache(&disk, &store, 1).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), 8 * CHUNK_BYTES, options).await.unwrap();
+        let other = new_other(&cache, 4).await;
+        store.deny_puts(true);
+        for chunk in 0..6 {
+            volume.write(chunk * CHUNK_BYTES, block(1 + chunk as u8), true).await.unwrap();
+            cache.destage().await.unwrap();
+        }
+        store.deny_puts(false);
+        damage_block(&disk, 4);
+        let uploaded = volume.upload().await;
+        assert!(matches!(uploaded, Err(Error::Lost { .. })), "{uploaded:?}");
+        match write_much(&other).await {
+            Err(Error::Lost { volume, offset, .. }) => assert_eq!((volume, offset), (name(), 0)),
+            answer => panic!("{answer:?}"),
+        }
+        // What it has written by then is in the store.
+        assert_eq!(other.status().unwrap().dirty_bytes, 0);
+        assert_eq!(cache.dirty_slots(), 4);
+        write(&volume, 0, 61, AT_ONCE).await.unwrap();
+        volume.upload().await.unwrap();
+        write_much(&other).await.unwrap();
+        for chunk in 1..6 {
+            let found = volume.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap();
+            assert_eq!(found, block(1 + chunk as u8), "chunk {chunk}");
+        }
+    });
+}
+
+#[test]
+fn while_slots_are_unknown_writers_are_told_instead_of_waiting_for_room() {
+    run(async {
+        let (cache, volume) = damaged(true).await;
+        assert_eq!(cache.status().unknown_slots, 1);
+        let mut answer = Ok(());
+        for i in 0..200 {
+            // More chunks than may be dirty, and nothing twice.
+            let offset = i % 4 * CHUNK_BYTES + i / 4 * BLOCK_BYTES;
+            answer = write(&volume, offset, 3, IN_TIME).await;
+            if answer.is_err() {
+                break;
+            }
+        }
+        assert!(matches!(answer, Err(Error::UnknownLoss { slots: 1, .. })), "{answer:?}");
+        cache.scrub(true, |_, _| {}).await.unwrap();
+        write(&volume, CHUNK_BYTES - BLOCK_BYTES, 4, IN_TIME).await.unwrap();
+        volume.upload().await.unwrap();
+        assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+    });
+}
