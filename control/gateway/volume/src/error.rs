@@ -121,9 +121,9 @@ pub enum Error {
         end: u64,
     },
     /// No checkpoint can be written for now, and what depends on it was not done: too many small pieces are in the
-    /// log, and the slots are full of what is not uploaded. Upload, then try again.
+    /// log, and slots take none of them. Nothing was accepted.
     #[error(
-        "{disk}: too many pieces are in the log for a checkpoint, and no slot takes more before there are uploads; nothing was accepted, try again after them"
+        "{disk}: too many pieces are in the log for a checkpoint, and slots take none of them for now, since what they hold is not uploaded or the disk does not give the pieces back; nothing was accepted, try again later"
     )]
     MapTooLong {
         /// The disk.

@@ -18,9 +18,9 @@ const LAZY_HEADERS: usize = 256;
 
 impl Inner {
     /// Writes a checkpoint on which something depends, by moving records to slots where the log's map is too long.
-    /// The caller has the turn of the maintenance.
-    pub(crate) async fn checkpoint_surely(&self) -> Result<()> {
-        while !self.checkpoint(false).await? {
+    /// The caller has the turn of the maintenance. `unknown_slots`: as in `checkpoint_with`.
+    pub(crate) async fn checkpoint_surely(&self, unknown_slots: Option<u32>) -> Result<()> {
+        while !self.checkpoint_with(false, unknown_slots).await? {
             if self.destage(false).await? == 0 {
                 return Err(Error::MapTooLong { disk: self.disk.name() });
             }
@@ -31,6 +31,11 @@ impl Inner {
     /// Writes a checkpoint. `clean`: the last before the cache is closed, after which everything is durable in any
     /// case. False if there is none, since the log's map is too long for its area.
     pub(crate) async fn checkpoint(&self, clean: bool) -> Result<bool> {
+        self.checkpoint_with(clean, None).await
+    }
+
+    /// The same, with another number of unknown slots than is known, if it is given.
+    async fn checkpoint_with(&self, clean: bool, unknown_slots: Option<u32>) -> Result<bool> {
         let stale: Vec<SlotId> = {
             let state = self.state();
             let stale = state.slots.iter().enumerate();
@@ -119,7 +124,7 @@ impl Inner {
                 checkpoint_bytes,
                 checkpoint_crc,
                 clean,
-                unknown_slots: state.unknown_slots,
+                unknown_slots: unknown_slots.unwrap_or(state.unknown_slots),
             }
         };
         self.write_superblock(&superblock).await?;

@@ -51,9 +51,9 @@ impl Inner {
     /// many chunks were written.
     pub(crate) async fn destage(&self, everything: bool) -> Result<usize> {
         let (jobs, through) = {
-            let written = self.marks.get().written;
+            let (written, now) = (self.marks.get().written, Instant::now());
             let mut state = self.state();
-            let jobs = choose(&mut state, everything, written);
+            let jobs = choose(&mut state, everything, written, now);
             (jobs, state.log.next_seq.saturating_sub(1))
         };
         if jobs.is_empty() {
@@ -75,11 +75,22 @@ impl Inner {
             state.forget_if_empty(*key);
         }
         state.counters.destaged_chunks += done.len() as u64;
-        let is_stuck = round.lacks_slots && done.is_empty() && !state.tail_may_move();
+        // What is clean and not validated yet can be evicted later.
+        let is_stuck = round.lacks_slots
+            && done.is_empty()
+            && !state.tail_may_move()
+            && state.unvalidated == 0;
         let was_stuck = std::mem::replace(&mut state.log.is_stuck, is_stuck);
+        let helpless = if is_stuck && !was_stuck { state.helpless() } else { Vec::new() };
         drop(state);
         if is_stuck && !was_stuck {
             self.space.notify_waiters();
+        }
+        if !helpless.is_empty() {
+            tracing::error!(
+                volumes = %helpless.join(", "),
+                "slots and log are full of what cannot be uploaded of these volumes: no volume takes writes for long"
+            );
         }
         Ok(done.len())
     }
@@ -122,20 +133,16 @@ impl Inner {
             && job.runs.iter().any(|run| run.seq() > published)
     }
 
-    /// Writes one chunk's records into its slot. False if there is no slot to be had, if they are to be read again
-    /// later, or if nothing is left to do.
+    /// Writes one chunk's records into its slot. False if there is no slot to be had, if they cannot be read for now,
+    /// or if nothing is left to do.
     async fn destage_chunk(&self, job: &Job, round: &mut Round) -> Result<bool> {
         let key = job.key;
         let Some(guard) = self.lock(key).await else {
             return Ok(false);
         };
-        let now = Instant::now();
         let unreadable = self.state().chunks.get(&key).and_then(|chunk| chunk.unreadable);
-        if unreadable.is_some_and(|unreadable| now < unreadable.again) {
-            return Ok(false);
-        }
         let until = unreadable.map(|unreadable| unreadable.since + self.config.unreadable_for);
-        let gives_up = until.is_some_and(|until| now >= until);
+        let gives_up = until.is_some_and(|until| Instant::now() >= until);
         self.load_locked(key, &guard).await?;
         let adds_dirty = self.adds_a_dirty_slot(job);
         if adds_dirty && round.room == 0 && !self.goes_over_share(key.volume) {
@@ -143,7 +150,8 @@ impl Inner {
             self.upload_wake.notify_waiters();
             return Ok(false);
         }
-        let Some(slot) = self.slot_for(key).await? else {
+        // Who found nothing to evict went round all slots: once in a round is enough.
+        let Some(slot) = self.slot_for(key, !round.lacks_slots).await? else {
             round.lacks_slots = true;
             return Ok(false);
         };
@@ -235,8 +243,8 @@ impl Inner {
         Ok(())
     }
 
-    /// The chunk's slot, or a free one that becomes its.
-    async fn slot_for(&self, key: Key) -> Result<Option<SlotId>> {
+    /// The chunk's slot, or a free one that becomes its, if need be and `may_evict` one that is evicted.
+    async fn slot_for(&self, key: Key, may_evict: bool) -> Result<Option<SlotId>> {
         for attempt in 0..2 {
             {
                 let mut state = self.state();
@@ -255,7 +263,7 @@ impl Inner {
             {
                 return Ok(Some(slot));
             }
-            if attempt == 0 && self.evict(1).await? == 0 {
+            if !may_evict || attempt == 0 && self.evict(1).await? == 0 {
                 break;
             }
         }
@@ -287,17 +295,22 @@ impl Inner {
     }
 }
 
-/// Chooses the chunks of the oldest records, of those up to sequence `written`.
-fn choose(state: &mut State, everything: bool, written: u64) -> Vec<Job> {
+/// Chooses the chunks of the oldest records, of those up to sequence `written`, without those that are to be read
+/// again later than `now`.
+fn choose(state: &mut State, everything: bool, written: u64, now: Instant) -> Vec<Job> {
     let mut keys = BTreeSet::new();
     let mut bytes = 0;
     let limit = if everything { u64::MAX } else { ROUND_BYTES };
     'frames: for frame in &state.log.frames {
         for record in frame.records.iter().filter_map(std::sync::Weak::upgrade) {
             let key = Key { volume: record.record.volume, chunk: record.record.chunk };
-            if keys.insert(key)
-                && let Some(chunk) = state.chunks.get(&key)
-            {
+            let Some(chunk) = state.chunks.get(&key) else {
+                continue;
+            };
+            if chunk.unreadable.is_some_and(|unreadable| now < unreadable.again) {
+                continue;
+            }
+            if keys.insert(key) {
                 bytes += chunk.log.blocks() * BLOCK_BYTES;
             }
             if bytes >= limit || (keys.len() >= ROUND_CHUNKS && !everything) {

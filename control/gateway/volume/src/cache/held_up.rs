@@ -10,6 +10,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::Inner;
+use super::ownership::RELEASING;
 use super::state::{State, VolumeEntry};
 use crate::bits::BlockSet;
 use crate::error::{Error, Result};
@@ -19,12 +20,17 @@ use crate::{BLOCK_BYTES, CHUNK_BYTES};
 /// What is known of a loss that holds a volume up.
 #[derive(Debug, Default)]
 pub(crate) struct HeldUp {
+    /// Whether a cut failed for want of a block since the last one that was published. What cannot be read may be
+    /// there the next time, as after a reset of the device: only the second such cut makes a loss of it.
+    is_suspected: bool,
     loss: Option<Loss>,
+    /// Whether all of a loss was mended since that was asked last.
+    is_mended: bool,
     /// Whether slots were made dirty for the volume beyond their share, since its last upload.
     is_over_share: bool,
 }
 
-/// Blocks that only the cache had, and for which a cut failed.
+/// Blocks that only the cache had, and for which cuts failed.
 #[derive(Debug)]
 struct Loss {
     /// What names them.
@@ -43,6 +49,7 @@ impl HeldUp {
             loss.blocks.remove_range(blocks);
             if loss.blocks.is_empty() {
                 self.loss = None;
+                self.is_mended = true;
             }
         }
     }
@@ -51,6 +58,9 @@ impl HeldUp {
         match result {
             Ok(_) => *self = HeldUp::default(),
             Err(error @ Error::Lost { offset, end, .. }) => {
+                if !std::mem::replace(&mut self.is_suspected, true) {
+                    return;
+                }
                 let chunk = (offset / CHUNK_BYTES) as u32;
                 let block = |at: u64| ((at - u64::from(chunk) * CHUNK_BYTES) / BLOCK_BYTES) as u16;
                 let mut blocks = BlockSet::EMPTY;
@@ -77,9 +87,18 @@ impl State {
     /// Whether what is dirty of a volume turns clean some time, as far as is known: it is uploaded, and nothing of it
     /// is lost. While the cache is being closed it may after the next start.
     pub(crate) fn upload_helps(&self, volume: u64) -> bool {
-        let is_uploaded = |v: &VolumeEntry| v.refusing.is_none() && v.held_up.loss.is_none();
+        let is_uploaded = |v: &VolumeEntry| {
+            matches!(v.refusing, None | Some(RELEASING)) && v.held_up.loss.is_none()
+        };
         self.is_stopping
             || self.unknown_slots == 0 && self.volumes.get(&volume).is_none_or(is_uploaded)
+    }
+
+    /// Names of the volumes with something dirty that no upload helps.
+    pub(crate) fn helpless(&self) -> Vec<String> {
+        let dirty = self.volumes.iter().filter(|(_, v)| v.dirty_bytes() > 0);
+        let helpless = dirty.filter(|(id, _)| !self.upload_helps(**id));
+        helpless.map(|(_, v)| v.page.name.to_string()).collect()
     }
 
     /// Whether one of the records is of blocks whose loss holds the volume up.
@@ -94,15 +113,17 @@ impl State {
     }
 
     /// What to tell a writer of a volume who would wait for room that does not come before a loss is mended: one of
-    /// the volume, or of another one that has all slots. `None`: there is room, or there may be.
+    /// the volume, or of another one that has all slots. Who `mends` a loss waits for the log's room alone. `None`:
+    /// there is room, or there may be.
     pub(crate) fn waits_in_vain(
         &self,
         volume: u64,
+        mends: bool,
         over_quota: bool,
         has_room: bool,
     ) -> Option<Error> {
         let entry = self.volumes.get(&volume)?;
-        if over_quota || entry.held_up.is_over_share {
+        if !mends && (over_quota || entry.held_up.is_over_share) {
             let error = self.loss(volume);
             if error.is_some() {
                 return error;
@@ -119,6 +140,13 @@ impl State {
 }
 
 impl Inner {
+    /// Whether all of a loss of a volume was mended since this was asked last.
+    pub(crate) fn take_mended(&self, volume: u64) -> bool {
+        let mut state = self.state();
+        let entry = state.volumes.get_mut(&volume);
+        entry.is_some_and(|entry| std::mem::take(&mut entry.held_up.is_mended))
+    }
+
     /// Takes up how a cut of a volume ended.
     pub(crate) fn cut_ended(&self, volume: u64, result: &Result<u64>) {
         if let Some(entry) = self.state().volumes.get_mut(&volume) {

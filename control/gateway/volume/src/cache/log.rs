@@ -146,6 +146,8 @@ impl Inner {
     pub(crate) fn append(&self, records: Vec<(Record, Bytes)>) -> u64 {
         let mut state = self.state();
         let mut last = state.log.next_seq.saturating_sub(1);
+        let first = records.first();
+        let mends = first.is_some_and(|(record, _)| state.mends(record.volume, &records));
         for (record, data) in records {
             last = state.log.next_seq;
             state.log.next_seq += 1;
@@ -153,6 +155,10 @@ impl Inner {
             state.map_record(&record);
             state.log.queued_blocks += u64::from(record.record.data_blocks()).max(1);
             state.log.queue.push_back(record);
+        }
+        drop(state);
+        if mends {
+            self.upload_wake.notify_waiters();
         }
         last
     }
@@ -491,7 +497,7 @@ impl Inner {
                 let kept = if mends { 0 } else { self.kept_for_mending() };
                 let used = state.log.head - state.log.tail + state.log.reserved;
                 let has_room = used + bytes + kept <= self.log_capacity();
-                if !mends && let Some(error) = state.waits_in_vain(volume, over_quota, has_room) {
+                if let Some(error) = state.waits_in_vain(volume, mends, over_quota, has_room) {
                     return Err(error);
                 }
                 let is_stopping = state.is_stopping;

@@ -405,6 +405,7 @@ impl Inner {
         self.barrier().await?;
         let mut state = self.state();
         state.free.extend(slots);
+        state.log.is_stuck = false;
         state.volumes.remove(&volume);
         drop(state);
         self.maintenance_wake.notify_one();

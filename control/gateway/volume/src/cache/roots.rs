@@ -139,7 +139,7 @@ impl Inner {
             match whose {
                 Whose::Ours => {
                     let remote = RemoteRoot { root: Arc::new(root), version };
-                    return self.note_root(volume, remote);
+                    return self.note_root(volume, before, remote);
                 }
                 Whose::Theirs => return Err(self.superseded(volume, root.epoch).await),
                 Whose::Another => return Err(self.another(volume, &root)),
@@ -150,16 +150,18 @@ impl Inner {
         }
     }
 
-    /// Takes a root of ours that was read as the newest, if it is. Returns the newest.
-    fn note_root(&self, volume: u64, found: RemoteRoot) -> Result<RemoteRoot> {
+    /// Takes a root of ours as the newest, if none became known since it was asked for, when `before` was the newest
+    /// one's nonce. Returns the newest.
+    fn note_root(&self, volume: u64, before: Option<u64>, found: RemoteRoot) -> Result<RemoteRoot> {
         let mut state = self.state();
         let entry = state.volumes.get_mut(&volume).ok_or(Error::Gone)?;
-        match &entry.remote {
-            Some(newest) if newest.root.seq > found.root.seq => return Ok(newest.clone()),
+        if entry.root_nonce() != before {
+            return Ok(entry.remote.clone().unwrap_or(found));
+        }
+        if entry.remote.is_some() && entry.cut.is_some() {
             // A cut under way goes on from the root that it began with, so what that lacks must stay dirty. The next
             // cut takes note of this one.
-            Some(_) if entry.cut.is_some() => return Ok(found),
-            _ => {}
+            return Ok(found);
         }
         entry.root_unsure = false;
         let published = entry.page.published;

@@ -184,11 +184,11 @@ impl Inner {
     /// Takes the store's word for whatever slots held that cannot be read, durably.
     async fn accept_unknown(&self) -> Result<()> {
         let _turn = self.maintenance.lock().await;
-        let unknown = std::mem::take(&mut self.state().unknown_slots);
-        let result = self.checkpoint_surely().await;
+        // Nobody takes that word before it is on the disk that it may be taken.
+        let result = self.checkpoint_surely(Some(0)).await;
         match &result {
-            Ok(()) => {}
-            Err(Error::MapTooLong { .. }) => self.state().unknown_slots = unknown,
+            Ok(()) => self.state().unknown_slots = 0,
+            Err(Error::MapTooLong { .. }) => {}
             Err(error) => self.fail(error),
         }
         result

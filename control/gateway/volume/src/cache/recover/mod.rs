@@ -146,21 +146,24 @@ impl Cache {
         let incarnation_at = state.log.head;
         state.log.incarnation = superblock.incarnation + 1;
         state.superblock_generation = superblock.generation + 1;
-        let opened = Superblock {
+        let mut opened = Superblock {
             generation: superblock.generation + 1,
-            incarnation: superblock.incarnation + 1,
-            incarnation_at,
             clean: false,
             // On the disk before anything is that could hide the damage.
             unknown_slots: state.unknown_slots,
             ..superblock
         };
+        if !skips_sequences {
+            // Else the checkpoint below says so, together with the sequence: until then damage in the log, which frames
+            // of the former incarnation prove, is found again, and asked about again.
+            (opened.incarnation, opened.incarnation_at) = (state.log.incarnation, incarnation_at);
+        }
         for at in COPIES {
             disk.write(at, vec![opened.emit().into()]).await?;
             disk.sync().await?;
         }
         let written = state.log.next_seq - 1;
-        let mut rng = Rng::new(config.seed.unwrap_or_else(crate::random) ^ opened.incarnation);
+        let mut rng = Rng::new(config.seed.unwrap_or_else(crate::random) ^ state.log.incarnation);
         let inner = Inner {
             this: Mutex::new(Weak::new()),
             layout: superblock.layout,
@@ -202,7 +205,7 @@ impl Cache {
         if skips_sequences {
             // A scan ends where sequences do not follow each other: the next one is to begin behind that.
             let _turn = cache.inner.maintenance.lock().await;
-            cache.inner.checkpoint_surely().await?;
+            cache.inner.checkpoint_surely(None).await?;
         }
         cache.inner.maintenance_wake.notify_one();
         Ok(cache)

@@ -360,6 +360,54 @@ fn sequences_that_the_log_lost_are_not_used_again() {
     }
 }
 
+/// A crash before it is on the disk that sequences go on behind the loss must not hide that there is one.
+#[test]
+fn a_loss_that_was_accepted_is_asked_about_again_until_that_is_on_the_disk() {
+    let (base, store) = run(async {
+        let (disk, store, cache, volume) = one_chunk().await;
+        for tag in 1..=3 {
+            volume.write(u64::from(tag) * BLOCK_BYTES, block(tag), true).await.unwrap();
+        }
+        drop(cache);
+        disk.restart(Survivors::All);
+        (disk, store)
+    });
+    base.flip(in_log(&base, 2) + 9, 1);
+    let (mut asked, mut went_on) = (0, 0);
+    for die_at in 1.. {
+        let disk = base.copy(1);
+        disk.die_at(Some(die_at));
+        let is_open = run(async {
+            let accept = Config { accept_loss: true, ..config(3) };
+            let opening = Cache::open(Arc::new(disk.clone()), Arc::new(store.copy()), accept);
+            tokio::select! {
+                biased;
+                () = disk.died() => false,
+                opened = opening => opened.map(|_| true).unwrap(),
+            }
+        });
+        for left in [Survivors::None, Survivors::All, Survivors::Random(die_at)] {
+            let disk = disk.copy(1);
+            disk.restart(left);
+            run(async {
+                match open(&disk, &store.copy()).await {
+                    Err(Error::LogDamaged { seq: 2, .. }) => asked += 1,
+                    Ok(cache) => {
+                        let next_seq = cache.inner.state().log.next_seq;
+                        assert!(next_seq > 1000, "{next_seq} after a crash at {die_at}, {left:?}");
+                        went_on += 1;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            });
+        }
+        if is_open {
+            break;
+        }
+    }
+    assert!(asked > 10 && went_on > 2, "{asked} {went_on}");
+}
+
 /// A root arrives that was put before the log was damaged, and of which no answer had come.
 #[test]
 fn sequences_that_only_a_root_has_are_not_used_again_after_a_loss() {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::{Cache, Volume, VolumeOptions};
+use super::super::ownership::{IN_DOUBT, RELEASING};
+use super::super::{Cache, Config, Volume, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::{Error, Result};
@@ -99,6 +100,14 @@ async fn write(volume: &Volume, offset: u64, tag: u8, within: Duration) -> Resul
     answer.expect("the writer still waits")
 }
 
+/// Uploads until what is lost counts as that, and says what.
+async fn find_loss(volume: &Volume) -> Error {
+    volume.upload().await.unwrap_err();
+    let loss = volume.upload().await.unwrap_err();
+    assert!(matches!(loss, Error::Lost { .. }), "{loss:?}");
+    loss
+}
+
 /// Writes several times as much as the log holds.
 async fn write_much(volume: &Volume) -> Result<()> {
     for i in 0..60 {
@@ -143,9 +152,9 @@ fn at_its_quota_a_volume_takes_all_that_a_lost_header_may_have_named() {
         volume.set_options(options).await.unwrap();
         // The directory knows 16 blocks together.
         let lost = 16 * BLOCK_BYTES;
-        match volume.upload().await {
-            Err(Error::Lost { offset, end, .. }) => assert_eq!((offset, end), (0, lost)),
-            uploaded => panic!("{uploaded:?}"),
+        match find_loss(&volume).await {
+            Error::Lost { offset, end, .. } => assert_eq!((offset, end), (0, lost)),
+            error => panic!("{error:?}"),
         }
         let beside = write(&volume, lost, 2, AT_ONCE).await;
         assert!(matches!(beside, Err(Error::Lost { .. })), "{beside:?}");
@@ -170,8 +179,7 @@ fn a_volume_with_a_loss_holds_up_no_other_when_its_share_of_the_cache_is_full() 
         // A cut under way may have read the block before that: it fails, since nothing can be put.
         volume.upload().await.unwrap_err();
         store.deny_puts(false);
-        let uploaded = volume.upload().await;
-        assert!(matches!(uploaded, Err(Error::Lost { .. })), "{uploaded:?}");
+        find_loss(&volume).await;
         write_much(&other).await.unwrap();
         assert!(cache.dirty_slots() > 13);
         let beside = write(&volume, 15 * CHUNK_BYTES, 60, AT_ONCE).await;
@@ -224,8 +232,7 @@ fn where_a_volume_with_a_loss_has_all_slots_others_are_told_and_go_on_once_it_is
         }
         store.deny_puts(false);
         damage_block(&disk, 4);
-        let uploaded = volume.upload().await;
-        assert!(matches!(uploaded, Err(Error::Lost { .. })), "{uploaded:?}");
+        find_loss(&volume).await;
         match write_much(&other).await {
             Err(Error::Lost { volume, offset, .. }) => assert_eq!((volume, offset), (name(), 0)),
             answer => panic!("{answer:?}"),
@@ -262,5 +269,124 @@ fn while_slots_are_unknown_writers_are_told_instead_of_waiting_for_room() {
         write(&volume, CHUNK_BYTES - BLOCK_BYTES, 4, IN_TIME).await.unwrap();
         volume.upload().await.unwrap();
         assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+    });
+}
+
+#[test]
+fn what_cannot_be_read_once_holds_nobody_up() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = new_cache(&disk, &store, 1).await;
+        let options = VolumeOptions { dirty_quota: BLOCK_BYTES, ..VolumeOptions::default() };
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        volume.write(0, block(1), true).await.unwrap();
+        cache.destage().await.unwrap();
+        let at = slot_of_1(&disk, 4) + 2 * HEADER_BYTES as u64;
+        disk.make_unreadable(at, BLOCK_BYTES);
+        let uploaded = volume.upload().await;
+        assert!(matches!(uploaded, Err(Error::Lost { .. })), "{uploaded:?}");
+        disk.make_readable(at);
+        write(&volume, BLOCK_BYTES, 2, IN_TIME).await.unwrap();
+        assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1));
+    });
+}
+
+#[test]
+fn what_was_lost_and_is_mended_is_uploaded_soon() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = new_cache(&disk, &store, 1).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        volume.write(0, block(1), true).await.unwrap();
+        cache.destage().await.unwrap();
+        damage_block(&disk, 4);
+        // By then uploads are half a minute apart or more.
+        tokio::time::sleep(IN_TIME).await;
+        assert!(volume.status().unwrap().dirty_bytes > 0);
+        write(&volume, 0, 2, AT_ONCE).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(volume.status().unwrap().dirty_bytes, 0);
+    });
+}
+
+#[test]
+fn an_upload_helps_a_volume_that_is_being_released() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = new_cache(&disk, &store, 1).await;
+        let volume = new_other(&cache, 1).await;
+        let helps = |refusing| {
+            let mut state = cache.inner.state();
+            state.volumes.get_mut(&volume.id()).unwrap().refusing = refusing;
+            state.upload_helps(volume.id())
+        };
+        assert!(helps(Some(RELEASING)));
+        assert!(!helps(Some(IN_DOUBT)));
+        assert!(helps(None));
+    });
+}
+
+#[test]
+fn where_a_volume_in_quarantine_has_all_slots_others_go_on_once_it_is_forgotten() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = new_cache(&disk, &store, 1).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), 8 * CHUNK_BYTES, options).await.unwrap();
+        let other = new_other(&cache, 4).await;
+        store.deny_puts(true);
+        for chunk in 0..6 {
+            volume.write(chunk * CHUNK_BYTES, block(1 + chunk as u8), true).await.unwrap();
+            cache.destage().await.unwrap();
+        }
+        store.deny_puts(false);
+        let second = new_cache(&SimDisk::new(disk_len(4), 9), &store, 9).await;
+        second.attach_volume(&name(), options, true).await.unwrap();
+        let uploaded = volume.upload().await;
+        assert!(matches!(uploaded, Err(Error::Superseded { .. })), "{uploaded:?}");
+        let mut writing = Box::pin(write_much(&other));
+        let waited = tokio::time::timeout(IN_TIME / 2, &mut writing).await;
+        assert!(waited.is_err(), "{waited:?}");
+        assert!(cache.inner.state().log.is_stuck);
+        assert_eq!(cache.inner.state().helpless(), ["v"]);
+        cache.forget_volume(&name()).await.unwrap();
+        assert!(!cache.inner.state().log.is_stuck);
+        writing.await.unwrap();
+    });
+}
+
+#[test]
+fn data_that_are_read_again_later_keep_no_others_in_the_log() {
+    /// Chunks of one round.
+    const BAD: u64 = 64;
+    const LOG: u64 = 2 << 20;
+    run(async {
+        let disk = SimDisk::new(disk_len(128) + LOG, 1);
+        let config = Config {
+            destage_above: 1.0,
+            idle_destage: Duration::from_secs(86_400),
+            upload_interval: Duration::from_secs(86_400),
+            ..config(1)
+        };
+        let (at, store) = (Arc::new(disk.clone()), Arc::new(SimStore::new(1)));
+        let cache = Cache::create(at, store, LOG, config).await.unwrap();
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), 80 * CHUNK_BYTES, options).await.unwrap();
+        for chunk in 0..80 {
+            volume.write(chunk * CHUNK_BYTES, block(1), true).await.unwrap();
+        }
+        // A frame is a header and its block.
+        let log_at = Layout::for_len(disk_len(128) + LOG, LOG).unwrap().log_at;
+        disk.make_unreadable(log_at, BAD * 2 * BLOCK_BYTES);
+        for destaged in [0, 80 - BAD] {
+            cache.destage().await.unwrap();
+            assert_eq!(cache.status().counters.destaged_chunks, destaged);
+        }
+        disk.make_readable(log_at);
+        let after = Config::default().unreadable_for / 2;
+        tokio::time::sleep(after).await;
+        cache.destage().await.unwrap();
+        assert_eq!(cache.status().counters.destaged_chunks, 80);
     });
 }

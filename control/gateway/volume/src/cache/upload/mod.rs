@@ -506,6 +506,8 @@ impl Inner {
                     wake.set(self.upload_wake.notified());
                     // Also those that are busy: what they have by now is not in the cut under way.
                     asked.extend(self.dirty_volumes());
+                    // What they failed for is gone.
+                    failing.retain(|volume, _| !self.take_mended(*volume));
                 }
                 Some((volume, is_done)) = running.next() => {
                     busy.remove(&volume);
