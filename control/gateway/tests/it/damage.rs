@@ -19,12 +19,8 @@ fn damage(file: &std::path::Path, beginning: &[u8]) -> usize {
     found.len()
 }
 
-#[test]
-fn a_block_that_is_lost_is_an_error_of_its_range_for_the_client_in_the_log_and_in_the_metrics() {
-    let scratch = Scratch::new();
-    let address = free_address().to_string();
-    let arguments = ["--upload-interval", "3600", "--metrics", &address];
-    let gateway = Gateway::start(&scratch, &[&arguments[..], &["--volume", "vol=8M"]].concat());
+/// Writes a block of `precious` at 1 MiB of the volume `vol`, and one of `ordinary` behind it.
+fn write_precious(gateway: &Gateway) {
     let write = format!(
         "h.connect_uri({:?})\n\
          h.pwrite(b'precious' * 512, 1 << 20)\n\
@@ -34,6 +30,15 @@ fn a_block_that_is_lost_is_an_error_of_its_range_for_the_client_in_the_log_and_i
         gateway.uri("vol")
     );
     run("nbdsh", &["-c", &write]);
+}
+
+#[test]
+fn a_block_that_is_lost_is_an_error_of_its_range_for_the_client_in_the_log_and_in_the_metrics() {
+    let scratch = Scratch::new();
+    let address = free_address().to_string();
+    let arguments = ["--upload-interval", "3600", "--metrics", &address];
+    let gateway = Gateway::start(&scratch, &[&arguments[..], &["--volume", "vol=8M"]].concat());
+    write_precious(&gateway);
     gateway.stop();
     assert!(damage(&scratch.path("cache"), b"precious") > 0, "it is not in the cache");
 
@@ -73,15 +78,7 @@ fn an_export_leaves_out_what_is_lost_and_says_so() {
     let quiet = ["--upload-interval", "3600"];
     let volumes = ["--volume", "vol=8M", "--volume", "empty=4M"];
     let gateway = Gateway::start(&first, &[&quiet[..], &volumes].concat());
-    let write = format!(
-        "h.connect_uri({:?})\n\
-         h.pwrite(b'precious' * 512, 1 << 20)\n\
-         h.pwrite(b'ordinary' * 512, (1 << 20) + 4096)\n\
-         h.flush()\n\
-         h.shutdown()",
-        gateway.uri("vol")
-    );
-    run("nbdsh", &["-c", &write]);
+    write_precious(&gateway);
     gateway.stop();
     assert!(damage(&first.path("cache"), b"precious") > 0, "it is not in the cache");
     std::os::unix::fs::symlink(first.path("store"), second.path("store")).unwrap();

@@ -94,6 +94,22 @@ async fn full_of_one(disk: &SimDisk, store: &SimStore) -> (Cache, Volume, Volume
     (cache, volume, other)
 }
 
+/// A cache with two volumes, of which the first has more dirty chunks than there are slots. Chunk `i` of it begins with a
+/// block of `1 + i`.
+async fn with_more_than_slots(disk: &SimDisk, store: &SimStore) -> (Cache, Volume, Volume) {
+    let cache = new_cache(disk, store, 1).await;
+    let options = VolumeOptions::default();
+    let volume = cache.create_volume(&name(), 8 * CHUNK_BYTES, options).await.unwrap();
+    let other = new_other(&cache, 4).await;
+    store.deny_puts(true);
+    for chunk in 0..6 {
+        volume.write(chunk * CHUNK_BYTES, block(1 + chunk as u8), true).await.unwrap();
+        cache.destage().await.unwrap();
+    }
+    store.deny_puts(false);
+    (cache, volume, other)
+}
+
 /// Writes a block, which is to be answered `within` that time.
 async fn write(volume: &Volume, offset: u64, tag: u8, within: Duration) -> Result<()> {
     let answer = tokio::time::timeout(within, volume.write(offset, block(tag), false)).await;
@@ -221,16 +237,7 @@ fn a_volume_in_quarantine_holds_up_no_other_when_its_share_of_the_cache_is_full(
 fn where_a_volume_with_a_loss_has_all_slots_others_are_told_and_go_on_once_it_is_mended() {
     run(async {
         let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
-        let cache = new_cache(&disk, &store, 1).await;
-        let options = VolumeOptions::default();
-        let volume = cache.create_volume(&name(), 8 * CHUNK_BYTES, options).await.unwrap();
-        let other = new_other(&cache, 4).await;
-        store.deny_puts(true);
-        for chunk in 0..6 {
-            volume.write(chunk * CHUNK_BYTES, block(1 + chunk as u8), true).await.unwrap();
-            cache.destage().await.unwrap();
-        }
-        store.deny_puts(false);
+        let (cache, volume, other) = with_more_than_slots(&disk, &store).await;
         damage_block(&disk, 4);
         find_loss(&volume).await;
         match write_much(&other).await {
@@ -331,18 +338,9 @@ fn an_upload_helps_a_volume_that_is_being_released() {
 fn where_a_volume_in_quarantine_has_all_slots_others_go_on_once_it_is_forgotten() {
     run(async {
         let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
-        let cache = new_cache(&disk, &store, 1).await;
-        let options = VolumeOptions::default();
-        let volume = cache.create_volume(&name(), 8 * CHUNK_BYTES, options).await.unwrap();
-        let other = new_other(&cache, 4).await;
-        store.deny_puts(true);
-        for chunk in 0..6 {
-            volume.write(chunk * CHUNK_BYTES, block(1 + chunk as u8), true).await.unwrap();
-            cache.destage().await.unwrap();
-        }
-        store.deny_puts(false);
+        let (cache, volume, other) = with_more_than_slots(&disk, &store).await;
         let second = new_cache(&SimDisk::new(disk_len(4), 9), &store, 9).await;
-        second.attach_volume(&name(), options, true).await.unwrap();
+        second.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
         let uploaded = volume.upload().await;
         assert!(matches!(uploaded, Err(Error::Superseded { .. })), "{uploaded:?}");
         let mut writing = Box::pin(write_much(&other));
