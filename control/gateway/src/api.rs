@@ -77,6 +77,7 @@ fn tell(error: &Error) -> Status {
         Error::Store(_) | Error::StoreTimeout { .. } | Error::Probe(_) => {
             Status::unavailable(message)
         }
+        Error::FullOfQuarantine { .. } => Status::resource_exhausted(message),
         Error::Lost { .. } | Error::UnknownLoss { .. } | Error::RemoteDamaged { .. } => {
             Status::data_loss(message)
         }

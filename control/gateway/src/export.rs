@@ -39,12 +39,16 @@ fn tell(error: &Error) -> ExportError {
         Error::Lost { offset, .. } | Error::UnknownLoss { offset, .. } => {
             (Errno::Io, Some(*offset))
         }
+        Error::FullOfQuarantine { .. } => (Errno::NoSpc, None),
         Error::Superseded { .. } | Error::NotServed { .. } | Error::Gone => (Errno::Shutdown, None),
         _ => (Errno::Io, None),
     };
     // Most clients show the number only.
     match error {
-        Error::Lost { .. } | Error::UnknownLoss { .. } | Error::RemoteDamaged { .. } => {
+        Error::Lost { .. }
+        | Error::UnknownLoss { .. }
+        | Error::RemoteDamaged { .. }
+        | Error::FullOfQuarantine { .. } => {
             tracing::error!(%error, "a request failed");
         }
         _ if errno == Errno::Io => tracing::warn!(%error, "a request failed"),

@@ -129,6 +129,15 @@ pub enum Error {
         /// The disk.
         disk: String,
     },
+    /// Slots and log are full of what this cache holds of a volume that is somebody else's, and never uploads. Nothing
+    /// was accepted. Export what is wanted of it and forget it: all volumes take writes again then.
+    #[error(
+        "no room for the write: the cache is full of what was not uploaded of volume {volume}, which is in quarantine; `culvert cache export-quarantine {volume} FILE` keeps it, `culvert volume delete {volume} --forget` makes the room free"
+    )]
+    FullOfQuarantine {
+        /// The volume in quarantine.
+        volume: VolumeName,
+    },
     /// The object store failed. Cached data can still be read and written; it is tried again.
     #[error("store: {0}")]
     Store(#[from] StoreError),

@@ -56,7 +56,7 @@ impl Inner {
         }
         self.space.notify_waiters();
         let nonce = self.random();
-        self.attempt(volume, nonce, Some(VolumeState::Deleting)).await?;
+        self.attempt(volume, nonce, old.root.seq, Some(VolumeState::Deleting)).await?;
         let root = Root {
             nonce,
             state: RootState::Deleted,

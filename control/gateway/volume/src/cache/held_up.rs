@@ -112,8 +112,8 @@ impl State {
         })
     }
 
-    /// What to tell a writer of a volume who would wait for room that does not come before a loss is mended: one of
-    /// the volume, or of another one that has all slots. Who `mends` a loss waits for the log's room alone. `None`:
+    /// What to tell a writer of a volume who would wait for room that does not come before somebody acts: mends a loss,
+    /// of the volume or of another one that has all slots, or forgets a volume in quarantine that has them. Who `mends` a loss waits for the log's room alone. `None`:
     /// there is room, or there may be.
     pub(crate) fn waits_in_vain(
         &self,
@@ -135,7 +135,16 @@ impl State {
             return None;
         }
         let mut losses = self.volumes.keys().filter_map(|id| self.loss(*id));
-        self.loss(volume).or_else(|| losses.next())
+        let loss = self.loss(volume).or_else(|| losses.next());
+        loss.or_else(|| self.quarantine_in_the_way())
+    }
+
+    /// What to tell a writer for whom there is no room since volumes in quarantine have it. A release in doubt or a
+    /// deletion under way has it only until the store answers.
+    fn quarantine_in_the_way(&self) -> Option<Error> {
+        let in_the_way = |v: &&VolumeEntry| v.is_in_quarantine() && v.dirty_bytes() > 0;
+        let entry = self.volumes.values().find(in_the_way)?;
+        Some(Error::FullOfQuarantine { volume: entry.page.name.clone() })
     }
 }
 

@@ -299,6 +299,7 @@ impl Inner {
                 dirty_quota: options.dirty_quota,
                 published_at_ms: remote.root.published_at_ms,
                 attempts: Vec::new(),
+                attempted: 0,
             };
             let mut entry = VolumeEntry::new(page_index, page, Some("being made"));
             entry.remote = Some(remote);

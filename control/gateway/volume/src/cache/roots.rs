@@ -227,11 +227,13 @@ impl Inner {
         error
     }
 
-    /// Notes on the disk that a root with this nonce is about to be put, and with it what the volume becomes.
+    /// Notes on the disk that a root with this nonce, which covers what was durable here up to a sequence, is about to
+    /// be put, and with it what the volume becomes.
     pub(crate) async fn attempt(
         &self,
         volume: u64,
         nonce: u64,
+        seq: u64,
         state: Option<VolumeState>,
     ) -> Result<()> {
         let mut change = |page: &mut VolumePage| {
@@ -241,6 +243,7 @@ impl Inner {
             if !planted(Plant::AttemptsForgotten) {
                 page.attempts.push(nonce);
             }
+            page.attempted = page.attempted.max(seq);
             page.state = state.unwrap_or(page.state);
         };
         self.write_page(volume, &mut change).await

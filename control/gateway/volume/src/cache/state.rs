@@ -17,7 +17,7 @@ use crate::format::index::{Leaf, Node};
 use crate::format::pack::ObjectId;
 use crate::format::root::Root;
 use crate::format::slot_header::SlotHeader;
-use crate::format::volume_page::VolumePage;
+use crate::format::volume_page::{VolumePage, VolumeState};
 use crate::remote::ObjectVersion;
 use crate::volume_name::VolumeName;
 
@@ -232,6 +232,11 @@ impl VolumeEntry {
     /// Size in bytes, as far as requests may reach.
     pub(crate) fn size(&self) -> u64 {
         self.shrinking_to.map_or(self.page.size, |size| size.min(self.page.size))
+    }
+
+    /// Whether another gateway took the volume, so that what this cache has of it is only kept for export.
+    pub(crate) fn is_in_quarantine(&self) -> bool {
+        self.superseded_by.is_some() || self.page.state == VolumeState::Quarantined
     }
 
     pub(crate) fn dirty_bytes(&self) -> u64 {

@@ -122,7 +122,7 @@ proptest! {
             state: [VolumeState::Gone, VolumeState::Active, VolumeState::Released,
                 VolumeState::Quarantined, VolumeState::Deleting][state],
             durability: if remote { Durability::Remote } else { Durability::Local },
-            dirty_quota: 4096, published_at_ms: 3, attempts,
+            dirty_quota: 4096, published_at_ms: 3, attempts, attempted: published / 2,
         };
         prop_assert_eq!(VolumePage::parse(&page.emit()), Ok(page));
     }
@@ -339,6 +339,7 @@ fn a_volume_has_a_number_and_a_sequence_that_another_can_follow() {
         dirty_quota: 0,
         published_at_ms: 0,
         attempts: Vec::new(),
+        attempted: 0,
     };
     for (id, legal) in [(0, false), (1, true), (u64::MAX / 2, true), (u64::MAX, false)] {
         assert_eq!(VolumePage::parse(&page(id, 0).emit()).is_ok(), legal, "{id}");

@@ -71,6 +71,9 @@ pub struct VolumePage {
     /// Nonces of roots that this cache put, or is about to, since `root_nonce`, the oldest first: one of them
     /// may be in the store, now or later. At most [`MAX_ATTEMPTS`].
     pub attempts: Vec<u64>,
+    /// The highest sequence that a root covers which this cache put, or is about to. Records up to it were durable
+    /// before. 0 in pages that were written before this was noted.
+    pub attempted: u64,
 }
 
 impl VolumePage {
@@ -101,6 +104,7 @@ impl VolumePage {
             Durability::Remote => 1,
         };
         put(&mut out, 104, &[state, durability, name.len() as u8, self.attempts.len() as u8]);
+        put(&mut out, 112, &self.attempted.to_le_bytes());
         put(&mut out, 128, name);
         for (i, nonce) in self.attempts.iter().take(MAX_ATTEMPTS).enumerate() {
             put(&mut out, ATTEMPTS_AT + 8 * i, &nonce.to_le_bytes());
@@ -181,14 +185,10 @@ impl VolumePage {
             dirty_quota: view.u64(88),
             published_at_ms: view.u64(96),
             attempts,
+            attempted: view.u64(112),
         };
-        require(
-            page.generation.max(page.epoch).max(page.published) <= u64::MAX / 2,
-            WHAT,
-            "counter",
-            page.generation.max(page.epoch).max(page.published),
-            "below 2^63",
-        )?;
+        let counter = page.generation.max(page.epoch).max(page.published).max(page.attempted);
+        require(counter <= u64::MAX / 2, WHAT, "counter", counter, "below 2^63")?;
         let is_number = (1..=u64::MAX / 2).contains(&page.id);
         require(is_number, WHAT, "number", page.id, "1 to 2^63 - 1")?;
         Ok(page)

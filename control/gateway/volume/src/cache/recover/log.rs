@@ -159,7 +159,8 @@ impl Recovery<'_> {
 
     /// The highest sequence that pages and directory name. They only name what was durable before.
     fn newest_known(&self) -> u64 {
-        let published = self.state.volumes.values().map(|volume| volume.page.published);
+        let pages = self.state.volumes.values().map(|volume| &volume.page);
+        let published = pages.map(|page| page.published.max(page.attempted));
         let in_slots = self.state.slots.iter().map(|slot| slot.entry.seq);
         published.chain(in_slots).max().unwrap_or(0)
     }

@@ -411,37 +411,43 @@ fn a_loss_that_was_accepted_is_asked_about_again_until_that_is_on_the_disk() {
 /// A root arrives that was put before the log was damaged, and of which no answer had come.
 #[test]
 fn sequences_that_only_a_root_has_are_not_used_again_after_a_loss() {
-    let (disk, gate) = (SimDisk::new(disk_len(4), 1), Gate::new());
-    let remote = || Arc::new(gate.clone());
-    let options = VolumeOptions::default();
-    run(async {
-        let cache = Cache::create(Arc::new(disk.clone()), remote(), LOG, hasty(1)).await.unwrap();
-        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
-        volume.write(0, block(1), true).await.unwrap();
-        volume.upload().await.unwrap();
-        for tag in 2..=3 {
-            volume.write(u64::from(tag) * BLOCK_BYTES, block(tag), true).await.unwrap();
-        }
-        gate.upload_in_doubt(&volume).await;
-    });
-    disk.restart(Survivors::All);
-    // The next one says that it was durable.
-    disk.flip(in_log(&disk, 2) + 9, 1);
-    run(async {
-        let opened = Cache::open(Arc::new(disk.clone()), remote(), config(2)).await;
-        assert!(matches!(opened, Err(Error::LogDamaged { seq: 2, .. })), "{opened:?}");
-        let accept = Config { accept_loss: true, ..config(3) };
-        let cache = Cache::open(Arc::new(disk.clone()), remote(), accept).await.unwrap();
-        gate.arrive().await;
-        let volume = cache.volume(&name()).unwrap();
-        volume.write(BLOCK_BYTES, block(9), true).await.unwrap();
-        volume.upload().await.unwrap();
-        let whole: Bytes = [1, 9, 2, 3].into_iter().flat_map(block).collect();
-        assert_eq!(volume.read_vec(0, 4 * BLOCK_BYTES).await.unwrap(), whole);
-        let third = open_new(&SimDisk::new(disk_len(4), 2), &gate.store.copy()).await;
-        let found = third.attach_volume(&name(), options, true).await.unwrap();
-        assert_eq!(found.read_vec(0, 4 * BLOCK_BYTES).await.unwrap(), whole);
-    });
+    // That the first of these was durable says the frame after it; that the last one was, only the volume's page.
+    for damaged in [2, 3] {
+        let (disk, gate) = (SimDisk::new(disk_len(4), 1), Gate::new());
+        let remote = || Arc::new(gate.clone());
+        let options = VolumeOptions::default();
+        run(async {
+            let at = Arc::new(disk.clone());
+            let cache = Cache::create(at, remote(), LOG, hasty(1)).await.unwrap();
+            let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+            volume.write(0, block(1), true).await.unwrap();
+            volume.upload().await.unwrap();
+            for tag in 2..=3 {
+                volume.write(u64::from(tag) * BLOCK_BYTES, block(tag), true).await.unwrap();
+            }
+            gate.upload_in_doubt(&volume).await;
+        });
+        disk.restart(Survivors::All);
+        disk.flip(in_log(&disk, damaged) + 9, 1);
+        run(async {
+            let opened = Cache::open(Arc::new(disk.clone()), remote(), config(2)).await;
+            match opened {
+                Err(Error::LogDamaged { seq, .. }) => assert_eq!(seq, u64::from(damaged)),
+                opened => panic!("{opened:?}"),
+            }
+            let accept = Config { accept_loss: true, ..config(3) };
+            let cache = Cache::open(Arc::new(disk.clone()), remote(), accept).await.unwrap();
+            gate.arrive().await;
+            let volume = cache.volume(&name()).unwrap();
+            volume.write(BLOCK_BYTES, block(9), true).await.unwrap();
+            volume.upload().await.unwrap();
+            let whole: Bytes = [1, 9, 2, 3].into_iter().flat_map(block).collect();
+            assert_eq!(volume.read_vec(0, 4 * BLOCK_BYTES).await.unwrap(), whole);
+            let third = open_new(&SimDisk::new(disk_len(4), 2), &gate.store.copy()).await;
+            let found = third.attach_volume(&name(), options, true).await.unwrap();
+            assert_eq!(found.read_vec(0, 4 * BLOCK_BYTES).await.unwrap(), whole);
+        });
+    }
 }
 
 #[test]

@@ -335,7 +335,7 @@ fn an_upload_helps_a_volume_that_is_being_released() {
 }
 
 #[test]
-fn where_a_volume_in_quarantine_has_all_slots_others_go_on_once_it_is_forgotten() {
+fn where_a_volume_in_quarantine_has_all_slots_others_are_told_and_go_on_once_it_is_forgotten() {
     run(async {
         let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
         let (cache, volume, other) = with_more_than_slots(&disk, &store).await;
@@ -343,14 +343,37 @@ fn where_a_volume_in_quarantine_has_all_slots_others_go_on_once_it_is_forgotten(
         second.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
         let uploaded = volume.upload().await;
         assert!(matches!(uploaded, Err(Error::Superseded { .. })), "{uploaded:?}");
+        match write_much(&other).await {
+            Err(error @ Error::FullOfQuarantine { .. }) => {
+                assert!(
+                    error.to_string().contains("`culvert volume delete v --forget`"),
+                    "{error}"
+                );
+            }
+            answer => panic!("{answer:?}"),
+        }
+        assert!(cache.inner.state().log.is_stuck);
+        assert_eq!(cache.inner.state().helpless(), ["v"]);
+        assert_eq!(other.status().unwrap().dirty_bytes, 0);
+        cache.forget_volume(&name()).await.unwrap();
+        assert!(!cache.inner.state().log.is_stuck);
+        write_much(&other).await.unwrap();
+    });
+}
+
+#[test]
+fn who_waits_is_told_when_the_volume_that_has_all_slots_turns_out_to_be_somebody_elses() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let (cache, volume, other) = with_more_than_slots(&disk, &store).await;
+        store.deny_puts(true);
         let mut writing = Box::pin(write_much(&other));
         let waited = tokio::time::timeout(IN_TIME / 2, &mut writing).await;
         assert!(waited.is_err(), "{waited:?}");
-        assert!(cache.inner.state().log.is_stuck);
-        assert_eq!(cache.inner.state().helpless(), ["v"]);
-        cache.forget_volume(&name()).await.unwrap();
-        assert!(!cache.inner.state().log.is_stuck);
-        writing.await.unwrap();
+        cache.inner.superseded(volume.id(), 9).await;
+        store.deny_puts(false);
+        let told = tokio::time::timeout(IN_TIME, writing).await.expect("the writer still waits");
+        assert!(matches!(told, Err(Error::FullOfQuarantine { .. })), "{told:?}");
     });
 }
 

@@ -148,7 +148,7 @@ plants! {
         DestageOverCut by busy as &["the remote image is no cut"];
     a_cut_that_is_not_durable_here_is_found:
         CutBeforeFlush by short as
-        &["the remote image is no cut", "are not those published last"];
+        &["the remote image is no cut", "the log is damaged"];
     an_upload_that_puts_nothing_is_found:
         UploadSkipped by short as &["the remote image is an old cut"];
     a_flush_that_does_not_wait_for_a_cut_is_found:

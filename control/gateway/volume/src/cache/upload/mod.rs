@@ -395,7 +395,7 @@ impl Inner {
             Purpose::Release => (Some(VolumeState::Released), RootState::Released),
             Purpose::Upload | Purpose::Publish => (None, RootState::Owned),
         };
-        self.attempt(volume, nonce, page_state).await?;
+        self.attempt(volume, nonce, seq, page_state).await?;
         let root = Root {
             uuid: base.root.uuid,
             size,
