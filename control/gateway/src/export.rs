@@ -109,7 +109,7 @@ impl Export for VolumeExport {
 
     /// Zeroes are records without data, hence fast, unless they share a block with something that may have to
     /// be fetched first. No space is kept for what is written later, with `no_hole` or without: a cache
-    /// that is short of it slows writers and fails none. What is cached as zeros is not called a hole.
+    /// that is short of it slows writers and fails none. What is cached as zeros that were written is not called a hole.
     async fn write_zeroes(
         &self,
         offset: u64,

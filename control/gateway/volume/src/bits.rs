@@ -48,6 +48,15 @@ impl BlockSet {
         }
     }
 
+    /// Adds one block, or takes it out.
+    pub fn set(&mut self, block: u16, is_in: bool) {
+        if is_in {
+            self.insert(block);
+        } else {
+            self.remove(block);
+        }
+    }
+
     /// Adds `blocks`.
     pub fn insert_range(&mut self, blocks: Range<u16>) {
         for block in blocks {

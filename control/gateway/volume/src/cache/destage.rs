@@ -366,11 +366,8 @@ fn apply(state: &mut State, job: &Job, slot: SlotId, damaged: &BlockSet) -> Opti
             if let Some(crc) = header.crcs.get_mut(usize::from(block)) {
                 *crc = if run.record.is_zero() { ZERO_BLOCK_CRC } else { run.crc(block) };
             }
-            if run.record.is_zero() {
-                header.zero.insert(block);
-            } else {
-                header.zero.remove(block);
-            }
+            header.zero.set(block, run.record.is_zero());
+            header.hole.set(block, run.record.is_hole());
             if dirty {
                 header.dirty.insert(block);
             } else {

@@ -339,6 +339,7 @@ impl SlotHeader {
         for block in zero.iter().filter(|block| self.dirty.contains(*block)) {
             self.lost.insert(block);
         }
+        self.hole = BlockSet::EMPTY;
         self.valid.subtract(&zero);
         self.dirty.subtract(&zero);
     }

@@ -262,6 +262,7 @@ impl Inner {
             bad.subtract(&header.dirty);
             header.valid.subtract(&bad);
             header.zero.subtract(&bad);
+            header.hole.subtract(&bad);
             entry.stale = true;
         }
         state.counters.damaged_blocks += u64::from(bad.len());

@@ -43,6 +43,11 @@ impl LogRecord {
     pub(crate) fn is_zero(&self) -> bool {
         !matches!(self.record.content, Content::Data(_))
     }
+
+    /// Whether its blocks were given up.
+    pub(crate) fn is_hole(&self) -> bool {
+        matches!(self.record.content, Content::Trim)
+    }
 }
 
 /// Neighbouring blocks of one record.

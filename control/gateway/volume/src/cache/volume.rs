@@ -12,7 +12,6 @@ use super::write::Empty;
 use super::{Inner, Plant, ownership, planted};
 use crate::bits::BlockSet;
 use crate::error::{Error, Result};
-use crate::format::log_frame::{Content, Record};
 use crate::format::volume_page::{Durability, VolumeState};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES};
@@ -65,7 +64,7 @@ pub struct BlockStatus {
     /// Reads as zeros.
     pub zero: bool,
     /// Nothing is stored for it anywhere: it was never written, was given up by a trim, or is zeros that left
-    /// the cache. Zeros in the cache have their place there.
+    /// the cache. Zeros that were written have their place there.
     pub hole: bool,
     /// It is in the cache.
     pub cached: bool,
@@ -337,10 +336,10 @@ impl Inner {
                 rest.subtract(&header.valid);
                 rest.subtract(&header.lost);
                 for block in header.valid.iter() {
-                    let zero = header.zero.contains(block);
+                    let (zero, hole) = (header.zero.contains(block), header.hole.contains(block));
                     let dirty = header.dirty.contains(block);
                     if let Some(status) = blocks.get_mut(usize::from(block)) {
-                        *status = BlockStatus { zero, hole: false, cached: true, dirty };
+                        *status = BlockStatus { zero, hole, cached: true, dirty };
                     }
                 }
                 for block in header.lost.iter() {
@@ -353,7 +352,7 @@ impl Inner {
                 for run in chunk.log.iter() {
                     rest.remove_range(run.first..run.end());
                     let zero = run.record.is_zero();
-                    let hole = matches!(run.record.record, Record { content: Content::Trim, .. });
+                    let hole = run.record.is_hole();
                     let dirty = run.seq() > published;
                     for status in blocks.iter_mut().take(run.end().into()).skip(run.first.into()) {
                         *status = BlockStatus { zero, hole, cached: true, dirty };

@@ -20,6 +20,7 @@ const VALID_AT: usize = 128;
 const DIRTY_AT: usize = VALID_AT + BLOCK_SET_BYTES;
 const ZERO_AT: usize = DIRTY_AT + BLOCK_SET_BYTES;
 const LOST_AT: usize = ZERO_AT + BLOCK_SET_BYTES;
+const HOLE_AT: usize = LOST_AT + BLOCK_SET_BYTES;
 const CRCS_AT: usize = 1024;
 
 /// A slot's header.
@@ -45,6 +46,8 @@ pub struct SlotHeader {
     pub dirty: BlockSet,
     /// Valid blocks that are zeros, whatever the slot's data say.
     pub zero: BlockSet,
+    /// Zero blocks that a trim gave up. Those that are zeros because somebody wrote them are none.
+    pub hole: BlockSet,
     /// Blocks whose newest value was here only and is damaged. None is valid.
     pub lost: BlockSet,
     /// CRC32C of each block; meaningless where it is not valid.
@@ -66,6 +69,7 @@ impl SlotHeader {
             valid: BlockSet::EMPTY,
             dirty: BlockSet::EMPTY,
             zero: BlockSet::EMPTY,
+            hole: BlockSet::EMPTY,
             lost: BlockSet::EMPTY,
             crcs: Box::new([0; CHUNK_BLOCKS as usize]),
         }
@@ -92,6 +96,7 @@ impl SlotHeader {
         put(&mut out, DIRTY_AT, &self.dirty.to_bytes());
         put(&mut out, ZERO_AT, &self.zero.to_bytes());
         put(&mut out, LOST_AT, &self.lost.to_bytes());
+        put(&mut out, HOLE_AT, &self.hole.to_bytes());
         for (i, crc) in self.crcs.iter().enumerate() {
             put(&mut out, CRCS_AT + 4 * i, &crc.to_le_bytes());
         }
@@ -123,6 +128,7 @@ impl SlotHeader {
             valid: set(VALID_AT),
             dirty: set(DIRTY_AT),
             zero: set(ZERO_AT),
+            hole: set(HOLE_AT),
             lost: set(LOST_AT),
             crcs,
         };
@@ -134,10 +140,13 @@ impl SlotHeader {
             header.version,
             "below 2^63",
         )?;
-        for (set, field) in [(&header.dirty, "dirty blocks"), (&header.zero, "zero blocks")] {
-            let mut beyond = *set;
-            beyond.subtract(&header.valid);
-            require(beyond.is_empty(), WHAT, field, beyond.len().into(), "among the valid ones")?;
+        for (set, of, field, legal) in [
+            (&header.dirty, &header.valid, "dirty blocks", "among the valid ones"),
+            (&header.zero, &header.valid, "zero blocks", "among the valid ones"),
+            (&header.hole, &header.zero, "holes", "among the zero ones"),
+        ] {
+            let beyond = set.without(of);
+            require(beyond.is_empty(), WHAT, field, beyond.len().into(), legal)?;
         }
         Ok(header)
     }

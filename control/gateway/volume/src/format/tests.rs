@@ -144,7 +144,8 @@ proptest! {
 
     #[test]
     fn slot_headers_round_trip(
-        (valid, dirty, zero) in (block_set(), block_set(), block_set()), seq in COUNTER,
+        (valid, dirty, zero) in (block_set(), block_set(), block_set()),
+        hole in block_set(), seq in COUNTER,
         crc in any::<u32>(),
     ) {
         let mut header = SlotHeader::empty(CACHE, 3, seq);
@@ -152,9 +153,14 @@ proptest! {
         header.valid.add(&dirty);
         header.valid.add(&zero);
         (header.dirty, header.zero, header.volume, header.seq) = (dirty, zero, 9, seq);
+        (header.hole, header.zero) = (hole, zero);
+        header.hole.intersect(&zero);
         header.crcs[usize::from((crc % 1024) as u16)] = crc;
         prop_assert_eq!(SlotHeader::parse(&header.emit(), CACHE, 3), Ok(header.clone()));
         prop_assert!(SlotHeader::parse(&header.emit(), CACHE, 4).is_err());
+        let is_beyond = !hole.without(&zero).is_empty();
+        let beyond = SlotHeader { hole, ..header.clone() };
+        prop_assert_eq!(SlotHeader::parse(&beyond.emit(), CACHE, 3).is_err(), is_beyond);
         header.valid = BlockSet::EMPTY;
         prop_assert_eq!(SlotHeader::parse(&header.emit(), CACHE, 3).is_err(),
             !(dirty.is_empty() && zero.is_empty()));

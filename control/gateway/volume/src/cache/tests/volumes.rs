@@ -336,6 +336,41 @@ fn status_tells_what_is_where() {
 }
 
 #[test]
+fn what_was_trimmed_is_a_hole_in_log_and_slot_and_zeros_that_were_written_are_none() {
+    run(async {
+        let store = SimStore::new(1);
+        let cache = cache(&store, 1).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        for i in 0..4 {
+            volume.write(i * BLOCK_BYTES, block(1), false).await.unwrap();
+        }
+        volume.write_zeroes(0, BLOCK_BYTES, false).await.unwrap();
+        volume.trim(BLOCK_BYTES, 2 * BLOCK_BYTES, false).await.unwrap();
+        volume.write_zeroes(2 * BLOCK_BYTES, BLOCK_BYTES, false).await.unwrap();
+        // In the log, in the slot, and clean.
+        for step in 0..3 {
+            let mut found = Vec::new();
+            for at in (0..4 * BLOCK_BYTES).step_by(BLOCK_BYTES as usize) {
+                let status = volume.block_status(at, BLOCK_BYTES, 1).await.unwrap()[0].status;
+                found.push((status.zero, status.hole));
+            }
+            let wanted = [(true, false), (true, true), (true, false), (false, false)];
+            assert_eq!(found, wanted, "step {step}");
+            if step == 0 {
+                cache.destage().await.unwrap();
+            } else {
+                volume.upload().await.unwrap();
+            }
+        }
+        volume.write(BLOCK_BYTES, block(1), false).await.unwrap();
+        cache.destage().await.unwrap();
+        let status = volume.block_status(BLOCK_BYTES, BLOCK_BYTES, 1).await.unwrap()[0].status;
+        assert!(!status.zero && !status.hole);
+    });
+}
+
+#[test]
 fn uploads_and_fetches_keep_to_their_rates() {
     run(async {
         let store = SimStore::new(1);
