@@ -45,10 +45,7 @@ fn tell(error: &Error) -> ExportError {
     };
     // Most clients show the number only.
     match error {
-        Error::Lost { .. }
-        | Error::UnknownLoss { .. }
-        | Error::RemoteDamaged { .. }
-        | Error::FullOfQuarantine { .. } => {
+        Error::Lost { .. } | Error::UnknownLoss { .. } | Error::RemoteDamaged { .. } => {
             tracing::error!(%error, "a request failed");
         }
         _ if errno == Errno::Io => tracing::warn!(%error, "a request failed"),
@@ -109,7 +106,8 @@ impl Export for VolumeExport {
 
     /// Zeroes are records without data, hence fast, unless they share a block with something that may have to
     /// be fetched first. No space is kept for what is written later, with `no_hole` or without: a cache
-    /// that is short of it slows writers and fails none. What is cached as zeros that were written is not called a hole.
+    /// that is short of it slows writers, and fails them only where an operator must act first. What is cached as
+    /// zeros that were written is not called a hole.
     async fn write_zeroes(
         &self,
         offset: u64,

@@ -53,11 +53,13 @@ impl Inner {
         let (jobs, through) = {
             let (written, now) = (self.marks.get().written, Instant::now());
             let mut state = self.state();
+            // Where the oldest find no slot, one of the others may lie in a slot that is free after it.
+            let everything = everything || state.log.stuck_since.is_some();
             let jobs = choose(&mut state, everything, written, now);
             (jobs, state.log.next_seq.saturating_sub(1))
         };
         if jobs.is_empty() {
-            self.state().log.is_stuck = false;
+            self.state().log.moves();
             return Ok(0);
         }
         if !planted(Plant::DestageBeforeSync) {
@@ -80,10 +82,15 @@ impl Inner {
             && done.is_empty()
             && !state.tail_may_move()
             && state.unvalidated == 0;
-        let was_stuck = std::mem::replace(&mut state.log.is_stuck, is_stuck);
-        let helpless = if is_stuck && !was_stuck { state.helpless() } else { Vec::new() };
+        let is_news = if is_stuck {
+            state.log.is_stuck_still(Instant::now())
+        } else {
+            state.log.moves();
+            false
+        };
+        let helpless = if is_news { state.helpless() } else { Vec::new() };
         drop(state);
-        if is_stuck && !was_stuck {
+        if is_news {
             self.space.notify_waiters();
         }
         if !helpless.is_empty() {

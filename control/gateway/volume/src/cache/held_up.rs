@@ -5,6 +5,7 @@
 //! the volume takes nothing more: writers are told of the loss instead of waiting for what does not come. Only what
 //! mends the loss is taken all the same, for which the log keeps some room.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -113,8 +114,8 @@ impl State {
     }
 
     /// What to tell a writer of a volume who would wait for room that does not come before somebody acts: mends a loss,
-    /// of the volume or of another one that has all slots, or forgets a volume in quarantine that has them. Who `mends` a loss waits for the log's room alone. `None`:
-    /// there is room, or there may be.
+    /// of the volume or of another one that has all slots, or forgets a volume in quarantine that has them. Who `mends`
+    /// a loss waits for the log's room alone. `None`: there is room, or there may be.
     pub(crate) fn waits_in_vain(
         &self,
         volume: u64,
@@ -134,17 +135,21 @@ impl State {
         if has_room || !self.log.is_stuck || dirty.any(|(id, _)| self.upload_helps(*id)) {
             return None;
         }
-        let mut losses = self.volumes.keys().filter_map(|id| self.loss(*id));
-        let loss = self.loss(volume).or_else(|| losses.next());
-        loss.or_else(|| self.quarantine_in_the_way())
+        self.loss(volume).or_else(|| self.in_the_way())
     }
 
-    /// What to tell a writer for whom there is no room since volumes in quarantine have it. A release in doubt or a
-    /// deletion under way has it only until the store answers.
-    fn quarantine_in_the_way(&self) -> Option<Error> {
-        let in_the_way = |v: &&VolumeEntry| v.is_in_quarantine() && v.dirty_bytes() > 0;
-        let entry = self.volumes.values().find(in_the_way)?;
-        Some(Error::FullOfQuarantine { volume: entry.page.name.clone() })
+    /// Why the volume that has most of the room does not give it back. `None`: it may do so by itself.
+    fn in_the_way(&self) -> Option<Error> {
+        let mut dirty: Vec<_> = self.volumes.iter().filter(|(_, v)| v.dirty_bytes() > 0).collect();
+        dirty.sort_by_key(|(_, v)| Reverse(v.dirty_bytes()));
+        // Of these, what nobody serves any more is about to be dropped, unless the store refuses its deletion.
+        if dirty.iter().any(|(_, v)| v.is_leaving()) {
+            return None;
+        }
+        dirty.into_iter().find_map(|(id, v)| {
+            let quarantine = || Error::FullOfQuarantine { volume: v.page.name.clone() };
+            self.loss(*id).or_else(|| v.is_in_quarantine().then(quarantine))
+        })
     }
 }
 

@@ -23,6 +23,9 @@ use crate::{BLOCK_BYTES, MAX_VOLUME_BYTES, SlotId};
 /// Why requests are refused after a release of which nobody knows whether it took effect.
 pub(crate) const IN_DOUBT: &str = "perhaps released: the store did not say; release it again";
 
+/// Why requests are refused to a volume while it is forgotten.
+pub(crate) const FORGETTING: &str = "being forgotten";
+
 /// Why requests are refused to a volume while it is released.
 pub(crate) const RELEASING: &str = "being released";
 
@@ -211,7 +214,7 @@ impl Cache {
                 Err(error) => return Err(error),
             }
             if let Some(entry) = inner.state().volumes.get_mut(&volume) {
-                entry.refusing = Some("being forgotten");
+                entry.refusing = Some(FORGETTING);
             }
         }
         inner.discard(volume).await
@@ -406,7 +409,7 @@ impl Inner {
         self.barrier().await?;
         let mut state = self.state();
         state.free.extend(slots);
-        state.log.is_stuck = false;
+        state.log.moves();
         state.volumes.remove(&volume);
         drop(state);
         self.maintenance_wake.notify_one();

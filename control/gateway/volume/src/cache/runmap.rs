@@ -121,6 +121,7 @@ impl Run {
             first: self.first,
             count: self.count,
             data,
+            is_hole: self.record.is_hole(),
             frame,
         })
     }

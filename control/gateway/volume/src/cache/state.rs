@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::sync::{OnceCell, RwLock};
 use tokio::time::Instant;
 
+use super::deletion::DELETING;
 use super::held_up::HeldUp;
+use super::ownership::FORGETTING;
 use super::runmap::{LogRecord, RunMap};
 use super::upload::Kept;
 use crate::SlotId;
@@ -171,9 +174,29 @@ pub(crate) struct Log {
     pub(crate) is_short: bool,
     /// Number of writers that wait for bytes of it.
     pub(crate) waiting: usize,
-    /// Whether the tail cannot move, since no slot is to be had for records, as of the last round.
+    /// Since when the tail cannot move, since no slot is to be had for records, as of the last round.
+    pub(crate) stuck_since: Option<Instant>,
+    /// Whether that was found so often that only somebody from outside can change it.
     pub(crate) is_stuck: bool,
     pub(crate) frames: VecDeque<Frame>,
+}
+
+/// How long no slot must have been had for anything in the log before that is said to stay so: slots turn clean while a
+/// round of destaging looks for them, and chunks that somebody reads are passed over. Rounds are a second apart at most.
+const STUCK_FOR: Duration = Duration::from_secs(5);
+
+impl Log {
+    /// A slot was had for something in the log, or there may be one now.
+    pub(crate) fn moves(&mut self) {
+        (self.stuck_since, self.is_stuck) = (None, false);
+    }
+
+    /// No slot was had for anything. Returns whether that is known to stay so only now.
+    pub(crate) fn is_stuck_still(&mut self, now: Instant) -> bool {
+        let since = *self.stuck_since.get_or_insert(now);
+        let is_stuck = now.duration_since(since) >= STUCK_FOR;
+        is_stuck && !std::mem::replace(&mut self.is_stuck, is_stuck)
+    }
 }
 
 /// A cut under way: see `upload`.
@@ -232,6 +255,11 @@ impl VolumeEntry {
     /// Size in bytes, as far as requests may reach.
     pub(crate) fn size(&self) -> u64 {
         self.shrinking_to.map_or(self.page.size, |size| size.min(self.page.size))
+    }
+
+    /// Whether all that the cache has of the volume is being dropped, or is to be.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.page.state == VolumeState::Gone || matches!(self.refusing, Some(DELETING | FORGETTING))
     }
 
     /// Whether another gateway took the volume, so that what this cache has of it is only kept for export.

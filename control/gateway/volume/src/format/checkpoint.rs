@@ -13,6 +13,9 @@ pub const BYTES_PER_LOG_BLOCK: u64 = 64;
 /// Bytes of a run without its checksums.
 pub const RUN_BYTES: usize = 40;
 
+/// Stands for the place of the data of a hole.
+const HOLE: u64 = u64::MAX;
+
 /// A range of blocks whose newest value is in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MappedRun {
@@ -28,6 +31,8 @@ pub struct MappedRun {
     pub count: u16,
     /// Where the data are; `None`: zeros.
     pub data: Option<MappedData>,
+    /// Whether the zeros are what a trim left.
+    pub is_hole: bool,
     /// Log position of the frame's header.
     pub frame: u64,
 }
@@ -59,8 +64,12 @@ pub fn emit(runs: &[MappedRun]) -> Vec<u8> {
         out.extend_from_slice(&run.first.to_le_bytes());
         out.extend_from_slice(&run.count.to_le_bytes());
         out.extend_from_slice(&run.frame.to_le_bytes());
-        // Block 0 of a frame is its header, so 0 can stand for no data.
-        let block = run.data.as_ref().map_or(0, |d| log_blocks_of(d.pos.saturating_sub(run.frame)));
+        // Block 0 of a frame is its header, so 0 can stand for zeros.
+        let block = match &run.data {
+            Some(data) => log_blocks_of(data.pos.saturating_sub(run.frame)),
+            None if run.is_hole => HOLE,
+            None => 0,
+        };
         out.extend_from_slice(&block.to_le_bytes());
         for crc in run.data.iter().flat_map(|data| &data.crcs) {
             out.extend_from_slice(&crc.to_le_bytes());
@@ -88,7 +97,8 @@ pub fn parse(bytes: &[u8], tail: u64, end: u64) -> Result<Vec<MappedRun>, Format
         }
         let (first, blocks) = (view.u16(at + 20), view.u16(at + 22));
         let frame = view.u64(at + 24);
-        let offset = view.u64(at + 32);
+        let is_hole = view.u64(at + 32) == HOLE;
+        let offset = if is_hole { 0 } else { view.u64(at + 32) };
         let limit = if offset == 0 { CHUNK_BLOCKS } else { super::log_frame::RECORD_BLOCKS };
         require(
             blocks > 0
@@ -132,7 +142,7 @@ pub fn parse(bytes: &[u8], tail: u64, end: u64) -> Result<Vec<MappedRun>, Format
             at += crcs_bytes;
             Some(MappedData { pos: frame + offset * BLOCK_BYTES, crcs })
         };
-        runs.push(MappedRun { volume, seq, chunk, first, count: blocks, data, frame });
+        runs.push(MappedRun { volume, seq, chunk, first, count: blocks, data, is_hole, frame });
     }
     if at == bytes.len() { Ok(runs) } else { Err(length) }
 }

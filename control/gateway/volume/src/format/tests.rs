@@ -178,12 +178,13 @@ proptest! {
     fn checkpoints_round_trip(runs in vec((record(), COUNTER, 0_u64..64), 0..50)) {
         let runs: Vec<_> = runs.into_iter().map(|(record, seq, block)| {
             let frame = block * 4096;
+            let is_hole = matches!(record.content, Content::Trim);
             let data = match record.content {
                 Content::Data(crcs) => Some(MappedData { pos: frame + 4096, crcs }),
                 _ => None,
             };
             MappedRun { volume: record.volume, seq, chunk: record.chunk, first: record.first,
-                count: record.count, data, frame }
+                count: record.count, data, is_hole, frame }
         }).collect();
         let bytes = checkpoint::emit(&runs);
         prop_assert_eq!(checkpoint::parse(&bytes, 0, 4096 * 100), Ok(runs));

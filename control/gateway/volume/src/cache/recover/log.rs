@@ -68,6 +68,7 @@ impl Recovery<'_> {
         for run in runs {
             let content = match &run.data {
                 Some(data) => Content::Data(data.crcs.clone()),
+                None if run.is_hole => Content::Trim,
                 None => Content::Zeroes,
             };
             let record = Record {

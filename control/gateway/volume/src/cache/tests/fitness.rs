@@ -3,20 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::super::{Cache, VolumeOptions};
-use super::uploads::{FOREVER, Slow};
-use super::world::{LOG, config, disk_len, name, run};
+use super::stores::Slow;
+use super::uploads::FOREVER;
+use super::world::{LOG, block, config, disk_len, name, open, run};
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
 use crate::remote::ProbeError;
 use crate::remote::sim::SimStore;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
-
-fn block(tag: u8) -> Bytes {
-    Bytes::from(vec![tag; BLOCK_BYTES as usize])
-}
 
 /// Makes a store unfit.
 type Spoil = fn(&SimStore);
@@ -37,10 +32,6 @@ async fn used() -> (SimDisk, SimStore) {
     (disk, store)
 }
 
-async fn open(disk: &SimDisk, store: &SimStore) -> Cache {
-    Cache::open(Arc::new(disk.clone()), Arc::new(store.clone()), config(2)).await.unwrap()
-}
-
 #[test]
 pub(super) fn a_cache_opened_at_an_unfit_store_serves_what_it_has_and_puts_nothing_there() {
     let spoil: [(Spoil, Judge); 2] = [
@@ -52,7 +43,7 @@ pub(super) fn a_cache_opened_at_an_unfit_store_serves_what_it_has_and_puts_nothi
             let (disk, store) = used().await;
             spoil(&store);
             let before = store.peek("v/root");
-            let cache = open(&disk, &store).await;
+            let cache = open(&disk, &store).await.unwrap();
             let volume = cache.volume(&name()).unwrap();
             assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1));
             volume.write(4096, block(2), true).await.unwrap();
@@ -82,7 +73,7 @@ fn a_cache_opened_in_an_outage_or_with_expired_credentials_serves_and_uploads_la
             let (disk, store) = used().await;
             spoil(&store, true);
             let begun = tokio::time::Instant::now();
-            let cache = open(&disk, &store).await;
+            let cache = open(&disk, &store).await.unwrap();
             let volume = cache.volume(&name()).unwrap();
             assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(1));
             volume.write(4096, block(2), true).await.unwrap();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::super::state::Key;
 use super::super::{Cache, Volume, VolumeOptions};
-use super::world::{LOG, config, disk_len, name, run};
+use super::world::{LOG, block, config, disk_len, name, run};
 use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
@@ -28,10 +28,6 @@ const EXPECTED: [(u64, u8); 7] = [
     (3 * CHUNK_BYTES, 4),
     (3 * CHUNK_BYTES + BLOCK_BYTES, 5),
 ];
-
-fn block(tag: u8) -> Bytes {
-    Bytes::from(vec![tag; BLOCK_BYTES as usize])
-}
 
 /// A cache that was cut from power, and where its structures are. Of two copies the newer comes first.
 struct Base {

@@ -8,10 +8,10 @@ use bytes::Bytes;
 
 use super::super::ownership::{IN_DOUBT, RELEASING};
 use super::super::{Cache, Config, Volume, VolumeOptions};
-use super::world::{LOG, config, disk_len, name, run};
+use super::world::{block, config, disk_len, layout, name, new_cache, run, slot_of};
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::{Error, Result};
-use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES};
+use crate::format::slot_header::HEADER_BYTES;
 use crate::format::superblock::Layout;
 use crate::remote::sim::SimStore;
 use crate::volume_name::VolumeName;
@@ -22,30 +22,9 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// More than an upload that fails is put off.
 const IN_TIME: Duration = Duration::from_secs(200);
 
-fn block(tag: u8) -> Bytes {
-    Bytes::from(vec![tag; BLOCK_BYTES as usize])
-}
-
-fn layout(slots: u64) -> Layout {
-    Layout::for_len(disk_len(slots), LOG).unwrap()
-}
-
-/// Where the slot begins, in a cache of so many, whose chunk begins with a block of 1.
-fn slot_of_1(disk: &SimDisk, slots: u64) -> u64 {
-    (0..slots)
-        .map(|slot| layout(slots).slots_at + slot * SLOT_BYTES)
-        .find(|at| disk.peek(at + 2 * HEADER_BYTES as u64, 1) == [1])
-        .unwrap()
-}
-
 /// Damages the block of 1 that a chunk begins with.
-fn damage_block(disk: &SimDisk, slots: u64) {
-    disk.flip(slot_of_1(disk, slots) + 2 * HEADER_BYTES as u64 + 5, 1);
-}
-
-async fn new_cache(disk: &SimDisk, store: &SimStore, seed: u64) -> Cache {
-    let (disk, store) = (Arc::new(disk.clone()), Arc::new(store.clone()));
-    Cache::create(disk, store, LOG, config(seed)).await.unwrap()
+fn damage_block(disk: &SimDisk) {
+    disk.flip(slot_of(disk, 1) + 2 * HEADER_BYTES as u64 + 5, 1);
 }
 
 /// A volume of so many chunks beside the other.
@@ -65,20 +44,20 @@ async fn damaged(directory_too: bool) -> (Cache, Volume) {
     volume.write(0, block(1), false).await.unwrap();
     cache.close().await.unwrap();
     disk.restart(Survivors::None);
-    let slot = slot_of_1(&disk, 4);
+    let slot = slot_of(&disk, 1);
     for header in [slot, slot + HEADER_BYTES as u64] {
         disk.flip(header + 50, 1);
     }
     if directory_too {
-        disk.flip(layout(4).directory_at + 16, 1);
+        disk.flip(layout(&disk).directory_at + 16, 1);
     }
     let cache = Cache::open(Arc::new(disk), Arc::new(store), config(2)).await.unwrap();
     let volume = cache.volume(&name()).unwrap();
     (cache, volume)
 }
 
-/// A cache with two volumes, and a store that refuses puts. The slots that may be dirty are so with the first one, and the log has a record of it for
-/// which there is none. Chunk `i` of it begins with a block of `1 + i`.
+/// A cache with two volumes, and a store that refuses puts. The slots that may be dirty are so with the first one, and
+/// the log has a record of it for which there is none. Chunk `i` of it begins with a block of `1 + i`.
 async fn full_of_one(disk: &SimDisk, store: &SimStore) -> (Cache, Volume, Volume) {
     let cache = new_cache(disk, store, 1).await;
     let options = VolumeOptions::default();
@@ -94,8 +73,8 @@ async fn full_of_one(disk: &SimDisk, store: &SimStore) -> (Cache, Volume, Volume
     (cache, volume, other)
 }
 
-/// A cache with two volumes, of which the first has more dirty chunks than there are slots. Chunk `i` of it begins with a
-/// block of `1 + i`.
+/// A cache with two volumes, of which the first has more dirty chunks than there are slots. Chunk `i` of it begins with
+/// a block of `1 + i`.
 async fn with_more_than_slots(disk: &SimDisk, store: &SimStore) -> (Cache, Volume, Volume) {
     let cache = new_cache(disk, store, 1).await;
     let options = VolumeOptions::default();
@@ -143,7 +122,7 @@ fn at_its_quota_a_volume_takes_what_mends_its_loss_and_tells_other_writers() {
             volume.write(i * BLOCK_BYTES, block(1), true).await.unwrap();
         }
         cache.destage().await.unwrap();
-        damage_block(&disk, 4);
+        damage_block(&disk);
         // Who waits when it is found, and who comes after that.
         let beside = 8 * BLOCK_BYTES;
         for within in [IN_TIME, AT_ONCE] {
@@ -191,7 +170,7 @@ fn a_volume_with_a_loss_holds_up_no_other_when_its_share_of_the_cache_is_full() 
     run(async {
         let (disk, store) = (SimDisk::new(disk_len(16), 1), SimStore::new(1));
         let (cache, volume, other) = full_of_one(&disk, &store).await;
-        damage_block(&disk, 16);
+        damage_block(&disk);
         // A cut under way may have read the block before that: it fails, since nothing can be put.
         volume.upload().await.unwrap_err();
         store.deny_puts(false);
@@ -238,7 +217,7 @@ fn where_a_volume_with_a_loss_has_all_slots_others_are_told_and_go_on_once_it_is
     run(async {
         let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
         let (cache, volume, other) = with_more_than_slots(&disk, &store).await;
-        damage_block(&disk, 4);
+        damage_block(&disk);
         find_loss(&volume).await;
         match write_much(&other).await {
             Err(Error::Lost { volume, offset, .. }) => assert_eq!((volume, offset), (name(), 0)),
@@ -288,7 +267,7 @@ fn what_cannot_be_read_once_holds_nobody_up() {
         let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
         volume.write(0, block(1), true).await.unwrap();
         cache.destage().await.unwrap();
-        let at = slot_of_1(&disk, 4) + 2 * HEADER_BYTES as u64;
+        let at = slot_of(&disk, 1) + 2 * HEADER_BYTES as u64;
         disk.make_unreadable(at, BLOCK_BYTES);
         let uploaded = volume.upload().await;
         assert!(matches!(uploaded, Err(Error::Lost { .. })), "{uploaded:?}");
@@ -307,7 +286,7 @@ fn what_was_lost_and_is_mended_is_uploaded_soon() {
         let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
         volume.write(0, block(1), true).await.unwrap();
         cache.destage().await.unwrap();
-        damage_block(&disk, 4);
+        damage_block(&disk);
         // By then uploads are half a minute apart or more.
         tokio::time::sleep(IN_TIME).await;
         assert!(volume.status().unwrap().dirty_bytes > 0);

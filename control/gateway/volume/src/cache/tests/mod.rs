@@ -1,6 +1,9 @@
 //! Tests of the cache. [`history`] is the model, [`world`] has a cache and compares it with that on a simulated
-//! disk and store, [`runs`] does so at random and [`enumerate`] in order; the other files use them.
+//! disk and store, [`runs`] does so at random and [`enumerate`] in order; [`stores`] has stores that are slow or late.
+//! The other files use them.
 
+mod damaged_log;
+mod damaged_slots;
 mod enumerate;
 mod faults;
 mod fitness;
@@ -13,6 +16,7 @@ mod plants;
 mod random;
 mod reads;
 mod runs;
+mod stores;
 mod uploads;
 mod volumes;
 mod world;

@@ -1,136 +1,26 @@
 //! Changes of owner, deletions and copies, with the power cut at every step of disk and store.
 
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::Notify;
-
-use super::super::{Cache, Config, Volume, VolumeOptions};
-use super::world::{LOG, config, disk_len, name, run};
+use super::super::{Cache, Volume, VolumeOptions};
+use super::stores::Gate;
+use super::world::{LOG, block, cache_at, config, disk_len, name, new_cache, run};
+use crate::CHUNK_BYTES;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
 use crate::format::REMOTE_VERSION;
 use crate::format::root::{Root, RootState};
+use crate::remote::Store;
 use crate::remote::sim::SimStore;
-use crate::remote::{Answer, ObjectVersion, Store, StoreError};
 use crate::volume_name::VolumeName;
-use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
 const SIZE: u64 = 4 * CHUNK_BYTES;
-
-/// A store that answers late for the root of the volume `v`.
-#[derive(Clone, Debug)]
-pub(super) struct Gate {
-    pub(super) store: SimStore,
-    /// Whether puts of the root are answered with an error, and kept.
-    keeps: Arc<AtomicBool>,
-    /// The last of them.
-    kept: Arc<Mutex<Option<(Bytes, ObjectVersion)>>>,
-    /// Whether the answer to the next read of the root waits for `go_on`.
-    holds: Arc<AtomicBool>,
-    go_on: Arc<Notify>,
-}
-
-impl Gate {
-    pub(super) fn new() -> Gate {
-        Gate {
-            store: SimStore::new(1),
-            keeps: Arc::default(),
-            kept: Arc::default(),
-            holds: Arc::default(),
-            go_on: Arc::default(),
-        }
-    }
-
-    /// Uploads, of which only the root does not arrive. The cache gives up soon: see [`hasty`].
-    pub(super) async fn upload_in_doubt(&self, volume: &Volume) {
-        self.keeps.store(true, Ordering::Relaxed);
-        let failed = volume.upload().await;
-        assert!(matches!(failed, Err(Error::StoreTimeout { .. })), "{failed:?}");
-        self.keeps.store(false, Ordering::Relaxed);
-    }
-
-    /// Lets the put arrive that was kept.
-    pub(super) async fn arrive(&self) {
-        let kept = self.kept.lock().unwrap().take();
-        let (data, version) = kept.unwrap();
-        self.store.replace("v/root", data, &version).await.unwrap();
-    }
-}
-
-/// How a cache behaves that gives up on the store before anything goes on by itself.
-pub(super) fn hasty(seed: u64) -> Config {
-    Config { fetch_timeout: Duration::from_millis(100), ..config(seed) }
-}
-
-impl Store for Gate {
-    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)> {
-        Box::pin(async move {
-            let answer = self.store.get(path, limit).await;
-            if path == "v/root" && self.holds.swap(false, Ordering::Relaxed) {
-                self.go_on.notified().await;
-            }
-            answer
-        })
-    }
-
-    fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
-        self.store.get_range(path, range)
-    }
-
-    fn create<'a>(&'a self, path: &'a str, data: Bytes) -> Answer<'a, ObjectVersion> {
-        self.store.create(path, data)
-    }
-
-    fn replace<'a>(
-        &'a self,
-        path: &'a str,
-        data: Bytes,
-        version: &'a ObjectVersion,
-    ) -> Answer<'a, ObjectVersion> {
-        Box::pin(async move {
-            if path == "v/root" && self.keeps.load(Ordering::Relaxed) {
-                *self.kept.lock().unwrap() = Some((data, version.clone()));
-                let (path, reason) = (path.to_owned(), "on its way".to_owned());
-                return Err(StoreError::Unavailable { path, reason });
-            }
-            self.store.replace(path, data, version).await
-        })
-    }
-
-    fn list(&self) -> Answer<'_, Vec<String>> {
-        self.store.list()
-    }
-
-    fn delete<'a>(&'a self, path: &'a str) -> Answer<'a, ()> {
-        self.store.delete(path)
-    }
-
-    fn name(&self) -> String {
-        self.store.name()
-    }
-}
-
-fn block(tag: u8) -> Bytes {
-    Bytes::from(vec![tag; BLOCK_BYTES as usize])
-}
-
-async fn new_cache(disk: &SimDisk, store: &SimStore, seed: u64) -> Cache {
-    let (disk, store) = (Arc::new(disk.clone()), Arc::new(store.clone()));
-    Cache::create(disk, store, LOG, config(seed)).await.unwrap()
-}
 
 async fn open(disk: &SimDisk, store: &SimStore, seed: u64) -> Cache {
     let (disk, store) = (Arc::new(disk.clone()), Arc::new(store.clone()));
     Cache::open(disk, store, config(seed)).await.unwrap()
-}
-
-/// A new cache of another gateway.
-async fn other(store: &SimStore, seed: u64) -> Cache {
-    new_cache(&SimDisk::new(disk_len(4), seed), store, seed).await
 }
 
 async fn tag(volume: &Volume, chunk: u64) -> u8 {
@@ -214,7 +104,7 @@ fn at_every_step(
 pub(super) fn a_former_owner_cannot_delete_what_another_gateway_took_over() {
     run(async {
         let store = SimStore::new(1);
-        let (first, second) = (other(&store, 1).await, other(&store, 2).await);
+        let (first, second) = (cache_at(&store, 1).await, cache_at(&store, 2).await);
         let options = VolumeOptions::default();
         let old = first.create_volume(&name(), SIZE, options).await.unwrap();
         old.write(0, block(1), false).await.unwrap();
@@ -243,7 +133,7 @@ pub(super) fn a_former_owner_cannot_delete_what_another_gateway_took_over() {
 fn a_deleted_volume_is_gone_for_everybody_and_its_name_is_free() {
     run(async {
         let store = SimStore::new(1);
-        let (first, second) = (other(&store, 1).await, other(&store, 2).await);
+        let (first, second) = (cache_at(&store, 1).await, cache_at(&store, 2).await);
         let options = VolumeOptions::default();
         let old = first.create_volume(&name(), SIZE, options).await.unwrap();
         old.write(0, block(1), false).await.unwrap();
@@ -274,9 +164,9 @@ fn a_deleted_volume_is_gone_for_everybody_and_its_name_is_free() {
 /// A store that is not ours, with another volume of the same name: of our epoch, or of a later one.
 async fn wrong_store(is_later: bool) -> SimStore {
     let (store, options) = (SimStore::new(3), VolumeOptions::default());
-    let first = other(&store, 3).await;
+    let first = cache_at(&store, 3).await;
     let mut volume = first.create_volume(&name(), SIZE, options).await.unwrap();
-    let second = other(&store, 4).await;
+    let second = cache_at(&store, 4).await;
     if is_later {
         volume = second.attach_volume(&name(), options, true).await.unwrap();
     }
@@ -324,7 +214,7 @@ fn a_start_with_the_wrong_store_takes_nothing_away() {
             volume.upload().await.unwrap();
             assert_eq!(tags(&volume).await, [1, 2, 0, if is_later { 4 } else { 5 }]);
             bystander_is_whole(&cache).await;
-            let third = other(&store.copy(), 3).await;
+            let third = cache_at(&store.copy(), 3).await;
             let found = third.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
             assert_eq!(tag(&found, 1).await, 2);
         });
@@ -340,7 +230,7 @@ fn a_volume_goes_on_when_the_store_has_the_right_one_again_or_is_forgotten() {
         // Somebody removed its root with the store's own tools, and made another volume.
         let ours = store.peek("v/root").unwrap();
         store.remove("v/root");
-        let second = other(&store, 2).await;
+        let second = cache_at(&store, 2).await;
         let options = VolumeOptions::default();
         second.create_volume(&name(), SIZE, options).await.unwrap();
         for _ in 0..2 {
@@ -368,7 +258,7 @@ fn what_keeps_a_volume_from_being_forgotten_is_named() {
     let (disk, store) = base();
     run(async {
         let cache = open(&disk, &store, 1).await;
-        let second = other(&store, 2).await;
+        let second = cache_at(&store, 2).await;
         second.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
         // This side does not know yet, and cannot upload it any more.
         let volume = cache.volume(&name()).unwrap();
@@ -428,7 +318,7 @@ fn of_two_who_take_or_make_a_volume_at_once_one_gets_it() {
     for take in [true, false] {
         run(async {
             let store = SimStore::new(1);
-            let (first, second) = (other(&store, 1).await, other(&store, 2).await);
+            let (first, second) = (cache_at(&store, 1).await, cache_at(&store, 2).await);
             let options = VolumeOptions::default();
             if take {
                 let old = first.create_volume(&name(), SIZE, options).await.unwrap();
@@ -540,7 +430,7 @@ pub(super) fn of_two_copies_of_a_cache_one_uploads_and_the_other_keeps_its_data(
             kept.push((range.offset / CHUNK_BYTES, range.data.unwrap()[0]));
         }
         assert_eq!(kept, [(1, 2), (3, 4)]);
-        let third = other(&store.copy(), 3).await;
+        let third = cache_at(&store.copy(), 3).await;
         let found = third.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
         assert_eq!(tags(&found).await, [6, 2, 3, 0]);
     });
@@ -600,7 +490,7 @@ fn a_release_cut_short_anywhere_loses_nothing() {
             if is_here {
                 cache.release_volume(&name()).await.unwrap();
             }
-            let taker = other(store, 9).await;
+            let taker = cache_at(store, 9).await;
             let volume = taker.attach_volume(&name(), options, false).await.unwrap();
             assert_eq!(tags(&volume).await, [1, 2, 0, 0]);
         });
@@ -663,7 +553,7 @@ fn a_volume_made_or_taken_beside_writes_is_not_ahead_of_what_a_power_cut_leaves(
     let ((disk, store), options) = (base(), VolumeOptions::default());
     let [taken, made] = ["taken", "made"].map(|name| VolumeName::new(name).unwrap());
     run(async {
-        let other = other(&store, 9).await;
+        let other = cache_at(&store, 9).await;
         other.create_volume(&taken, SIZE, options).await.unwrap();
         other.release_volume(&taken).await.unwrap();
     });
@@ -709,7 +599,7 @@ fn a_volume_made_or_taken_beside_writes_is_not_ahead_of_what_a_power_cut_leaves(
                     there += 1;
                     volume.write(0, block(4), true).await.unwrap();
                     volume.upload().await.unwrap();
-                    let third = other(&store, 9).await;
+                    let third = cache_at(&store, 9).await;
                     let found = third.attach_volume(name_of_new, options, true).await.unwrap();
                     assert_eq!(tag(&found, 0).await, 4, "cut at {die_at}, left {survivors:?}");
                 });
@@ -723,7 +613,7 @@ fn a_volume_made_or_taken_beside_writes_is_not_ahead_of_what_a_power_cut_leaves(
 fn a_root_that_is_too_long_or_of_a_later_version_is_called_so() {
     run(async {
         let store = SimStore::new(1);
-        let cache = other(&store, 1).await;
+        let cache = cache_at(&store, 1).await;
         let mut later = vec![0; 100 << 10];
         crate::format::seal(&mut later, b"CVLTROOT", REMOTE_VERSION + 1);
         for (root, why) in [(vec![7; 2 << 20], "2097152 bytes"), (later, "format version 2")] {

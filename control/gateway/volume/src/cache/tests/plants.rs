@@ -5,7 +5,7 @@ use super::enumerate::{SHORT, Sequences, short_sequences};
 use super::random::{CRASHES, OPERATIONS};
 use super::runs::{SEEDS, busy_run, full_log_run, long_run};
 use super::volumes::two_owners;
-use super::{faults, fitness, ownership};
+use super::{damaged_slots, fitness, ownership};
 
 /// Words of which a fault has some that is found for the right reason.
 type Words = &'static [&'static str];
@@ -76,7 +76,7 @@ fn copies(seed: u64, _: Words) -> Result<(), String> {
 }
 
 fn torn_headers(seed: u64, _: Words) -> Result<(), String> {
-    once(seed, faults::a_header_torn_after_a_planned_stop_takes_nothing)
+    once(seed, damaged_slots::a_header_torn_after_a_planned_stop_takes_nothing)
 }
 
 fn own_roots(seed: u64, _: Words) -> Result<(), String> {

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use super::world::{End, Fault, LOG, World, disk_len, run};
+use super::world::{End, Fault, World, disk_len, layout, run};
 use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
-use crate::format::superblock::Layout;
 use crate::remote::sim::SimStore;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
@@ -54,7 +53,7 @@ pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<World
         // What a kill kept and nobody looked at yet, a power cut may still take.
         killed = Some(was_killed && (world.observed || killed == Some(true)));
     }
-    let layout = Layout::for_len(world.disk.len(), LOG).unwrap();
+    let layout = layout(&world.disk);
     world.seen.torn_tails = world.disk.torn_in(layout.log_at..layout.log_at + layout.log_len);
     let faults = world.store.faults();
     world.seen.lost_answers = faults.applied_then_failed;

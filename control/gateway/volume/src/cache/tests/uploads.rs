@@ -1,23 +1,19 @@
 //! Uploads that fail, take long, or must not be made.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
-
-use bytes::Bytes;
 
 use super::super::state::Key;
 use super::super::{Cache, Config, Volume, VolumeOptions};
-use super::world::{LOG, config, disk_len, name, run};
+use super::stores::{Gate, Slow};
+use super::world::{LOG, block, config, disk_len, in_log, layout, name, run, slot_of};
 use crate::disk::sim::{Rng, SimDisk, Survivors};
 use crate::error::Error;
-use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES};
-use crate::format::superblock::Layout;
+use crate::format::slot_header::HEADER_BYTES;
 use crate::format::volume_page::Durability;
+use crate::remote::Store;
 use crate::remote::sim::SimStore;
-use crate::remote::{Answer, ObjectVersion, Store, StoreError};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
@@ -26,143 +22,6 @@ pub(super) const FOREVER: Duration = Duration::from_secs(1 << 25);
 const SLOTS: u64 = 8;
 /// What one request writes.
 const PIECE: u64 = 1 << 16;
-
-fn block(tag: u8) -> Bytes {
-    Bytes::from(vec![tag; BLOCK_BYTES as usize])
-}
-
-/// A store that takes `time` to put an object of whose path `part` is a part, while it is slow.
-#[derive(Clone, Debug)]
-pub(super) struct Slow {
-    store: SimStore,
-    part: &'static str,
-    time: Duration,
-    is_slow: Arc<AtomicBool>,
-}
-
-impl Slow {
-    pub(super) fn new(part: &'static str, time: Duration) -> Slow {
-        let is_slow = Arc::new(AtomicBool::new(true));
-        Slow { store: SimStore::new(1), part, time, is_slow }
-    }
-
-    pub(super) fn set(&self, is_slow: bool) {
-        self.is_slow.store(is_slow, Ordering::Relaxed);
-    }
-
-    async fn wait(&self, path: &str) {
-        if path.contains(self.part) && self.is_slow.load(Ordering::Relaxed) {
-            tokio::time::sleep(self.time).await;
-        }
-    }
-}
-
-impl Store for Slow {
-    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)> {
-        self.store.get(path, limit)
-    }
-
-    fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
-        self.store.get_range(path, range)
-    }
-
-    fn create<'a>(&'a self, path: &'a str, data: Bytes) -> Answer<'a, ObjectVersion> {
-        Box::pin(async move {
-            self.wait(path).await;
-            self.store.create(path, data).await
-        })
-    }
-
-    fn replace<'a>(
-        &'a self,
-        path: &'a str,
-        data: Bytes,
-        version: &'a ObjectVersion,
-    ) -> Answer<'a, ObjectVersion> {
-        Box::pin(async move {
-            self.wait(path).await;
-            self.store.replace(path, data, version).await
-        })
-    }
-
-    fn list(&self) -> Answer<'_, Vec<String>> {
-        self.store.list()
-    }
-
-    fn delete<'a>(&'a self, path: &'a str) -> Answer<'a, ()> {
-        self.store.delete(path)
-    }
-
-    fn name(&self) -> String {
-        self.store.name()
-    }
-}
-
-/// A store in which puts of roots fail while they are held back. The first of them arrives when that is wanted.
-#[derive(Clone, Debug)]
-struct Late {
-    store: SimStore,
-    holds: Arc<AtomicBool>,
-    first: Arc<Mutex<Option<(String, Bytes, ObjectVersion)>>>,
-}
-
-impl Late {
-    fn new() -> Late {
-        Late { store: SimStore::new(1), holds: Arc::default(), first: Arc::default() }
-    }
-
-    fn hold(&self, holds: bool) {
-        self.holds.store(holds, Ordering::Relaxed);
-    }
-
-    async fn arrive(&self) {
-        let (path, data, version) = self.first.lock().unwrap().take().unwrap();
-        self.store.replace(&path, data, &version).await.unwrap();
-    }
-}
-
-impl Store for Late {
-    fn get<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, (Bytes, ObjectVersion)> {
-        self.store.get(path, limit)
-    }
-
-    fn get_range<'a>(&'a self, path: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
-        self.store.get_range(path, range)
-    }
-
-    fn create<'a>(&'a self, path: &'a str, data: Bytes) -> Answer<'a, ObjectVersion> {
-        self.store.create(path, data)
-    }
-
-    fn replace<'a>(
-        &'a self,
-        path: &'a str,
-        data: Bytes,
-        version: &'a ObjectVersion,
-    ) -> Answer<'a, ObjectVersion> {
-        Box::pin(async move {
-            if path.ends_with("/root") && self.holds.load(Ordering::Relaxed) {
-                let put = (path.to_owned(), data, version.clone());
-                self.first.lock().unwrap().get_or_insert(put);
-                let reason = "held back".to_owned();
-                return Err(StoreError::Unavailable { path: path.to_owned(), reason });
-            }
-            self.store.replace(path, data, version).await
-        })
-    }
-
-    fn list(&self) -> Answer<'_, Vec<String>> {
-        self.store.list()
-    }
-
-    fn delete<'a>(&'a self, path: &'a str) -> Answer<'a, ()> {
-        self.store.delete(path)
-    }
-
-    fn name(&self) -> String {
-        self.store.name()
-    }
-}
 
 /// Options of a cache that uploads nothing and moves nothing to slots unless it is asked to.
 fn idle(seed: u64) -> Config {
@@ -177,24 +36,6 @@ async fn new_cache(disk: &SimDisk, store: Arc<dyn Store>, config: Config) -> Cac
 async fn other(store: &SimStore) -> Cache {
     let disk = SimDisk::new(disk_len(SLOTS), 9);
     new_cache(&disk, Arc::new(store.clone()), config(9)).await
-}
-
-/// Where the slot begins whose chunk begins with a byte of `tag`.
-fn slot_of(disk: &SimDisk, tag: u8) -> u64 {
-    let layout = Layout::for_len(disk_len(SLOTS), LOG).unwrap();
-    (0..u64::from(layout.slots))
-        .map(|slot| layout.slots_at + slot * SLOT_BYTES)
-        .find(|at| disk.peek(at + 2 * HEADER_BYTES as u64, 1) == [tag])
-        .unwrap()
-}
-
-/// Where in the log a block of `tag` lies.
-fn in_log(disk: &SimDisk, tag: u8) -> u64 {
-    let layout = Layout::for_len(disk_len(SLOTS), LOG).unwrap();
-    (0..LOG / BLOCK_BYTES)
-        .map(|i| layout.log_at + i * BLOCK_BYTES)
-        .find(|at| disk.peek(*at, BLOCK_BYTES as usize) == block(tag))
-        .unwrap()
 }
 
 /// Takes all headers out of memory. None is newer than the one on the disk.
@@ -525,8 +366,7 @@ fn nothing_is_published_or_released_while_slots_are_unknown() {
     run(async {
         let (disk, store) = closed().await;
         damage_headers(&disk, 2);
-        let layout = Layout::for_len(disk_len(SLOTS), LOG).unwrap();
-        disk.flip(layout.directory_at + 16, 1);
+        disk.flip(layout(&disk).directory_at + 16, 1);
         let open = Cache::open(Arc::new(disk), Arc::new(store.clone()), config(2));
         let cache = open.await.unwrap();
         assert_eq!(cache.status().unknown_slots, 1);
@@ -661,14 +501,14 @@ fn what_a_cut_read_before_it_was_damaged_is_not_lost() {
     // The cut is published, or it fails and the next one names its packs.
     for is_published in [true, false] {
         run(async {
-            let (disk, late) = (SimDisk::new(disk_len(SLOTS), 1), Late::new());
-            let cache = new_cache(&disk, Arc::new(late.clone()), idle(1)).await;
+            let (disk, gate) = (SimDisk::new(disk_len(SLOTS), 1), Gate::new());
+            let cache = new_cache(&disk, Arc::new(gate.clone()), idle(1)).await;
             let options = VolumeOptions::default();
             let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
             volume.write(0, block(2), true).await.unwrap();
-            late.hold(true);
+            gate.keep(true);
             let damage = async {
-                while packs(&late.store) == 0 {
+                while packs(&gate.store) == 0 {
                     tokio::task::yield_now().await;
                 }
                 disk.flip(in_log(&disk, 2) + 9, 1);
@@ -676,11 +516,11 @@ fn what_a_cut_read_before_it_was_damaged_is_not_lost() {
                 let state = cache.inner.state();
                 let key = Key { volume: volume.id(), chunk: 0 };
                 assert!(state.header(key).unwrap().1.lost.contains(0));
-                late.hold(!is_published);
+                gate.keep(!is_published);
             };
             let (uploaded, ()) = tokio::join!(volume.upload(), damage);
             assert_eq!(uploaded.is_ok(), is_published, "{uploaded:?}");
-            late.hold(false);
+            gate.keep(false);
             volume.upload().await.unwrap();
             assert_eq!(volume.status().unwrap().dirty_bytes, 0);
             assert_eq!(volume.read_vec(0, BLOCK_BYTES).await.unwrap(), block(2));
@@ -721,17 +561,17 @@ fn a_damaged_header_of_what_is_published_loses_nothing() {
 fn a_root_that_arrives_late_is_not_undone_by_the_next_cut() {
     for is_under_way in [false, true] {
         run(async {
-            let (disk, late) = (SimDisk::new(disk_len(SLOTS), 1), Late::new());
-            let cache = new_cache(&disk, Arc::new(late.clone()), idle(1)).await;
+            let (disk, gate) = (SimDisk::new(disk_len(SLOTS), 1), Gate::new());
+            let cache = new_cache(&disk, Arc::new(gate.clone()), idle(1)).await;
             let options = VolumeOptions::default();
             let volume = cache.create_volume(&name(), 3 * CHUNK_BYTES, options).await.unwrap();
             volume.write(0, block(1), false).await.unwrap();
             cache.destage().await.unwrap();
             volume.write(CHUNK_BYTES, block(2), false).await.unwrap();
-            late.hold(true);
+            gate.keep(true);
             let failed = volume.upload().await;
             assert!(matches!(failed, Err(Error::StoreTimeout { .. })), "{failed:?}");
-            late.hold(false);
+            gate.keep(false);
             volume.write(2 * CHUNK_BYTES, block(3), false).await.unwrap();
             // As after a restart: nobody knows what was put, nor, before it begins, whether something is lost.
             let key = Key { volume: volume.id(), chunk: 0 };
@@ -749,7 +589,7 @@ fn a_root_that_arrives_late_is_not_undone_by_the_next_cut() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 let has_begun = cache.inner.state().volumes[&key.volume].cut.is_some();
                 assert_eq!(has_begun, is_under_way);
-                late.arrive().await;
+                gate.arrive().await;
                 // As a read does that asked for the root before.
                 cache.inner.forget_root(key.volume);
                 cache.inner.root(key.volume).await.unwrap();
@@ -758,7 +598,7 @@ fn a_root_that_arrives_late_is_not_undone_by_the_next_cut() {
             };
             let (uploaded, ()) = tokio::join!(volume.upload(), arrival);
             uploaded.unwrap();
-            let second = other(&late.store.copy()).await;
+            let second = other(&gate.store.copy()).await;
             let copy = second.attach_volume(&name(), options, true).await.unwrap();
             for chunk in 0..3 {
                 let found = copy.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap();
@@ -772,8 +612,8 @@ fn a_root_that_arrives_late_is_not_undone_by_the_next_cut() {
 fn of_a_volume_that_was_taken_over_nothing_is_kept_for_another_cut() {
     for is_under_way in [false, true] {
         run(async {
-            let (disk, late) = (SimDisk::new(disk_len(SLOTS), 1), Late::new());
-            let cache = new_cache(&disk, Arc::new(late.clone()), idle(1)).await;
+            let (disk, gate) = (SimDisk::new(disk_len(SLOTS), 1), Gate::new());
+            let cache = new_cache(&disk, Arc::new(gate.clone()), idle(1)).await;
             let options = VolumeOptions::default();
             let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
             volume.write(0, block(1), false).await.unwrap();
@@ -781,15 +621,15 @@ fn of_a_volume_that_was_taken_over_nothing_is_kept_for_another_cut() {
                 let state = cache.inner.state();
                 state.volumes.values().any(|volume| !volume.kept.is_empty())
             };
-            let second = other(&late.store).await;
+            let second = other(&gate.store).await;
             let take = async {
-                while is_under_way && packs(&late.store) == 0 {
+                while is_under_way && packs(&gate.store) == 0 {
                     tokio::task::yield_now().await;
                 }
                 second.attach_volume(&name(), options, true).await.unwrap();
-                late.hold(false);
+                gate.keep(false);
             };
-            late.hold(true);
+            gate.keep(true);
             let uploaded = if is_under_way {
                 tokio::join!(volume.upload(), take).0
             } else {

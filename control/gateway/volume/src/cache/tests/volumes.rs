@@ -6,24 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::{Cache, Config, VolumeOptions};
+use super::super::{Cache, Config, Volume, VolumeOptions};
 use super::runs::SEEDS;
-use super::world::{LOG, config, disk_len, name, run};
-use crate::disk::sim::{Rng, SimDisk};
+use super::world::{LOG, block, cache_at, config, disk_len, name, run};
+use crate::disk::sim::{Rng, SimDisk, Survivors};
 use crate::error::Error;
 use crate::format::volume_page::Durability;
 use crate::remote::sim::SimStore;
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
-
-async fn cache(store: &SimStore, seed: u64) -> Cache {
-    let disk = Arc::new(SimDisk::new(disk_len(4), seed));
-    Cache::create(disk, Arc::new(store.clone()), LOG, config(seed)).await.unwrap()
-}
-
-fn block(tag: u8) -> Bytes {
-    Bytes::from(vec![tag; BLOCK_BYTES as usize])
-}
 
 /// How a change of owner went.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +30,8 @@ pub(super) fn two_owners(seed: u64) -> Result<Change, String> {
     run(async {
         let mut rng = Rng::new(seed);
         let store = SimStore::new(seed);
-        let (first, second) = (cache(&store, seed * 2).await, cache(&store, seed * 2 + 1).await);
+        let (first, second) =
+            (cache_at(&store, seed * 2).await, cache_at(&store, seed * 2 + 1).await);
         if rng.one_in(2) {
             store.fail_one_in(6);
         }
@@ -80,7 +72,7 @@ pub(super) fn two_owners(seed: u64) -> Result<Change, String> {
         }
         new.upload().await.map_err(|e| format!("the second owner cannot upload: {e}"))?;
         drop(second);
-        let third = cache(&store.copy(), 99).await;
+        let third = cache_at(&store.copy(), 99).await;
         let now = third.attach_volume(&name(), VolumeOptions::default(), true).await;
         let now = now.map_err(|e| e.to_string())?;
         let mut tags = Vec::new();
@@ -126,7 +118,7 @@ fn a_superseded_owner_uploads_nothing_and_keeps_its_data_for_export() {
 fn a_released_volume_is_taken_with_everything_in_it() {
     run(async {
         let store = SimStore::new(1);
-        let (first, second) = (cache(&store, 1).await, cache(&store, 2).await);
+        let (first, second) = (cache_at(&store, 1).await, cache_at(&store, 2).await);
         let old =
             first.create_volume(&name(), CHUNK_BYTES, VolumeOptions::default()).await.unwrap();
         old.write(8192, block(7), false).await.unwrap();
@@ -148,7 +140,7 @@ fn a_released_volume_is_taken_with_everything_in_it() {
 fn bad_names_sizes_and_ranges_are_refused_and_leave_nothing_behind() {
     run(async {
         let store = SimStore::new(1);
-        let cache = cache(&store, 1).await;
+        let cache = cache_at(&store, 1).await;
         for size in [0, 1, 4095, 4097, (64 << 40) + 4096, u64::MAX] {
             let made = cache.create_volume(&name(), size, VolumeOptions::default()).await;
             assert!(matches!(made, Err(Error::Size { .. })), "{size}");
@@ -181,7 +173,7 @@ fn bad_names_sizes_and_ranges_are_refused_and_leave_nothing_behind() {
 fn cached_data_are_served_in_an_outage_and_the_rest_fails_in_time() {
     run(async {
         let store = SimStore::new(1);
-        let cache = cache(&store, 1).await;
+        let cache = cache_at(&store, 1).await;
         let options = VolumeOptions::default();
         let volume = cache.create_volume(&name(), 6 * CHUNK_BYTES, options).await.unwrap();
         for chunk in 0..6 {
@@ -219,13 +211,13 @@ fn a_miss_moves_one_frame_and_joined_misses_move_it_once() {
         let store = SimStore::new(1);
         let options = VolumeOptions::default();
         {
-            let cache = cache(&store, 1).await;
+            let cache = cache_at(&store, 1).await;
             let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
             let data = Bytes::from(vec![5; 1 << 20]);
             volume.write(0, data, false).await.unwrap();
             cache.release_volume(&name()).await.unwrap();
         }
-        let cache = cache(&store, 2).await;
+        let cache = cache_at(&store, 2).await;
         let volume = cache.attach_volume(&name(), options, false).await.unwrap();
         let reads: Vec<_> = (0..8).map(|i| volume.read_vec(65536 + i * 4096, 4096)).collect();
         for data in futures_util::future::join_all(reads).await {
@@ -244,13 +236,13 @@ fn a_miss_moves_one_frame_and_joined_misses_move_it_once() {
 fn with_remote_durability_a_flush_is_in_the_store() {
     run(async {
         let store = SimStore::new(1);
-        let first = cache(&store, 1).await;
+        let first = cache_at(&store, 1).await;
         let options = VolumeOptions { durability: Durability::Remote, dirty_quota: 0 };
         let volume = first.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
         volume.write(0, block(1), false).await.unwrap();
         volume.flush().await.unwrap();
         volume.write(4096, block(2), true).await.unwrap();
-        let second = cache(&store.copy(), 2).await;
+        let second = cache_at(&store.copy(), 2).await;
         let copy = second.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
         assert_eq!(copy.read_vec(0, 4096).await.unwrap(), block(1));
         assert_eq!(copy.read_vec(4096, 4096).await.unwrap(), block(2));
@@ -287,7 +279,7 @@ fn those_who_flush_at_once_share_a_cut() {
 fn a_full_quota_slows_writers_to_the_pace_of_uploads() {
     run(async {
         let store = SimStore::new(1);
-        let cache = cache(&store, 1).await;
+        let cache = cache_at(&store, 1).await;
         let options = VolumeOptions { dirty_quota: 8 * BLOCK_BYTES, ..VolumeOptions::default() };
         let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
         for i in 0..100 {
@@ -312,7 +304,7 @@ fn a_full_quota_slows_writers_to_the_pace_of_uploads() {
 fn status_tells_what_is_where() {
     run(async {
         let store = SimStore::new(1);
-        let cache = cache(&store, 1).await;
+        let cache = cache_at(&store, 1).await;
         let options = VolumeOptions::default();
         let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
         let status = volume.block_status(0, CHUNK_BYTES, 100).await.unwrap();
@@ -335,11 +327,27 @@ fn status_tells_what_is_where() {
     });
 }
 
+/// Whether each of the first blocks reads as zeros, and is a hole.
+async fn zeros_and_holes(volume: &Volume, blocks: u64) -> Vec<(bool, bool)> {
+    let mut found = Vec::new();
+    for at in (0..blocks * BLOCK_BYTES).step_by(BLOCK_BYTES as usize) {
+        let status = volume.block_status(at, BLOCK_BYTES, 1).await.unwrap()[0].status;
+        found.push((status.zero, status.hole));
+    }
+    found
+}
+
 #[test]
 fn what_was_trimmed_is_a_hole_in_log_and_slot_and_zeros_that_were_written_are_none() {
     run(async {
-        let store = SimStore::new(1);
-        let cache = cache(&store, 1).await;
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), Arc::new(SimStore::new(1)));
+        let destages_when_asked = || Config {
+            destage_above: 1.0,
+            idle_destage: Duration::from_secs(86_400),
+            ..config(1)
+        };
+        let at = Arc::new(disk.clone());
+        let cache = Cache::create(at, store.clone(), LOG, destages_when_asked()).await.unwrap();
         let options = VolumeOptions::default();
         let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
         for i in 0..4 {
@@ -347,26 +355,25 @@ fn what_was_trimmed_is_a_hole_in_log_and_slot_and_zeros_that_were_written_are_no
         }
         volume.write_zeroes(0, BLOCK_BYTES, false).await.unwrap();
         volume.trim(BLOCK_BYTES, 2 * BLOCK_BYTES, false).await.unwrap();
-        volume.write_zeroes(2 * BLOCK_BYTES, BLOCK_BYTES, false).await.unwrap();
-        // In the log, in the slot, and clean.
-        for step in 0..3 {
-            let mut found = Vec::new();
-            for at in (0..4 * BLOCK_BYTES).step_by(BLOCK_BYTES as usize) {
-                let status = volume.block_status(at, BLOCK_BYTES, 1).await.unwrap()[0].status;
-                found.push((status.zero, status.hole));
-            }
-            let wanted = [(true, false), (true, true), (true, false), (false, false)];
-            assert_eq!(found, wanted, "step {step}");
-            if step == 0 {
-                cache.destage().await.unwrap();
-            } else {
-                volume.upload().await.unwrap();
-            }
-        }
+        volume.write_zeroes(2 * BLOCK_BYTES, BLOCK_BYTES, true).await.unwrap();
+        let wanted = [(true, false), (true, true), (true, false), (false, false)];
+        assert_eq!(zeros_and_holes(&volume, 4).await, wanted, "in the log");
+        cache.inner.checkpoint(false).await.unwrap();
+        drop((cache, volume));
+        disk.restart(Survivors::None);
+        let cache =
+            Cache::open(Arc::new(disk.clone()), store, destages_when_asked()).await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        assert_eq!((cache.status().log.1 > 0, cache.dirty_slots()), (true, 0));
+        assert_eq!(zeros_and_holes(&volume, 4).await, wanted, "in the checkpoint");
+        cache.destage().await.unwrap();
+        assert_eq!(cache.status().counters.destaged_chunks, 1);
+        assert_eq!(zeros_and_holes(&volume, 4).await, wanted, "in the slot");
+        volume.upload().await.unwrap();
+        assert_eq!(zeros_and_holes(&volume, 4).await, wanted, "clean");
         volume.write(BLOCK_BYTES, block(1), false).await.unwrap();
         cache.destage().await.unwrap();
-        let status = volume.block_status(BLOCK_BYTES, BLOCK_BYTES, 1).await.unwrap()[0].status;
-        assert!(!status.zero && !status.hole);
+        assert_eq!(zeros_and_holes(&volume, 2).await, [(true, false), (false, false)]);
     });
 }
 
@@ -403,13 +410,13 @@ fn uploads_and_fetches_keep_to_their_rates() {
 fn an_aligned_write_reads_nothing_from_the_store_and_an_unaligned_one_its_edges() {
     run(async {
         let store = SimStore::new(1);
-        let first = cache(&store, 1).await;
+        let first = cache_at(&store, 1).await;
         let options = VolumeOptions::default();
         let volume = first.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
         volume.write(0, vec![1; CHUNK_BYTES as usize].into(), false).await.unwrap();
         volume.upload().await.unwrap();
         drop(first);
-        let second = cache(&store, 2).await;
+        let second = cache_at(&store, 2).await;
         let volume = second.attach_volume(&name(), options, true).await.unwrap();
         let fetched = || second.status().counters.fetched_bytes;
         let before = fetched();
@@ -434,7 +441,7 @@ fn an_aligned_write_reads_nothing_from_the_store_and_an_unaligned_one_its_edges(
 fn a_frame_in_several_objects_is_fetched_in_the_time_of_one() {
     run(async {
         let store = SimStore::new(1);
-        let first = cache(&store, 1).await;
+        let first = cache_at(&store, 1).await;
         let options = VolumeOptions::default();
         let volume = first.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
         // One frame, whose blocks were uploaded in four cuts.
@@ -444,7 +451,7 @@ fn a_frame_in_several_objects_is_fetched_in_the_time_of_one() {
             volume.upload().await.unwrap();
         }
         drop(first);
-        let second = cache(&store, 2).await;
+        let second = cache_at(&store, 2).await;
         let volume = second.attach_volume(&name(), options, true).await.unwrap();
         let time = Duration::from_millis(10);
         store.set_range_time(time);
@@ -474,7 +481,7 @@ fn objects_end_between_frames() {
         volume.upload().await.unwrap();
         assert!(store.paths().iter().filter(|path| path.contains("/pack/")).count() >= 3);
         drop(first);
-        let second = cache(&store, 2).await;
+        let second = cache_at(&store, 2).await;
         let volume = second.attach_volume(&name(), options, true).await.unwrap();
         volume.read_vec(0, 1).await.unwrap();
         for at in (1 << 16..4 * CHUNK_BYTES).step_by(1 << 16) {
@@ -495,7 +502,7 @@ fn a_scan_does_not_take_what_is_used_out_of_the_cache() {
         let options = VolumeOptions::default();
         let frame = |chunk: u64| vec![1 + chunk as u8; 1 << 16];
         {
-            let first = cache(&store, 1).await;
+            let first = cache_at(&store, 1).await;
             let volume = first.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
             for chunk in 0..CHUNKS {
                 volume.write(chunk * CHUNK_BYTES, frame(chunk).into(), false).await.unwrap();
@@ -546,7 +553,7 @@ fn reads_of_the_store_do_not_wait_for_a_drain() {
         let store = SimStore::new(1);
         let options = VolumeOptions::default();
         {
-            let first = cache(&store, 1).await;
+            let first = cache_at(&store, 1).await;
             let volume = first.create_volume(&name(), 2 * CHUNK_BYTES, options).await.unwrap();
             volume.write(0, vec![1; 1 << 20].into(), false).await.unwrap();
             first.release_volume(&name()).await.unwrap();

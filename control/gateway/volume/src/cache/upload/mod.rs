@@ -446,7 +446,7 @@ impl Inner {
         }
         state.recount_log(volume);
         // There may be a slot now.
-        state.log.is_stuck = false;
+        state.log.moves();
         state.counters.cuts += 1;
         left
     }
