@@ -147,7 +147,8 @@ impl Inner {
         let Some(guard) = self.lock(key).await else {
             return Ok(false);
         };
-        let unreadable = self.state().chunks.get(&key).and_then(|chunk| chunk.unreadable);
+        let unreadable =
+            self.state().chunks.get(&key).and_then(|chunk| chunk.unreadable.as_deref().copied());
         let until = unreadable.map(|unreadable| unreadable.since + self.config.unreadable_for);
         let gives_up = until.is_some_and(|until| Instant::now() >= until);
         self.load_locked(key, &guard).await?;
@@ -234,9 +235,9 @@ impl Inner {
                 "data in the log cannot be read, and are read again until that is over"
             );
         }
-        let since = chunk.unreadable.map_or(now, |unreadable| unreadable.since);
+        let since = chunk.unreadable.as_ref().map_or(now, |unreadable| unreadable.since);
         let again = (now + limit / REREADS).min(since + limit);
-        chunk.unreadable = Some(Unreadable { since, again });
+        chunk.unreadable = Some(Box::new(Unreadable { since, again }));
     }
 
     /// Writes in the background: here, if that is quick.
@@ -314,7 +315,7 @@ fn choose(state: &mut State, everything: bool, written: u64, now: Instant) -> Ve
             let Some(chunk) = state.chunks.get(&key) else {
                 continue;
             };
-            if chunk.unreadable.is_some_and(|unreadable| now < unreadable.again) {
+            if chunk.unreadable.as_ref().is_some_and(|unreadable| now < unreadable.again) {
                 continue;
             }
             if keys.insert(key) {

@@ -21,7 +21,7 @@ impl Inner {
             let Some((slot, key)) = self.state().next_victim() else {
                 continue;
             };
-            let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
+            let Some(io) = self.state().io(key) else {
                 continue;
             };
             // Somebody is reading it: it is not the one to go.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::read::Piece;
-use super::state::Key;
+use super::state::{Chunk, Key};
 use super::{Inner, index};
 use crate::bits::BlockSet;
 use crate::error::{Error, Result};
@@ -310,9 +310,9 @@ impl Inner {
 
     async fn try_fill(&self, key: Key, generation: u32, fetched: &[Fetched]) -> Result<()> {
         let Some(io) = ({
-            let state = self.state();
-            let chunk = state.chunks.get(&key).filter(|chunk| chunk.generation == generation);
-            chunk.map(|chunk| Arc::clone(&chunk.io))
+            let mut state = self.state();
+            let chunk = state.chunks.get_mut(&key).filter(|chunk| chunk.generation == generation);
+            chunk.map(Chunk::io)
         }) else {
             return Ok(());
         };

@@ -97,7 +97,7 @@ impl Inner {
     /// Locks a chunk for writing. `None` if nothing of it is here.
     pub(crate) async fn lock(&self, key: Key) -> Option<OwnedRwLockWriteGuard<()>> {
         loop {
-            let io = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io))?;
+            let io = self.state().io(key)?;
             let guard = Arc::clone(&io).write_owned().await;
             if self.state().is_lock_of(key, Some(&io)) {
                 return Some(guard);
@@ -303,8 +303,8 @@ impl Inner {
                 && slot.header_written
                 && slot
                     .occupant
-                    .and_then(|key| state.chunks.get(&key))
-                    .is_some_and(|chunk| chunk.io.try_write().is_ok())
+                    .and_then(|key| state.chunks.get_mut(&key))
+                    .is_some_and(Chunk::is_idle)
             {
                 slot.header = None;
                 state.headers_in_memory -= 1;

@@ -130,7 +130,7 @@ impl Default for Config {
             longest_pause: Duration::from_millis(20),
             dirty_share: 0.85,
             unreadable_for: Duration::from_secs(60),
-            headers_in_memory: 16_384,
+            headers_in_memory: 8192,
             fetch_timeout: Duration::from_secs(30),
             upload_timeout: Duration::from_secs(120),
             upload_interval: Duration::from_secs(5),

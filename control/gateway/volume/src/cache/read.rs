@@ -103,7 +103,7 @@ impl Inner {
         loop {
             self.check_running()?;
             self.load(key).await?;
-            let io = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io));
+            let io = self.state().io(key);
             let guard = match &io {
                 Some(io) => Some(io.read().await),
                 None => None,
@@ -278,7 +278,7 @@ impl Inner {
         loop {
             self.check_running()?;
             self.load(key).await?;
-            let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
+            let Some(io) = self.state().io(key) else {
                 return Err(self.lost(key, blocks.start));
             };
             let guard = io.read().await;

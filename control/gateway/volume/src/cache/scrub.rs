@@ -222,7 +222,7 @@ impl Inner {
         // A header that left memory again, or a chunk that left the cache and came back: look again.
         let (_guard, runs, in_log, published, slot) = loop {
             self.load(key).await?;
-            let Some(io) = self.state().chunks.get(&key).map(|chunk| Arc::clone(&chunk.io)) else {
+            let Some(io) = self.state().io(key) else {
                 return Ok(());
             };
             let guard = Arc::clone(&io).read_owned().await;

@@ -43,12 +43,13 @@ pub(crate) struct Chunk {
     pub(crate) frozen: RunMap,
     /// Changes whenever the chunk leaves its slot, so that what was fetched before is not put in after.
     pub(crate) generation: u32,
-    /// Held for reading while the slot is read, for writing while slot or header change.
-    pub(crate) io: Arc<RwLock<()>>,
+    /// Held for reading while the slot is read, for writing while slot or header change. There are many chunks, so
+    /// it is made for the first who asks, and may go with the header once nobody has it.
+    io: Option<Arc<RwLock<()>>>,
     /// Number of fetches under way.
     pub(crate) fetching: u32,
     /// Whether some of `log` could not be read when it was to move to the slot.
-    pub(crate) unreadable: Option<Unreadable>,
+    pub(crate) unreadable: Option<Box<Unreadable>>,
 }
 
 /// Data of the log that the medium did not give back.
@@ -61,6 +62,26 @@ pub(crate) struct Unreadable {
 }
 
 impl Chunk {
+    /// Its lock.
+    pub(crate) fn io(&mut self) -> Arc<RwLock<()>> {
+        Arc::clone(self.io.get_or_insert_default())
+    }
+
+    /// Whether nobody holds its lock, nor is about to: then the lock goes.
+    pub(crate) fn is_idle(&mut self) -> bool {
+        if self.io.as_ref().is_some_and(|io| Arc::strong_count(io) > 1) {
+            return false;
+        }
+        self.io = None;
+        true
+    }
+
+    /// Whether somebody has its lock for writing, or for reading.
+    #[cfg(test)]
+    pub(crate) fn is_locked(&self) -> bool {
+        self.io.as_ref().is_some_and(|io| io.try_write().is_err())
+    }
+
     fn new(generation: u32) -> Chunk {
         Chunk {
             slot: None,
@@ -68,7 +89,7 @@ impl Chunk {
             moved: 0,
             frozen: RunMap::default(),
             generation,
-            io: Arc::new(RwLock::new(())),
+            io: None,
             fetching: 0,
             unreadable: None,
         }
@@ -353,11 +374,16 @@ impl State {
         }
     }
 
+    /// A chunk's lock.
+    pub(crate) fn io(&mut self, key: Key) -> Option<Arc<RwLock<()>>> {
+        self.chunks.get_mut(&key).map(Chunk::io)
+    }
+
     /// Whether `io` is the chunk's lock; `None` is that of a chunk of which nothing is here. A chunk that
     /// leaves the cache while somebody waits for its lock has another one when it comes back.
     pub(crate) fn is_lock_of(&self, key: Key, io: Option<&Arc<RwLock<()>>>) -> bool {
         match (self.chunks.get(&key), io) {
-            (Some(chunk), Some(io)) => Arc::ptr_eq(&chunk.io, io),
+            (Some(chunk), Some(io)) => chunk.io.as_ref().is_some_and(|own| Arc::ptr_eq(own, io)),
             (None, _) => true,
             (Some(_), None) => false,
         }

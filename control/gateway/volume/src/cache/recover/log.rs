@@ -65,6 +65,7 @@ impl Recovery<'_> {
 
     fn map(&mut self, runs: Vec<MappedRun>) {
         let mut frames: BTreeMap<u64, Frame> = BTreeMap::new();
+        let mut records = Vec::with_capacity(runs.len());
         for run in runs {
             let content = match &run.data {
                 Some(data) => Content::Data(data.crcs.clone()),
@@ -91,9 +92,17 @@ impl Recovery<'_> {
             frame.first_seq = frame.first_seq.min(run.seq);
             frame.last_seq = frame.last_seq.max(run.seq);
             frame.records.push(Arc::downgrade(&record));
-            self.keep(&record);
+            records.push(record);
         }
         self.state.log.frames = frames.into_values().collect();
+        // They come in the order of their sequences. Chunk by chunk, what is looked up for one is at hand for the next.
+        records.sort_unstable_by_key(|record| {
+            let Record { volume, chunk, first, .. } = record.record;
+            (volume, chunk, first)
+        });
+        for record in &records {
+            self.keep(record);
+        }
     }
 
     /// Maps a record, unless its slot has it.

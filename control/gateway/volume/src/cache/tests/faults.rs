@@ -188,7 +188,7 @@ fn a_reader_that_waited_while_its_chunk_left_and_came_back_takes_the_new_lock() 
         let key = Key { volume: volume.id(), chunk: 0 };
         // Meanwhile free slots are made ready.
         tokio::time::sleep(Duration::from_secs(3)).await;
-        let lock = || Arc::clone(&cache.inner.state().chunks[&key].io);
+        let lock = || cache.inner.state().io(key).unwrap();
         let old = lock().write_owned().await;
         let mut read = Box::pin(volume.read_vec(0, BLOCK_BYTES));
         assert!(poll_immediate(&mut read).await.is_none());

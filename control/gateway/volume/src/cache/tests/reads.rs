@@ -181,7 +181,7 @@ fn what_comes_faster_than_the_disk_takes_it_is_answered_and_not_kept() {
                 let mut state = cache.inner.state();
                 let chunk = state.chunk(Key { volume: volume.id(), chunk });
                 chunk.fetching += 1;
-                Arc::clone(&chunk.io)
+                chunk.io()
             };
             held.push(io.read_owned().await);
         }

@@ -582,7 +582,7 @@ fn a_root_that_arrives_late_is_not_undone_by_the_next_cut() {
                     slot.has_lost = None;
                 }
             }
-            let io = Arc::clone(&cache.inner.state().chunks[&key].io);
+            let io = cache.inner.state().io(key).unwrap();
             let first_chunk = io.write_owned().await;
             let arrival = async {
                 // Until the upload waits for the first chunk.

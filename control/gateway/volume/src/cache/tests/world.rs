@@ -684,7 +684,7 @@ fn outline(inner: &super::super::Inner) -> String {
             chunk.log.iter().count(),
             chunk.frozen.iter().count(),
             chunk.fetching,
-            chunk.io.try_write().is_err()
+            chunk.is_locked()
         );
     }
     text + &format!(" rmw {:?}, maintenance {}", state.rmw, inner.maintenance.try_lock().is_err())
