@@ -26,6 +26,8 @@ use crate::{BLOCK_BYTES, CHUNK_BLOCKS, SlotId};
 const ROUND_BYTES: u64 = 16 << 20;
 /// Chunks of one round.
 const ROUND_CHUNKS: usize = 64;
+/// Chunks of a round that have no slot, after one that found none for any.
+const STUCK_CHUNKS: usize = 8;
 
 /// Times that unreadable data of a chunk are read again before they are given up.
 const REREADS: u32 = 12;
@@ -53,8 +55,6 @@ impl Inner {
         let (jobs, through) = {
             let (written, now) = (self.marks.get().written, Instant::now());
             let mut state = self.state();
-            // Where the oldest find no slot, one of the others may lie in a slot that is free after it.
-            let everything = everything || state.log.stuck_since.is_some();
             let jobs = choose(&mut state, everything, written, now);
             (jobs, state.log.next_seq.saturating_sub(1))
         };
@@ -304,11 +304,14 @@ impl Inner {
 }
 
 /// Chooses the chunks of the oldest records, of those up to sequence `written`, without those that are to be read
-/// again later than `now`.
+/// again later than `now`. Where the last round found no slot, few that have none are chosen: one that lies in a slot
+/// may make that free for others.
 fn choose(state: &mut State, everything: bool, written: u64, now: Instant) -> Vec<Job> {
     let mut keys = BTreeSet::new();
     let mut bytes = 0;
     let limit = if everything { u64::MAX } else { ROUND_BYTES };
+    let most_without = if state.log.stuck_since.is_some() { STUCK_CHUNKS } else { usize::MAX };
+    let mut without_slot = 0;
     'frames: for frame in &state.log.frames {
         for record in frame.records.iter().filter_map(std::sync::Weak::upgrade) {
             let key = Key { volume: record.record.volume, chunk: record.record.chunk };
@@ -317,6 +320,12 @@ fn choose(state: &mut State, everything: bool, written: u64, now: Instant) -> Ve
             };
             if chunk.unreadable.as_ref().is_some_and(|unreadable| now < unreadable.again) {
                 continue;
+            }
+            if chunk.slot.is_none() && !keys.contains(&key) {
+                if without_slot == most_without {
+                    continue;
+                }
+                without_slot += 1;
             }
             if keys.insert(key) {
                 bytes += chunk.log.blocks() * BLOCK_BYTES;

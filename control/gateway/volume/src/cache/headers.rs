@@ -17,6 +17,9 @@ use crate::format::FormatError;
 use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES, SlotHeader};
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
+/// Slots that are looked at for a header to drop, each time that one is read beyond the number to keep.
+const HEADERS_LOOKED_AT: usize = 1024;
+
 /// What the two copies of a slot's header say.
 #[derive(Debug)]
 pub(crate) struct Copies {
@@ -291,8 +294,10 @@ impl Inner {
         let mut state = self.state();
         let state = &mut *state;
         let slots = state.slots.len();
+        // The hand goes on where it was: not all of a large cache is looked at each time.
+        let most = slots.min(HEADERS_LOOKED_AT);
         let mut looked = 0;
-        while state.headers_in_memory > self.config.headers_in_memory && looked < slots {
+        while state.headers_in_memory > self.config.headers_in_memory && looked < most {
             looked += 1;
             let at = state.counters.header_hand as usize % slots.max(1);
             state.counters.header_hand = at as u64 + 1;

@@ -5,7 +5,6 @@
 //! the volume takes nothing more: writers are told of the loss instead of waiting for what does not come. Only what
 //! mends the loss is taken all the same, for which the log keeps some room.
 
-use std::cmp::Reverse;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -138,18 +137,18 @@ impl State {
         self.loss(volume).or_else(|| self.in_the_way())
     }
 
-    /// Why the volume that has most of the room does not give it back. `None`: it may do so by itself.
-    fn in_the_way(&self) -> Option<Error> {
-        let mut dirty: Vec<_> = self.volumes.iter().filter(|(_, v)| v.dirty_bytes() > 0).collect();
-        dirty.sort_by_key(|(_, v)| Reverse(v.dirty_bytes()));
-        // Of these, what nobody serves any more is about to be dropped, unless the store refuses its deletion.
-        if dirty.iter().any(|(_, v)| v.is_leaving()) {
+    /// Why the volume that has most of the room does not give it back. `None`: it does so by itself, or once what was
+    /// begun with it is done again, as a release in doubt.
+    pub(crate) fn in_the_way(&self) -> Option<Error> {
+        let dirty = self.volumes.iter().filter(|(_, v)| v.dirty_bytes() > 0);
+        let (id, largest) = dirty.max_by_key(|(_, v)| v.dirty_bytes())?;
+        if largest.is_leaving() {
             return None;
         }
-        dirty.into_iter().find_map(|(id, v)| {
-            let quarantine = || Error::FullOfQuarantine { volume: v.page.name.clone() };
-            self.loss(*id).or_else(|| v.is_in_quarantine().then(quarantine))
-        })
+        if largest.is_in_quarantine() && self.unknown_slots == 0 {
+            return Some(Error::FullOfQuarantine { volume: largest.page.name.clone() });
+        }
+        self.loss(*id)
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::ownership::{IN_DOUBT, RELEASING};
+use super::super::deletion::DELETING;
+use super::super::ownership::{FORGETTING, IN_DOUBT, RELEASING};
 use super::super::{Cache, Config, Volume, VolumeOptions};
 use super::world::{block, config, disk_len, layout, name, new_cache, run, slot_of};
 use crate::disk::sim::{SimDisk, Survivors};
@@ -353,6 +354,38 @@ fn who_waits_is_told_when_the_volume_that_has_all_slots_turns_out_to_be_somebody
         store.deny_puts(false);
         let told = tokio::time::timeout(IN_TIME, writing).await.expect("the writer still waits");
         assert!(matches!(told, Err(Error::FullOfQuarantine { .. })), "{told:?}");
+    });
+}
+
+#[test]
+fn the_volume_that_has_most_of_the_room_decides_what_its_writers_are_told() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let cache = new_cache(&disk, &store, 1).await;
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        let other = new_other(&cache, 1).await;
+        store.deny_puts(true);
+        for i in 0..4 {
+            volume.write(i * BLOCK_BYTES, block(1), true).await.unwrap();
+        }
+        other.write(0, block(2), true).await.unwrap();
+        cache.inner.superseded(other.id(), 9).await;
+        let told = |refusing, superseded_by| {
+            let mut state = cache.inner.state();
+            let largest = state.volumes.get_mut(&volume.id()).unwrap();
+            (largest.refusing, largest.superseded_by) = (refusing, superseded_by);
+            state.in_the_way()
+        };
+        for refusing in [IN_DOUBT, DELETING, FORGETTING] {
+            let told = told(Some(refusing), None);
+            assert!(told.is_none(), "{refusing}: {told:?}");
+        }
+        match told(Some("in quarantine"), Some(9)) {
+            Some(Error::FullOfQuarantine { volume }) => assert_eq!(volume, name()),
+            told => panic!("{told:?}"),
+        }
+        assert!(told(Some(FORGETTING), Some(9)).is_none());
     });
 }
 
