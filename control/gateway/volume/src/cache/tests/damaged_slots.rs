@@ -10,6 +10,7 @@ use super::faults::{closed, one_chunk};
 use super::uploads::FOREVER;
 use super::world::{
     LOG, block, blocks, config, disk_len, layout, name, new_cache, open, run, slot_of,
+    until_it_dies,
 };
 use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, Survivors};
@@ -231,11 +232,7 @@ pub(super) fn a_header_torn_after_a_planned_stop_takes_nothing() {
                     volume.write(destages * BLOCK_BYTES, block(9), true).await.unwrap();
                     cache.destage().await.unwrap();
                 };
-                tokio::select! {
-                    biased;
-                    () = disk.died() => {}
-                    () = work => {}
-                }
+                until_it_dies(&disk, work).await;
             });
             (disk, store)
         };
@@ -338,11 +335,7 @@ fn a_loss_is_not_forgotten_over_a_write_that_a_power_cut_took() {
                 let _turn = cache.inner.maintenance.lock().await;
                 cache.inner.checkpoint(false).await.unwrap();
             };
-            tokio::select! {
-                biased;
-                () = disk.died() => {}
-                () = work => {}
-            }
+            until_it_dies(&disk, work).await;
         });
         disk
     };

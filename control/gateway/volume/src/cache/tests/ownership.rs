@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::{Cache, Volume, VolumeOptions};
 use super::stores::Gate;
-use super::world::{LOG, block, cache_at, config, disk_len, name, new_cache, run};
+use super::world::{LOG, block, cache_at, config, disk_len, name, new_cache, run, until_it_dies};
 use crate::CHUNK_BYTES;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
@@ -79,11 +79,7 @@ fn at_every_step(
             let cache = open(&disk, &store.seen_from(&disk), 7).await;
             let begun = disk.steps();
             disk.die_at(die_at);
-            tokio::select! {
-                biased;
-                () = disk.died() => {}
-                () = work(&cache) => {}
-            }
+            until_it_dies(&disk, work(&cache)).await;
             begun
         });
         (disk, store, begun)
@@ -574,11 +570,7 @@ fn a_volume_made_or_taken_beside_writes_is_not_ahead_of_what_a_power_cut_leaves(
                     };
                     new.unwrap();
                 };
-                tokio::select! {
-                    biased;
-                    () = disk.died() => {}
-                    () = work => {}
-                }
+                until_it_dies(&disk, work).await;
                 begun
             });
             (disk, store, begun)

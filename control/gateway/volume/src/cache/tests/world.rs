@@ -160,6 +160,15 @@ pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
+/// Works until that is done, or the power is cut.
+pub(super) async fn until_it_dies(disk: &SimDisk, work: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        () = disk.died() => {}
+        () = work => {}
+    }
+}
+
 /// A block of bytes of `tag`.
 pub(super) fn block(tag: u8) -> Bytes {
     Bytes::from(vec![tag; BLOCK])
