@@ -40,7 +40,7 @@ impl Inner {
             let state = self.state();
             let stale = state.slots.iter().enumerate();
             stale
-                .filter(|(_, slot)| slot.stale && slot.occupant.is_some() && slot.header.is_some())
+                .filter(|(_, slot)| slot.is_newer_in_memory())
                 .map(|(i, _)| i as SlotId)
                 .take(if clean { usize::MAX } else { LAZY_HEADERS })
                 .collect()

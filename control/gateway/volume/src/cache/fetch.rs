@@ -305,6 +305,7 @@ impl Inner {
             tracing::debug!(%error, "fetched blocks were not kept");
         }
         drop(Fetching { inner: &self, key, generation });
+        self.ask_for_room_for_headers();
         self.fills.change(|fills| *fills = fills.saturating_sub(1));
     }
 

@@ -92,9 +92,11 @@ impl Inner {
             return Ok(());
         }
         match self.lock(key).await {
-            Some(guard) => self.load_locked(key, &guard).await,
-            None => Ok(()),
+            Some(guard) => self.load_locked(key, &guard).await?,
+            None => return Ok(()),
         }
+        self.ask_for_room_for_headers();
+        Ok(())
     }
 
     /// Locks a chunk for writing. `None` if nothing of it is here.
@@ -129,7 +131,7 @@ impl Inner {
             // Who waits for room in a quota may go on.
             self.space.notify_waiters();
         }
-        self.make_room_for_headers();
+        self.drop_headers(self.config.headers_in_memory, HEADERS_LOOKED_AT);
         Ok(())
     }
 
@@ -289,18 +291,17 @@ impl Inner {
         Ok(true)
     }
 
-    /// Drops headers from memory that are on disk too, beyond the configured number.
-    pub(crate) fn make_room_for_headers(&self) {
+    /// Drops headers from memory that are on disk too, until `most` are left, and looks at up to `looks` slots for them.
+    /// The next call goes on where this one stopped.
+    fn drop_headers(&self, most: usize, looks: usize) {
         let mut state = self.state();
         let state = &mut *state;
-        let slots = state.slots.len();
-        // The hand goes on where it was: not all of a large cache is looked at each time.
-        let most = slots.min(HEADERS_LOOKED_AT);
-        let mut looked = 0;
-        while state.headers_in_memory > self.config.headers_in_memory && looked < most {
-            looked += 1;
-            let at = state.counters.header_hand as usize % slots.max(1);
-            state.counters.header_hand = at as u64 + 1;
+        for _ in 0..looks.min(state.slots.len()) {
+            if state.headers_in_memory <= most {
+                return;
+            }
+            let at = state.header_hand;
+            state.header_hand = if at + 1 >= state.slots.len() { 0 } else { at + 1 };
             if let Some(slot) = state.slots.get_mut(at)
                 && slot.header.is_some()
                 && !slot.stale
@@ -315,6 +316,47 @@ impl Inner {
                 state.headers_in_memory -= 1;
             }
         }
+    }
+
+    /// Wakes who writes headers if more are in memory than configured: those that are newer there than on disk cannot
+    /// go.
+    pub(crate) fn ask_for_room_for_headers(&self) {
+        if self.state().headers_in_memory > self.config.headers_in_memory {
+            self.headers_wake.notify_one();
+        }
+    }
+
+    /// Brings the headers in memory down if there are more than configured: goes round the slots, writes what is newer
+    /// than on disk and drops what is there too. The caller is the only one who writes headers.
+    pub(crate) async fn write_headers_in_excess(&self) -> Result<()> {
+        let limit = self.config.headers_in_memory;
+        if self.state().headers_in_memory <= limit {
+            return Ok(());
+        }
+        // Not to the limit, or the next one that is read would begin another round.
+        let most = limit - limit / 16;
+        let mut left = self.state().slots.len();
+        while left > 0 {
+            let (looks, stale) = {
+                let state = self.state();
+                if state.headers_in_memory <= most {
+                    break;
+                }
+                let at = state.header_hand;
+                let slots = state.slots.get(at..).unwrap_or_default();
+                let looks = slots.len().min(HEADERS_LOOKED_AT).min(left);
+                let slots = slots.iter().zip(at as SlotId..).take(looks);
+                let stale = slots.filter(|(slot, _)| slot.is_newer_in_memory());
+                (looks, stale.map(|(_, slot)| slot).collect::<Vec<_>>())
+            };
+            for slot in stale {
+                self.write_header(slot).await?;
+            }
+            self.drop_headers(most, looks);
+            left = left.saturating_sub(looks.max(1));
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 
     /// The error for a block whose only copy is damaged.

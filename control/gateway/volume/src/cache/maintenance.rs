@@ -1,5 +1,6 @@
-//! The task that destages, evicts and writes checkpoints, and the one that validates in the background.
-//! All slot headers are written by the first, so they are never written twice at once.
+//! The tasks that destage, evict and write checkpoints, that keep the headers in memory few, and that validate in the
+//! background. All slot headers are written by who has the turn of the maintenance, so they are never written twice at
+//! once.
 
 use std::sync::Arc;
 
@@ -23,6 +24,23 @@ impl Inner {
             let result = {
                 let _turn = self.maintenance.lock().await;
                 self.maintain(idle).await
+            };
+            if let Err(error) = result {
+                return self.fail(&error);
+            }
+        }
+    }
+
+    /// The task that writes headers where more are in memory than there should be.
+    pub(crate) async fn run_headers(self: Arc<Inner>) {
+        loop {
+            self.headers_wake.notified().await;
+            if self.marks.get().failed {
+                return;
+            }
+            let result = {
+                let _turn = self.maintenance.lock().await;
+                self.write_headers_in_excess().await
             };
             if let Err(error) = result {
                 return self.fail(&error);
@@ -62,7 +80,7 @@ impl Inner {
             if destaged > 0 || scan > 0.5 || frees {
                 self.checkpoint(false).await?;
             }
-            self.make_room_for_headers();
+            self.ask_for_room_for_headers();
             if destaged == 0 {
                 let (free, unchecked) = {
                     let state = self.state();

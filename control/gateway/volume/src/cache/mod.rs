@@ -89,7 +89,8 @@ pub struct Config {
     /// How long data of the log that the disk does not give back are read again before they are given up as lost. A
     /// device that was reset, or is reached by another way now, has them again.
     pub unreadable_for: Duration,
-    /// Slot headers kept in memory; one takes 5 KiB.
+    /// Slot headers kept in memory; one takes 5 KiB. Those of chunks in use come on top, and those that are newer than
+    /// on disk until they are written, which begins at once.
     pub headers_in_memory: usize,
     /// How long a read of something that is not cached may wait for the store, in sum over all that it needs
     /// there. What `fetch_rate` holds back does not count.
@@ -198,8 +199,6 @@ pub struct Counters {
     pub cuts: u64,
     /// Operations of the store that failed and were tried again or given up.
     pub store_failures: u64,
-    /// Where the search for headers to drop from memory goes on.
-    pub(crate) header_hand: u64,
 }
 
 /// How a cache is.
@@ -261,6 +260,7 @@ pub(crate) struct Inner {
     append_wake: Notify,
     sync_wake: Notify,
     maintenance_wake: Notify,
+    headers_wake: Notify,
     upload_wake: Notify,
     space: Notify,
     rmw_done: Notify,
@@ -324,6 +324,7 @@ impl Cache {
             tokio::spawn(Arc::clone(&inner).run_syncer()),
             tokio::spawn(Arc::clone(&inner).run_ticker()),
             tokio::spawn(Arc::clone(&inner).run_maintenance()),
+            tokio::spawn(Arc::clone(&inner).run_headers()),
             tokio::spawn(Arc::clone(&inner).run_probe()),
             tokio::spawn(Arc::clone(&inner).run_uploads()),
             tokio::spawn(Arc::clone(&inner).run_validation()),

@@ -134,6 +134,7 @@ impl Inner {
                 }
             }
             drop(guard);
+            drop(io);
             if !bad.is_empty() {
                 // Clean blocks that are damaged here are whole in the store.
                 self.forget_clean(key, &bad);

@@ -159,6 +159,11 @@ impl Slot {
             self.unlisted = true;
         }
     }
+
+    /// Whether the header in memory is to be written.
+    pub(crate) fn is_newer_in_memory(&self) -> bool {
+        self.stale && self.occupant.is_some() && self.header.is_some()
+    }
 }
 
 /// A frame of the log.
@@ -325,6 +330,8 @@ pub(crate) struct State {
     pub(crate) cleaned: BTreeMap<Key, BlockSet>,
     pub(crate) hand: SlotId,
     pub(crate) headers_in_memory: usize,
+    /// The slot where the search for headers to drop from memory goes on.
+    pub(crate) header_hand: usize,
     pub(crate) next_generation: u32,
     pub(crate) log: Log,
     pub(crate) syncs_wanted: u64,

@@ -187,6 +187,7 @@ impl Cache {
             append_wake: Notify::new(),
             sync_wake: Notify::new(),
             maintenance_wake: Notify::new(),
+            headers_wake: Notify::new(),
             upload_wake: Notify::new(),
             space: Notify::new(),
             rmw_done: Notify::new(),

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::remote::sim::SimStore;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
-/// Seeds of the shorter runs, with a planted fault as without one.
+/// Seeds of the shorter runs.
 pub(super) const SEEDS: u64 = 200;
 
 /// A whole run: sessions of random operations with crashes between them, and a check of everything after

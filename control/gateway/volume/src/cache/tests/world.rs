@@ -252,6 +252,10 @@ impl World {
         // One request in five fails, and so, among millions, now and then all that fit into half a minute.
         config.fetch_timeout = Duration::from_secs(3600);
         if self.rng.one_in(2) {
+            // Enough for all: they are written by checkpoints only.
+            config.headers_in_memory = 64;
+        }
+        if self.rng.one_in(2) {
             config.validation_pause = Duration::from_millis(self.rng.below(500));
         }
         if !self.created {

@@ -420,6 +420,7 @@ impl Inner {
         for key in left {
             self.load(key).await?;
         }
+        self.ask_for_room_for_headers();
         Ok(())
     }
 
