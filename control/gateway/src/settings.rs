@@ -197,7 +197,7 @@ pub enum SettingsError {
         /// What is wrong.
         source: Box<toml::de::Error>,
     },
-    /// A time in which nothing can be done. Give some seconds, or leave the option out.
+    /// A time in which nothing can be done, or no time between two uploads. Give some seconds, or leave the option out.
     #[error("--{0} 0: legal is 1 to 4294967295 seconds")]
     NoTime(&'static str),
     /// What is to be logged is neither a level nor a filter.
@@ -242,7 +242,7 @@ impl Settings {
         let store = options.store.or(file.store).ok_or(SettingsError::Missing("store"))?;
         let either = |ours: Vec<_>, theirs| if ours.is_empty() { theirs } else { ours };
         let bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
-        let timeout = |option, seconds: Option<u32>, default| match seconds.unwrap_or(default) {
+        let time = |option, seconds: Option<u32>, default| match seconds.unwrap_or(default) {
             0 => Err(SettingsError::NoTime(option)),
             seconds => Ok(Duration::from_secs(seconds.into())),
         };
@@ -257,19 +257,17 @@ impl Settings {
             take_over: options.take_over || file.take_over,
             upload_rate: bytes(options.upload_rate.or(file.upload_rate), 0),
             fetch_rate: bytes(options.fetch_rate.or(file.fetch_rate), 0),
-            upload_interval: Duration::from_secs(
-                options.upload_interval.or(file.upload_interval).map_or(5, u64::from).max(1),
-            ),
-            upload_timeout: timeout(
+            upload_interval: time(
+                "upload-interval",
+                options.upload_interval.or(file.upload_interval),
+                5,
+            )?,
+            upload_timeout: time(
                 "upload-timeout",
                 options.upload_timeout.or(file.upload_timeout),
                 120,
             )?,
-            fetch_timeout: timeout(
-                "fetch-timeout",
-                options.fetch_timeout.or(file.fetch_timeout),
-                30,
-            )?,
+            fetch_timeout: time("fetch-timeout", options.fetch_timeout.or(file.fetch_timeout), 30)?,
             log_format: options.log_format.or(file.log_format).unwrap_or_default(),
             make: options.make || file.make,
             eager: options.eager || file.eager,
@@ -417,20 +415,22 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_of_nothing_is_refused_wherever_it_is_said() {
-        for option in ["fetch-timeout", "upload-timeout"] {
+    fn a_time_of_nothing_is_refused_wherever_it_is_said() {
+        for option in ["fetch-timeout", "upload-timeout", "upload-interval"] {
             let text = format!("cache = '/c'\nstore = '/s'\n{option} = 0");
             let file = parse(&text, Path::new("f")).unwrap();
             let refused = Settings::join(Options::default(), file).unwrap_err().to_string();
             assert!(refused.contains(option) && refused.contains("legal is 1 to"), "{refused}");
         }
-        let options = Options {
-            cache: Some("c".into()),
-            store: Some("s".parse().unwrap()),
-            fetch_timeout: Some(0),
-            ..Options::default()
-        };
-        assert!(Settings::join(options, Options::default()).is_err());
+        let zeros = [
+            Options { fetch_timeout: Some(0), ..Options::default() },
+            Options { upload_interval: Some(0), ..Options::default() },
+        ];
+        for zero in zeros {
+            let options =
+                Options { cache: Some("c".into()), store: Some("s".parse().unwrap()), ..zero };
+            assert!(Settings::join(options, Options::default()).is_err());
+        }
     }
 
     #[test]

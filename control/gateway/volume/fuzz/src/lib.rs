@@ -5,7 +5,6 @@
 //! the fields. What parses must be written and read back as the same.
 
 use culvert_volume::format::checkpoint;
-use culvert_volume::format::crc32c;
 use culvert_volume::format::directory::DirectoryPage;
 use culvert_volume::format::index::{Leaf, Node};
 use culvert_volume::format::log_frame::FrameHeader;
@@ -14,6 +13,7 @@ use culvert_volume::format::root::Root;
 use culvert_volume::format::slot_header::SlotHeader;
 use culvert_volume::format::superblock::Superblock;
 use culvert_volume::format::volume_page::VolumePage;
+use culvert_volume::format::{CACHE_VERSION, REMOTE_VERSION, crc32c};
 
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
@@ -24,12 +24,12 @@ pub const ALL: &[Target] = &[("volume_formats", volume_formats)];
 const BLOCK: usize = 4096;
 
 /// The input as a structure of `len` bytes with a right beginning. `summed`: bytes that the checksum covers.
-fn sealed(data: &[u8], magic: &[u8; 8], len: usize, summed: usize) -> Vec<u8> {
+fn sealed(data: &[u8], magic: &[u8; 8], version: u32, len: usize, summed: usize) -> Vec<u8> {
     let mut bytes = data.to_vec();
     bytes.resize(len, 0);
     bytes[..8].copy_from_slice(magic);
     bytes[8..12].fill(0);
-    bytes[12..16].copy_from_slice(&1_u32.to_le_bytes());
+    bytes[12..16].copy_from_slice(&version.to_le_bytes());
     let crc = crc32c(&bytes[..summed.min(len)]);
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
     bytes
@@ -49,8 +49,8 @@ pub fn volume_formats(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else {
         return;
     };
-    let block = |magic| sealed(data, magic, BLOCK, BLOCK);
-    let any = |magic| sealed(data, magic, data.len().max(16), usize::MAX);
+    let block = |magic| sealed(data, magic, CACHE_VERSION, BLOCK, BLOCK);
+    let any = |magic| sealed(data, magic, REMOTE_VERSION, data.len().max(16), usize::MAX);
     match kind % 10 {
         0 => {
             let parse = |bytes: &[u8]| Superblock::parse(bytes, u64::MAX);
@@ -63,7 +63,7 @@ pub fn volume_formats(data: &[u8]) {
         }
         3 => {
             let parse = |bytes: &[u8]| SlotHeader::parse(bytes, 0, 0);
-            again!(parse(&sealed(data, b"CVLTSLOT", 2 * BLOCK, 2 * BLOCK)), parse);
+            again!(parse(&sealed(data, b"CVLTSLOT", CACHE_VERSION, 2 * BLOCK, 2 * BLOCK)), parse);
         }
         4 => again!(FrameHeader::parse(&block(b"CVLTLOGF")), FrameHeader::parse),
         5 => {
@@ -74,7 +74,7 @@ pub fn volume_formats(data: &[u8]) {
         6 => {
             let blocks = data.len().div_ceil(BLOCK).max(1);
             for table in 1..blocks.min(8) {
-                let pack = sealed(data, b"CVLTPACK", blocks * BLOCK, table * BLOCK);
+                let pack = sealed(data, b"CVLTPACK", REMOTE_VERSION, blocks * BLOCK, table * BLOCK);
                 if let Ok(header) = PackHeader::parse(&pack) {
                     let mut again = header.emit();
                     assert_eq!(again.len() + header.entries.len() * BLOCK, pack.len());

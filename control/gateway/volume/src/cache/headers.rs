@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::OwnedRwLockWriteGuard;
 
-use super::state::{Chunk, Key, Slot};
+use super::state::{Chunk, Key, Slot, State};
 use super::{Inner, Plant, planted};
 use crate::SlotId;
 use crate::bits::BlockSet;
@@ -131,7 +131,7 @@ impl Inner {
             // Who waits for room in a quota may go on.
             self.space.notify_waiters();
         }
-        self.drop_headers(self.config.headers_in_memory, HEADERS_LOOKED_AT);
+        self.make_room_for_headers();
         Ok(())
     }
 
@@ -291,70 +291,73 @@ impl Inner {
         Ok(true)
     }
 
-    /// Drops headers from memory that are on disk too, until `most` are left, and looks at up to `looks` slots for them.
-    /// The next call goes on where this one stopped.
-    fn drop_headers(&self, most: usize, looks: usize) {
+    /// Drops headers from memory that are on disk too, beyond the configured number. Looks at some slots; the next call
+    /// goes on behind them.
+    fn make_room_for_headers(&self) {
         let mut state = self.state();
-        let state = &mut *state;
-        for _ in 0..looks.min(state.slots.len()) {
-            if state.headers_in_memory <= most {
-                return;
-            }
-            let at = state.header_hand;
-            state.header_hand = if at + 1 >= state.slots.len() { 0 } else { at + 1 };
-            if let Some(slot) = state.slots.get_mut(at)
-                && slot.header.is_some()
-                && !slot.stale
-                && !slot.being_written
-                && slot.header_written
-                && slot
-                    .occupant
-                    .and_then(|key| state.chunks.get_mut(&key))
-                    .is_some_and(Chunk::is_idle)
-            {
-                slot.header = None;
-                state.headers_in_memory -= 1;
-            }
-        }
+        let slots = state.slots.len();
+        let first = state.header_hand;
+        let last = slots.min(first + HEADERS_LOOKED_AT);
+        let end = state.drop_headers(self.config.headers_in_memory, first..last);
+        state.header_hand = if end < slots { end } else { 0 };
     }
 
     /// Wakes who writes headers if more are in memory than configured: those that are newer there than on disk cannot
     /// go.
     pub(crate) fn ask_for_room_for_headers(&self) {
-        if self.state().headers_in_memory > self.config.headers_in_memory {
+        if self.has_headers_in_excess() {
             self.headers_wake.notify_one();
         }
+    }
+
+    fn has_headers_in_excess(&self) -> bool {
+        self.state().headers_in_memory > self.config.headers_in_memory
+    }
+
+    /// Waits until headers in excess are written and dropped, for who could go on to load more of them faster than
+    /// that.
+    pub(crate) async fn wait_for_room_for_headers(&self) -> Result<()> {
+        if self.has_headers_in_excess() {
+            let _turn = self.maintenance.lock().await;
+            self.write_headers_in_excess().await?;
+        }
+        Ok(())
     }
 
     /// Brings the headers in memory down if there are more than configured: goes round the slots, writes what is newer
     /// than on disk and drops what is there too. The caller is the only one who writes headers.
     pub(crate) async fn write_headers_in_excess(&self) -> Result<()> {
-        let limit = self.config.headers_in_memory;
-        if self.state().headers_in_memory <= limit {
+        if !self.has_headers_in_excess() {
             return Ok(());
         }
+        let limit = self.config.headers_in_memory;
         // Not to the limit, or the next one that is read would begin another round.
         let most = limit - limit / 16;
-        let mut left = self.state().slots.len();
-        while left > 0 {
-            let (looks, stale) = {
+        let (slots, hand) = {
+            let state = self.state();
+            (state.slots.len(), state.header_hand)
+        };
+        let parts = (hand..slots).step_by(HEADERS_LOOKED_AT).map(|first| (first, slots));
+        let parts = parts.chain((0..hand).step_by(HEADERS_LOOKED_AT).map(|first| (first, hand)));
+        for (first, end) in parts {
+            self.check_running()?;
+            let part = first..end.min(first + HEADERS_LOOKED_AT);
+            let stale: Vec<SlotId> = {
                 let state = self.state();
                 if state.headers_in_memory <= most {
                     break;
                 }
-                let at = state.header_hand;
-                let slots = state.slots.get(at..).unwrap_or_default();
-                let looks = slots.len().min(HEADERS_LOOKED_AT).min(left);
-                let slots = slots.iter().zip(at as SlotId..).take(looks);
+                let slots = state.slots.get(part.clone()).unwrap_or_default();
+                let slots = slots.iter().zip(part.start as SlotId..);
                 let stale = slots.filter(|(slot, _)| slot.is_newer_in_memory());
-                (looks, stale.map(|(_, slot)| slot).collect::<Vec<_>>())
+                stale.map(|(_, slot)| slot).collect()
             };
             for slot in stale {
                 self.write_header(slot).await?;
             }
-            self.drop_headers(most, looks);
-            left = left.saturating_sub(looks.max(1));
-            tokio::task::yield_now().await;
+            let mut state = self.state();
+            state.drop_headers(most, part.clone());
+            state.header_hand = if part.end < slots { part.end } else { 0 };
         }
         Ok(())
     }
@@ -376,6 +379,32 @@ impl Inner {
             }
             None => self.stopped(),
         }
+    }
+}
+
+impl State {
+    /// Drops headers of some slots from memory that are on disk too, until `most` are left in all. Returns where it
+    /// stopped.
+    fn drop_headers(&mut self, most: usize, slots: Range<usize>) -> usize {
+        for at in slots.clone() {
+            if self.headers_in_memory <= most {
+                return at;
+            }
+            if let Some(slot) = self.slots.get_mut(at)
+                && slot.header.is_some()
+                && !slot.stale
+                && !slot.being_written
+                && slot.header_written
+                && slot
+                    .occupant
+                    .and_then(|key| self.chunks.get_mut(&key))
+                    .is_some_and(Chunk::is_idle)
+            {
+                slot.header = None;
+                self.headers_in_memory -= 1;
+            }
+        }
+        slots.end
     }
 }
 

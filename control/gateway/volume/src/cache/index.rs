@@ -2,7 +2,6 @@
 //! never change, so they are kept by their name.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -21,9 +20,6 @@ use crate::format::root::Root;
 use crate::remote::StoreError;
 use crate::volume_name::VolumeName;
 
-/// Pages of each kind kept in memory.
-const MAX_PAGES: usize = 4096;
-
 fn find(refs: &[(u32, PageRef)], number: u32) -> Option<PageRef> {
     let at = refs.binary_search_by_key(&number, |(n, _)| *n).ok()?;
     refs.get(at).map(|(_, page)| *page)
@@ -35,14 +31,14 @@ pub(crate) fn chunk_is_hole(state: &State, root: &Root, chunk: u32) -> bool {
     let Some(node) = find(&root.nodes, leaf / NODE_LEAVES) else {
         return true;
     };
-    let Some(node) = state.nodes.get(&node.id) else {
+    let Some(node) = state.nodes.peek(&node.id) else {
         return false;
     };
     let Some(page) = find(&node.leaves, leaf) else {
         return true;
     };
     let first = (chunk % LEAF_CHUNKS) as u16 * CHUNK_BLOCKS;
-    let leaf = state.leaves.get(&page.id);
+    let leaf = state.leaves.peek(&page.id);
     leaf.is_some_and(|leaf| leaf.lookup(first..first + CHUNK_BLOCKS).is_empty())
 }
 
@@ -83,13 +79,14 @@ impl Inner {
         let Some(page) = find(&node.leaves, number) else {
             return Ok(None);
         };
-        if let Some(leaf) = self.state().leaves.get(&page.id) {
-            return Ok(Some(Arc::clone(leaf)));
+        let kept = self.state().leaves.get(&page.id);
+        if kept.is_some() {
+            return Ok(kept);
         }
         let (path, bytes) = self.page(deadline, name, &page).await?;
         let leaf = Leaf::parse(&bytes, root.uuid, number).map_err(|e| damaged(name, &path, &e))?;
         let leaf = Arc::new(leaf);
-        self.keep_leaf(page, &leaf);
+        self.state().leaves.insert(page.id, &leaf);
         Ok(Some(leaf))
     }
 
@@ -104,30 +101,15 @@ impl Inner {
         let Some(page) = find(&root.nodes, number) else {
             return Ok(None);
         };
-        if let Some(node) = self.state().nodes.get(&page.id) {
-            return Ok(Some(Arc::clone(node)));
+        let kept = self.state().nodes.get(&page.id);
+        if kept.is_some() {
+            return Ok(kept);
         }
         let (path, bytes) = self.page(deadline, name, &page).await?;
         let node = Node::parse(&bytes, root.uuid, number).map_err(|e| damaged(name, &path, &e))?;
         let node = Arc::new(node);
-        self.keep_node(page, &node);
+        self.state().nodes.insert(page.id, &node);
         Ok(Some(node))
-    }
-
-    pub(crate) fn keep_leaf(&self, page: PageRef, leaf: &Arc<Leaf>) {
-        let mut state = self.state();
-        if state.leaves.len() >= MAX_PAGES {
-            state.leaves.clear();
-        }
-        state.leaves.insert(page.id, Arc::clone(leaf));
-    }
-
-    pub(crate) fn keep_node(&self, page: PageRef, node: &Arc<Node>) {
-        let mut state = self.state();
-        if state.nodes.len() >= MAX_PAGES {
-            state.nodes.clear();
-        }
-        state.nodes.insert(page.id, Arc::clone(node));
     }
 
     async fn page(
@@ -162,34 +144,31 @@ impl Inner {
         root: &Root,
         changes: &Changes,
     ) -> Result<Vec<(u32, PageRef)>> {
-        let mut leaves: BTreeMap<u32, Leaf> = BTreeMap::new();
-        for (&chunk, ranges) in changes {
-            let number = chunk / LEAF_CHUNKS;
-            if let Entry::Vacant(vacant) = leaves.entry(number) {
-                let leaf = self.leaf(self.deadline(), name, root, number).await?;
-                let empty = || Leaf { uuid: root.uuid, number, extents: Vec::new() };
-                vacant.insert(leaf.map_or_else(empty, |leaf| Leaf::clone(&leaf)));
-            }
-            let base = (chunk % LEAF_CHUNKS) as u16 * CHUNK_BLOCKS;
-            for (range, extent) in ranges {
-                let extent = extent.clone().map(|mut extent| {
-                    extent.first += base;
-                    extent
-                });
-                if let Some(leaf) = leaves.get_mut(&number) {
+        let mut changed: BTreeMap<u32, Vec<(u32, Option<PageRef>)>> = BTreeMap::new();
+        let mut changes = changes.iter().peekable();
+        // One leaf after the other: all of those that change may be more than fit into memory.
+        while let Some((chunk, _)) = changes.peek() {
+            let number = *chunk / LEAF_CHUNKS;
+            let leaf = self.leaf(self.deadline(), name, root, number).await?;
+            let empty = || Leaf { uuid: root.uuid, number, extents: Vec::new() };
+            let mut leaf = leaf.map_or_else(empty, |leaf| Leaf::clone(&leaf));
+            while let Some((chunk, parts)) = changes.next_if(|(c, _)| **c / LEAF_CHUNKS == number) {
+                let base = (chunk % LEAF_CHUNKS) as u16 * CHUNK_BLOCKS;
+                for (range, extent) in parts {
+                    let extent = extent.clone().map(|mut extent| {
+                        extent.first += base;
+                        extent
+                    });
                     leaf.replace(base + range.start, base + range.end, extent);
                 }
             }
-        }
-        let mut changed: BTreeMap<u32, Vec<(u32, Option<PageRef>)>> = BTreeMap::new();
-        for (number, leaf) in leaves {
             let page = if leaf.extents.is_empty() {
                 None
             } else {
                 let bytes = leaf.emit();
                 let is_legal = Leaf::parse(&bytes, root.uuid, number).map(drop);
                 let page = self.put_page(name, root.epoch, bytes, is_legal).await?;
-                self.keep_leaf(page, &Arc::new(leaf));
+                self.state().leaves.insert(page.id, &Arc::new(leaf));
                 Some(page)
             };
             changed.entry(number / NODE_LEAVES).or_default().push((number, page));
@@ -213,7 +192,7 @@ impl Inner {
             let bytes = node.emit();
             let is_legal = Node::parse(&bytes, root.uuid, number).map(drop);
             let page = self.put_page(name, root.epoch, bytes, is_legal).await?;
-            self.keep_node(page, &Arc::new(node));
+            self.state().nodes.insert(page.id, &Arc::new(node));
             nodes.insert(number, page);
         }
         Ok(nodes.into_iter().collect())

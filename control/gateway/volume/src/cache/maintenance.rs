@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::MutexGuard;
+
 use super::Inner;
 use super::state::Key;
 use crate::error::Result;
@@ -18,14 +20,11 @@ impl Inner {
             let idle =
                 tokio::time::timeout(self.config.idle_destage, self.maintenance_wake.notified());
             let idle = idle.await.is_err();
+            let _turn = self.maintenance.lock().await;
             if self.marks.get().failed {
                 return;
             }
-            let result = {
-                let _turn = self.maintenance.lock().await;
-                self.maintain(idle).await
-            };
-            if let Err(error) = result {
+            if let Err(error) = self.maintain(idle).await {
                 return self.fail(&error);
             }
         }
@@ -35,14 +34,11 @@ impl Inner {
     pub(crate) async fn run_headers(self: Arc<Inner>) {
         loop {
             self.headers_wake.notified().await;
+            let _turn = self.maintenance.lock().await;
             if self.marks.get().failed {
                 return;
             }
-            let result = {
-                let _turn = self.maintenance.lock().await;
-                self.write_headers_in_excess().await
-            };
-            if let Err(error) = result {
+            if let Err(error) = self.write_headers_in_excess().await {
                 return self.fail(&error);
             }
         }
@@ -80,7 +76,7 @@ impl Inner {
             if destaged > 0 || scan > 0.5 || frees {
                 self.checkpoint(false).await?;
             }
-            self.ask_for_room_for_headers();
+            self.write_headers_in_excess().await?;
             if destaged == 0 {
                 let (free, unchecked) = {
                     let state = self.state();
@@ -95,14 +91,14 @@ impl Inner {
         }
     }
 
-    /// Destages everything, for a planned stop.
-    pub(crate) async fn settle_all(&self) -> Result<()> {
-        let _turn = self.maintenance.lock().await;
+    /// Destages everything, for a planned stop. While the answer is held nobody writes headers or checkpoints.
+    pub(crate) async fn settle_all(&self) -> Result<MutexGuard<'_, ()>> {
+        let turn = self.maintenance.lock().await;
         while self.destage(true).await? > 0 {
             self.checkpoint(false).await?;
         }
         self.checkpoint(true).await?;
-        Ok(())
+        Ok(turn)
     }
 
     /// One round of destaging and a checkpoint, whatever the fill.

@@ -30,6 +30,7 @@ mod log;
 mod maintenance;
 mod ownership;
 mod pace;
+mod pages;
 mod read;
 mod recover;
 mod roots;
@@ -89,8 +90,8 @@ pub struct Config {
     /// How long data of the log that the disk does not give back are read again before they are given up as lost. A
     /// device that was reset, or is reached by another way now, has them again.
     pub unreadable_for: Duration,
-    /// Slot headers kept in memory; one takes 5 KiB. Those of chunks in use come on top, and those that are newer than
-    /// on disk until they are written, which begins at once.
+    /// Slot headers kept in memory; one takes 5 KiB. Those of chunks in use and of a round of destaging come on top, and
+    /// those that are newer than on disk until they are written.
     pub headers_in_memory: usize,
     /// How long a read of something that is not cached may wait for the store, in sum over all that it needs
     /// there. What `fetch_rate` holds back does not count.
@@ -379,12 +380,18 @@ impl Cache {
     /// what is not uploaded, stays in the log, where the next start finds it. Unless so many small pieces are left
     /// there that no checkpoint names them, nothing is to be validated then. Requests that come later fail.
     pub async fn close(self) -> Result<()> {
+        self.close_shared().await
+    }
+
+    /// The same, for who shares the cache: how much is left to move, [`status`](Self::status) tells meanwhile. Nothing
+    /// can be done with it afterwards.
+    pub async fn close_shared(&self) -> Result<()> {
         self.begin_stop();
         for entry in self.inner.state().volumes.values_mut() {
             entry.refusing.get_or_insert("the cache is closed");
         }
         self.inner.fills.wait(|fills| *fills == 0).await;
-        self.inner.settle_all().await?;
+        let _turn = self.inner.settle_all().await?;
         self.inner.marks.change(|marks| marks.failed = true);
         Ok(())
     }

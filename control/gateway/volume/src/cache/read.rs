@@ -134,12 +134,12 @@ impl Inner {
                 }
             }
             drop(guard);
-            drop(io);
             if !bad.is_empty() {
                 // Clean blocks that are damaged here are whole in the store.
                 self.forget_clean(key, &bad);
                 continue;
             }
+            drop(io);
             {
                 let misses = u64::from(missing.len());
                 let counters = &mut self.state().counters;

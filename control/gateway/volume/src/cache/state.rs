@@ -1,6 +1,6 @@
 //! What the cache knows in memory. One lock guards it; nobody holds that lock across I/O.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::deletion::DELETING;
 use super::held_up::HeldUp;
 use super::ownership::FORGETTING;
+use super::pages::Pages;
 use super::runmap::{LogRecord, RunMap};
 use super::upload::Kept;
 use crate::SlotId;
@@ -17,7 +18,6 @@ use crate::bits::BlockSet;
 use crate::error::Result;
 use crate::format::directory::Entry;
 use crate::format::index::{Leaf, Node};
-use crate::format::pack::ObjectId;
 use crate::format::root::Root;
 use crate::format::slot_header::SlotHeader;
 use crate::format::volume_page::{VolumePage, VolumeState};
@@ -340,8 +340,8 @@ pub(crate) struct State {
     pub(crate) rmw: Vec<Rmw>,
     pub(crate) next_rmw: u64,
     pub(crate) fetches: BTreeMap<(Key, u16, u32), Fetch>,
-    pub(crate) leaves: HashMap<ObjectId, Arc<Leaf>>,
-    pub(crate) nodes: HashMap<ObjectId, Arc<Node>>,
+    pub(crate) leaves: Pages<Leaf>,
+    pub(crate) nodes: Pages<Node>,
     pub(crate) unknown_slots: u32,
     pub(crate) unvalidated: u32,
     /// Whether the cache is about to be closed: nobody is to wait for room any more.

@@ -21,7 +21,8 @@ use crate::BLOCK_BYTES;
 /// One 4 KiB block.
 pub const BLOCK: usize = BLOCK_BYTES as usize;
 
-/// Version of the cache's format. 1 had no doubt: neither unknown slots nor doubtful headers.
+/// Version of the cache's format. 1 had no doubt, neither unknown slots nor doubtful headers; no sequence of attempts
+/// in a volume's page; and no holes, neither in slots nor in a checkpoint.
 pub const CACHE_VERSION: u32 = 2;
 
 /// Version of the remote format.

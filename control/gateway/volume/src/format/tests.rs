@@ -284,7 +284,8 @@ proptest! {
                 put(&mut bytes, at, &(value >> (value % 64)).to_le_bytes());
             }
         }
-        seal(&mut bytes, MAGICS[kind], 1);
+        let version = if kind < 5 { CACHE_VERSION } else { REMOTE_VERSION };
+        seal(&mut bytes, MAGICS[kind], version);
         let _ = Superblock::parse(&bytes, u64::MAX);
         let _ = VolumePage::parse(&bytes);
         let _ = DirectoryPage::parse(&bytes, 0, 0);

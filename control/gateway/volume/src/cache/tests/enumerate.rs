@@ -61,6 +61,8 @@ async fn perform(
 fn base(is_stopped: bool) -> World {
     let mut world = World::new(3);
     world.store.fail_one_in(0);
+    // Chunks are validated at their first access, and their headers read again later.
+    (world.lazy, world.drops_headers) = (true, Some(true));
     run(async {
         let (cache, volume) = world.open().await.unwrap();
         for chunk in 0..CHUNKS {

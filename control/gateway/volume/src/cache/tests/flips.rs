@@ -217,7 +217,8 @@ fn flipped_superblocks_and_volume_pages_are_survived_in_one_copy_and_named_in_bo
     let mut sum = Sum::default();
     // Nineteen fields, and what follows them.
     let superblock: Vec<u64> = (0..19).map(|field| 16 + 8 * field).chain([1000, 4095]).collect();
-    let page = [16, 24, 32, 40, 56, 64, 72, 80, 88, 96, 104, 105, 106, 107, 128, 192, 500, 4095];
+    let page =
+        [16, 24, 32, 40, 56, 64, 72, 80, 88, 96, 104, 105, 106, 107, 112, 128, 192, 500, 4095];
     for (what, copies, own) in [
         ("superblock", base.superblocks, &superblock[..]),
         ("volume page", base.volume_pages, &page[..]),
@@ -263,8 +264,8 @@ fn flipped_directory_pages_and_slot_headers_are_survived_or_what_is_lost_is_name
     }
     // Numbers, bitmaps, checksums of blocks in the first half and in the second, and what follows.
     let header = [
-        16, 24, 32, 36, 40, 48, 56, 100, 128, 255, 256, 383, 384, 511, 512, 639, 1024, 1028, 4095,
-        4096, 5119, 5120, 8191,
+        16, 24, 32, 36, 40, 48, 56, 100, 128, 255, 256, 383, 384, 511, 512, 639, 640, 767, 1024,
+        1028, 4095, 4096, 5119, 5120, 8191,
     ];
     for (chunk, [newest, older]) in base.headers.into_iter().enumerate() {
         for field in fields(&header) {

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use super::super::{Cache, Config, VolumeOptions};
 use super::world::{LOG, config, disk_len, name, run};
 use crate::disk::sim::{SimDisk, Survivors};
+use crate::remote::Store;
 use crate::remote::sim::SimStore;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
@@ -130,5 +131,66 @@ fn no_more_headers_are_in_memory_where_only_misses_fill_the_cache() {
             assert_eq!(found, block(chunk + 1), "chunk {chunk}");
         }
         assert_eq!(cache.status().counters.misses, 0);
+    });
+}
+
+#[test]
+fn no_more_headers_are_in_memory_while_round_follows_round_of_destaging() {
+    const CHUNKS: u64 = 300;
+    const LIMIT: usize = 32;
+    // What a round may add.
+    const ROUND: usize = 64;
+    run(async {
+        let disk = Arc::new(SimDisk::new(disk_len(CHUNKS + 100), 1));
+        let config = Config { headers_in_memory: LIMIT, destage_above: 0.0, ..config(1) };
+        let store = Arc::new(SimStore::new(1));
+        let cache = Cache::create(disk, store, 16 * LOG, config).await.unwrap();
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
+        let writes = (0..CHUNKS).map(|chunk| volume.write(chunk * CHUNK_BYTES, block(1), false));
+        join_all(writes).await;
+        let mut most = 0;
+        while cache.status().counters.destaged_chunks < CHUNKS {
+            for _ in 0..1000 {
+                most = most.max(cache.inner.state().headers_in_memory);
+                tokio::task::yield_now().await;
+            }
+            // Time passes only while nobody has anything to do.
+            tokio::time::sleep(Duration::from_micros(10)).await;
+        }
+        assert!((LIMIT..=LIMIT + ROUND).contains(&most), "{most}");
+    });
+}
+
+#[test]
+fn what_nobody_flushes_is_durable_after_a_second() {
+    run(async {
+        let disk = SimDisk::new(disk_len(4), 1);
+        let config = || Config {
+            idle_destage: Duration::from_secs(1 << 30),
+            upload_interval: Duration::from_secs(1 << 30),
+            ..config(1)
+        };
+        let store: Arc<dyn Store> = Arc::new(SimStore::new(1));
+        let at = Arc::new(disk.clone());
+        let cache = Cache::create(at, Arc::clone(&store), 8 * LOG, config()).await.unwrap();
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        for tag in 1..=2 {
+            volume.write(tag * BLOCK_BYTES, block(tag), false).await.unwrap();
+            // The first has more than that since.
+            tokio::time::sleep(Duration::from_millis(tag * 500)).await;
+        }
+        volume.write(3 * BLOCK_BYTES, block(3), false).await.unwrap();
+        disk.restart(Survivors::None);
+        drop((cache, volume));
+        let cache = Cache::open(Arc::new(disk), store, config()).await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        for tag in 1..=2 {
+            let found = volume.read_vec(tag * BLOCK_BYTES, BLOCK_BYTES).await.unwrap();
+            assert_eq!(found, block(tag), "block {tag}");
+        }
+        let found = volume.read_vec(3 * BLOCK_BYTES, BLOCK_BYTES).await.unwrap();
+        assert_eq!(found, block(0), "was durable at once: the test proves nothing");
     });
 }

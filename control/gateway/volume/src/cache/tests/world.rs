@@ -95,7 +95,9 @@ pub(super) struct World {
     next_tag: u64,
     /// Whether the store fails now and then.
     pub(super) faulty: bool,
-    lazy: bool,
+    pub(super) lazy: bool,
+    /// Whether there are more slots than headers may be in memory. `None`: in every second session.
+    pub(super) drops_headers: Option<bool>,
     /// What FLUSH and FUA promise.
     durability: Durability,
     /// Whether everything was read since the last crash.
@@ -235,6 +237,7 @@ impl World {
             faulty,
             next_tag: 0,
             lazy: rng.one_in(2),
+            drops_headers: None,
             durability: if is_remote { Durability::Remote } else { Durability::Local },
             observed: false,
             image: None,
@@ -251,7 +254,7 @@ impl World {
         config.eager_validation = !self.lazy;
         // One request in five fails, and so, among millions, now and then all that fit into half a minute.
         config.fetch_timeout = Duration::from_secs(3600);
-        if self.rng.one_in(2) {
+        if !self.drops_headers.unwrap_or_else(|| self.rng.one_in(2)) {
             // Enough for all: they are written by checkpoints only.
             config.headers_in_memory = 64;
         }
