@@ -1,7 +1,7 @@
 //! The gateway's API on its Unix socket: what operators do with volumes and cache while it serves.
 //!
 //! What takes long runs as a task of its own: a caller that goes away does not cut it short. When the
-//! gateway stops, [`Api::stop`] does.
+//! gateway stops, [`Api::stop`] does, and nothing begins any more: connections outlive the socket.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -50,7 +50,8 @@ struct Shared {
     server: Server<VolumeExports>,
     cache_path: PathBuf,
     store: String,
-    tasks: Mutex<JoinSet<()>>,
+    /// What runs. `None` once the gateway stops.
+    tasks: Mutex<Option<JoinSet<()>>>,
 }
 
 impl fmt::Debug for Api {
@@ -107,31 +108,36 @@ impl Api {
         cache_path: PathBuf,
         store: String,
     ) -> Self {
-        let tasks = Mutex::default();
+        let tasks = Mutex::new(Some(JoinSet::new()));
         let cache = Arc::downgrade(cache);
         Self { shared: Arc::new(Shared { cache, server, cache_path, store, tasks }) }
     }
 
-    /// Cuts short whatever runs.
+    /// Cuts short whatever runs, and lets nothing begin any more: the cache is about to be closed.
     pub async fn stop(&self) {
-        let mut tasks = std::mem::take(&mut *self.tasks());
-        tasks.shutdown().await;
+        let tasks = self.tasks().take();
+        if let Some(mut tasks) = tasks {
+            tasks.shutdown().await;
+        }
     }
 
-    fn tasks(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+    fn tasks(&self) -> std::sync::MutexGuard<'_, Option<JoinSet<()>>> {
         self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs something on, whoever waits for it.
+    /// Runs something on, whoever waits for it, unless the gateway stops.
     fn run(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks();
-        // Those that have ended would be kept otherwise.
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(work);
+        if let Some(tasks) = self.tasks().as_mut() {
+            // Those that have ended would be kept otherwise.
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(work);
+        }
     }
 
     fn cache(&self) -> Result<Arc<Cache>, Status> {
-        let cache = self.shared.cache.upgrade();
+        // While it is closed it is still there.
+        let serves = self.tasks().is_some();
+        let cache = self.shared.cache.upgrade().filter(|_| serves);
         cache.ok_or_else(|| Status::unavailable("the gateway is stopping"))
     }
 
@@ -510,16 +516,48 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn what_has_ended_is_not_kept() {
+    /// An API, and the cache that it is of.
+    async fn api() -> (Api, Arc<Cache>) {
         let (disk, store) = (Arc::new(SimDisk::new(64 << 20, 1)), Arc::new(SimStore::new(1)));
         let cache = Cache::create(disk, store, 1 << 20, Config::default()).await.unwrap();
         let cache = Arc::new(cache);
         let server = Server::new(VolumeExports::new(&cache), Limits::default(), ());
-        let api = Api::new(&cache, server, "cache".into(), "store".to_owned());
+        (Api::new(&cache, server, "cache".into(), "store".to_owned()), cache)
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_is_not_kept() {
+        let (api, _cache) = api().await;
         for _ in 0..20 {
             api.finish(|_| async { Ok(()) }).await.unwrap();
         }
-        assert!(api.tasks().len() <= 2, "{}", api.tasks().len());
+        let kept = api.tasks().as_ref().map_or(0, JoinSet::len);
+        assert!((1..=2).contains(&kept), "{kept}");
+    }
+
+    #[tokio::test]
+    async fn what_runs_ends_with_a_stop_and_nothing_begins_after_it() {
+        let (api, cache) = api().await;
+        let (running, begun) = tokio::sync::oneshot::channel();
+        let held = Arc::clone(&cache);
+        api.run(async move {
+            let _ = running.send(());
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        begun.await.unwrap();
+        api.stop().await;
+        // Asked for by who has the cache in hand already.
+        let held = Arc::clone(&cache);
+        let (running, begun) = tokio::sync::oneshot::channel();
+        api.run(async move {
+            let _ = running.send(held);
+        });
+        assert!(begun.await.is_err(), "it began");
+        let refused = api.finish(|_| async { Ok(()) }).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unavailable);
+        let listed = api.list_volumes(Request::new(ListVolumesRequest::default())).await;
+        assert_eq!(listed.unwrap_err().code(), tonic::Code::Unavailable);
+        assert_eq!(Arc::strong_count(&cache), 1, "somebody holds it");
     }
 }

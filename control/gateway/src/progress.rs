@@ -1,9 +1,11 @@
-//! How far something is that clients wait for: a bar where somebody watches, else lines in the log.
+//! How far something is that clients wait for, or whoever stops the gateway: a bar where somebody watches, else lines
+//! in the log.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use culvert_volume::Cache;
 use culvert_volume::disk::{Disk, FileDisk};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::{Instant, timeout};
@@ -12,7 +14,7 @@ use tracing::info;
 /// Of what takes no longer nothing is told.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the log says that it goes on.
-const SAY_EVERY: Duration = Duration::from_secs(5);
+const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How often a bar moves.
 const MOVE_EVERY: Duration = Duration::from_millis(250);
 
@@ -32,25 +34,64 @@ pub enum Measure<'a> {
     Read(&'a FileDisk),
     /// Bytes written to a disk, of so many.
     Written(&'a FileDisk, u64),
+    /// Bytes of a cache's log that moved to their places. See [`Measure::of_log`].
+    Moved {
+        /// The cache.
+        cache: &'a Cache,
+        /// Bytes that were in the log at first.
+        all: u64,
+        /// Bytes that were written to the disk until then.
+        written_before: u64,
+    },
 }
 
-impl Measure<'_> {
+impl<'a> Measure<'a> {
+    /// What moves from now on of what is in the cache's log.
+    ///
+    /// The log itself is shorter only after a checkpoint, which may come at the very end. Until then what was written
+    /// to the disk is taken for it. That is not exact: a header comes with every chunk, and what was overwritten in
+    /// the log does not move.
+    pub fn of_log(cache: &'a Cache) -> Self {
+        let status = cache.status();
+        Self::Moved { cache, all: status.log.1, written_before: status.disk.written_bytes }
+    }
+
     fn template(self) -> &'static str {
         match self {
             Self::Time => "{spinner} {msg}, {elapsed}",
             Self::Read(_) => "{spinner} {msg}, {bytes} read, {elapsed}",
-            Self::Written(..) => "{msg} {wide_bar} {bytes}/{total_bytes} {eta}",
+            Self::Written(..) | Self::Moved { .. } => {
+                "{msg} {wide_bar} {bytes}/{total_bytes} {eta}"
+            }
         }
     }
 
-    fn show(self, bar: &ProgressBar) {
-        match self {
-            Self::Time => {}
-            Self::Read(disk) => bar.set_position(disk.counts().read_bytes),
-            Self::Written(disk, all) => {
-                bar.set_length(all);
-                bar.set_position(disk.counts().written_bytes.min(all));
+    /// Bytes that are done, and how many there are, if that is known.
+    fn share(self) -> Option<(u64, u64)> {
+        let (done, all) = match self {
+            Self::Time | Self::Read(_) => return None,
+            Self::Written(disk, all) => (disk.counts().written_bytes, all),
+            Self::Moved { cache, all, written_before } => {
+                let status = cache.status();
+                let written = status.disk.written_bytes.saturating_sub(written_before);
+                (written.max(all.saturating_sub(status.log.1)), all)
             }
+        };
+        Some((done.min(all), all))
+    }
+
+    /// Bytes that are not done, if that is known.
+    fn left_bytes(self) -> Option<u64> {
+        self.share().map(|(done, all)| all - done)
+    }
+
+    fn show(self, bar: &ProgressBar) {
+        if let Self::Read(disk) = self {
+            bar.set_position(disk.counts().read_bytes);
+        }
+        if let Some((done, all)) = self.share() {
+            bar.set_length(all);
+            bar.set_position(done);
         }
     }
 }
@@ -58,6 +99,24 @@ impl Measure<'_> {
 /// Does what must be done before anybody is served, and from a second on tells that it goes on: on a terminal
 /// by a bar, else in the log from time to time.
 pub async fn telling<T>(
+    what: &'static str,
+    measure: Measure<'_>,
+    work: impl Future<Output = T>,
+) -> T {
+    tell("not served yet", what, measure, work).await
+}
+
+/// Does what a planned stop waits for, and tells of it in the same way.
+pub async fn telling_of_stop<T>(
+    what: &'static str,
+    measure: Measure<'_>,
+    work: impl Future<Output = T>,
+) -> T {
+    tell("not stopped yet", what, measure, work).await
+}
+
+async fn tell<T>(
+    waiting: &'static str,
     what: &'static str,
     measure: Measure<'_>,
     work: impl Future<Output = T>,
@@ -75,7 +134,8 @@ pub async fn telling<T>(
                 MOVE_EVERY
             }
             None => {
-                info!(seconds = begun.elapsed().as_secs(), "not served yet: {what}");
+                let (seconds, left_bytes) = (begun.elapsed().as_secs(), measure.left_bytes());
+                info!(seconds, left_bytes, "{waiting}: {what}");
                 SAY_EVERY
             }
         };
@@ -127,5 +187,35 @@ impl Write for LogWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use culvert_volume::disk::sim::SimDisk;
+    use culvert_volume::remote::sim::SimStore;
+    use culvert_volume::{Config, VolumeName, VolumeOptions};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_of_a_log_is_left_at_first_and_nothing_at_the_end() {
+        let (disk, store) = (Arc::new(SimDisk::new(64 << 20, 1)), Arc::new(SimStore::new(1)));
+        // Nothing moves by itself.
+        let hour = Duration::from_secs(3600);
+        let config = Config { idle_destage: hour, upload_interval: hour, ..Config::default() };
+        let cache = Cache::create(disk, store, 8 << 20, config).await.unwrap();
+        let (name, options) = (VolumeName::new("vol").unwrap(), VolumeOptions::default());
+        let volume = cache.create_volume(&name, 8 << 20, options).await.unwrap();
+        volume.write(0, Bytes::from(vec![1; 1 << 20]), true).await.unwrap();
+        let measure = Measure::of_log(&cache);
+        let (done, all) = measure.share().unwrap();
+        assert!(done == 0 && all > 1 << 20, "{done} of {all}");
+        assert_eq!(measure.left_bytes(), Some(all));
+        cache.close_shared().await.unwrap();
+        assert_eq!(measure.left_bytes(), Some(0));
     }
 }

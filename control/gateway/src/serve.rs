@@ -24,7 +24,7 @@ use crate::descriptors;
 use crate::exports::VolumeExports;
 use crate::metrics::{self, Sources};
 use crate::notify::{READY, STOPPING, notify};
-use crate::progress::{Measure, telling};
+use crate::progress::{Measure, telling, telling_of_stop};
 use crate::settings::{Place, Settings, WantedVolume};
 use crate::store::{self, OpenError, StoreAt};
 use crate::store_times::{StoreTimes, TimedStore};
@@ -106,6 +106,15 @@ pub enum ServeError {
         /// The failure.
         cause: String,
     },
+    /// A planned stop came to its end without the cache being in order. The cause says why. Start again: what was
+    /// flushed is kept, and no more is to be done for it than after a crash.
+    #[error(
+        "the cache is not closed in order: {cause}; what was flushed is kept, and the next start validates each chunk at its first access"
+    )]
+    NotClosed {
+        /// Why.
+        cause: Error,
+    },
 }
 
 /// Serves until a signal says stop, or the one client on standard input has left.
@@ -126,13 +135,8 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
         return Err(stopped);
     }
     // Whatever ended it: the next start has nothing to validate.
-    match (served, close(cache).await) {
-        (Err(error), Err(second)) => {
-            error!("the cache cannot be closed: {second}");
-            Err(error)
-        }
-        (served, closed) => served.and(closed),
-    }
+    let closed = close(&cache).await.inspect_err(|error| error!("{error}"));
+    served.and(closed)
 }
 
 /// Serves an open cache, which stays open.
@@ -176,7 +180,8 @@ async fn serve_cache(
     tell_manager(STOPPING);
     // Requests that wait for the store would hold it up for as long as that is away.
     cache.begin_stop();
-    server.shutdown(Shutdown::default()).await;
+    let answering = server.shutdown(Shutdown::default());
+    telling_of_stop("clients are being answered", Measure::Time, answering).await;
     if let Some((socket, serving)) = control {
         serving.abort();
         let _ = serving.await;
@@ -411,21 +416,13 @@ async fn until_stopped(
     }
 }
 
-/// Closes the cache in order, so that the next start has nothing to validate.
-async fn close(mut cache: Arc<Cache>) -> Result<(), ServeError> {
-    for _ in 0..100 {
-        match Arc::try_unwrap(cache) {
-            Ok(cache) => {
-                cache.close().await?;
-                info!("closed in order");
-                return Ok(());
-            }
-            // A look at the metrics holds on to it for a moment.
-            Err(held) => cache = held,
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    warn!("the cache is still in use: it is not closed, and the next start validates it");
+/// Closes the cache in order, so that the next start has nothing to validate. By then nobody changes anything there;
+/// who asks for the metrics may still look at it.
+async fn close(cache: &Cache) -> Result<(), ServeError> {
+    let (measure, closing) = (Measure::of_log(cache), cache.close_shared());
+    let closed = telling_of_stop("the cache is being closed", measure, closing).await;
+    closed.map_err(|cause| ServeError::NotClosed { cause })?;
+    info!("closed in order");
     Ok(())
 }
 

@@ -3,9 +3,14 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::support::{Gateway, Scratch, cli};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::observing::metric;
+use crate::support::{Gateway, Scratch, cli, run};
 use crate::writer::{Promises, Syncs, Writer, check};
 
 /// Rounds of a test: more where the long forms are asked for, which take nextest's profile `long`.
@@ -62,6 +67,24 @@ impl Disk {
         Disk { nbdkit, fuse, mounted }
     }
 
+    /// Freezes it while two MiB of twos, at the beginning of the volume at `uri`, are in the log of the cache there,
+    /// flushed, and nothing is about to move them. The cache is the gateway's whose metrics are at `metrics`.
+    pub(crate) fn freeze_with_a_log(&self, uri: &str, metrics: &str) -> Frozen {
+        let used = || metric(metrics, "culvert_cache_log_used_bytes");
+        let write = |what: &str| run("qemu-io", &["-f", "raw", "-c", what, "-c", "flush", uri]);
+        for _ in 0..10 {
+            // What is there moves once a second: it just did, and does not for a while.
+            write("write -P 1 0 2M");
+            wait_for(|| used() < f64::from(1 << 20));
+            write("write -P 2 0 2M");
+            let frozen = Frozen::new(self.nbdkit.id());
+            if used() >= f64::from(2 << 20) {
+                return frozen;
+            }
+        }
+        panic!("it moves too soon, each time");
+    }
+
     /// Cuts the power: what was not synced is gone.
     pub(crate) fn cut(&mut self) {
         self.nbdkit.kill().unwrap();
@@ -77,6 +100,26 @@ impl Drop for Disk {
         let _ = Command::new("umount").arg("-l").arg(&self.mounted).stderr(Stdio::null()).status();
         let _ = self.fuse.kill();
         let _ = self.fuse.wait();
+    }
+}
+
+/// A process that stands still. It goes on when the value is gone, or after half a minute: nobody waits for ever for
+/// what does not come.
+pub(crate) struct Frozen {
+    _held: Sender<()>,
+}
+
+impl Frozen {
+    fn new(process: u32) -> Frozen {
+        let process = Pid::from_raw(process as i32);
+        kill(process, Signal::SIGSTOP).unwrap();
+        let (held, released) = channel::<()>();
+        std::thread::spawn(move || {
+            let _ = released.recv_timeout(Duration::from_secs(30));
+            // It may have been killed.
+            let _ = kill(process, Signal::SIGCONT);
+        });
+        Frozen { _held: held }
     }
 }
 

@@ -1,5 +1,8 @@
 //! Made, used, killed, stopped, started again.
 
+use nix::sys::signal::Signal;
+
+use crate::crashes::{Disk, wait_for};
 use crate::observing::scrape;
 use crate::support::{GATEWAY, Gateway, Scratch, culvert, free_address, image, output, run};
 
@@ -40,6 +43,35 @@ fn a_volume_outlives_its_cache_once_it_was_stopped_after_an_upload() {
     // A new cache is another owner.
     let gateway = Gateway::start(&scratch, &["--volume", "vol", "--take-over"]);
     run("qemu-io", &["-r", "-f", "raw", "-c", "read -P 0x5a 0 8M", &gateway.uri("vol;ro")]);
+    gateway.stop();
+}
+
+#[test]
+fn a_stop_that_cannot_close_the_cache_is_a_failure_and_what_was_flushed_is_kept() {
+    let scratch = Scratch::new();
+    let log = || std::fs::read_to_string(scratch.path("log")).unwrap();
+    let medium = scratch.path("medium").display().to_string();
+    std::fs::File::create(&medium).unwrap().set_len(96 << 20).unwrap();
+    let mut disk = Disk::of(&scratch, &["file", &medium]);
+    let (cache, address) = (disk.mounted.display().to_string(), free_address().to_string());
+    let slow = ["--upload-interval", "3600", "--metrics", &address];
+    let made = ["--cache", &cache, "--make", "--volume", "vol=8M"];
+    let gateway = Gateway::start(&scratch, &[&made[..], &slow].concat());
+    let _frozen = disk.freeze_with_a_log(&gateway.uri("vol"), &address);
+    gateway.signal(Signal::SIGTERM);
+    wait_for(|| log().contains("not stopped yet: the cache is being closed"));
+    disk.cut();
+    let status = gateway.ended();
+    let said = log();
+    assert_eq!(status.code(), Some(1), "{said}");
+    for words in ["the cache is not closed in order: ", "; what was flushed is kept, and the next"]
+    {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    drop(disk);
+    let gateway = Gateway::start(&scratch, &["--cache", &medium]);
+    let read = run("qemu-io", &["-r", "-f", "raw", "-c", "read -P 2 0 2M", &gateway.uri("vol")]);
+    assert!(!read.contains("failed"), "{read}");
     gateway.stop();
 }
 

@@ -1,10 +1,15 @@
 //! What takes longer than a second says how far it is: by a bar on a terminal, and nowhere else.
 
 use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
 use crate::crashes::{Disk, wait_for};
-use crate::support::{GATEWAY, Gateway, Scratch, culvert, output, run};
+use crate::support::{GATEWAY, Gateway, Scratch, culvert, free_address, output, run};
 
 /// A command in a terminal of 100 columns, which `script` makes; killed with the value.
 struct Terminal(Child);
@@ -97,4 +102,50 @@ fn making_a_cache_shows_a_bar_on_a_terminal_and_lines_in_the_log_elsewhere() {
     assert!(drawn.contains(".00 MiB/16.00 MiB"), "{drawn:?}");
     assert!(drawn.contains("making a cache of what is there"), "no log: {drawn:?}");
     assert!(!drawn.contains("not served yet"), "{drawn:?}");
+}
+
+#[test]
+fn closing_a_cache_shows_lines_with_what_is_left_in_the_log_and_a_bar_on_a_terminal() {
+    let scratch = Scratch::new();
+    let disk = Disk::of(&scratch, &["memory", "96M"]);
+    let (cache, address) = (disk.mounted.display().to_string(), free_address().to_string());
+    let slow = ["--upload-interval", "3600", "--metrics", &address, "--log-format", "json"];
+    let arguments = [&["--cache", &cache, "--make", "--volume", "vol=8M"][..], &slow].concat();
+    let socket = scratch.path("nbd.sock");
+    let uri = format!("nbd+unix:///vol?socket={}", socket.display());
+
+    // On a disk that stands still it cannot be over before that is told.
+    let gateway = Gateway::start(&scratch, &arguments);
+    let frozen = disk.freeze_with_a_log(&uri, &address);
+    gateway.signal(Signal::SIGTERM);
+    let said = || std::fs::read_to_string(scratch.path("log")).unwrap();
+    let told = "not stopped yet: the cache is being closed";
+    wait_for(|| said().contains(told));
+    drop(frozen);
+    assert!(gateway.ended().success(), "{}", said());
+    let lines: Vec<Value> =
+        said().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let first = lines.iter().find(|line| line["message"] == told).unwrap();
+    let (seconds, left) = (first["seconds"].as_u64(), first["left_bytes"].as_u64());
+    assert!(seconds.is_some_and(|seconds| seconds >= 1), "{first}");
+    assert!(left.is_some_and(|left| (2 << 20..3 << 20).contains(&left)), "{first}");
+    assert_eq!(lines.last().unwrap()["message"], "closed in order");
+
+    let pid = scratch.path("pid");
+    let command = format!("{GATEWAY} {}", scratch.arguments_with(&arguments).join(" "));
+    let command = format!("sh -c 'echo $$ > {}; exec {command}'", pid.display());
+    let mut terminal = Terminal::start(&command);
+    wait_for(|| UnixStream::connect(&socket).is_ok());
+    let pid: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+    let frozen = disk.freeze_with_a_log(&uri, &address);
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    // Should it draw nothing, it ends once the disk goes on.
+    let bar =
+        |drawn: &str| drawn.split_once("the cache is being closed").map(|(_, bar)| bar.to_owned());
+    let drawn = terminal.draws(|drawn| bar(drawn).is_some_and(|bar| bar.contains("MiB")));
+    assert!(bar(&drawn).is_some_and(|bar| bar.contains(" B/2.0")), "{drawn:?}");
+    assert!(!drawn.contains("not stopped yet"), "{drawn:?}");
+    drop(frozen);
+    let drawn = terminal.draws(|_| false);
+    assert!(drawn.contains("closed in order"), "{drawn:?}");
 }

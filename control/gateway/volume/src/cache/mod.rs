@@ -383,8 +383,7 @@ impl Cache {
         self.close_shared().await
     }
 
-    /// The same, for who shares the cache: how much is left to move, [`status`](Self::status) tells meanwhile. Nothing
-    /// can be done with it afterwards.
+    /// The same, for who shares the cache. Nothing can be done with it afterwards.
     pub async fn close_shared(&self) -> Result<()> {
         self.begin_stop();
         for entry in self.inner.state().volumes.values_mut() {
