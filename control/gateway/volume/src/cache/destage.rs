@@ -110,6 +110,7 @@ impl Inner {
             if self.destage_chunk(job, round).await? {
                 done.push((job.key, job.seq));
             }
+            self.make_room_for_headers();
         }
         if !done.is_empty() {
             self.barrier().await?;

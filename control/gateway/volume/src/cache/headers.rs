@@ -3,9 +3,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::OwnedRwLockWriteGuard;
+use tokio::task::coop::consume_budget;
 
 use super::state::{Chunk, Key, Slot, State};
 use super::{Inner, Plant, planted};
@@ -19,6 +21,9 @@ use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
 /// Slots that are looked at for a header to drop, each time that one is read beyond the number to keep.
 const HEADERS_LOOKED_AT: usize = 1024;
+
+/// Longest wait for room for one header more.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What the two copies of a slot's header say.
 #[derive(Debug)]
@@ -293,13 +298,11 @@ impl Inner {
 
     /// Drops headers from memory that are on disk too, beyond the configured number. Looks at some slots; the next call
     /// goes on behind them.
-    fn make_room_for_headers(&self) {
+    pub(crate) fn make_room_for_headers(&self) {
         let mut state = self.state();
-        let slots = state.slots.len();
-        let first = state.header_hand;
-        let last = slots.min(first + HEADERS_LOOKED_AT);
-        let end = state.drop_headers(self.config.headers_in_memory, first..last);
-        state.header_hand = if end < slots { end } else { 0 };
+        let last = state.slots.len().min(state.header_hand + HEADERS_LOOKED_AT);
+        let slots = state.header_hand..last;
+        state.drop_headers(self.config.headers_in_memory, slots);
     }
 
     /// Wakes who writes headers if more are in memory than configured: those that are newer there than on disk cannot
@@ -314,18 +317,20 @@ impl Inner {
         self.state().headers_in_memory > self.config.headers_in_memory
     }
 
-    /// Waits until headers in excess are written and dropped, for who could go on to load more of them faster than
-    /// that.
-    pub(crate) async fn wait_for_room_for_headers(&self) -> Result<()> {
+    /// Where more are in memory than configured, waits until some have been dropped, or for a while: for who could go
+    /// on to load headers faster than they are written.
+    pub(crate) async fn wait_for_room_for_headers(&self) {
+        let mut room = std::pin::pin!(self.headers_room.notified());
+        room.as_mut().enable();
         if self.has_headers_in_excess() {
-            let _turn = self.maintenance.lock().await;
-            self.write_headers_in_excess().await?;
+            self.headers_wake.notify_one();
+            let _ = tokio::time::timeout(LONGEST_WAIT, room).await;
         }
-        Ok(())
     }
 
     /// Brings the headers in memory down if there are more than configured: goes round the slots, writes what is newer
-    /// than on disk and drops what is there too. The caller is the only one who writes headers.
+    /// than on disk and drops what is there too. The caller is the only one who writes headers, and lets the cache
+    /// stop where this fails, or is cut short: what the directory says next must be what is on the disk.
     pub(crate) async fn write_headers_in_excess(&self) -> Result<()> {
         if !self.has_headers_in_excess() {
             return Ok(());
@@ -355,10 +360,11 @@ impl Inner {
             for slot in stale {
                 self.write_header(slot).await?;
             }
-            let mut state = self.state();
-            state.drop_headers(most, part.clone());
-            state.header_hand = if part.end < slots { part.end } else { 0 };
+            self.state().drop_headers(most, part);
+            // Where the disk is quick, nothing was waited for.
+            consume_budget().await;
         }
+        self.headers_room.notify_waiters();
         Ok(())
     }
 
@@ -383,13 +389,14 @@ impl Inner {
 }
 
 impl State {
-    /// Drops headers of some slots from memory that are on disk too, until `most` are left in all. Returns where it
-    /// stopped.
-    fn drop_headers(&mut self, most: usize, slots: Range<usize>) -> usize {
-        for at in slots.clone() {
+    /// Drops headers of some slots from memory that are on disk too, until `most` are left in all. The hand is then
+    /// behind the last that was looked at.
+    fn drop_headers(&mut self, most: usize, slots: Range<usize>) {
+        for at in slots {
             if self.headers_in_memory <= most {
-                return at;
+                return;
             }
+            self.header_hand = if at + 1 < self.slots.len() { at + 1 } else { 0 };
             if let Some(slot) = self.slots.get_mut(at)
                 && slot.header.is_some()
                 && !slot.stale
@@ -404,7 +411,6 @@ impl State {
                 self.headers_in_memory -= 1;
             }
         }
-        slots.end
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::pages::Page;
 use super::state::State;
 use super::upload::Changes;
 use crate::CHUNK_BLOCKS;
@@ -80,13 +81,13 @@ impl Inner {
             return Ok(None);
         };
         let kept = self.state().leaves.get(&page.id);
-        if kept.is_some() {
-            return Ok(kept);
+        if let Some((leaf, _gone)) = kept {
+            return Ok(Some(leaf));
         }
         let (path, bytes) = self.page(deadline, name, &page).await?;
         let leaf = Leaf::parse(&bytes, root.uuid, number).map_err(|e| damaged(name, &path, &e))?;
         let leaf = Arc::new(leaf);
-        self.state().leaves.insert(page.id, &leaf);
+        self.keep_leaf(page, &leaf);
         Ok(Some(leaf))
     }
 
@@ -102,14 +103,27 @@ impl Inner {
             return Ok(None);
         };
         let kept = self.state().nodes.get(&page.id);
-        if kept.is_some() {
-            return Ok(kept);
+        if let Some((node, _gone)) = kept {
+            return Ok(Some(node));
         }
         let (path, bytes) = self.page(deadline, name, &page).await?;
         let node = Node::parse(&bytes, root.uuid, number).map_err(|e| damaged(name, &path, &e))?;
         let node = Arc::new(node);
-        self.state().nodes.insert(page.id, &node);
+        self.keep_node(page, &node);
         Ok(Some(node))
+    }
+
+    fn keep_leaf(&self, page: PageRef, leaf: &Arc<Leaf>) {
+        let bytes = leaf.bytes();
+        // What goes is freed when nobody waits for the state.
+        let gone = self.state().leaves.insert(page.id, leaf, bytes);
+        drop(gone);
+    }
+
+    fn keep_node(&self, page: PageRef, node: &Arc<Node>) {
+        let bytes = node.bytes();
+        let gone = self.state().nodes.insert(page.id, node, bytes);
+        drop(gone);
     }
 
     async fn page(
@@ -168,7 +182,7 @@ impl Inner {
                 let bytes = leaf.emit();
                 let is_legal = Leaf::parse(&bytes, root.uuid, number).map(drop);
                 let page = self.put_page(name, root.epoch, bytes, is_legal).await?;
-                self.state().leaves.insert(page.id, &Arc::new(leaf));
+                self.keep_leaf(page, &Arc::new(leaf));
                 Some(page)
             };
             changed.entry(number / NODE_LEAVES).or_default().push((number, page));
@@ -192,7 +206,7 @@ impl Inner {
             let bytes = node.emit();
             let is_legal = Node::parse(&bytes, root.uuid, number).map(drop);
             let page = self.put_page(name, root.epoch, bytes, is_legal).await?;
-            self.state().nodes.insert(page.id, &Arc::new(node));
+            self.keep_node(page, &Arc::new(node));
             nodes.insert(number, page);
         }
         Ok(nodes.into_iter().collect())

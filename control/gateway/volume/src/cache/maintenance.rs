@@ -4,14 +4,22 @@
 
 use std::sync::Arc;
 
-use tokio::sync::MutexGuard;
-
 use super::Inner;
 use super::state::Key;
 use crate::error::Result;
 
 /// Chunks that the background validation reads the headers of at the same time.
 const VALIDATED_AT_ONCE: usize = 16;
+
+/// The end of the cache: gone, nothing is promised any more.
+struct End<'a>(&'a Inner);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.marks.change(|marks| marks.failed = true);
+        self.0.space.notify_waiters();
+    }
+}
 
 impl Inner {
     /// The maintenance task.
@@ -91,14 +99,16 @@ impl Inner {
         }
     }
 
-    /// Destages everything, for a planned stop. While the answer is held nobody writes headers or checkpoints.
-    pub(crate) async fn settle_all(&self) -> Result<MutexGuard<'_, ()>> {
-        let turn = self.maintenance.lock().await;
+    /// Destages everything, for a planned stop. Whatever comes of it, nothing is written after that.
+    pub(crate) async fn settle_all(&self) -> Result<()> {
+        let _turn = self.maintenance.lock().await;
+        // Before others have the turn, also where this is given up.
+        let _end = End(self);
         while self.destage(true).await? > 0 {
             self.checkpoint(false).await?;
         }
         self.checkpoint(true).await?;
-        Ok(turn)
+        Ok(())
     }
 
     /// One round of destaging and a checkpoint, whatever the fill.

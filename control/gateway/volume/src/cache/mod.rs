@@ -262,6 +262,7 @@ pub(crate) struct Inner {
     sync_wake: Notify,
     maintenance_wake: Notify,
     headers_wake: Notify,
+    headers_room: Notify,
     upload_wake: Notify,
     space: Notify,
     rmw_done: Notify,
@@ -390,9 +391,7 @@ impl Cache {
             entry.refusing.get_or_insert("the cache is closed");
         }
         self.inner.fills.wait(|fills| *fills == 0).await;
-        let _turn = self.inner.settle_all().await?;
-        self.inner.marks.change(|marks| marks.failed = true);
-        Ok(())
+        self.inner.settle_all().await
     }
 }
 

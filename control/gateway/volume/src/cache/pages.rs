@@ -7,19 +7,29 @@ use std::sync::Arc;
 use crate::format::index::{Extent, Leaf, Node, PageRef};
 use crate::format::pack::ObjectId;
 
-/// What an allocation takes beside what is asked for, about.
-const ALLOCATION: usize = 16;
+/// What the allocator takes for so many bytes, about.
+fn allocated(bytes: usize) -> usize {
+    (bytes + 8).next_multiple_of(16).max(32)
+}
+
+/// Pages by their names, each with the bytes that it takes.
+type ByName<T> = HashMap<ObjectId, (Arc<T>, usize)>;
 
 /// Pages by the names of their objects, which never change. Those that were not used while half of the bytes came
 /// anew are let go.
 #[derive(Debug)]
 pub(crate) struct Pages<T> {
     /// Used since the last time that pages were let go.
-    young: HashMap<ObjectId, Arc<T>>,
+    young: ByName<T>,
     young_bytes: usize,
     /// Used the time before.
-    old: HashMap<ObjectId, Arc<T>>,
+    old: ByName<T>,
 }
+
+/// Pages that were let go: to be freed by who gets them, when nobody waits for him.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Gone<T>(#[expect(dead_code, reason = "held to be freed")] ByName<T>);
 
 impl<T> Default for Pages<T> {
     fn default() -> Pages<T> {
@@ -41,8 +51,8 @@ impl Page for Leaf {
     const MOST: usize = 48 << 20;
 
     fn bytes(&self) -> usize {
-        let of = |extent: &Extent| extent.crcs.capacity() * 4 + ALLOCATION;
-        let extents = self.extents.capacity() * size_of::<Extent>();
+        let of = |extent: &Extent| allocated(extent.crcs.capacity() * 4);
+        let extents = allocated(self.extents.capacity() * size_of::<Extent>());
         size_of::<Leaf>() + extents + self.extents.iter().map(of).sum::<usize>()
     }
 }
@@ -51,34 +61,37 @@ impl Page for Node {
     const MOST: usize = 16 << 20;
 
     fn bytes(&self) -> usize {
-        size_of::<Node>() + self.leaves.capacity() * size_of::<(u32, PageRef)>() + ALLOCATION
+        size_of::<Node>() + allocated(self.leaves.capacity() * size_of::<(u32, PageRef)>())
     }
 }
 
 impl<T: Page> Pages<T> {
-    pub(crate) fn get(&mut self, id: &ObjectId) -> Option<Arc<T>> {
-        if let Some(page) = self.young.get(id) {
-            return Some(Arc::clone(page));
+    /// The page, if it is there, and what is let go for it.
+    pub(crate) fn get(&mut self, id: &ObjectId) -> Option<(Arc<T>, Gone<T>)> {
+        if let Some((page, _)) = self.young.get(id) {
+            return Some((Arc::clone(page), Gone(HashMap::new())));
         }
-        let page = self.old.remove(id)?;
-        self.insert(*id, &page);
-        Some(page)
+        let (page, bytes) = self.old.remove(id)?;
+        let gone = self.insert(*id, &page, bytes);
+        Some((page, gone))
     }
 
     /// The page, without a use of it.
     pub(crate) fn peek(&self, id: &ObjectId) -> Option<&T> {
-        self.young.get(id).or_else(|| self.old.get(id)).map(Arc::as_ref)
+        self.young.get(id).or_else(|| self.old.get(id)).map(|(page, _)| page.as_ref())
     }
 
-    pub(crate) fn insert(&mut self, id: ObjectId, page: &Arc<T>) {
-        let bytes = page.bytes();
+    /// Keeps a page that takes so many bytes. Returns what is let go for it.
+    pub(crate) fn insert(&mut self, id: ObjectId, page: &Arc<T>, bytes: usize) -> Gone<T> {
+        let mut gone = HashMap::new();
         if self.young_bytes + bytes > T::MOST / 2 {
-            self.old = std::mem::take(&mut self.young);
+            gone = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
             self.young_bytes = 0;
         }
-        if self.young.insert(id, Arc::clone(page)).is_none() {
+        if self.young.insert(id, (Arc::clone(page), bytes)).is_none() {
             self.young_bytes += bytes;
         }
+        Gone(gone)
     }
 }
 
@@ -105,8 +118,9 @@ mod tests {
     fn what_is_used_stays_and_no_more_than_the_limit_is_kept() {
         let mut pages = Pages::default();
         for number in 0..100 {
-            pages.insert(id(number), &Arc::new(Small(number)));
-            assert_eq!(pages.get(&id(0)).as_deref(), Some(&Small(0)), "after {number}");
+            drop(pages.insert(id(number), &Arc::new(Small(number)), 100));
+            let (first, _gone) = pages.get(&id(0)).unwrap();
+            assert_eq!(*first, Small(0), "after {number}");
             assert_eq!(pages.peek(&id(number)), Some(&Small(number)));
             let kept = pages.young.len() + pages.old.len();
             assert!(kept * 100 <= Small::MOST, "{kept} after {number}");
@@ -114,7 +128,7 @@ mod tests {
         assert_eq!(pages.peek(&id(50)), None);
         // The same once more is not counted twice.
         for _ in 0..100 {
-            pages.insert(id(99), &Arc::new(Small(99)));
+            drop(pages.insert(id(99), &Arc::new(Small(99)), 100));
         }
         assert!(pages.peek(&id(0)).is_some());
     }

@@ -188,6 +188,7 @@ impl Cache {
             sync_wake: Notify::new(),
             maintenance_wake: Notify::new(),
             headers_wake: Notify::new(),
+            headers_room: Notify::new(),
             upload_wake: Notify::new(),
             space: Notify::new(),
             rmw_done: Notify::new(),

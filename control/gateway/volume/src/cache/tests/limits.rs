@@ -141,7 +141,8 @@ fn no_more_headers_are_in_memory_while_round_follows_round_of_destaging() {
     // What a round may add.
     const ROUND: usize = 64;
     run(async {
-        let disk = Arc::new(SimDisk::new(disk_len(CHUNKS + 100), 1));
+        // So many slots that they are looked at in parts.
+        let disk = Arc::new(SimDisk::new(disk_len(2500), 1));
         let config = Config { headers_in_memory: LIMIT, destage_above: 0.0, ..config(1) };
         let store = Arc::new(SimStore::new(1));
         let cache = Cache::create(disk, store, 16 * LOG, config).await.unwrap();

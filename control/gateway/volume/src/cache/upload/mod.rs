@@ -419,7 +419,7 @@ impl Inner {
         self.space.notify_waiters();
         for key in left {
             self.load(key).await?;
-            self.wait_for_room_for_headers().await?;
+            self.wait_for_room_for_headers().await;
         }
         self.ask_for_room_for_headers();
         Ok(())
