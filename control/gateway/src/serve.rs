@@ -135,7 +135,7 @@ pub async fn serve(settings: &Settings) -> Result<(), ServeError> {
         return Err(stopped);
     }
     // Whatever ended it: the next start has nothing to validate.
-    let closed = close(&cache).await.inspect_err(|error| error!("{error}"));
+    let closed = close(cache).await.inspect_err(|error| error!("{error}"));
     served.and(closed)
 }
 
@@ -418,8 +418,14 @@ async fn until_stopped(
 
 /// Closes the cache in order, so that the next start has nothing to validate. By then nobody changes anything there;
 /// who asks for the metrics may still look at it.
-async fn close(cache: &Cache) -> Result<(), ServeError> {
-    let (measure, closing) = (Measure::of_log(cache), cache.close_shared());
+async fn close(cache: Arc<Cache>) -> Result<(), ServeError> {
+    let measure = Measure::of_log(&cache);
+    let closing = {
+        let cache = Arc::clone(&cache);
+        // A task of its own: a disk that hangs holds up nobody who tells of it.
+        let closing = tokio::spawn(async move { cache.close_shared().await });
+        async { closing.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())) }
+    };
     let closed = telling_of_stop("the cache is being closed", measure, closing).await;
     closed.map_err(|cause| ServeError::NotClosed { cause })?;
     info!("closed in order");

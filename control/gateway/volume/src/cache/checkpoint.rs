@@ -5,6 +5,7 @@ use std::sync::Weak;
 
 use bytes::Bytes;
 
+use super::maintenance::End;
 use super::{Inner, Plant, planted};
 use crate::error::{Error, Result};
 use crate::format::checkpoint;
@@ -36,6 +37,14 @@ impl Inner {
 
     /// The same, with another number of unknown slots than is known, if it is given.
     async fn checkpoint_with(&self, clean: bool, unknown_slots: Option<u32>) -> Result<bool> {
+        // Cut short, it has called written what is not: no other may follow it.
+        let end = End(self);
+        let done = self.try_checkpoint(clean, unknown_slots).await?;
+        std::mem::forget(end);
+        Ok(done)
+    }
+
+    async fn try_checkpoint(&self, clean: bool, unknown_slots: Option<u32>) -> Result<bool> {
         let stale: Vec<SlotId> = {
             let state = self.state();
             let stale = state.slots.iter().enumerate();

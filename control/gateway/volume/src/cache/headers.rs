@@ -299,10 +299,19 @@ impl Inner {
     /// Drops headers from memory that are on disk too, beyond the configured number. Looks at some slots; the next call
     /// goes on behind them.
     pub(crate) fn make_room_for_headers(&self) {
+        let limit = self.config.headers_in_memory;
         let mut state = self.state();
+        if state.headers_in_memory <= limit {
+            return;
+        }
         let last = state.slots.len().min(state.header_hand + HEADERS_LOOKED_AT);
         let slots = state.header_hand..last;
-        state.drop_headers(self.config.headers_in_memory, slots);
+        state.drop_headers(limit, slots);
+        let is_room = state.headers_in_memory <= limit;
+        drop(state);
+        if is_room {
+            self.headers_room.notify_waiters();
+        }
     }
 
     /// Wakes who writes headers if more are in memory than configured: those that are newer there than on disk cannot
@@ -319,13 +328,15 @@ impl Inner {
 
     /// Where more are in memory than configured, waits until some have been dropped, or for a while: for who could go
     /// on to load headers faster than they are written.
-    pub(crate) async fn wait_for_room_for_headers(&self) {
+    pub(crate) async fn wait_for_room_for_headers(&self) -> Result<()> {
         let mut room = std::pin::pin!(self.headers_room.notified());
         room.as_mut().enable();
+        self.check_running()?;
         if self.has_headers_in_excess() {
             self.headers_wake.notify_one();
             let _ = tokio::time::timeout(LONGEST_WAIT, room).await;
         }
+        Ok(())
     }
 
     /// Brings the headers in memory down if there are more than configured: goes round the slots, writes what is newer

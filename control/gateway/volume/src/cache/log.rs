@@ -273,6 +273,7 @@ impl Inner {
         }
         self.marks.change(|marks| marks.failed = true);
         self.space.notify_waiters();
+        self.headers_room.notify_waiters();
         self.maintenance_wake.notify_one();
     }
 

@@ -11,13 +11,14 @@ use crate::error::Result;
 /// Chunks that the background validation reads the headers of at the same time.
 const VALIDATED_AT_ONCE: usize = 16;
 
-/// The end of the cache: gone, nothing is promised any more.
-struct End<'a>(&'a Inner);
+/// Once it is gone the cache has ended: nothing is promised any more, and no header and no checkpoint written.
+pub(crate) struct End<'a>(pub(crate) &'a Inner);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
         self.0.marks.change(|marks| marks.failed = true);
         self.0.space.notify_waiters();
+        self.0.headers_room.notify_waiters();
     }
 }
 
@@ -99,7 +100,7 @@ impl Inner {
         }
     }
 
-    /// Destages everything, for a planned stop. Whatever comes of it, nothing is written after that.
+    /// Destages everything, for a planned stop. Whatever comes of it, no header and no checkpoint is written after that.
     pub(crate) async fn settle_all(&self) -> Result<()> {
         let _turn = self.maintenance.lock().await;
         // Before others have the turn, also where this is given up.

@@ -13,6 +13,9 @@ use crate::remote::Store;
 use crate::remote::sim::SimStore;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
+/// Nothing that waits so long comes in a test.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+
 fn block(tag: u64) -> Bytes {
     Bytes::from(vec![tag as u8; BLOCK_BYTES as usize])
 }
@@ -138,8 +141,6 @@ fn no_more_headers_are_in_memory_where_only_misses_fill_the_cache() {
 fn no_more_headers_are_in_memory_while_round_follows_round_of_destaging() {
     const CHUNKS: u64 = 300;
     const LIMIT: usize = 32;
-    // What a round may add.
-    const ROUND: usize = 64;
     run(async {
         // So many slots that they are looked at in parts.
         let disk = Arc::new(SimDisk::new(disk_len(2500), 1));
@@ -150,16 +151,110 @@ fn no_more_headers_are_in_memory_while_round_follows_round_of_destaging() {
         let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
         let writes = (0..CHUNKS).map(|chunk| volume.write(chunk * CHUNK_BYTES, block(1), false));
         join_all(writes).await;
-        let mut most = 0;
-        while cache.status().counters.destaged_chunks < CHUNKS {
-            for _ in 0..1000 {
-                most = most.max(cache.inner.state().headers_in_memory);
-                tokio::task::yield_now().await;
-            }
-            // Time passes only while nobody has anything to do.
-            tokio::time::sleep(Duration::from_micros(10)).await;
+        let done = || cache.status().counters.destaged_chunks == CHUNKS;
+        let most = most_headers(&cache, done).await;
+        assert!((LIMIT..=LIMIT + 8).contains(&most), "{most}");
+    });
+}
+
+/// The most headers that are in memory at a time, until something is done.
+async fn most_headers(cache: &Cache, is_done: impl Fn() -> bool) -> usize {
+    let mut most = 0;
+    while !is_done() {
+        for _ in 0..1000 {
+            most = most.max(cache.inner.state().headers_in_memory);
+            tokio::task::yield_now().await;
         }
-        assert!((LIMIT..=LIMIT + ROUND).contains(&most), "{most}");
+        // Time passes only while nobody has anything to do.
+        tokio::time::sleep(Duration::from_micros(10)).await;
+    }
+    most
+}
+
+#[test]
+fn no_more_headers_are_in_memory_while_a_cache_is_closed() {
+    const CHUNKS: u64 = 100;
+    const LIMIT: usize = 32;
+    run(async {
+        let disk = Arc::new(SimDisk::new(disk_len(CHUNKS + 50), 1));
+        let config = Config {
+            headers_in_memory: LIMIT,
+            destage_above: 1.0,
+            idle_destage: FOREVER,
+            ..config(1)
+        };
+        let store = Arc::new(SimStore::new(1));
+        let cache = Cache::create(disk, store, 16 * LOG, config).await.unwrap();
+        let options = VolumeOptions::default();
+        let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
+        let writes = (0..CHUNKS).map(|chunk| volume.write(chunk * CHUNK_BYTES, block(1), false));
+        join_all(writes).await;
+        assert_eq!(cache.status().counters.destaged_chunks, 0);
+        let done = || cache.inner.marks.get().failed;
+        let (closed, most) = tokio::join!(cache.close_shared(), most_headers(&cache, done));
+        closed.unwrap();
+        assert_eq!(cache.status().counters.destaged_chunks, CHUNKS);
+        assert!((LIMIT..=LIMIT + 8).contains(&most), "{most}");
+    });
+}
+
+#[test]
+fn who_waits_for_room_for_headers_waits_not_for_long_and_hears_of_a_failure() {
+    run(async {
+        let disk = Arc::new(SimDisk::new(disk_len(4), 1));
+        let store = Arc::new(SimStore::new(1));
+        let cache = Cache::create(disk, store, LOG, config(1)).await.unwrap();
+        let inner = &cache.inner;
+        // As if all were in use.
+        inner.state().headers_in_memory = 100;
+        let begun = tokio::time::Instant::now();
+        inner.wait_for_room_for_headers().await.unwrap();
+        assert!(begun.elapsed() <= Duration::from_secs(1));
+        inner.fail(&"a test");
+        let begun = tokio::time::Instant::now();
+        assert!(inner.wait_for_room_for_headers().await.is_err());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    });
+}
+
+#[test]
+fn a_checkpoint_that_is_given_up_takes_nothing_with_it() {
+    run(async {
+        let mut given_up = 0;
+        for polls in 1.. {
+            let (disk, store) = (SimDisk::new(disk_len(5), 1), SimStore::new(1));
+            let config = || Config { idle_destage: FOREVER, upload_interval: FOREVER, ..config(1) };
+            let at = Arc::new(disk.clone());
+            let cache = Cache::create(at, Arc::new(store.clone()), LOG, config()).await.unwrap();
+            let options = VolumeOptions::default();
+            let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+            volume.write(0, block(1), true).await.unwrap();
+            let is_done = {
+                let _turn = cache.inner.maintenance.lock().await;
+                assert_eq!(cache.inner.destage(false).await.unwrap(), 1);
+                let mut checkpoint = std::pin::pin!(cache.inner.checkpoint(false));
+                let mut is_done = false;
+                for _ in 0..polls {
+                    is_done = is_done || futures_util::poll!(&mut checkpoint).is_ready();
+                    tokio::task::yield_now().await;
+                }
+                is_done
+            };
+            let closed = cache.close_shared().await;
+            // There are no half-measures: it cannot be closed in order, or all is in order.
+            assert_eq!(closed.is_ok(), is_done, "after {polls}");
+            drop((cache, volume));
+            disk.restart(Survivors::None);
+            let cache = Cache::open(Arc::new(disk), Arc::new(store), config()).await.unwrap();
+            let volume = cache.volume(&name()).unwrap();
+            let found = volume.read_vec(0, BLOCK_BYTES).await.unwrap();
+            assert_eq!(found, block(1), "given up after {polls}");
+            if is_done {
+                break;
+            }
+            given_up += 1;
+        }
+        assert!(given_up > 5, "{given_up}");
     });
 }
 
@@ -167,11 +262,7 @@ fn no_more_headers_are_in_memory_while_round_follows_round_of_destaging() {
 fn what_nobody_flushes_is_durable_after_a_second() {
     run(async {
         let disk = SimDisk::new(disk_len(4), 1);
-        let config = || Config {
-            idle_destage: Duration::from_secs(1 << 30),
-            upload_interval: Duration::from_secs(1 << 30),
-            ..config(1)
-        };
+        let config = || Config { idle_destage: FOREVER, upload_interval: FOREVER, ..config(1) };
         let store: Arc<dyn Store> = Arc::new(SimStore::new(1));
         let at = Arc::new(disk.clone());
         let cache = Cache::create(at, Arc::clone(&store), 8 * LOG, config()).await.unwrap();

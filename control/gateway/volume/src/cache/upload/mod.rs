@@ -418,8 +418,8 @@ impl Inner {
         self.maintenance_wake.notify_one();
         self.space.notify_waiters();
         for key in left {
+            self.wait_for_room_for_headers().await?;
             self.load(key).await?;
-            self.wait_for_room_for_headers().await;
         }
         self.ask_for_room_for_headers();
         Ok(())
