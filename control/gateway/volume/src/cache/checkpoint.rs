@@ -5,7 +5,6 @@ use std::sync::Weak;
 
 use bytes::Bytes;
 
-use super::maintenance::End;
 use super::{Inner, Plant, planted};
 use crate::error::{Error, Result};
 use crate::format::checkpoint;
@@ -17,10 +16,27 @@ use crate::{BLOCK_BYTES, SlotId};
 /// Headers that one checkpoint writes only because they are newer in memory.
 const LAZY_HEADERS: usize = 256;
 
+/// Stops the cache where a checkpoint is given up, by who waited for it or by a panic: it has called written what is
+/// not, so that no other may follow it.
+struct GivenUp<'a>(&'a Inner);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.0.fail(&"a checkpoint was given up before its end");
+    }
+}
+
 impl Inner {
     /// Writes a checkpoint on which something depends, by moving records to slots where the log's map is too long.
     /// The caller has the turn of the maintenance. `unknown_slots`: as in `checkpoint_with`.
     pub(crate) async fn checkpoint_surely(&self, unknown_slots: Option<u32>) -> Result<()> {
+        let given_up = GivenUp(self);
+        let done = self.try_surely(unknown_slots).await;
+        std::mem::forget(given_up);
+        done
+    }
+
+    async fn try_surely(&self, unknown_slots: Option<u32>) -> Result<()> {
         while !self.checkpoint_with(false, unknown_slots).await? {
             if self.destage(false).await? == 0 {
                 return Err(Error::MapTooLong { disk: self.disk.name() });
@@ -37,11 +53,14 @@ impl Inner {
 
     /// The same, with another number of unknown slots than is known, if it is given.
     async fn checkpoint_with(&self, clean: bool, unknown_slots: Option<u32>) -> Result<bool> {
-        // Cut short, it has called written what is not: no other may follow it.
-        let end = End(self);
-        let done = self.try_checkpoint(clean, unknown_slots).await?;
-        std::mem::forget(end);
-        Ok(done)
+        self.check_running()?;
+        let given_up = GivenUp(self);
+        let done = self.try_checkpoint(clean, unknown_slots).await;
+        std::mem::forget(given_up);
+        if let Err(error) = &done {
+            self.fail(error);
+        }
+        done
     }
 
     async fn try_checkpoint(&self, clean: bool, unknown_slots: Option<u32>) -> Result<bool> {

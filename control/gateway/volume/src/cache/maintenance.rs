@@ -11,8 +11,8 @@ use crate::error::Result;
 /// Chunks that the background validation reads the headers of at the same time.
 const VALIDATED_AT_ONCE: usize = 16;
 
-/// Once it is gone the cache has ended: nothing is promised any more, and no header and no checkpoint written.
-pub(crate) struct End<'a>(pub(crate) &'a Inner);
+/// Once it is gone the cache has ended: nothing is promised any more, and no checkpoint written.
+struct End<'a>(&'a Inner);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
@@ -100,7 +100,7 @@ impl Inner {
         }
     }
 
-    /// Destages everything, for a planned stop. Whatever comes of it, no header and no checkpoint is written after that.
+    /// Destages everything, for a planned stop. Whatever comes of it, no checkpoint is written after that.
     pub(crate) async fn settle_all(&self) -> Result<()> {
         let _turn = self.maintenance.lock().await;
         // Before others have the turn, also where this is given up.

@@ -243,6 +243,8 @@ fn a_checkpoint_that_is_given_up_takes_nothing_with_it() {
             let closed = cache.close_shared().await;
             // There are no half-measures: it cannot be closed in order, or all is in order.
             assert_eq!(closed.is_ok(), is_done, "after {polls}");
+            let told = cache.status().stopped.unwrap_or_default();
+            assert_eq!(told.contains("given up"), !is_done, "{told} after {polls}");
             drop((cache, volume));
             disk.restart(Survivors::None);
             let cache = Cache::open(Arc::new(disk), Arc::new(store), config()).await.unwrap();
