@@ -3,38 +3,52 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 
-use super::super::{Cache, Config, VolumeOptions};
-use super::world::{LOG, config, disk_len, name, run};
+use super::super::{Cache, Config, Volume, VolumeOptions};
+use super::uploads::FOREVER;
+use super::world::{LOG, block, config, disk_len, name, run};
 use crate::disk::sim::{SimDisk, Survivors};
-use crate::remote::Store;
 use crate::remote::sim::SimStore;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
-/// Nothing that waits so long comes in a test.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
+/// A new cache with a disk of so many slots and a log of `log` bytes, and a volume of so many chunks in it.
+async fn new_volume(slots: u64, log: u64, chunks: u64, config: Config) -> (Parts, Cache, Volume) {
+    let parts = Parts { disk: SimDisk::new(disk_len(slots), 1), store: SimStore::new(1) };
+    let (disk, store) = (Arc::new(parts.disk.clone()), Arc::new(parts.store.clone()));
+    let cache = Cache::create(disk, store, log, config).await.unwrap();
+    let options = VolumeOptions::default();
+    let volume = cache.create_volume(&name(), chunks * CHUNK_BYTES, options).await.unwrap();
+    (parts, cache, volume)
+}
 
-fn block(tag: u64) -> Bytes {
-    Bytes::from(vec![tag as u8; BLOCK_BYTES as usize])
+/// What outlives a cache.
+struct Parts {
+    disk: SimDisk,
+    store: SimStore,
+}
+
+impl Parts {
+    async fn open(&self, config: Config) -> (Cache, Volume) {
+        let (disk, store) = (Arc::new(self.disk.clone()), Arc::new(self.store.clone()));
+        let cache = Cache::open(disk, store, config).await.unwrap();
+        let volume = cache.volume(&name()).unwrap();
+        (cache, volume)
+    }
 }
 
 #[test]
 fn all_who_flush_at_once_share_a_sync() {
     const CLIENTS: u64 = 32;
     run(async {
-        let (disk, store) = (SimDisk::new(disk_len(5), 1), SimStore::new(1));
-        let (at, remote) = (Arc::new(disk.clone()), Arc::new(store.clone()));
         // In a log so large nothing moves to slots meanwhile, which would sync as well.
-        let cache = Cache::create(at, remote, 8 * LOG, config(1)).await.unwrap();
-        let options = VolumeOptions::default();
-        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+        let (parts, cache, volume) = new_volume(5, 8 * LOG, 1, config(1)).await;
+        let disk = &parts.disk;
         let before = disk.counts().syncs;
         let clients = (0..CLIENTS).map(|client| {
             let volume = volume.clone();
             async move {
-                volume.write(client * BLOCK_BYTES, block(client + 1), false).await.unwrap();
+                volume.write(client * BLOCK_BYTES, block(client as u8 + 1), false).await.unwrap();
                 volume.flush().await.unwrap();
             }
         });
@@ -46,12 +60,10 @@ fn all_who_flush_at_once_share_a_sync() {
         assert_eq!(disk.counts().syncs - before, syncs);
         drop(cache);
         disk.restart(Survivors::None);
-        let (at, remote) = (Arc::new(disk.clone()), Arc::new(store));
-        let cache = Cache::open(at, remote, config(2)).await.unwrap();
-        let volume = cache.volume(&name()).unwrap();
+        let (_cache, volume) = parts.open(config(2)).await;
         for client in 0..CLIENTS {
             let found = volume.read_vec(client * BLOCK_BYTES, BLOCK_BYTES).await.unwrap();
-            assert_eq!(found, block(client + 1), "client {client}");
+            assert_eq!(found, block(client as u8 + 1), "client {client}");
         }
     });
 }
@@ -61,11 +73,8 @@ fn no_more_headers_are_in_memory_than_configured() {
     const CHUNKS: u64 = 16;
     const LIMIT: usize = 4;
     run(async {
-        let disk = Arc::new(SimDisk::new(disk_len(24), 1));
         let config = Config { headers_in_memory: LIMIT, ..config(1) };
-        let cache = Cache::create(disk, Arc::new(SimStore::new(1)), LOG, config).await.unwrap();
-        let options = VolumeOptions::default();
-        let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
+        let (_parts, cache, volume) = new_volume(24, LOG, CHUNKS, config).await;
         let headers = || {
             let state = cache.inner.state();
             let there = state.slots.iter().filter(|slot| slot.header.is_some()).count();
@@ -73,7 +82,7 @@ fn no_more_headers_are_in_memory_than_configured() {
             there
         };
         for chunk in 0..CHUNKS {
-            volume.write(chunk * CHUNK_BYTES, block(chunk + 1), false).await.unwrap();
+            volume.write(chunk * CHUNK_BYTES, block(chunk as u8 + 1), false).await.unwrap();
         }
         cache.destage().await.unwrap();
         // What becomes clean by that is newer in memory than on disk.
@@ -82,7 +91,7 @@ fn no_more_headers_are_in_memory_than_configured() {
         assert!(headers() <= LIMIT, "{} headers after an upload", headers());
         for chunk in (0..CHUNKS).chain(0..CHUNKS) {
             let found = volume.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap();
-            assert_eq!(found, block(chunk + 1), "chunk {chunk}");
+            assert_eq!(found, block(chunk as u8 + 1), "chunk {chunk}");
             assert!(headers() <= LIMIT, "{} headers after a read of chunk {chunk}", headers());
         }
         // All of them were read from the disk, and nothing else was.
@@ -96,25 +105,22 @@ fn no_more_headers_are_in_memory_where_only_misses_fill_the_cache() {
     const CHUNKS: u64 = 16;
     const LIMIT: usize = 4;
     run(async {
-        let store = SimStore::new(1);
-        let disk = Arc::new(SimDisk::new(disk_len(24), 1));
-        let cache = Cache::create(disk, Arc::new(store.clone()), LOG, config(1)).await.unwrap();
-        let options = VolumeOptions::default();
-        let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
+        let (mut parts, cache, volume) = new_volume(24, LOG, CHUNKS, config(1)).await;
         for chunk in 0..CHUNKS {
-            volume.write(chunk * CHUNK_BYTES, block(chunk + 1), false).await.unwrap();
+            volume.write(chunk * CHUNK_BYTES, block(chunk as u8 + 1), false).await.unwrap();
         }
         cache.release_volume(&name()).await.unwrap();
-        let disk = SimDisk::new(disk_len(24), 2);
+        parts.disk = SimDisk::new(disk_len(24), 2);
         let mut config = Config { headers_in_memory: LIMIT, ..config(2) };
-        let (at, remote) = (Arc::new(disk.clone()), Arc::new(store.clone()));
+        let (at, remote) = (Arc::new(parts.disk.clone()), Arc::new(parts.store.clone()));
         let cache = Cache::create(at, remote, LOG, config.clone()).await.unwrap();
+        let options = VolumeOptions::default();
         let volume = cache.attach_volume(&name(), options, false).await.unwrap();
         let checkpoints = cache.status().counters.checkpoints;
         // Again for those that found no free slot made ready.
         for chunk in (0..CHUNKS).chain(0..CHUNKS).chain(0..CHUNKS) {
             let found = volume.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap();
-            assert_eq!(found, block(chunk + 1), "chunk {chunk}");
+            assert_eq!(found, block(chunk as u8 + 1), "chunk {chunk}");
             tokio::time::sleep(Duration::from_millis(100)).await;
             let headers = cache.inner.state().headers_in_memory;
             assert!(headers <= LIMIT, "{headers} headers after a read of chunk {chunk}");
@@ -126,12 +132,11 @@ fn no_more_headers_are_in_memory_where_only_misses_fill_the_cache() {
         config.seed = Some(3);
         drop(volume);
         cache.close().await.unwrap();
-        disk.restart(Survivors::None);
-        let cache = Cache::open(Arc::new(disk), Arc::new(store), config).await.unwrap();
-        let volume = cache.volume(&name()).unwrap();
+        parts.disk.restart(Survivors::None);
+        let (cache, volume) = parts.open(config).await;
         for chunk in 0..CHUNKS {
             let found = volume.read_vec(chunk * CHUNK_BYTES, BLOCK_BYTES).await.unwrap();
-            assert_eq!(found, block(chunk + 1), "chunk {chunk}");
+            assert_eq!(found, block(chunk as u8 + 1), "chunk {chunk}");
         }
         assert_eq!(cache.status().counters.misses, 0);
     });
@@ -142,13 +147,9 @@ fn no_more_headers_are_in_memory_while_round_follows_round_of_destaging() {
     const CHUNKS: u64 = 300;
     const LIMIT: usize = 32;
     run(async {
-        // So many slots that they are looked at in parts.
-        let disk = Arc::new(SimDisk::new(disk_len(2500), 1));
         let config = Config { headers_in_memory: LIMIT, destage_above: 0.0, ..config(1) };
-        let store = Arc::new(SimStore::new(1));
-        let cache = Cache::create(disk, store, 16 * LOG, config).await.unwrap();
-        let options = VolumeOptions::default();
-        let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
+        // So many slots that they are looked at in parts.
+        let (_parts, cache, volume) = new_volume(2500, 16 * LOG, CHUNKS, config).await;
         let writes = (0..CHUNKS).map(|chunk| volume.write(chunk * CHUNK_BYTES, block(1), false));
         join_all(writes).await;
         let done = || cache.status().counters.destaged_chunks == CHUNKS;
@@ -176,17 +177,13 @@ fn no_more_headers_are_in_memory_while_a_cache_is_closed() {
     const CHUNKS: u64 = 100;
     const LIMIT: usize = 32;
     run(async {
-        let disk = Arc::new(SimDisk::new(disk_len(CHUNKS + 50), 1));
         let config = Config {
             headers_in_memory: LIMIT,
             destage_above: 1.0,
             idle_destage: FOREVER,
             ..config(1)
         };
-        let store = Arc::new(SimStore::new(1));
-        let cache = Cache::create(disk, store, 16 * LOG, config).await.unwrap();
-        let options = VolumeOptions::default();
-        let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await.unwrap();
+        let (_parts, cache, volume) = new_volume(CHUNKS + 50, 16 * LOG, CHUNKS, config).await;
         let writes = (0..CHUNKS).map(|chunk| volume.write(chunk * CHUNK_BYTES, block(1), false));
         join_all(writes).await;
         assert_eq!(cache.status().counters.destaged_chunks, 0);
@@ -201,9 +198,7 @@ fn no_more_headers_are_in_memory_while_a_cache_is_closed() {
 #[test]
 fn who_waits_for_room_for_headers_waits_not_for_long_and_hears_of_a_failure() {
     run(async {
-        let disk = Arc::new(SimDisk::new(disk_len(4), 1));
-        let store = Arc::new(SimStore::new(1));
-        let cache = Cache::create(disk, store, LOG, config(1)).await.unwrap();
+        let (_parts, cache, _volume) = new_volume(4, LOG, 1, config(1)).await;
         let inner = &cache.inner;
         // As if all were in use.
         inner.state().headers_in_memory = 100;
@@ -222,12 +217,8 @@ fn a_checkpoint_that_is_given_up_takes_nothing_with_it() {
     run(async {
         let mut given_up = 0;
         for polls in 1.. {
-            let (disk, store) = (SimDisk::new(disk_len(5), 1), SimStore::new(1));
             let config = || Config { idle_destage: FOREVER, upload_interval: FOREVER, ..config(1) };
-            let at = Arc::new(disk.clone());
-            let cache = Cache::create(at, Arc::new(store.clone()), LOG, config()).await.unwrap();
-            let options = VolumeOptions::default();
-            let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
+            let (parts, cache, volume) = new_volume(5, LOG, 1, config()).await;
             volume.write(0, block(1), true).await.unwrap();
             let is_done = {
                 let _turn = cache.inner.maintenance.lock().await;
@@ -246,9 +237,8 @@ fn a_checkpoint_that_is_given_up_takes_nothing_with_it() {
             let told = cache.status().stopped.unwrap_or_default();
             assert_eq!(told.contains("given up"), !is_done, "{told} after {polls}");
             drop((cache, volume));
-            disk.restart(Survivors::None);
-            let cache = Cache::open(Arc::new(disk), Arc::new(store), config()).await.unwrap();
-            let volume = cache.volume(&name()).unwrap();
+            parts.disk.restart(Survivors::None);
+            let (_cache, volume) = parts.open(config()).await;
             let found = volume.read_vec(0, BLOCK_BYTES).await.unwrap();
             assert_eq!(found, block(1), "given up after {polls}");
             if is_done {
@@ -263,25 +253,19 @@ fn a_checkpoint_that_is_given_up_takes_nothing_with_it() {
 #[test]
 fn what_nobody_flushes_is_durable_after_a_second() {
     run(async {
-        let disk = SimDisk::new(disk_len(4), 1);
         let config = || Config { idle_destage: FOREVER, upload_interval: FOREVER, ..config(1) };
-        let store: Arc<dyn Store> = Arc::new(SimStore::new(1));
-        let at = Arc::new(disk.clone());
-        let cache = Cache::create(at, Arc::clone(&store), 8 * LOG, config()).await.unwrap();
-        let options = VolumeOptions::default();
-        let volume = cache.create_volume(&name(), CHUNK_BYTES, options).await.unwrap();
-        for tag in 1..=2 {
-            volume.write(tag * BLOCK_BYTES, block(tag), false).await.unwrap();
+        let (parts, cache, volume) = new_volume(4, 8 * LOG, 1, config()).await;
+        for tag in 1..=2_u8 {
+            volume.write(u64::from(tag) * BLOCK_BYTES, block(tag), false).await.unwrap();
             // The first has more than that since.
-            tokio::time::sleep(Duration::from_millis(tag * 500)).await;
+            tokio::time::sleep(Duration::from_millis(500 * u64::from(tag))).await;
         }
         volume.write(3 * BLOCK_BYTES, block(3), false).await.unwrap();
-        disk.restart(Survivors::None);
+        parts.disk.restart(Survivors::None);
         drop((cache, volume));
-        let cache = Cache::open(Arc::new(disk), store, config()).await.unwrap();
-        let volume = cache.volume(&name()).unwrap();
-        for tag in 1..=2 {
-            let found = volume.read_vec(tag * BLOCK_BYTES, BLOCK_BYTES).await.unwrap();
+        let (_cache, volume) = parts.open(config()).await;
+        for tag in 1..=2_u8 {
+            let found = volume.read_vec(u64::from(tag) * BLOCK_BYTES, BLOCK_BYTES).await.unwrap();
             assert_eq!(found, block(tag), "block {tag}");
         }
         let found = volume.read_vec(3 * BLOCK_BYTES, BLOCK_BYTES).await.unwrap();
