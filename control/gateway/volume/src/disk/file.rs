@@ -16,7 +16,7 @@ use nix::sys::uio::pwritev;
 use rustix::io::ReadWriteFlags;
 
 use super::buffers::Buffers;
-use super::{Disk, DiskCounts, DiskError, Io};
+use super::{Disk, DiskCounts, DiskError, Io, writeback};
 
 /// Parts of one `pwritev` call. Linux allows 1,024.
 const MAX_PARTS: usize = 1024;
@@ -27,6 +27,10 @@ const QUICK_BYTES: u64 = 128 << 10;
 
 /// Longest read. It never waits, but while a thread copies one that is longer another one can send the last.
 const QUICK_READ_BYTES: usize = 128 << 10;
+
+/// Shortest write that the kernel begins to write to the medium at once, in bytes. A sync, of which there is one each second
+/// at least, has less to wait for then. Shorter ones are written together.
+const BEGUN_BYTES: u64 = 256 << 10;
 
 /// Alignment of memory for direct I/O, in bytes: enough for every device.
 const DIRECT_ALIGN: usize = 4096;
@@ -248,7 +252,11 @@ impl Inner {
                 IoSlice::advance_slices(&mut rest, written);
             }
         }
-        self.counted.written(offset - begin);
+        let len = offset - begin;
+        if len >= BEGUN_BYTES {
+            writeback::begin(&self.file, begin, len);
+        }
+        self.counted.written(len);
         Ok(())
     }
 

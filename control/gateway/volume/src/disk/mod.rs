@@ -5,6 +5,7 @@
 mod buffers;
 mod file;
 pub mod sim;
+mod writeback;
 
 use std::fmt::Debug;
 use std::future::Future;
