@@ -22,7 +22,7 @@ use crate::format::ZERO_BLOCK_CRC;
 use crate::format::slot_header::SlotHeader;
 use crate::{BLOCK_BYTES, CHUNK_BLOCKS, SlotId};
 
-/// Bytes of one round. Each has some six syncs beside the one that writes its data: with 16 MiB they took a third of the time.
+/// Bytes of one round. Each has six syncs, of which five write little: with 16 MiB those took a third of the time.
 const ROUND_BYTES: u64 = 64 << 20;
 /// Chunks of one round.
 const ROUND_CHUNKS: usize = 64;
