@@ -252,11 +252,18 @@ impl Inner {
                 IoSlice::advance_slices(&mut rest, written);
             }
         }
-        let len = offset - begin;
+        self.counted.written(offset - begin);
+        Ok(())
+    }
+
+    /// Writes, and has the kernel begin to write to the medium what is long.
+    fn write_and_begin(&self, offset: u64, parts: &[Bytes]) -> Result<(), DiskError> {
+        self.write_all(offset, parts)?;
+        let len = parts.iter().map(|part| part.len() as u64).sum();
         if len >= BEGUN_BYTES {
-            writeback::begin(&self.file, begin, len);
+            let begun = writeback::begin(&self.file, offset, len);
+            begun.map_err(|e| self.failed("write", offset, len, &e))?;
         }
-        self.counted.written(len);
         Ok(())
     }
 
@@ -343,7 +350,7 @@ impl Disk for FileDisk {
     }
 
     fn write(&self, offset: u64, parts: Vec<Bytes>) -> Io<'_, ()> {
-        self.run(move |inner| inner.write_all(offset, &parts))
+        self.run(move |inner| inner.write_and_begin(offset, &parts))
     }
 
     fn punch(&self, offset: u64, len: u64) -> Io<'_, ()> {
