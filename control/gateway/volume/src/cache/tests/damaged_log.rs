@@ -7,11 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{Cache, Config, Volume, VolumeOptions};
-use super::faults::one_chunk;
-use super::stores::{Gate, hasty};
-use super::world::{
+use super::caches::{
     LOG, block, blocks, config, disk_len, in_log, layout, name, new_cache, open, run,
 };
+use super::faults::one_chunk;
+use super::stores::{Gate, hasty};
 use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;

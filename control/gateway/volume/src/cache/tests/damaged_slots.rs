@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::super::state::Key;
 use super::super::{Cache, Config, VolumeOptions};
-use super::faults::{closed, one_chunk};
-use super::uploads::FOREVER;
-use super::world::{
+use super::caches::{
     LOG, block, blocks, config, disk_len, layout, name, new_cache, open, run, slot_of,
     until_it_dies,
 };
+use super::faults::{closed, one_chunk};
+use super::uploads::FOREVER;
 use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::{Cache, PLANTED, Volume};
-use super::world::{CHUNKS, Fault, World, run};
+use super::caches::run;
+use super::world::{CHUNKS, Fault, World};
 use crate::disk::sim::Survivors;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 

@@ -10,7 +10,7 @@ use futures_util::future::poll_immediate;
 
 use super::super::state::Key;
 use super::super::{Cache, Config, Volume, VolumeOptions};
-use super::world::{
+use super::caches::{
     LOG, block, blocks, config, disk_len, in_log, name, new_cache, open, run, slot_of,
 };
 use crate::disk::sim::{SimDisk, Survivors};

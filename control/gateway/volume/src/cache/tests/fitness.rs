@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::{Cache, VolumeOptions};
+use super::caches::{LOG, block, config, disk_len, name, open, run};
 use super::stores::Slow;
 use super::uploads::FOREVER;
-use super::world::{LOG, block, config, disk_len, name, open, run};
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
 use crate::remote::ProbeError;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::super::state::Key;
 use super::super::{Cache, Volume, VolumeOptions};
-use super::world::{LOG, block, config, disk_len, name, run};
+use super::caches::{LOG, block, config, disk_len, name, run};
 use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::super::deletion::DELETING;
 use super::super::ownership::{FORGETTING, IN_DOUBT, RELEASING};
 use super::super::{Cache, Config, Volume, VolumeOptions};
-use super::world::{block, config, disk_len, layout, name, new_cache, run, slot_of};
+use super::caches::{block, config, disk_len, layout, name, new_cache, run, slot_of};
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::{Error, Result};
 use crate::format::slot_header::HEADER_BYTES;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::super::{Cache, Config, Volume, VolumeOptions};
+use super::caches::{LOG, block, config, disk_len, name, run};
 use super::uploads::FOREVER;
-use super::world::{LOG, block, config, disk_len, name, run};
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::remote::sim::SimStore;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};

@@ -1,7 +1,9 @@
 //! Tests of the cache. [`history`] is the model, [`world`] has a cache and compares it with that on a simulated
-//! disk and store, [`runs`] does so at random and [`enumerate`] in order; [`stores`] has stores that are slow or late.
-//! The other files use them.
+//! disk and store, [`runs`] does so at random and [`enumerate`] in order, and [`seen`] counts where that went;
+//! [`caches`] has what every test needs to make a cache, and [`stores`] stores that are slow or late. The other
+//! files use them.
 
+mod caches;
 mod damaged_log;
 mod damaged_slots;
 mod enumerate;
@@ -16,6 +18,7 @@ mod plants;
 mod random;
 mod reads;
 mod runs;
+mod seen;
 mod stores;
 mod uploads;
 mod volumes;

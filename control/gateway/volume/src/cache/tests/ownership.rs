@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::{Cache, Volume, VolumeOptions};
+use super::caches::{LOG, block, cache_at, config, disk_len, name, new_cache, run, until_it_dies};
 use super::stores::Gate;
-use super::world::{LOG, block, cache_at, config, disk_len, name, new_cache, run, until_it_dies};
 use crate::CHUNK_BYTES;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;

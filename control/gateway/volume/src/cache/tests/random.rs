@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::runs::{SEEDS, busy_run, full_log_run, long_run};
-use super::world::{Fault, Seen};
+use super::seen::Seen;
+use super::world::Fault;
 use crate::disk::sim::Survivors;
 
 /// Least number of crashes in a run.

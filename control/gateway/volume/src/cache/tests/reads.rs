@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::super::fetch::MAX_FILLS;
 use super::super::state::Key;
 use super::super::{Cache, Config, Volume, VolumeOptions};
-use super::world::{LOG, config, disk_len, name, run};
+use super::caches::{LOG, config, disk_len, name, run};
 use crate::bits::BlockSet;
 use crate::disk::sim::SimDisk;
 use crate::error::{Error, Result};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::world::{End, Fault, World, disk_len, layout, run};
+use super::caches::{disk_len, layout, run};
+use super::world::{End, Fault, World};
 use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::super::{Config, Volume};
-use super::world::config;
+use super::caches::config;
 use crate::error::Error;
 use crate::remote::sim::SimStore;
 use crate::remote::{Answer, ObjectVersion, Store, StoreError};

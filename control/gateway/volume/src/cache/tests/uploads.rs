@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::super::state::Key;
 use super::super::{Cache, Config, Volume, VolumeOptions};
+use super::caches::{LOG, block, config, disk_len, in_log, layout, name, run, slot_of};
 use super::stores::{Gate, Slow};
-use super::world::{LOG, block, config, disk_len, in_log, layout, name, run, slot_of};
 use crate::disk::sim::{Rng, SimDisk, Survivors};
 use crate::error::Error;
 use crate::format::slot_header::HEADER_BYTES;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{Cache, Config, Volume, VolumeOptions};
+use super::caches::{LOG, block, cache_at, config, disk_len, name, run};
 use super::runs::SEEDS;
-use super::world::{LOG, block, cache_at, config, disk_len, name, run};
 use crate::disk::sim::{Rng, SimDisk, Survivors};
 use crate::error::Error;
 use crate::format::volume_page::Durability;

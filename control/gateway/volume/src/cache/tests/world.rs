@@ -1,89 +1,28 @@
 //! A cache on a simulated disk and store, driven by a seed through operations and crashes, and compared
-//! with the model throughout. Also what other tests have in common: how they make caches, and find things on disks.
+//! with the model throughout.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::{Cache, Config, Volume, VolumeOptions};
+use super::super::{Cache, Volume, VolumeOptions};
+use super::caches::{LOG, config, disk_len, name, run};
 use super::history::{Asked, History};
-use crate::disk::Disk;
+use super::seen::Seen;
 use crate::disk::sim::{Rng, SimDisk};
 use crate::error::Error;
 use crate::format::BLOCK;
 use crate::format::root::Root;
-use crate::format::slot_header::{HEADER_BYTES, SLOT_BYTES};
-use crate::format::superblock::{Layout, VOLUME_PAGES};
+use crate::format::superblock::VOLUME_PAGES;
 use crate::format::volume_page::{Durability, VolumePage};
 use crate::remote::StoreError;
 use crate::remote::sim::SimStore;
-use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
-pub(super) const LOG: u64 = 256 << 10;
 /// Chunks of the volume, one more than slots.
 pub(super) const CHUNKS: u64 = 4;
-
-/// What a run did, to prove that it went where the danger is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) operations: u64,
-    pub(super) crashes: u64,
-    /// Deaths of the process alone after which everything was read.
-    pub(super) kills_checked: u64,
-    /// Writes to the log that a power cut tore.
-    pub(super) torn_tails: u64,
-    /// Crashes when slots were written whose records were not dropped from the map yet.
-    pub(super) in_destage: u64,
-    /// Crashes after the intention to put a root was on the disk, and before its success was. What an earlier
-    /// crash left of that does not count.
-    pub(super) in_publication: u64,
-    /// Those of them when the root was in the store.
-    pub(super) root_ahead: u64,
-    /// Crashes when some chunks were validated and some not.
-    pub(super) in_validation: u64,
-    pub(super) in_recovery: u64,
-    /// Sessions that ended as planned.
-    pub(super) stops: u64,
-    pub(super) evicted: u64,
-    pub(super) cuts: u64,
-    pub(super) checkpoints: u64,
-    /// Images of the store that were compared with the model.
-    pub(super) cuts_compared: u64,
-    /// Answers that promised that everything is in the store.
-    pub(super) remote_flushes: u64,
-    pub(super) lost_answers: u64,
-    pub(super) late_puts: u64,
-    pub(super) short_reads: u64,
-    pub(super) stale_lists: u64,
-}
-
-impl Seen {
-    pub(super) fn add(&mut self, other: &Seen) {
-        self.operations += other.operations;
-        self.crashes += other.crashes;
-        self.kills_checked += other.kills_checked;
-        self.torn_tails += other.torn_tails;
-        self.in_destage += other.in_destage;
-        self.in_publication += other.in_publication;
-        self.root_ahead += other.root_ahead;
-        self.in_validation += other.in_validation;
-        self.in_recovery += other.in_recovery;
-        self.stops += other.stops;
-        self.evicted += other.evicted;
-        self.cuts += other.cuts;
-        self.checkpoints += other.checkpoints;
-        self.cuts_compared += other.cuts_compared;
-        self.remote_flushes += other.remote_flushes;
-        self.lost_answers += other.lost_answers;
-        self.late_puts += other.late_puts;
-        self.short_reads += other.short_reads;
-        self.stale_lists += other.stale_lists;
-    }
-}
 
 pub(super) struct World {
     pub(super) disk: SimDisk,
@@ -135,89 +74,6 @@ impl Clone for World {
 pub(super) enum End {
     Crashed,
     Finished,
-}
-
-pub(super) fn name() -> VolumeName {
-    VolumeName::new("v").unwrap()
-}
-
-pub(super) fn config(seed: u64) -> Config {
-    Config { headers_in_memory: 2, seed: Some(seed), ..Config::default() }
-}
-
-/// Length of a disk with `slots` slots.
-pub(super) fn disk_len(slots: u64) -> u64 {
-    let base = Layout::for_len(1 << 30, LOG).unwrap();
-    base.directory_at + BLOCK_BYTES + LOG + slots * SLOT_BYTES
-}
-
-/// Runs a future on a runtime of one thread whose clock stands still unless everybody waits. Everything
-/// it spawned is gone afterwards.
-pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap()
-        .block_on(future)
-}
-
-/// Works until that is done, or the power is cut.
-pub(super) async fn until_it_dies(disk: &SimDisk, work: impl Future<Output = ()>) {
-    tokio::select! {
-        biased;
-        () = disk.died() => {}
-        () = work => {}
-    }
-}
-
-/// A block of bytes of `tag`.
-pub(super) fn block(tag: u8) -> Bytes {
-    Bytes::from(vec![tag; BLOCK])
-}
-
-/// Blocks of these tags.
-pub(super) fn blocks(tags: std::ops::RangeInclusive<u8>) -> Bytes {
-    tags.flat_map(block).collect()
-}
-
-/// A new cache on this disk.
-pub(super) async fn new_cache(disk: &SimDisk, store: &SimStore, seed: u64) -> Cache {
-    let (disk, store) = (Arc::new(disk.clone()), Arc::new(store.clone()));
-    Cache::create(disk, store, LOG, config(seed)).await.unwrap()
-}
-
-/// A new cache of four slots on a disk of its own, as another gateway has it.
-pub(super) async fn cache_at(store: &SimStore, seed: u64) -> Cache {
-    new_cache(&SimDisk::new(disk_len(4), seed), store, seed).await
-}
-
-/// Opens a cache again, with seed 2.
-pub(super) async fn open(disk: &SimDisk, store: &SimStore) -> Result<Cache, Error> {
-    Cache::open(Arc::new(disk.clone()), Arc::new(store.clone()), config(2)).await
-}
-
-/// Where things are on the disk of a cache whose log has [`LOG`] bytes.
-pub(super) fn layout(disk: &SimDisk) -> Layout {
-    Layout::for_len(disk.len(), LOG).unwrap()
-}
-
-/// Where the slot begins whose chunk begins with a byte of `tag`.
-pub(super) fn slot_of(disk: &SimDisk, tag: u8) -> u64 {
-    let layout = layout(disk);
-    (0..u64::from(layout.slots))
-        .map(|slot| layout.slots_at + slot * SLOT_BYTES)
-        .find(|at| disk.peek(at + 2 * HEADER_BYTES as u64, 1) == [tag])
-        .unwrap()
-}
-
-/// Where in the log a block of `tag` lies.
-pub(super) fn in_log(disk: &SimDisk, tag: u8) -> u64 {
-    let layout = layout(disk);
-    (0..LOG / BLOCK_BYTES)
-        .map(|i| layout.log_at + i * BLOCK_BYTES)
-        .find(|at| disk.peek(*at, BLOCK) == block(tag))
-        .unwrap()
 }
 
 impl World {
