@@ -45,9 +45,11 @@ pub(super) struct Outcome {
     pub(super) bandwidth: f64,
     /// Mean time of a request in microseconds.
     pub(super) mean_us: f64,
-    /// Time that 99 of 100 requests stay below, in microseconds. Where each write is flushed it is the
-    /// flushes' time, for that is what one waits for.
+    /// Times that half of the requests, 99 of 100, and 999 of 1,000 stay below, in microseconds. Where each write
+    /// is flushed they are the flushes' times, for those are what one waits for.
+    pub(super) median_us: f64,
     pub(super) p99_us: f64,
+    pub(super) p999_us: f64,
     /// Requests.
     pub(super) requests: f64,
 }
@@ -85,15 +87,20 @@ pub(super) fn fio(uri: &str, job: &Job, size: u64, secs: Option<u64>) -> Result<
         let value = parsed.pointer(&format!("/jobs/0/{side}/{path}")).and_then(Value::as_f64);
         value.ok_or_else(|| format!("fio does not tell {side}/{path}"))
     };
-    let p99_ns = match job.fsync {
-        1 => of("sync", "lat_ns/percentile/99.000000"),
-        _ => of(side, "clat_ns/percentile/99.000000"),
+    let within = |share: &str| {
+        let ns = match job.fsync {
+            1 => of("sync", &format!("lat_ns/percentile/{share}")),
+            _ => of(side, &format!("clat_ns/percentile/{share}")),
+        };
+        ns.map(|ns| ns / 1e3)
     };
     Ok(Outcome {
         rate: of(side, "iops")?,
         bandwidth: of(side, "bw_bytes")?,
         mean_us: of(side, "clat_ns/mean")? / 1e3,
-        p99_us: p99_ns? / 1e3,
+        median_us: within("50.000000")?,
+        p99_us: within("99.000000")?,
+        p999_us: within("99.900000")?,
         requests: of(side, "total_ios")?,
     })
 }

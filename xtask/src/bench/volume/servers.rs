@@ -117,7 +117,11 @@ impl Server {
     }
 
     pub(super) fn uri(&self) -> String {
-        let export = if self.is_gateway() { "vol" } else { "" };
+        self.uri_of(if self.is_gateway() { "vol" } else { "" })
+    }
+
+    /// The address of another volume of it.
+    pub(super) fn uri_of(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
     }
 

@@ -12,10 +12,10 @@ use super::servers::{Kind, Server};
 use crate::run::Result;
 
 /// Size of the volume. It fits into the page cache with all its copies.
-const VOLUME: u64 = 1 << 30;
+pub(super) const VOLUME: u64 = 1 << 30;
 
 /// What is measured.
-const JOBS: [Job; 9] = [
+pub(super) const JOBS: [Job; 9] = [
     Job::new("4 KiB random read, depth 1", "randread", "4k", 1),
     Job::new("4 KiB random read, depth 32", "randread", "4k", 32),
     Job::new("1 MiB read stream", "read", "1m", 4),
@@ -32,15 +32,15 @@ const JOBS: [Job; 9] = [
 ];
 
 /// Writes the volume from end to end.
-const FILL: Job = Job::new("fill", "write", "1m", 4);
+pub(super) const FILL: Job = Job::new("fill", "write", "1m", 4);
 /// Reads it, so that all of it is in the page cache.
-const WARM: Job = Job::new("warm", "read", "1m", 4);
+pub(super) const WARM: Job = Job::new("warm", "read", "1m", 4);
 
 /// What the aim says: times the rate of nbdkit.
 const AIM: f64 = 1.0;
 
 /// A cache in which the volume has all the room that it can use.
-const WIDE_CACHE: &str = "3G";
+pub(super) const WIDE_CACHE: &str = "3G";
 /// One with slots for 1.25 GiB beside the log.
 const FULL_CACHE: &str = "2345M";
 
@@ -97,7 +97,7 @@ type Samples = BTreeMap<(usize, usize), Vec<Sample>>;
 
 /// Runs all jobs on all servers in turn and prints the tables.
 pub(super) fn speed(options: &Volume, folder: &Path) -> Result {
-    let jobs = jobs(options)?;
+    let jobs = options.chosen(&JOBS);
     let folder = folder.join("speed");
     let rivals = Kind::ALL
         .into_iter()
@@ -111,7 +111,7 @@ pub(super) fn speed(options: &Volume, folder: &Path) -> Result {
 
 /// The same with a cache that is 80 % full, at rest, and with all of it dirty, while that is uploaded.
 pub(super) fn uploading(options: &Volume, folder: &Path) -> Result {
-    let jobs = jobs(options)?;
+    let jobs = options.chosen(&JOBS);
     let folder = folder.join("uploading");
     let rest = filled(Kind::Gateway, &folder.join("at-rest"), FULL_CACHE)?;
     let free = rest.metric("culvert_cache_free_slots")?;
@@ -127,17 +127,6 @@ pub(super) fn uploading(options: &Volume, folder: &Path) -> Result {
     let samples = in_turns(options, &jobs, &rivals)?;
     table(&format!("what, cache {:.0} % full", full * 100.0), &jobs, &rivals, &samples);
     end(rivals, &folder)
-}
-
-/// The jobs that were asked for.
-fn jobs(options: &Volume) -> Result<Vec<Job>> {
-    let Some(text) = &options.case else { return Ok(JOBS.to_vec()) };
-    let jobs: Vec<Job> = JOBS.into_iter().filter(|job| job.name.contains(text)).collect();
-    if jobs.is_empty() {
-        let names = JOBS.map(|job| job.name).join("; ");
-        return Err(format!("--case {text}: no name contains that of: {names}"));
-    }
-    Ok(jobs)
 }
 
 /// Runs each job on each rival as often as was asked for.
@@ -337,7 +326,7 @@ fn end(rivals: Vec<Rival>, folder: &Path) -> Result {
 }
 
 /// Lets what is written reach the disk, so that nobody pays for another's writes.
-fn settle() -> Result {
+pub(super) fn settle() -> Result {
     crate::run::command("sync").status().map_err(|e| format!("sync: {e}"))?;
     std::thread::sleep(Duration::from_millis(300));
     Ok(())
@@ -358,6 +347,6 @@ fn cell(job: &Job, sample: &Sample) -> String {
     }
 }
 
-fn mib(bytes: f64) -> f64 {
+pub(super) fn mib(bytes: f64) -> f64 {
     bytes / f64::from(1 << 20)
 }
