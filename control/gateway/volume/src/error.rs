@@ -1,5 +1,6 @@
 //! What can go wrong with a cache or a volume, in words for its operator.
 
+use crate::cache::Refusal;
 use crate::disk::DiskError;
 use crate::format::FormatError;
 use crate::remote::{ProbeError, StoreError};
@@ -220,7 +221,7 @@ pub enum Error {
         /// The name.
         volume: VolumeName,
         /// Why.
-        state: &'static str,
+        state: Refusal,
     },
     /// The volume is served, so nothing of it is in quarantine. Release it to give it up, or delete it for good.
     #[error(

@@ -20,7 +20,7 @@ mod volume_name;
 
 pub use bits::BlockSet;
 pub use cache::{
-    BlockStatus, Cache, CacheStatus, Config, Counters, QuarantineExport, QuarantinedRange,
+    BlockStatus, Cache, CacheStatus, Config, Counters, QuarantineExport, QuarantinedRange, Refusal,
     ScrubReport, Segment, StatusExtent, Volume, VolumeOptions, VolumeStatus,
 };
 pub use error::{Error, Result};

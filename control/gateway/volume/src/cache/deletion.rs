@@ -4,14 +4,12 @@
 //! an unconditional removal could hit what another gateway put there meanwhile. The intention is on the disk
 //! first, so that a deletion which was cut short anywhere is finished by asking for it again.
 
+use super::refusal::Refusal;
 use super::{Cache, Inner, Plant, planted, unix_ms};
 use crate::error::{Error, Result};
 use crate::format::root::{Root, RootState};
 use crate::format::volume_page::VolumeState;
 use crate::volume_name::VolumeName;
-
-/// Why requests to a volume are refused that is deleted, or of which nobody knows whether it is.
-pub(crate) const DELETING: &str = "being deleted; if that failed, delete it again";
 
 impl Cache {
     /// Deletes a volume that this cache serves, in the store and here. Its packs and index pages stay until
@@ -52,7 +50,7 @@ impl Inner {
             return Ok(());
         }
         if let Some(entry) = self.state().volumes.get_mut(&volume) {
-            entry.refusing = Some(DELETING);
+            entry.refusing = Some(Refusal::Deleting);
         }
         self.space.notify_waiters();
         let nonce = self.random();

@@ -10,7 +10,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::Inner;
-use super::ownership::RELEASING;
+use super::refusal::Refusal;
 use super::state::{State, VolumeEntry};
 use crate::bits::BlockSet;
 use crate::error::{Error, Result};
@@ -88,7 +88,7 @@ impl State {
     /// is lost. While the cache is being closed it may after the next start.
     pub(crate) fn upload_helps(&self, volume: u64) -> bool {
         let is_uploaded = |v: &VolumeEntry| {
-            matches!(v.refusing, None | Some(RELEASING)) && v.held_up.loss.is_none()
+            matches!(v.refusing, None | Some(Refusal::Releasing)) && v.held_up.loss.is_none()
         };
         self.is_stopping
             || self.unknown_slots == 0 && self.volumes.get(&volume).is_none_or(is_uploaded)

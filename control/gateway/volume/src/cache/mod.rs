@@ -33,6 +33,7 @@ mod pace;
 mod pages;
 mod read;
 mod recover;
+mod refusal;
 mod roots;
 mod runmap;
 mod scrub;
@@ -59,6 +60,7 @@ use crate::remote::{ProbeError, Store};
 use crate::volume_name::VolumeName;
 
 pub use read::Segment;
+pub use refusal::Refusal;
 pub use scrub::{QuarantineExport, QuarantinedRange, ScrubReport};
 pub use volume::{BlockStatus, StatusExtent, Volume, VolumeOptions, VolumeStatus};
 
@@ -101,6 +103,8 @@ pub struct Config {
     pub upload_timeout: Duration,
     /// Time between two uploads of a volume.
     pub upload_interval: Duration,
+    /// Time between two looks at the root of a volume that has nothing to upload: somebody else may have taken it over.
+    pub owner_check_interval: Duration,
     /// Pause of a volume after an upload that failed. Each further failure doubles it, up to a minute.
     pub upload_retry: Duration,
     /// Bytes per second that may be put into the store; 0: any number.
@@ -136,6 +140,7 @@ impl Default for Config {
             fetch_timeout: Duration::from_secs(30),
             upload_timeout: Duration::from_secs(120),
             upload_interval: Duration::from_secs(5),
+            owner_check_interval: Duration::from_secs(60),
             upload_retry: Duration::from_secs(5),
             upload_rate: 0,
             fetch_rate: 0,
@@ -328,6 +333,7 @@ impl Cache {
             tokio::spawn(Arc::clone(&inner).run_maintenance()),
             tokio::spawn(Arc::clone(&inner).run_headers()),
             tokio::spawn(Arc::clone(&inner).run_probe()),
+            tokio::spawn(Arc::clone(&inner).run_owner_checks()),
             tokio::spawn(Arc::clone(&inner).run_uploads()),
             tokio::spawn(Arc::clone(&inner).run_validation()),
         ];
@@ -388,7 +394,7 @@ impl Cache {
     pub async fn close_shared(&self) -> Result<()> {
         self.begin_stop();
         for entry in self.inner.state().volumes.values_mut() {
-            entry.refusing.get_or_insert("the cache is closed");
+            entry.refusing.get_or_insert(Refusal::Closed);
         }
         self.inner.fills.wait(|fills| *fills == 0).await;
         self.inner.settle_all().await

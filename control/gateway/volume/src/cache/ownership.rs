@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::roots::{LONGEST_ROOT, REPLACED};
+use super::refusal::Refusal;
+use super::roots::LONGEST_ROOT;
 use super::state::{Key, RemoteRoot, VolumeEntry};
 use super::upload::Purpose;
 use super::volume::VolumeOptions;
@@ -19,15 +20,6 @@ use crate::format::volume_page::{Durability, VolumePage, VolumeState};
 use crate::remote::{StoreError, answer_by};
 use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, MAX_VOLUME_BYTES, SlotId};
-
-/// Why requests are refused after a release of which nobody knows whether it took effect.
-pub(crate) const IN_DOUBT: &str = "perhaps released: the store did not say; release it again";
-
-/// Why requests are refused to a volume while it is forgotten.
-pub(crate) const FORGETTING: &str = "being forgotten";
-
-/// Why requests are refused to a volume while it is released.
-pub(crate) const RELEASING: &str = "being released";
 
 /// Keeps a name for who makes or takes a volume of it: until that is done nobody else does.
 struct Claiming<'a> {
@@ -162,7 +154,7 @@ impl Cache {
         let volume = self.volume(name)?.id();
         let in_doubt = {
             let state = self.inner.state();
-            state.volumes.get(&volume).is_some_and(|v| v.refusing == Some(IN_DOUBT))
+            state.volumes.get(&volume).is_some_and(|v| v.refusing == Some(Refusal::InDoubt))
         };
         if !in_doubt {
             self.inner.serving(volume)?;
@@ -174,15 +166,16 @@ impl Cache {
             // Who waits for room is not to wait any more.
             self.inner.space.notify_waiters();
         };
-        refuse(Some(RELEASING));
+        refuse(Some(Refusal::Releasing));
         let Err(error) = self.inner.cut(volume, Purpose::Release).await else {
-            refuse(Some("released"));
+            refuse(Some(Refusal::Released));
             return self.inner.discard(volume).await;
         };
         let (is_lost, given_up) = {
             let state = self.inner.state();
             let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
-            let is_lost = entry.superseded_by.is_some() || entry.refusing == Some(REPLACED);
+            let is_lost =
+                entry.superseded_by.is_some() || entry.refusing == Some(Refusal::Replaced);
             (is_lost, entry.page.state == VolumeState::Released)
         };
         if is_lost {
@@ -191,7 +184,7 @@ impl Cache {
         // The root that releases the volume may be there, or still arrive. One that does not, put over it,
         // settles that.
         if given_up && self.inner.cut(volume, Purpose::Publish).await.is_err() {
-            refuse(Some(IN_DOUBT));
+            refuse(Some(Refusal::InDoubt));
         } else {
             refuse(None);
         }
@@ -203,6 +196,10 @@ impl Cache {
     pub async fn forget_volume(&self, name: &VolumeName) -> Result<()> {
         let inner = &self.inner;
         let volume = self.volume(name)?.id();
+        inner.check_settled(volume)?;
+        // No cut is under way meanwhile, and none begins: it would take what is dropped for zeros or for clean.
+        let _turn = inner.cut_turn(volume).await?;
+        inner.check_settled(volume)?;
         if inner.serving(volume).is_ok() {
             inner.forget_root(volume);
             match inner.root(volume).await {
@@ -214,7 +211,7 @@ impl Cache {
                 Err(error) => return Err(error),
             }
             if let Some(entry) = inner.state().volumes.get_mut(&volume) {
-                entry.refusing = Some(FORGETTING);
+                entry.refusing = Some(Refusal::Forgetting);
             }
         }
         inner.discard(volume).await
@@ -235,7 +232,7 @@ impl Inner {
             let state = self.state();
             let found = state.volumes.iter().find(|(_, entry)| entry.page.name == *name);
             found
-                .filter(|(_, v)| matches!(v.refusing, Some("released" | IN_DOUBT)))
+                .filter(|(_, v)| matches!(v.refusing, Some(Refusal::Released | Refusal::InDoubt)))
                 .map(|(id, _)| *id)
         };
         let Some(volume) = released else {
@@ -251,6 +248,26 @@ impl Inner {
             entry.refusing = None;
         }
         Ok(Some(Volume::new(Arc::clone(self), volume)))
+    }
+
+    /// Fails while something else is done to a volume that ends by itself. After that, it is served or it is not.
+    fn check_settled(&self, volume: u64) -> Result<()> {
+        let state = self.state();
+        let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
+        match entry.refusing {
+            Some(
+                refusal @ (Refusal::BeingMade
+                | Refusal::Releasing
+                | Refusal::Released
+                | Refusal::Forgetting
+                | Refusal::Stopping
+                | Refusal::Closed),
+            ) => Err(Error::NotServed { volume: entry.page.name.clone(), state: refusal }),
+            None
+            | Some(
+                Refusal::InDoubt | Refusal::Quarantined | Refusal::Replaced | Refusal::Deleting,
+            ) => Ok(()),
+        }
     }
 
     fn begin_claim(&self, name: &VolumeName) -> Result<Claiming<'_>> {
@@ -304,7 +321,7 @@ impl Inner {
                 attempts: Vec::new(),
                 attempted: 0,
             };
-            let mut entry = VolumeEntry::new(page_index, page, Some("being made"));
+            let mut entry = VolumeEntry::new(page_index, page, Some(Refusal::BeingMade));
             entry.remote = Some(remote);
             state.volumes.insert(id, entry);
             id

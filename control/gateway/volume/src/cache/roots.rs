@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
 use tokio::time::Instant;
 
-use super::ownership::RELEASING;
+use super::refusal::Refusal;
 use super::state::{RemoteRoot, VolumeEntry};
 use super::{Inner, Plant, index, planted};
 use crate::error::{Error, Result};
@@ -25,8 +26,8 @@ use crate::volume_name::VolumeName;
 /// Longest root that is read, far above what is legal: one of a later version is told from a damaged one.
 pub(crate) const LONGEST_ROOT: usize = 1 << 20;
 
-/// Why requests are refused to a volume that another one of its name may have come after.
-pub(crate) const REPLACED: &str = "the store has another, later volume of this name; if it is the wrong store, start again with the right one";
+/// Roots that are looked at, at the same time, of volumes that nobody may use.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// Whose a root is.
 #[derive(Debug)]
@@ -150,6 +151,37 @@ impl Inner {
         }
     }
 
+    /// Looks at the roots of volumes that have nothing to upload, since nothing else would tell that somebody took
+    /// them over. What is found is noted where roots are read.
+    async fn check_owners(&self) {
+        let idle: Vec<u64> = {
+            let state = self.state();
+            let served = state.volumes.iter().filter(|(_, v)| v.refusing.is_none());
+            let idle = served.filter(|(_, v)| v.dirty_bytes() == 0 && !state.is_stopping);
+            idle.map(|(id, _)| *id).collect()
+        };
+        let looks = idle.into_iter().map(|volume| async move {
+            self.forget_root(volume);
+            match self.root(volume).await {
+                // Of another owner it was told when it was found out.
+                Ok(_) | Err(Error::Gone | Error::Superseded { .. }) => {}
+                Err(error @ (Error::Store(_) | Error::StoreTimeout { .. })) => {
+                    tracing::debug!(%error, "nobody knows whose a volume is");
+                }
+                Err(error) => tracing::warn!(%error, "a volume's root is not as it should be"),
+            }
+        });
+        stream::iter(looks).for_each_concurrent(LOOKS_AT_ONCE, |look| look).await;
+    }
+
+    /// The task that does so at the start and from time to time.
+    pub(crate) async fn run_owner_checks(self: Arc<Inner>) {
+        loop {
+            self.check_owners().await;
+            tokio::time::sleep(self.config.owner_check_interval).await;
+        }
+    }
+
     /// Takes a root of ours as the newest, if none became known since it was asked for, when `before` was the newest
     /// one's nonce. Returns the newest.
     fn note_root(&self, volume: u64, before: Option<u64>, found: RemoteRoot) -> Result<RemoteRoot> {
@@ -182,7 +214,7 @@ impl Inner {
                 return Error::Gone;
             };
             let first = entry.superseded_by.replace(epoch).is_none();
-            entry.refusing = Some("in quarantine");
+            entry.refusing = Some(Refusal::Quarantined);
             let kept = std::mem::take(&mut entry.kept);
             (entry.page.name.clone(), entry.page.epoch, first, kept)
         };
@@ -213,9 +245,9 @@ impl Inner {
             let VolumePage { name, uuid, epoch, .. } = &entry.page;
             let error = Error::OtherVolume { volume: name.clone(), found: found.uuid, ours: *uuid };
             let is_later = found.epoch > *epoch;
-            let ends = is_later && matches!(entry.refusing, None | Some(RELEASING));
+            let ends = is_later && matches!(entry.refusing, None | Some(Refusal::Releasing));
             if ends {
-                entry.refusing = Some(REPLACED);
+                entry.refusing = Some(Refusal::Replaced);
             }
             (error, ends)
         };

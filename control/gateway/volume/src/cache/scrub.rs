@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::state::Key;
 use super::{Cache, Inner};
 use crate::bits::BlockSet;
-use crate::disk::read_around;
+use crate::disk::reread_around;
 use crate::error::{Error, Result};
 use crate::format::crc32c;
 use crate::volume_name::VolumeName;
@@ -262,7 +262,8 @@ impl Inner {
         for run in stored.runs(64) {
             let bytes = usize::from(run.end - run.start) * BLOCK_BYTES as usize;
             let at = self.block_at(slot, run.start);
-            let data = read_around(self.disk.as_ref(), at, bytes).await?;
+            // From the medium: what memory has of it says nothing about that.
+            let data = reread_around(self.disk.as_ref(), at, bytes).await?;
             for (i, block) in run.enumerate() {
                 report.blocks += 1;
                 let from = i * BLOCK_BYTES as usize;

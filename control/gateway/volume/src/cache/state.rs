@@ -7,10 +7,9 @@ use std::time::Duration;
 use tokio::sync::{OnceCell, RwLock};
 use tokio::time::Instant;
 
-use super::deletion::DELETING;
 use super::held_up::HeldUp;
-use super::ownership::FORGETTING;
 use super::pages::Pages;
+use super::refusal::Refusal;
 use super::runmap::{LogRecord, RunMap};
 use super::upload::Kept;
 use crate::SlotId;
@@ -272,7 +271,7 @@ pub(crate) struct VolumeEntry {
     /// Epoch of whoever superseded us.
     pub(crate) superseded_by: Option<u64>,
     /// Why requests are refused, if they are.
-    pub(crate) refusing: Option<&'static str>,
+    pub(crate) refusing: Option<Refusal>,
     /// Held by the cut under way.
     pub(crate) uploading: Arc<tokio::sync::Mutex<()>>,
 }
@@ -285,7 +284,8 @@ impl VolumeEntry {
 
     /// Whether all that the cache has of the volume is being dropped, or is to be.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.page.state == VolumeState::Gone || matches!(self.refusing, Some(DELETING | FORGETTING))
+        self.page.state == VolumeState::Gone
+            || matches!(self.refusing, Some(Refusal::Deleting | Refusal::Forgetting))
     }
 
     /// Whether another gateway took the volume, so that what this cache has of it is only kept for export.

@@ -7,6 +7,7 @@ use tokio::task::coop;
 
 use super::fetch::{MAX_FILLS, Patience};
 use super::read::Segment;
+use super::refusal::Refusal;
 use super::state::{Key, VolumeEntry};
 use super::write::Empty;
 use super::{Inner, Plant, ownership, planted};
@@ -19,9 +20,6 @@ use crate::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES};
 /// Bytes that one answer to BLOCK_STATUS covers at most, 1024 chunks: as many as a request can ask about that has
 /// no extended header. Whoever wants to know more asks again.
 const STATUS_BYTES: u64 = 4 << 30;
-
-/// Why a request is not finished that waits, or takes many steps, when the cache is about to be closed.
-const STOPPING: &str = "the gateway is being stopped";
 
 /// What an operator may choose for a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,8 +39,10 @@ pub struct VolumeStatus {
     pub uuid: u128,
     /// Size in bytes.
     pub size: u64,
-    /// Whether it is served.
+    /// What its page on the disk says.
     pub state: VolumeState,
+    /// Why it is not served, if it is not.
+    pub refusing: Option<Refusal>,
     /// Epoch of ownership.
     pub epoch: u64,
     /// What FLUSH promises, and the dirty quota.
@@ -113,6 +113,7 @@ impl Volume {
             uuid: page.uuid,
             size: entry.size(),
             state: page.state,
+            refusing: entry.refusing,
             epoch: page.epoch,
             options: VolumeOptions { durability: page.durability, dirty_quota: page.dirty_quota },
             dirty_bytes: entry.dirty_bytes(),
@@ -280,7 +281,7 @@ impl Inner {
     /// Says that a request is cut short since the cache is about to be closed.
     pub(crate) fn cut_short(&self, volume: u64) -> Error {
         match self.name(volume) {
-            Ok(volume) => Error::NotServed { volume, state: STOPPING },
+            Ok(volume) => Error::NotServed { volume, state: Refusal::Stopping },
             Err(error) => error,
         }
     }

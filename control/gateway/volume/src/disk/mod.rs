@@ -108,14 +108,31 @@ pub(crate) async fn read_around(
     offset: u64,
     len: usize,
 ) -> Result<Bytes, DiskError> {
-    match disk.read(offset, len).await {
+    around(offset, len, |at, len| disk.read(at, len)).await
+}
+
+/// The same from the medium, whatever memory has of it.
+pub(crate) async fn reread_around(
+    disk: &dyn Disk,
+    offset: u64,
+    len: usize,
+) -> Result<Bytes, DiskError> {
+    around(offset, len, |at, len| disk.reread(at, len)).await
+}
+
+async fn around<'a>(
+    offset: u64,
+    len: usize,
+    read: impl Fn(u64, usize) -> Io<'a, Bytes> + Send,
+) -> Result<Bytes, DiskError> {
+    match read(offset, len).await {
         Err(DiskError::Unreadable { .. }) => {}
         read => return read,
     }
     let mut whole = BytesMut::with_capacity(len);
     while whole.len() < len {
         let part = BLOCK.min(len - whole.len());
-        match disk.read(offset + whole.len() as u64, part).await {
+        match read(offset + whole.len() as u64, part).await {
             Ok(data) => whole.extend_from_slice(&data),
             Err(error @ DiskError::Unreadable { .. }) => {
                 tracing::warn!(%error, "a block of the cache cannot be read");

@@ -109,6 +109,8 @@ struct Version {
     write: u64,
     sector: u64,
     data: Bytes,
+    /// Whether a sync of it failed: memory shows it still, and it never gets to the medium.
+    is_lost: bool,
 }
 
 #[derive(Debug)]
@@ -236,8 +238,9 @@ impl SimDisk {
         let keep_of_16 = 1 + rng.below(15);
         // By write: where it began, how many sectors it changed, and how many of those are left.
         let mut parts: FxHashMap<u64, (u64, u64, u64)> = FxHashMap::default();
-        for (i, Version { write, sector, data }) in volatile.into_iter().enumerate() {
+        for (i, Version { write, sector, data, is_lost }) in volatile.into_iter().enumerate() {
             let survives = match survivors {
+                _ if is_lost => false,
                 Survivors::All => true,
                 Survivors::None => false,
                 Survivors::Prefix(n) => i < n,
@@ -461,12 +464,16 @@ impl State {
 
     /// Gives a sector what is written there, if that is not there already.
     fn put(&mut self, write: u64, sector: u64, data: Bytes) {
-        if self.newest_of(sector).unwrap_or(&ZEROS) == &data {
+        let is_lost = self
+            .newest
+            .get(&sector)
+            .is_some_and(|&i| self.volatile.get(i).is_some_and(|version| version.is_lost));
+        if !is_lost && self.newest_of(sector).unwrap_or(&ZEROS) == &data {
             return;
         }
         self.touch(sector);
         self.newest.insert(sector, self.volatile.len());
-        self.volatile.push(Version { write, sector, data });
+        self.volatile.push(Version { write, sector, data, is_lost: false });
     }
 
     fn touch(&mut self, sector: u64) {
@@ -575,11 +582,14 @@ impl Disk for SimDisk {
                 state.counts.syncs += 1;
                 let state = &mut *state;
                 if state.fail_sync {
+                    for version in &mut state.volatile {
+                        version.is_lost |= version.write <= before;
+                    }
                     true
                 } else {
                     let mut rest = Vec::new();
                     for version in std::mem::take(&mut state.volatile) {
-                        if version.write <= before {
+                        if version.write <= before && !version.is_lost {
                             state.durable.insert(version.sector, version.data);
                         } else {
                             rest.push(version);
@@ -622,5 +632,30 @@ impl Disk for SimDisk {
         state.steps += 2;
         state.write(offset, &data);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_failed_sync_lost_is_read_and_no_later_sync_saves_it() {
+        let disk = SimDisk::new(1 << 20, 1);
+        let block = |tag: u8| Bytes::from(vec![tag; 4096]);
+        disk.write(0, vec![block(1)]).await.unwrap();
+        disk.sync().await.unwrap();
+        disk.write(0, vec![block(2)]).await.unwrap();
+        disk.write(8192, vec![block(3)]).await.unwrap();
+        disk.fail_syncs(true);
+        assert!(disk.sync().await.is_err());
+        disk.fail_syncs(false);
+        // Written again, the same bytes are new.
+        disk.write(8192, vec![block(3)]).await.unwrap();
+        disk.sync().await.unwrap();
+        assert_eq!(disk.read(0, 4096).await.unwrap(), block(2));
+        disk.restart(Survivors::All);
+        assert_eq!(disk.read(0, 4096).await.unwrap(), block(1));
+        assert_eq!(disk.read(8192, 4096).await.unwrap(), block(3));
     }
 }

@@ -4,10 +4,10 @@
 //! The folder may be a mount of another machine that does not answer, for ever perhaps. Threads that wait for it
 //! are the store's own: those of the cache and of its clients go on.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -61,10 +61,17 @@ impl Drop for Threads {
 }
 
 impl FolderStore {
-    /// Opens the folder and makes it if need be.
+    /// Opens the folder, and makes it if need be, for its owner alone.
     pub fn open(root: &Path) -> Result<FolderStore, StoreError> {
-        let failed = |e: io::Error| translate(&root.display().to_string(), &e);
-        fs::create_dir_all(root).map_err(failed)?;
+        let path = root.display().to_string();
+        let failed = |e: io::Error| translate(&path, &e);
+        if root.exists() && !root.is_dir() {
+            return Err(StoreError::Denied { path, reason: "it is not a folder".to_owned() });
+        }
+        if !root.is_dir() {
+            // It holds what tenants store. Who is to read it as well is whoever made it to say.
+            DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed)?;
+        }
         let threads = Arc::new(Threads::new().map_err(failed)?);
         Ok(FolderStore { root: Arc::new(root.to_owned()), threads })
     }

@@ -12,11 +12,10 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::deletion::DELETING;
 use super::headers::Copies;
 use super::log::Marks;
-use super::ownership::IN_DOUBT;
 use super::pace::Pace;
+use super::refusal::Refusal;
 use super::state::{Key, Slot, State, VolumeEntry};
 use super::watched::Watched;
 use super::{Cache, Config, Inner};
@@ -300,9 +299,9 @@ impl Recovery<'_> {
             let refusing = match page.state {
                 VolumeState::Active => None,
                 // A release that was finished leaves no page.
-                VolumeState::Released => Some(IN_DOUBT),
-                VolumeState::Quarantined => Some("in quarantine"),
-                VolumeState::Deleting => Some(DELETING),
+                VolumeState::Released => Some(Refusal::InDoubt),
+                VolumeState::Quarantined => Some(Refusal::Quarantined),
+                VolumeState::Deleting => Some(Refusal::Deleting),
                 VolumeState::Gone => continue,
             };
             let entry = VolumeEntry::new(index as u32, page, refusing);
@@ -422,11 +421,7 @@ impl Recovery<'_> {
 }
 
 impl VolumeEntry {
-    pub(crate) fn new(
-        page_index: u32,
-        page: VolumePage,
-        refusing: Option<&'static str>,
-    ) -> VolumeEntry {
+    pub(crate) fn new(page_index: u32, page: VolumePage, refusing: Option<Refusal>) -> VolumeEntry {
         VolumeEntry {
             page_index,
             page,

@@ -313,6 +313,23 @@ fn a_bad_block_of_a_slot_takes_none_of_its_neighbours_along() {
     }
 }
 
+#[test]
+fn a_scrub_judges_the_medium_and_not_what_memory_shows_of_it() {
+    run(async {
+        let (disk, _store, cache, volume) = one_chunk().await;
+        volume.write(0, blocks(1..=8), false).await.unwrap();
+        cache.destage().await.unwrap();
+        let first = slot_of(&disk, 1) + 2 * HEADER_BYTES as u64;
+        disk.spoil_memory(first + 4 * BLOCK_BYTES + 9);
+        let report = cache.scrub(false, |_, _| {}).await.unwrap();
+        assert_eq!((report.blocks, report.lost.len()), (8, 0), "{report:?}");
+        // And a spot that cannot be read takes none of its neighbours along.
+        disk.make_unreadable(first + 5 * BLOCK_BYTES, 512);
+        let report = cache.scrub(false, |_, _| {}).await.unwrap();
+        assert_eq!((report.blocks, report.lost.len()), (8, 1), "{report:?}");
+    });
+}
+
 /// The mark goes with the header that has the new value. The record that does may not be durable yet when a header
 /// is written for another reason.
 #[test]

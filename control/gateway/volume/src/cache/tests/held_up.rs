@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::deletion::DELETING;
-use super::super::ownership::{FORGETTING, IN_DOUBT, RELEASING};
+use super::super::refusal::Refusal;
 use super::super::{Cache, Config, Volume, VolumeOptions};
 use super::caches::{block, config, disk_len, layout, name, new_cache, run, slot_of};
 use crate::disk::sim::{SimDisk, Survivors};
@@ -308,8 +307,8 @@ fn an_upload_helps_a_volume_that_is_being_released() {
             state.volumes.get_mut(&volume.id()).unwrap().refusing = refusing;
             state.upload_helps(volume.id())
         };
-        assert!(helps(Some(RELEASING)));
-        assert!(!helps(Some(IN_DOUBT)));
+        assert!(helps(Some(Refusal::Releasing)));
+        assert!(!helps(Some(Refusal::InDoubt)));
         assert!(helps(None));
     });
 }
@@ -377,15 +376,15 @@ fn the_volume_that_has_most_of_the_room_decides_what_its_writers_are_told() {
             (largest.refusing, largest.superseded_by) = (refusing, superseded_by);
             state.in_the_way()
         };
-        for refusing in [IN_DOUBT, DELETING, FORGETTING] {
+        for refusing in [Refusal::InDoubt, Refusal::Deleting, Refusal::Forgetting] {
             let told = told(Some(refusing), None);
             assert!(told.is_none(), "{refusing}: {told:?}");
         }
-        match told(Some("in quarantine"), Some(9)) {
+        match told(Some(Refusal::Quarantined), Some(9)) {
             Some(Error::FullOfQuarantine { volume }) => assert_eq!(volume, name()),
             told => panic!("{told:?}"),
         }
-        assert!(told(Some(FORGETTING), Some(9)).is_none());
+        assert!(told(Some(Refusal::Forgetting), Some(9)).is_none());
     });
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::super::{Cache, Volume, VolumeOptions};
+use super::super::{Cache, Refusal, Volume, VolumeOptions};
 use super::caches::{LOG, block, cache_at, config, disk_len, name, new_cache, run, until_it_dies};
-use super::stores::Gate;
+use super::stores::{Gate, Slow};
 use crate::CHUNK_BYTES;
 use crate::disk::sim::{SimDisk, Survivors};
 use crate::error::Error;
@@ -122,6 +122,74 @@ pub(super) fn a_former_owner_cannot_delete_what_another_gateway_took_over() {
         assert_eq!((range.offset, range.data), (CHUNK_BYTES, Some(block(2))));
         first.forget_volume(&name()).await.unwrap();
         assert_eq!(root(&store).unwrap().state, RootState::Owned);
+    });
+}
+
+#[test]
+fn a_former_owner_with_nothing_to_upload_finds_out_as_well() {
+    run(async {
+        let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+        let (first, second) = (new_cache(&disk, &store, 1).await, cache_at(&store, 2).await);
+        let options = VolumeOptions::default();
+        let old = first.create_volume(&name(), SIZE, options).await.unwrap();
+        old.write(0, block(1), true).await.unwrap();
+        old.upload().await.unwrap();
+        let new = second.attach_volume(&name(), options, true).await.unwrap();
+        new.write(0, block(2), false).await.unwrap();
+        new.upload().await.unwrap();
+        tokio::time::sleep(2 * config(1).owner_check_interval).await;
+        let read = old.read_vec(0, 1).await;
+        assert!(matches!(read, Err(Error::Superseded { .. })), "{read:?}");
+        assert_eq!(old.status().unwrap().refusing, Some(Refusal::Quarantined));
+        assert_eq!(tags(&new).await, [2, 0, 0, 0]);
+    });
+}
+
+#[test]
+fn a_former_owner_that_starts_again_finds_out_at_once() {
+    let (disk, store) = (SimDisk::new(disk_len(4), 1), SimStore::new(1));
+    run(async {
+        let cache = new_cache(&disk, &store, 1).await;
+        let volume = cache.create_volume(&name(), SIZE, VolumeOptions::default()).await.unwrap();
+        volume.write(0, block(1), true).await.unwrap();
+        volume.upload().await.unwrap();
+        cache.close().await.unwrap();
+        let second = cache_at(&store, 2).await;
+        second.attach_volume(&name(), VolumeOptions::default(), true).await.unwrap();
+    });
+    run(async {
+        let cache = open(&disk, &store, 3).await;
+        let volume = cache.volume(&name()).unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let read = volume.read_vec(0, 1).await;
+        assert!(matches!(read, Err(Error::Superseded { .. })), "{read:?}");
+    });
+}
+
+#[test]
+fn a_volume_is_not_forgotten_while_it_is_released() {
+    run(async {
+        let store = Slow::new("/pack/", Duration::from_secs(10));
+        let disk = SimDisk::new(disk_len(4), 1);
+        let shared = (Arc::new(disk), Arc::new(store.clone()));
+        let cache = Cache::create(shared.0, shared.1, LOG, config(1)).await.unwrap();
+        let volume = cache.create_volume(&name(), SIZE, VolumeOptions::default()).await.unwrap();
+        volume.write(0, block(1), true).await.unwrap();
+        let forget = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(volume.status().unwrap().refusing, Some(Refusal::Releasing));
+            cache.forget_volume(&name()).await
+        };
+        let volume = name();
+        let (released, forgotten) = tokio::join!(cache.release_volume(&volume), forget);
+        released.unwrap();
+        let is_told = matches!(forgotten, Err(Error::NotServed { state: Refusal::Releasing, .. }));
+        assert!(is_told, "{forgotten:?}");
+        let (other, disk) = (Arc::new(store), Arc::new(SimDisk::new(disk_len(4), 2)));
+        let other = Cache::create(disk, other, LOG, config(2)).await.unwrap();
+        let options = VolumeOptions::default();
+        let taken = other.attach_volume(&name(), options, false).await.unwrap();
+        assert_eq!(tags(&taken).await, [1, 0, 0, 0]);
     });
 }
 

@@ -18,7 +18,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
-use super::deletion::DELETING;
+use super::refusal::Refusal;
 use super::state::{Cut, Key, RemoteRoot};
 use super::{Inner, Plant, planted, unix_ms};
 use crate::CHUNK_BLOCKS;
@@ -132,7 +132,7 @@ impl Inner {
             return Err(self.cut_short(volume));
         }
         if self.is_deleting(volume) {
-            return Err(Error::NotServed { volume: name, state: DELETING });
+            return Err(Error::NotServed { volume: name, state: Refusal::Deleting });
         }
         self.fit(&name).await?;
         // Asking for the root first keeps cuts from beginning, and holding the log up, in an outage.
