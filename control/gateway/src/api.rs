@@ -16,7 +16,9 @@ use culvert_model::api::{
     ScrubReport, SetVolumeRequest, Volume as VolumeMessage, VolumeList, VolumeProgress,
 };
 use culvert_nbd::{Connection, Fence, Server};
-use culvert_volume::{Cache, Durability, Error, Volume, VolumeName, VolumeOptions, VolumeState};
+use culvert_volume::{
+    Cache, Durability, Error, Refusal, Volume, VolumeName, VolumeOptions, VolumeState,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -95,6 +97,27 @@ fn name(text: &str) -> Result<VolumeName, Status> {
     VolumeName::new(text).map_err(|e| Status::invalid_argument(e.to_string()))
 }
 
+/// A volume's state in the words of the API.
+fn word(state: VolumeState, refusing: Option<Refusal>) -> &'static str {
+    match (refusing, state) {
+        (Some(Refusal::BeingMade), _) => "being made",
+        (Some(Refusal::Releasing), _) => "detaching",
+        (Some(Refusal::InDoubt), _) => "in doubt",
+        (Some(Refusal::Released), _) => "released",
+        (Some(Refusal::Quarantined), _) => "quarantined",
+        (Some(Refusal::Replaced), _) => "replaced",
+        (Some(Refusal::Forgetting), _) => "forgetting",
+        (Some(Refusal::Deleting), _) => "deleting",
+        (None | Some(Refusal::Stopping | Refusal::Closed), state) => match state {
+            VolumeState::Active => "active",
+            VolumeState::Released => "released",
+            VolumeState::Quarantined => "quarantined",
+            VolumeState::Deleting => "deleting",
+            VolumeState::Gone => "gone",
+        },
+    }
+}
+
 fn options(remote: bool, dirty_quota: u64) -> VolumeOptions {
     let durability = if remote { Durability::Remote } else { Durability::Local };
     VolumeOptions { durability, dirty_quota }
@@ -149,13 +172,6 @@ impl Api {
 
     fn message(&self, volume: &Volume) -> Result<VolumeMessage, Status> {
         let status = volume.status().map_err(|e| tell(&e))?;
-        let state = match status.state {
-            VolumeState::Active => "active",
-            VolumeState::Released => "released",
-            VolumeState::Quarantined => "quarantined",
-            VolumeState::Deleting => "deleting",
-            VolumeState::Gone => "gone",
-        };
         let durability = match status.options.durability {
             Durability::Local => "local",
             Durability::Remote => "remote",
@@ -165,7 +181,7 @@ impl Api {
             name: status.name.to_string(),
             uuid: format!("{:032x}", status.uuid),
             size: status.size,
-            state: state.to_owned(),
+            state: word(status.state, status.refusing).to_owned(),
             epoch: status.epoch,
             durability: durability.to_owned(),
             dirty_quota: status.options.dirty_quota,
@@ -406,18 +422,26 @@ impl VolumeGateway for Api {
     ) -> Result<Response<VolumeMessage>, Status> {
         let DeleteVolumeRequest { name: text, forget } = request.into_inner();
         let name = name(&text)?;
-        let was = self.message(&self.cache()?.volume(&name).map_err(|e| tell(&e))?)?;
-        if was.connections > 0 {
+        let volume = self.cache()?.volume(&name).map_err(|e| tell(&e))?;
+        let was = self.message(&volume)?;
+        let is_served = volume.status().map_err(|e| tell(&e))?.refusing.is_none();
+        // Clients of a volume that is not served get errors only, and do not decide how long it stays.
+        if was.connections > 0 && (is_served || !forget) {
             return Err(Status::failed_precondition(format!(
                 "volume {text}: {} clients are connected; disconnect them first",
                 was.connections
             )));
         }
+        let volume_name = name.clone();
         self.finish(move |cache| async move {
             if forget { cache.forget_volume(&name).await } else { cache.delete_volume(&name).await }
         })
         .await?;
         info!(volume = text, "{}", if forget { "forgotten" } else { "deleted" });
+        if was.connections > 0 {
+            let (api, name) = (self.clone(), volume_name);
+            self.run(async move { api.leave(&name).await });
+        }
         Ok(Response::new(was))
     }
 

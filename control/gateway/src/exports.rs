@@ -39,6 +39,7 @@ impl VolumeExports {
         let unknown = || Refusal::Unknown(name.to_owned());
         let name = match (name, self.names().as_slice()) {
             ("", [only]) => only.clone(),
+            ("", []) => return Err(Refusal::Policy("there is no volume".to_owned())),
             ("", names) => {
                 let message = format!("name one of the {} volumes", names.len());
                 return Err(Refusal::Policy(message));

@@ -46,10 +46,16 @@ fn main() -> ExitCode {
 }
 
 fn tell(error: &dyn Error) {
-    eprintln!("culvert-gateway: {error}");
+    let mut told = error.to_string();
+    eprintln!("culvert-gateway: {told}");
     let mut source = error.source();
     while let Some(cause) = source {
-        eprintln!("  because: {cause}");
+        let text = cause.to_string();
+        // Most errors say their cause in their own words.
+        if !told.contains(&text) {
+            eprintln!("  because: {text}");
+            told = text;
+        }
         source = cause.source();
     }
 }

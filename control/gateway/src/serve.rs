@@ -12,7 +12,7 @@ use culvert_nbd::{Lanes, Limits, Listener, Server, Shutdown, Stream};
 use culvert_socket::ListenError;
 use culvert_volume::disk::{Disk, DiskError, FileDisk};
 use culvert_volume::remote::ProbeError;
-use culvert_volume::{Cache, Config, Error, VolumeName, VolumeOptions};
+use culvert_volume::{Cache, Config, Error, Refusal, VolumeName, VolumeOptions};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -148,10 +148,7 @@ async fn serve_cache(
     store_times: Arc<StoreTimes>,
     signals: &mut Signals,
 ) -> Result<(), ServeError> {
-    for wanted in &settings.volumes {
-        let providing = provide(cache, wanted, settings.take_over);
-        telling("the store is asked for a volume", Measure::Time, providing).await?;
-    }
+    provide_all(cache, settings).await?;
     let statistics = Arc::new(Statistics::default());
     let exports = VolumeExports::new(cache);
     let limits = descriptors::fit(Limits::default());
@@ -318,13 +315,43 @@ async fn make(
     telling("the cache is being made", Measure::Written(disk, log_len), making).await
 }
 
+/// Makes sure that the volumes are served that are wanted. One that cannot be had keeps none of the others away: it
+/// is an error only where nothing is in the cache, and told in any case.
+async fn provide_all(cache: &Cache, settings: &Settings) -> Result<(), ServeError> {
+    let mut failures = Vec::new();
+    for wanted in &settings.volumes {
+        let providing = provide(cache, wanted, settings.take_over);
+        let provided = telling("the store is asked for a volume", Measure::Time, providing).await;
+        match provided {
+            Ok(()) => {}
+            // No time and no other gateway mends that.
+            Err(e @ ServeError::Volume(Error::Stopped { .. } | Error::Size { .. })) => {
+                return Err(e);
+            }
+            Err(e) => failures.push((&wanted.name, e)),
+        }
+    }
+    let serves_nothing = cache.volumes().is_empty();
+    let last = if serves_nothing { failures.pop() } else { None };
+    for (volume, error) in failures {
+        error!(%volume, "not served: {error}; once it can be, `culvert volume attach {volume}` or a restart takes it");
+    }
+    last.map_or(Ok(()), |(_, error)| Err(error))
+}
+
 /// Makes sure that a volume is served: it is here, or in the store, or made.
 async fn provide(cache: &Cache, wanted: &WantedVolume, take_over: bool) -> Result<(), ServeError> {
     let WantedVolume { name, size } = wanted;
-    if cache.volume(name).is_ok() {
-        return Ok(());
+    let mut options = VolumeOptions::default();
+    if let Ok(volume) = cache.volume(name) {
+        let status = volume.status()?;
+        match status.refusing {
+            None => return Ok(()),
+            // The store may say by now.
+            Some(Refusal::InDoubt) => options = status.options,
+            Some(state) => return Err(Error::NotServed { volume: name.clone(), state }.into()),
+        }
     }
-    let options = VolumeOptions::default();
     match (cache.attach_volume(name, options, take_over).await, size) {
         (Ok(volume), _) => {
             info!(volume = %name, bytes = volume.size(), "taken from the store");

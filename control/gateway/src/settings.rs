@@ -1,4 +1,4 @@
-//! Command line and configuration file. The command line wins.
+//! Command line and configuration file. Of values the command line's wins; a switch is on if either says so.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -23,7 +23,8 @@ const DEFAULT_LOG_SIZE: u64 = 1 << 30;
 #[derive(Args, Deserialize, Debug, Default)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Options {
-    /// Configuration file (TOML) with any of these options; the command line wins.
+    /// Configuration file (TOML) with any of these options. Of values the command line's wins; a switch is on if either
+    /// says so.
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -52,7 +53,7 @@ pub struct Options {
     pub store: Option<StoreAt>,
 
     /// Where clients connect: ADDRESS:PORT, or the path of a Unix socket. May be given several
-    /// times; 127.0.0.1:10809 if it is not, nor sockets are passed by a service manager.
+    /// times, and beside sockets that a service manager passes; 127.0.0.1:10809 if there is neither.
     #[arg(long, value_name = "PLACE")]
     pub listen: Vec<Place>,
 

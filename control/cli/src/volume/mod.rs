@@ -27,6 +27,12 @@ pub(crate) struct At {
 
 impl At {
     async fn connect(&self, args: &Args) -> Result<Gateway, CliError> {
+        if let Some(remote) = &args.remote {
+            return Err(CliError::Usage(format!(
+                "this asks the storage gateway, which is reached on its own host only: run it on {}, without --remote and CULVERT_REMOTE",
+                remote.host()
+            )));
+        }
         if let Some(socket) = &self.gateway {
             return Gateway::connect(socket).await;
         }
@@ -153,7 +159,7 @@ enum Durability {
 #[derive(Serialize)]
 struct Shown {
     name: String,
-    /// active, released, quarantined, deleting, or stored: in the store only.
+    /// active: served; else why it is not; or stored: in the store only.
     state: String,
     uuid: String,
     size: u64,

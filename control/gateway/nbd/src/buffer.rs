@@ -55,13 +55,6 @@ impl BufferPool {
         Buffer { storage, start, len, pool: Some(Arc::clone(&self.shared)) }
     }
 
-    /// A buffer of `len` zero bytes.
-    pub fn take_zeroed(&self, len: usize) -> Buffer {
-        let mut buffer = self.take(len);
-        buffer.fill(0);
-        buffer
-    }
-
     /// Bytes of memory that lie idle in the pool.
     pub fn idle_bytes(&self) -> usize {
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).bytes

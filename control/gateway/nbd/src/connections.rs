@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -102,7 +102,6 @@ pub struct Connection {
 struct Shared {
     id: ConnectionId,
     peer: Peer,
-    since: Instant,
     gate: Arc<Gate>,
     phase: watch::Sender<Phase>,
     export_name: Mutex<Option<Arc<str>>>,
@@ -128,11 +127,6 @@ impl Connection {
     /// Its other end.
     pub fn peer(&self) -> &Peer {
         &self.shared.peer
-    }
-
-    /// When it was accepted.
-    pub fn since(&self) -> Instant {
-        self.shared.since
     }
 
     /// The export that it uses or is opening, by the name that the client gave, or what that stands for; `None`
@@ -285,11 +279,6 @@ impl Connections {
         Ok(())
     }
 
-    /// Ends every connection of a session.
-    pub async fn fence_session(&self, session: &SessionKey, fence: Fence) {
-        fence_all(self.of_session(session), fence).await;
-    }
-
     /// Ends every connection to an export.
     pub async fn fence_export(&self, name: &str, fence: Fence) {
         fence_all(self.of_export(name), fence).await;
@@ -302,7 +291,6 @@ impl Connections {
         let shared = Shared {
             id,
             peer,
-            since: Instant::now(),
             gate: Arc::default(),
             phase: watch::Sender::new(Phase::Serving),
             export_name: Mutex::default(),

@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::crashes::{rounds, wait_for};
 use crate::observing::metric;
@@ -110,4 +111,100 @@ fn a_gateway_stopped_in_the_middle_of_an_upload_and_taken_over_publishes_nothing
         // After the first, the second or the third pack of five.
         stopped_and_taken_over(Some((round % 3) << 23));
     }
+}
+
+/// What `culvert volume list` says of a volume's state.
+fn state_of(place: &Scratch, volume: &str) -> String {
+    let json = cli(place, &["volume", "list", "-o", "json"]);
+    let listed: Value = serde_json::from_str(&json).unwrap();
+    let found = listed.as_array().unwrap().iter().find(|listed| listed["name"] == volume);
+    found.unwrap_or_else(|| panic!("{json}"))["state"].as_str().unwrap().to_owned()
+}
+
+/// Fails unless an error was logged, from a place in the log on, with all these words in a line.
+fn must_be_told(place: &Scratch, from: usize, words: &[&str]) {
+    let log = std::fs::read_to_string(place.path("log")).unwrap();
+    let tells = |line: &str| line.contains("ERROR") && words.iter().all(|w| line.contains(*w));
+    assert!(log[from..].lines().any(tells), "no error with {words:?} in\n{}", &log[from..]);
+}
+
+#[test]
+fn a_former_owner_with_nothing_to_upload_finds_out_when_it_starts_again() {
+    let first_place = Scratch::new();
+    let address = free_address().to_string();
+    let arguments = ["--metrics", &address];
+    let first = Gateway::start(&first_place, &[&arguments[..], &["--volume", "vol=8M"]].concat());
+    let write = ["-f", "raw", "-c", "write -P 1 0 1M", "-c", "flush", &first.uri("vol")];
+    run("qemu-io", &write);
+    cli(&first_place, &["volume", "flush", "vol"]);
+    assert_eq!(metric(&address, "culvert_volume_dirty_bytes{volume=\"vol\"}"), 0.0);
+    first.kill();
+
+    let second_place = beside(&first_place);
+    let second = Gateway::start(&second_place, &["--volume", "vol", "--take-over"]);
+    let write = ["-f", "raw", "-c", "write -P 2 0 1M", "-c", "flush", &second.uri("vol")];
+    run("qemu-io", &write);
+    cli(&second_place, &["volume", "flush", "vol"]);
+
+    // It has all of what the volume was, in its cache. Nobody writes to it, so that nothing makes it look at the store
+    // but that it starts.
+    let first = Gateway::start(&first_place, &arguments);
+    wait_for(|| state_of(&first_place, "vol") == "quarantined");
+    assert_eq!(metric(&address, "culvert_volume_quarantined{volume=\"vol\"}"), 1.0);
+    must_be_told(&first_place, 0, &["volume vol: taken over by another gateway"]);
+    let read = ["-r", "-f", "raw", "-c", "read 0 4k", &first.uri("vol")];
+    assert!(!output("qemu-io", &read).status.success(), "it still serves what is stale");
+    assert_eq!(state_of(&second_place, "vol"), "active");
+    first.stop();
+    second.stop();
+}
+
+#[test]
+fn a_volume_that_another_gateway_owns_keeps_no_other_from_being_served() {
+    let first_place = Scratch::new();
+    Gateway::start(&first_place, &["--volume", "lent=8M"]).kill();
+    let place = beside(&first_place);
+    // What cannot be served comes first.
+    let gateway = Gateway::start(&place, &["--volume", "lent", "--volume", "own=4M"]);
+    must_be_told(&place, 0, &["lent", "owned by"]);
+    let commands = ["-f", "raw", "-c", "write -P 1 0 1M", "-c", "flush", "-c", "read -P 1 0 1M"];
+    let said = run("qemu-io", &[&commands[..], &[&gateway.uri("own")]].concat());
+    assert!(!said.contains("verification failed"), "{said}");
+    assert_eq!(state_of(&place, "own"), "active");
+    assert!(!cli(&place, &["volume", "list"]).contains("lent"));
+    let read = ["-r", "-f", "raw", "-c", "read 0 4k", &gateway.uri("lent")];
+    assert!(!output("qemu-io", &read).status.success(), "it is served");
+    // By the operator's word it is, without another start.
+    cli(&place, &["volume", "attach", "lent", "--take-over"]);
+    run("qemu-io", &read);
+    gateway.stop();
+}
+
+#[test]
+fn a_gateway_told_to_serve_what_it_has_in_quarantine_starts_says_so_and_lets_it_be_exported() {
+    let first_place = Scratch::new();
+    let quiet = ["--upload-interval", "3600"];
+    let first = Gateway::start(&first_place, &[&quiet[..], &["--volume", "lent=8M"]].concat());
+    let write = ["-f", "raw", "-c", "write -P 1 1M 1M", "-c", "flush", &first.uri("lent")];
+    run("qemu-io", &write);
+    let second_place = beside(&first_place);
+    Gateway::start(&second_place, &["--volume", "lent", "--take-over"]).stop();
+    // By this it finds out, and it is in quarantine on the disk, too, when it says so.
+    let (_, said) = cli_fails(&first_place, &["volume", "flush", "lent"]);
+    assert!(said.contains("taken over by another gateway"), "{said}");
+    first.stop();
+
+    let before = std::fs::metadata(first_place.path("log")).unwrap().len() as usize;
+    let first = Gateway::start(&first_place, &[&quiet[..], &["--volume", "lent"]].concat());
+    must_be_told(&first_place, before, &["lent", "quarantine"]);
+    assert_eq!(state_of(&first_place, "lent"), "quarantined");
+    let read = ["-r", "-f", "raw", "-c", "read 0 4k", &first.uri("lent")];
+    assert!(!output("qemu-io", &read).status.success(), "it is served");
+    let file = first_place.path("rest").display().to_string();
+    let exported = cli(&first_place, &["cache", "export-quarantine", "lent", &file]);
+    assert!(exported.contains("1048576 bytes"), "{exported}");
+    let rest = std::fs::read(&file).unwrap();
+    assert!(rest.len() == 8 << 20 && rest[1 << 20..2 << 20].iter().all(|byte| *byte == 1));
+    cli(&first_place, &["volume", "delete", "lent", "--forget"]);
+    first.stop();
 }

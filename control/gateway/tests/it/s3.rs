@@ -181,7 +181,8 @@ fn in_an_outage_a_read_of_what_is_not_cached_fails_in_time_and_says_why() {
     // What is cached by then.
     run("qemu-io", &["-f", "raw", "-c", "read -P 1 0 64k", &uri]);
     let failures = || metric(&address, "culvert_store_failures_total");
-    let before = failures();
+    let errors = || metric(&address, "culvert_nbd_errors_total{command=\"read\"}");
+    let (before, errors_before) = (failures(), errors());
     place.s3.script.down.store(true, Ordering::Relaxed);
     let script = format!(
         "h.connect_uri({uri:?})\n\
@@ -202,6 +203,7 @@ fn in_an_outage_a_read_of_what_is_not_cached_fails_in_time_and_says_why() {
     let why = "volume vol: the store did not answer within 2 s";
     assert!(said.contains(why) || log.contains(why), "{said}\n{log}");
     assert!(failures() > before, "{} failures", failures());
+    assert_eq!(errors(), errors_before + 1.0, "reads that failed");
     place.s3.script.down.store(false, Ordering::Relaxed);
     run("qemu-io", &["-f", "raw", "-c", "read -P 1 5M 1M", &uri]);
     gateway.stop();
