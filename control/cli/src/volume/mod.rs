@@ -72,7 +72,8 @@ enum VolumeVerb {
         #[command(flatten)]
         options: Options,
     },
-    /// Take a volume that is in the store and that nobody has.
+    /// Take a volume that is in the store and that nobody has. Durability and dirty quota are not in the store: those that
+    /// it had elsewhere must be given again.
     Attach {
         /// Its name.
         name: String,

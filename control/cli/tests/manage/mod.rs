@@ -377,6 +377,8 @@ fn another_host_is_reached_by_three_files_and_for_what_is_wanted_only() {
         &["traps"],
         &["trace", "-n", "1"],
         &["capture"],
+        &["volume", "delete", "disk0"],
+        &["cache", "status"],
     ] {
         let said = daemon.fails(2, &[remote.as_slice(), &three, verb].concat());
         assert!(said.contains("run it on localhost, without --remote"), "{verb:?}: {said}");

@@ -3,6 +3,7 @@
 //! once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Inner;
 use super::state::Key;
@@ -10,6 +11,8 @@ use crate::error::Result;
 
 /// Chunks that the background validation reads the headers of at the same time.
 const VALIDATED_AT_ONCE: usize = 16;
+/// Pause of the background validation after a chunk that could not be validated.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Once it is gone the cache has ended: nothing is promised any more, and no checkpoint written.
 struct End<'a>(&'a Inner);
@@ -153,10 +156,16 @@ impl Inner {
             let begun = tokio::time::Instant::now();
             let loads = next.iter().map(|key| self.load(*key));
             let loaded = futures_util::future::try_join_all(loads).await;
-            if loaded.is_err() || self.marks.get().failed {
+            if self.marks.get().failed {
                 return;
             }
-            tokio::time::sleep(begun.elapsed().max(self.config.validation_pause)).await;
+            let mut pause = begun.elapsed().max(self.config.validation_pause);
+            if let Err(error) = loaded {
+                // It may pass, as a want of memory does: these come again after all others.
+                tracing::warn!(%error, "a chunk could not be validated");
+                pause = pause.max(PAUSE_AFTER_FAILURE);
+            }
+            tokio::time::sleep(pause).await;
         }
         self.upload_wake.notify_waiters();
     }

@@ -317,7 +317,7 @@ fn recover(
             Some(survivors) => world.disk.restart(survivors),
         }
         done.disks += 1;
-        let same = (world.disk.digest(), world.store.puts(), world.history.clock());
+        let same = (world.disk.digest(), world.store.puts(), world.clock());
         if end.is_some() && !known.insert(same) {
             continue;
         }

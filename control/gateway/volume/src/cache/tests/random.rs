@@ -65,6 +65,7 @@ fn seeds_of_random_operations_and_crashes_lose_nothing_that_was_promised() {
     assert!(seen.crashes >= CRASHES * count && seen.operations >= OPERATIONS * count, "{seen:?}");
     assert!(seen.cuts_compared >= count, "{seen:?}");
     for (what, times) in [
+        ("operations on a second volume", seen.on_second),
         ("kills after which everything was read", seen.kills_checked),
         ("torn tails of the log", seen.torn_tails),
         ("crashes while records were moved", seen.in_destage),
@@ -117,7 +118,7 @@ fn a_seed_does_the_same_again() {
             Ok(world) => {
                 world.disk.restart(Survivors::All);
                 let (disk, puts) = (world.disk.digest(), world.store.puts());
-                (world.seen, world.disk.counts(), disk, puts, world.history.clock())
+                (world.seen, world.disk.counts(), disk, puts, world.clock())
             }
             Err(fault) => panic!("CULVERT_SEED={seed} CULVERT_SEEDS=1: {fault}"),
         });

@@ -17,6 +17,9 @@ pub(super) const SEEDS: u64 = 200;
 /// each. Goes on until there were so many crashes and operations.
 pub(super) fn long_run(seed: u64, crashes: u64, operations: u64) -> Result<World, Fault> {
     let mut world = World::new(seed);
+    if seed % 4 >= 2 {
+        world.pair();
+    }
     let mut killed = None;
     loop {
         let is_last = world.seen.crashes >= crashes && world.seen.operations >= operations;
@@ -86,7 +89,7 @@ pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
                 }
                 world.disk.slow_reads(true);
                 let waits = world.rng.below(60);
-                let asked = world.history.tick();
+                let asked = world.history().tick();
                 let writes = async {
                     for _ in 0..waits {
                         tokio::task::yield_now().await;
@@ -102,7 +105,7 @@ pub(super) fn busy_run(seed: u64) -> Result<(), Fault> {
                 };
                 let (uploaded, written) = tokio::join!(volume.upload(), writes);
                 uploaded?;
-                world.history.uploaded(asked);
+                world.history().uploaded(asked);
                 written?;
                 cache.evict(2).await?;
             }

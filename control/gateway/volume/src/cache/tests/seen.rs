@@ -4,6 +4,8 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) operations: u64,
+    /// Those of them that were about the second of two volumes, or both.
+    pub(super) on_second: u64,
     pub(super) crashes: u64,
     /// Deaths of the process alone after which everything was read.
     pub(super) kills_checked: u64,
@@ -37,6 +39,7 @@ pub(super) struct Seen {
 impl Seen {
     pub(super) fn add(&mut self, other: &Seen) {
         self.operations += other.operations;
+        self.on_second += other.on_second;
         self.crashes += other.crashes;
         self.kills_checked += other.kills_checked;
         self.torn_tails += other.torn_tails;

@@ -1,4 +1,4 @@
-//! A cache on a simulated disk and store, driven by a seed through operations and crashes, and compared
+//! A cache of one volume or two on a simulated disk and store, driven by a seed through operations and crashes, and compared
 //! with the model throughout.
 
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ use crate::format::superblock::VOLUME_PAGES;
 use crate::format::volume_page::{Durability, VolumePage};
 use crate::remote::StoreError;
 use crate::remote::sim::SimStore;
+use crate::volume_name::VolumeName;
 use crate::{BLOCK_BYTES, CHUNK_BYTES};
 
 /// Chunks of the volume, one more than slots.
@@ -27,7 +28,10 @@ pub(super) const CHUNKS: u64 = 4;
 pub(super) struct World {
     pub(super) disk: SimDisk,
     pub(super) store: SimStore,
-    pub(super) history: History,
+    /// The volumes: one, or two that share log and slots.
+    sides: Vec<Side>,
+    /// The volume that operations are about.
+    side: usize,
     pub(super) rng: Rng,
     pub(super) seen: Seen,
     pub(super) created: bool,
@@ -37,12 +41,51 @@ pub(super) struct World {
     pub(super) lazy: bool,
     /// Whether there are more slots than headers may be in memory. `None`: in every second session.
     pub(super) drops_headers: Option<bool>,
-    /// What FLUSH and FUA promise.
-    durability: Durability,
     /// Whether everything was read since the last crash.
     pub(super) observed: bool,
+}
+
+/// A volume of the cache, and what is known of it.
+#[derive(Clone)]
+struct Side {
+    name: VolumeName,
+    history: History,
+    /// What FLUSH and FUA promise.
+    durability: Durability,
+    /// Whether it was made: by then the store has it.
+    created: bool,
     /// What was read last from the store alone.
     image: Option<Image>,
+}
+
+impl Side {
+    /// The volume, made if it is not there.
+    async fn provide(&mut self, cache: &Cache) -> Result<Volume, Error> {
+        let size = CHUNKS * CHUNK_BYTES;
+        let volume = match cache.volume(&self.name) {
+            Err(Error::NoVolume { .. }) if !self.created => {
+                let options = VolumeOptions { durability: self.durability, dirty_quota: 0 };
+                match cache.create_volume(&self.name, size, options).await {
+                    // It died when the store had it and the disk did not.
+                    Err(Error::VolumeExists { .. }) => {
+                        cache.attach_volume(&self.name, options, false).await?
+                    }
+                    made => made?,
+                }
+            }
+            found => found?,
+        };
+        self.created = true;
+        if volume.size() < size {
+            // It died between shrinking and growing again.
+            volume.resize(size).await?;
+        }
+        Ok(volume)
+    }
+
+    fn new(name: VolumeName, durability: Durability) -> Side {
+        Side { name, history: History::default(), durability, created: false, image: None }
+    }
 }
 
 /// What a volume holds by the store alone.
@@ -61,9 +104,8 @@ impl Clone for World {
         World {
             disk: self.disk.copy(7),
             store: self.store.copy(),
-            history: self.history.clone(),
+            sides: self.sides.clone(),
             rng: self.rng.clone(),
-            image: self.image.clone(),
             ..*self
         }
     }
@@ -84,25 +126,51 @@ impl World {
         let faulty = rng.one_in(3);
         // Cuts take most of the time of a run that makes one for each FLUSH.
         let is_remote = seed % 8 == 7;
+        let durability = if is_remote { Durability::Remote } else { Durability::Local };
         World {
             disk: SimDisk::new(disk_len(slots), seed),
             store,
-            history: History::default(),
+            sides: vec![Side::new(name(), durability)],
+            side: 0,
             seen: Seen::default(),
             created: false,
             faulty,
             next_tag: 0,
             lazy: rng.one_in(2),
             drops_headers: None,
-            durability: if is_remote { Durability::Remote } else { Durability::Local },
             observed: false,
-            image: None,
             rng,
         }
     }
 
-    /// Opens the cache and the volume, or makes them.
+    /// Adds a second volume, which must be before anything is made.
+    pub(super) fn pair(&mut self) {
+        self.sides.push(Side::new(VolumeName::new("w").unwrap(), Durability::Local));
+    }
+
+    /// What is known of the volume that operations are about.
+    pub(super) fn history(&mut self) -> &mut History {
+        &mut self.sides[self.side].history
+    }
+
+    /// Number of things noted so far of all volumes.
+    pub(super) fn clock(&self) -> u64 {
+        self.sides.iter().map(|side| side.history.clock()).sum()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.sides[self.side].durability == Durability::Remote
+    }
+
+    /// Opens the cache and the first volume, or makes them.
     pub(super) async fn open(&mut self) -> Result<(Cache, Volume), Error> {
+        let (cache, volumes) = self.open_all().await?;
+        Ok((cache, volumes[0].clone()))
+    }
+
+    /// The same with all volumes.
+    async fn open_all(&mut self) -> Result<(Cache, Vec<Volume>), Error> {
+        self.side = 0;
         // The power may also be cut at a step of the store.
         let store = Arc::new(self.store.seen_from(&self.disk));
         let disk = Arc::new(self.disk.clone());
@@ -119,21 +187,23 @@ impl World {
         }
         if !self.created {
             let cache = Cache::create(disk, store, LOG, config).await?;
-            let options = VolumeOptions { durability: self.durability, dirty_quota: 0 };
-            let volume = cache.create_volume(&name(), CHUNKS * CHUNK_BYTES, options).await?;
+            let volume = self.sides[0].provide(&cache).await?;
             self.created = true;
             if self.faulty {
                 self.store.fail_one_in(5);
             }
-            return Ok((cache, volume));
+            let mut volumes = vec![volume];
+            for side in self.sides.iter_mut().skip(1) {
+                volumes.push(side.provide(&cache).await?);
+            }
+            return Ok((cache, volumes));
         }
         let cache = Cache::open(disk, store, config).await?;
-        let volume = cache.volume(&name())?;
-        if volume.size() < CHUNKS * CHUNK_BYTES {
-            // It died between shrinking and growing again.
-            volume.resize(CHUNKS * CHUNK_BYTES).await?;
+        let mut volumes = Vec::new();
+        for side in &mut self.sides {
+            volumes.push(side.provide(&cache).await?);
         }
-        Ok((cache, volume))
+        Ok((cache, volumes))
     }
 
     /// A place that operations like: few blocks, so that they meet.
@@ -183,10 +253,10 @@ impl World {
 
     /// Notes the answer to a change.
     fn answered(&mut self, asked: &Asked, fua: bool) {
-        self.history.answer(asked, fua);
-        if fua && self.durability == Durability::Remote {
+        self.history().answer(asked, fua);
+        if fua && self.is_remote() {
             self.seen.remote_flushes += 1;
-            self.history.change_uploaded(asked);
+            self.history().change_uploaded(asked);
         }
     }
 
@@ -198,7 +268,7 @@ impl World {
         fua: bool,
     ) -> Result<(), Error> {
         let data = self.data(len);
-        let asked = self.history.ask(offset, &data);
+        let asked = self.history().ask(offset, &data);
         volume.write(offset, data, fua).await?;
         self.answered(&asked, fua);
         Ok(())
@@ -217,7 +287,7 @@ impl World {
             from = from.next_multiple_of(BLOCK_BYTES);
             to = (to / BLOCK_BYTES * BLOCK_BYTES).max(from);
         }
-        let asked = self.history.ask_zeros(from, to);
+        let asked = self.history().ask_zeros(from, to);
         if trim {
             volume.trim(offset, len, fua).await?;
         } else {
@@ -228,28 +298,30 @@ impl World {
     }
 
     pub(super) async fn flush(&mut self, volume: &Volume) -> Result<(), Error> {
-        let asked = self.history.tick();
+        let asked = self.history().tick();
         volume.flush().await?;
-        self.history.flushed(asked);
-        if self.durability == Durability::Remote {
+        self.history().flushed(asked);
+        if self.is_remote() {
             self.seen.remote_flushes += 1;
-            self.history.uploaded(asked);
+            self.history().uploaded(asked);
         }
         Ok(())
     }
 
     pub(super) async fn upload(&mut self, volume: &Volume) -> Result<(), Error> {
-        let asked = self.history.tick();
+        let asked = self.history().tick();
         volume.upload().await?;
-        self.history.uploaded(asked);
+        self.history().uploaded(asked);
         Ok(())
     }
 
     /// Stops as planned, after which a power cut takes nothing.
     pub(super) async fn close(&mut self, cache: Cache) -> Result<(), Error> {
-        let asked = self.history.tick();
+        let asked: Vec<u64> = self.sides.iter_mut().map(|side| side.history.tick()).collect();
         cache.close().await?;
-        self.history.flushed(asked);
+        for (side, asked) in self.sides.iter_mut().zip(asked) {
+            side.history.flushed(asked);
+        }
         Ok(())
     }
 
@@ -267,7 +339,7 @@ impl World {
         while at < offset + len {
             let block = at / BLOCK_BYTES;
             let stop = (offset + len).min((block + 1) * BLOCK_BYTES);
-            let newest = self.history.newest(block);
+            let newest = self.history().newest(block);
             let expected = &newest[(at - block * BLOCK_BYTES) as usize..][..(stop - at) as usize];
             let found = &found[(at - offset) as usize..(stop - offset) as usize];
             if found != expected {
@@ -283,14 +355,14 @@ impl World {
     async fn write_both(&mut self, volume: &Volume) -> Result<(), Error> {
         let offset = self.place();
         let (a, b) = (self.data(700), self.data(1500));
-        let asked = self.history.ask_both((offset + 100, &a), (offset + 1000, &b));
+        let asked = self.history().ask_both((offset + 100, &a), (offset + 1000, &b));
         let (first, second) = tokio::join!(
             volume.write(offset + 100, a, false),
             volume.write(offset + 1000, b, false)
         );
         first?;
         second?;
-        self.history.answer(&asked, false);
+        self.history().answer(&asked, false);
         Ok(())
     }
 
@@ -302,7 +374,7 @@ impl World {
     ) -> Result<(), Error> {
         let size = CHUNKS * CHUNK_BYTES;
         let smaller = (CHUNKS - 1) * CHUNK_BYTES + blocks * BLOCK_BYTES;
-        let asked = self.history.ask_zeros(smaller, size);
+        let asked = self.history().ask_zeros(smaller, size);
         volume.resize(smaller).await?;
         self.answered(&asked, true);
         volume.resize(size).await
@@ -328,7 +400,7 @@ impl World {
             86..90 => self.upload(volume).await?,
             90..93 => {
                 // An upload beside writes.
-                let asked = self.history.tick();
+                let asked = self.history().tick();
                 let writes = async {
                     for _ in 0..4 {
                         let (offset, len) = self.range();
@@ -340,7 +412,7 @@ impl World {
                 };
                 let (uploaded, written) = tokio::join!(volume.upload(), writes);
                 uploaded?;
-                self.history.uploaded(asked);
+                self.history().uploaded(asked);
                 written?;
             }
             93..95 => {
@@ -356,7 +428,7 @@ impl World {
             98 => match cache.stored_volumes().await {
                 // A list of yesterday may lack it; nothing may be there that is not.
                 Ok(names) => {
-                    if names.iter().any(|found| *found != name()) {
+                    if names.iter().any(|found| self.sides.iter().all(|side| side.name != *found)) {
                         return Err(Fault::Wrong(format!("volumes that are not: {names:?}")));
                     }
                 }
@@ -368,16 +440,48 @@ impl World {
         Ok(())
     }
 
+    /// One random operation, on one of the volumes, or on both.
+    async fn step_of_all(&mut self, cache: &Cache, volumes: &[Volume]) -> Result<(), Fault> {
+        let [first, second] = volumes else {
+            return self.step(cache, &volumes[0]).await;
+        };
+        if self.rng.one_in(20) {
+            // Cuts of both at once.
+            self.seen.operations += 1;
+            self.seen.on_second += 1;
+            let asked: Vec<u64> = self.sides.iter_mut().map(|side| side.history.tick()).collect();
+            let done = tokio::join!(first.upload(), second.upload());
+            for ((side, asked), done) in self.sides.iter_mut().zip(asked).zip([done.0, done.1]) {
+                done?;
+                side.history.uploaded(asked);
+            }
+            return Ok(());
+        }
+        self.side = usize::from(self.rng.one_in(3));
+        self.seen.on_second += self.side as u64;
+        self.step(cache, &volumes[self.side]).await
+    }
+
+    /// Reads every block of all volumes that was ever touched, after a crash.
+    async fn observe_all(&mut self, volumes: &[Volume], killed: bool) -> Result<(), Fault> {
+        for (side, volume) in volumes.iter().enumerate() {
+            self.side = side;
+            self.observe(volume, killed).await?;
+        }
+        self.side = 0;
+        Ok(())
+    }
+
     /// Reads every block that was ever touched, after a crash.
     pub(super) async fn observe(&mut self, volume: &Volume, killed: bool) -> Result<(), Fault> {
-        let mut touched = self.history.touched();
+        let mut touched = self.history().touched();
         // Validation must not depend on the order.
         if self.rng.one_in(2) {
             touched.reverse();
         }
         for block in touched {
             let found = volume.read_vec(block * BLOCK_BYTES, BLOCK_BYTES).await?;
-            self.history.observe(block, &found, killed).map_err(Fault::Wrong)?;
+            self.history().observe(block, &found, killed).map_err(Fault::Wrong)?;
         }
         self.seen.kills_checked += u64::from(killed);
         Ok(())
@@ -385,49 +489,27 @@ impl World {
 
     /// Checks that what the store alone has is a cut, and one as new as was promised.
     pub(super) fn compare_remote(&mut self) -> Result<(), Fault> {
-        if !self.created {
-            return Ok(());
-        }
-        let root = self.store.peek(&format!("{}/root", name()));
-        let touched = self.history.touched();
         let objects = self.store.paths().len();
-        let is_known = self.image.as_ref().is_some_and(|image| {
-            image.root == root && image.objects == objects && image.blocks.len() == touched.len()
-        });
-        if !is_known {
-            let blocks = self.read_remote(&touched)?;
-            self.image = Some(Image { root, objects, blocks });
-            self.seen.cuts_compared += 1;
-        }
-        match &self.image {
-            Some(image) => self.history.is_cut(&image.blocks).map_err(Fault::Wrong),
-            None => Ok(()),
-        }
-    }
-
-    /// Opens the volume from the store alone, as after the loss of the cache, and reads what was touched.
-    fn read_remote(&self, touched: &[u64]) -> Result<BTreeMap<u64, Vec<u8>>, Error> {
-        let store = self.store.copy();
-        store.answer_at_once();
-        run(async {
-            let disk = Arc::new(SimDisk::new(disk_len(2), 1));
-            let cache = Cache::create(disk, Arc::new(store), LOG, config(1)).await?;
-            let volume = cache.attach_volume(&name(), VolumeOptions::default(), true).await?;
-            let mut image = BTreeMap::new();
-            let size = volume.size();
-            for run in touched.chunk_by(|a, b| a + 1 == *b) {
-                let (at, len) = (run[0] * BLOCK_BYTES, run.len() as u64 * BLOCK_BYTES);
-                // The cut may have been made while the volume was smaller.
-                let there = size.saturating_sub(at).min(len);
-                let mut content = Vec::new();
-                if there > 0 {
-                    content = volume.read_vec(at, there).await?;
+        for side in self.sides.iter_mut().filter(|side| side.created) {
+            let root = self.store.peek(&format!("{}/root", side.name));
+            let touched = side.history.touched();
+            let image = side.image.take().filter(|image| {
+                let is_same = image.root == root && image.objects == objects;
+                is_same && image.blocks.len() == touched.len()
+            });
+            let image = match image {
+                Some(image) => image,
+                None => {
+                    self.seen.cuts_compared += 1;
+                    let blocks = read_remote(self.store.copy(), &side.name, &touched)?;
+                    Image { root, objects, blocks }
                 }
-                content.resize(len as usize, 0);
-                image.extend(run.iter().copied().zip(content.chunks(BLOCK).map(<[u8]>::to_vec)));
-            }
-            Ok::<_, Error>(image)
-        })
+            };
+            let is_cut = side.history.is_cut(&image.blocks);
+            is_cut.map_err(|why| Fault::Wrong(format!("volume {}: {why}", side.name)))?;
+            side.image = Some(image);
+        }
+        Ok(())
     }
 
     /// Opens the cache, checks what survived the crash before, and runs operations until `steps` writes
@@ -445,14 +527,14 @@ impl World {
         let mut inner = None;
         let end = run(async {
             let body = async {
-                let (cache, volume) = self.open().await?;
+                let (cache, volumes) = self.open_all().await?;
                 inner = Some(Arc::clone(&cache.inner));
                 if let Some(killed) = killed {
-                    self.observe(&volume, killed).await?;
+                    self.observe_all(&volumes, killed).await?;
                 }
                 self.observed = true;
                 for _ in 0..operations {
-                    self.step(&cache, &volume).await?;
+                    self.step_of_all(&cache, &volumes).await?;
                 }
                 if self.rng.one_in(2) {
                     self.close(cache).await?;
@@ -522,6 +604,34 @@ impl World {
         self.seen.in_publication += 1;
         self.seen.root_ahead += u64::from(root.is_some_and(|root| root.nonce == attempt));
     }
+}
+
+/// Opens a volume from the store alone, as after the loss of the cache, and reads what was touched.
+fn read_remote(
+    store: SimStore,
+    name: &VolumeName,
+    touched: &[u64],
+) -> Result<BTreeMap<u64, Vec<u8>>, Error> {
+    store.answer_at_once();
+    run(async {
+        let disk = Arc::new(SimDisk::new(disk_len(2), 1));
+        let cache = Cache::create(disk, Arc::new(store), LOG, config(1)).await?;
+        let volume = cache.attach_volume(name, VolumeOptions::default(), true).await?;
+        let mut image = BTreeMap::new();
+        let size = volume.size();
+        for run in touched.chunk_by(|a, b| a + 1 == *b) {
+            let (at, len) = (run[0] * BLOCK_BYTES, run.len() as u64 * BLOCK_BYTES);
+            // The cut may have been made while the volume was smaller.
+            let there = size.saturating_sub(at).min(len);
+            let mut content = Vec::new();
+            if there > 0 {
+                content = volume.read_vec(at, there).await?;
+            }
+            content.resize(len as usize, 0);
+            image.extend(run.iter().copied().zip(content.chunks(BLOCK).map(<[u8]>::to_vec)));
+        }
+        Ok::<_, Error>(image)
+    })
 }
 
 /// The state in a few words, to find out why a run went wrong.
