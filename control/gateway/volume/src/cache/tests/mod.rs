@@ -21,5 +21,6 @@ mod runs;
 mod seen;
 mod stores;
 mod uploads;
+mod versions;
 mod volumes;
 mod world;

@@ -1,5 +1,5 @@
-//! A cache of one volume or two on a simulated disk and store, driven by a seed through operations and crashes, and compared
-//! with the model throughout.
+//! A cache of one volume or two on a simulated disk and store, driven by a seed through operations and crashes, and
+//! compared with the model throughout.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
