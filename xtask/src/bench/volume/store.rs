@@ -1,5 +1,5 @@
 //! A store over HTTP that speaks as much of S3 as the gateway needs, keeps objects in memory, and takes a
-//! stated time for each answer.
+//! stated time for each answer, and what all bodies share of a wire.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -17,6 +17,10 @@ pub(super) struct Shared {
     version: AtomicU64,
     /// Time that each answer takes at least, in microseconds.
     pub(super) delay_us: AtomicU64,
+    /// Bytes per second that all bodies share, of both directions; 0: any number.
+    pub(super) rate: AtomicU64,
+    /// When the wire is free again.
+    wire: Mutex<Option<Instant>>,
     /// Bytes of bodies that were answered.
     pub(super) sent: AtomicU64,
     /// Requests for objects or ranges.
@@ -69,7 +73,25 @@ impl Store {
     }
 }
 
+/// What goes over the wire at a time. Connections take turns with that, as those of one way do.
+const SLICE: usize = 64 << 10;
+
 impl Shared {
+    /// Waits until so many bytes have gone over the wire.
+    fn pass(&self, bytes: usize) {
+        let rate = self.rate.load(Ordering::Relaxed);
+        if rate == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let done = {
+            let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
+            let free = wire.map_or(now, |free| free.max(now));
+            *wire.insert(free + Duration::from_secs_f64(bytes as f64 / rate as f64))
+        };
+        std::thread::sleep(done.saturating_duration_since(now));
+    }
+
     fn objects(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (u64, Vec<u8>)>> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,7 +148,7 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
-    while let Some(request) = read_request(&mut reader)? {
+    while let Some(request) = read_request(&mut reader, shared)? {
         let begun = Instant::now();
         let (status, version, more, body) = shared.answer(&request);
         let delay = Duration::from_micros(shared.delay_us.load(Ordering::Relaxed));
@@ -141,12 +163,15 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             shared.sent.fetch_add(body.len() as u64, Ordering::Relaxed);
             answer.extend(body);
         }
-        writer.write_all(&answer)?;
+        for slice in answer.chunks(SLICE) {
+            shared.pass(slice.len());
+            writer.write_all(slice)?;
+        }
     }
     Ok(())
 }
 
-fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
+fn read_request(reader: &mut impl BufRead, shared: &Shared) -> std::io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -162,6 +187,9 @@ fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
     }
     let len = headers.get("content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
     let mut body = vec![0; len];
-    reader.read_exact(&mut body)?;
+    for slice in body.chunks_mut(SLICE) {
+        shared.pass(slice.len());
+        reader.read_exact(slice)?;
+    }
     Ok(Some(Request { method, path, headers, body }))
 }
