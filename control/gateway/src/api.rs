@@ -411,7 +411,7 @@ impl VolumeGateway for Api {
             };
             api.upload(volume, teller, released, last).await?;
             info!(volume = %name, "released");
-            api.leave(&name).await;
+            leave(api.connections(&name)).await;
             Ok(())
         }))
     }
@@ -432,16 +432,14 @@ impl VolumeGateway for Api {
                 was.connections
             )));
         }
-        let volume_name = name.clone();
+        // Not those of the next volume of this name.
+        let clients = self.connections(&name);
         self.finish(move |cache| async move {
             if forget { cache.forget_volume(&name).await } else { cache.delete_volume(&name).await }
         })
         .await?;
         info!(volume = text, "{}", if forget { "forgotten" } else { "deleted" });
-        if was.connections > 0 {
-            let (api, name) = (self.clone(), volume_name);
-            self.run(async move { api.leave(&name).await });
-        }
+        self.run(leave(clients));
         Ok(Response::new(was))
     }
 
@@ -517,17 +515,14 @@ impl VolumeGateway for Api {
     }
 }
 
-impl Api {
-    /// Ends the connections of a volume that is gone. By then its clients get `ESHUTDOWN` for whatever
-    /// they ask.
-    async fn leave(&self, name: &VolumeName) {
-        if self.connections(name).is_empty() {
-            return;
-        }
-        tokio::time::sleep(LINGER).await;
-        for connection in self.connections(name) {
-            connection.fence(Fence::Drain { within: DRAIN_WITHIN }).await;
-        }
+/// Ends connections of a volume that is gone. By then they get `ESHUTDOWN` for whatever they ask.
+async fn leave(clients: Vec<Connection>) {
+    if clients.is_empty() {
+        return;
+    }
+    tokio::time::sleep(LINGER).await;
+    for client in clients {
+        client.fence(Fence::Drain { within: DRAIN_WITHIN }).await;
     }
 }
 
@@ -545,7 +540,7 @@ mod tests {
         let (disk, store) = (Arc::new(SimDisk::new(64 << 20, 1)), Arc::new(SimStore::new(1)));
         let cache = Cache::create(disk, store, 1 << 20, Config::default()).await.unwrap();
         let cache = Arc::new(cache);
-        let server = Server::new(VolumeExports::new(&cache), Limits::default(), ());
+        let server = Server::new(VolumeExports::new(&cache, Vec::new()), Limits::default(), ());
         (Api::new(&cache, server, "cache".into(), "store".to_owned()), cache)
     }
 

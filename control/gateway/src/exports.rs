@@ -20,12 +20,14 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct VolumeExports {
     cache: Weak<Cache>,
+    /// Volumes that are wanted here and could not be had.
+    missing: Vec<VolumeName>,
 }
 
 impl VolumeExports {
-    /// The volumes of `cache`.
-    pub fn new(cache: &Arc<Cache>) -> Self {
-        Self { cache: Arc::downgrade(cache) }
+    /// The volumes of `cache`. While any of `missing` is not there, a client has to say which volume it wants.
+    pub fn new(cache: &Arc<Cache>, missing: Vec<VolumeName>) -> Self {
+        Self { cache: Arc::downgrade(cache), missing }
     }
 
     fn names(&self) -> Vec<VolumeName> {
@@ -37,7 +39,13 @@ impl VolumeExports {
     /// The volume of this name, or the only one, and what it is called.
     fn find(&self, name: &str) -> Result<(VolumeName, VolumeExport), Refusal> {
         let unknown = || Refusal::Unknown(name.to_owned());
-        let name = match (name, self.names().as_slice()) {
+        let names = self.names();
+        let lacks_one = self.missing.iter().any(|missing| !names.contains(missing));
+        let name = match (name, names.as_slice()) {
+            ("", [_, ..]) if lacks_one => {
+                let message = "name a volume: one that is wanted here is not";
+                return Err(Refusal::Policy(message.to_owned()));
+            }
             ("", [only]) => only.clone(),
             ("", []) => return Err(Refusal::Policy("there is no volume".to_owned())),
             ("", names) => {

@@ -13,6 +13,7 @@ use culvert_socket::ListenError;
 use culvert_volume::disk::{Disk, DiskError, FileDisk};
 use culvert_volume::remote::ProbeError;
 use culvert_volume::{Cache, Config, Error, Refusal, VolumeName, VolumeOptions};
+use futures_util::future::join_all;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -148,9 +149,9 @@ async fn serve_cache(
     store_times: Arc<StoreTimes>,
     signals: &mut Signals,
 ) -> Result<(), ServeError> {
-    provide_all(cache, settings).await?;
+    let missing = provide_all(cache, settings).await?;
     let statistics = Arc::new(Statistics::default());
-    let exports = VolumeExports::new(cache);
+    let exports = VolumeExports::new(cache, missing);
     let limits = descriptors::fit(Limits::default());
     let server = Server::new(exports, limits, Arc::clone(&statistics));
     if let Some(address) = settings.metrics {
@@ -315,28 +316,47 @@ async fn make(
     telling("the cache is being made", Measure::Written(disk, log_len), making).await
 }
 
-/// Makes sure that the volumes are served that are wanted. One that cannot be had keeps none of the others away: it
-/// is an error only where nothing is in the cache, and told in any case.
-async fn provide_all(cache: &Cache, settings: &Settings) -> Result<(), ServeError> {
-    let mut failures = Vec::new();
-    for wanted in &settings.volumes {
-        let providing = provide(cache, wanted, settings.take_over);
-        let provided = telling("the store is asked for a volume", Measure::Time, providing).await;
-        match provided {
-            Ok(()) => {}
-            // No time and no other gateway mends that.
-            Err(e @ ServeError::Volume(Error::Stopped { .. } | Error::Size { .. })) => {
-                return Err(e);
-            }
-            Err(e) => failures.push((&wanted.name, e)),
+/// Makes sure that the volumes are served that are wanted, and returns those that are not. One that cannot be had keeps
+/// none of the others away: it is an error only where nothing is in the cache, or for the only client.
+async fn provide_all(cache: &Cache, settings: &Settings) -> Result<Vec<VolumeName>, ServeError> {
+    // At once: each may wait for a store that does not answer.
+    let providing = settings.volumes.iter().map(|wanted| async move {
+        let provided = provide(cache, wanted, settings.take_over).await;
+        (&wanted.name, provided)
+    });
+    let provided =
+        telling("the store is asked for volumes", Measure::Time, join_all(providing)).await;
+    let mut failures: Vec<(&VolumeName, ServeError)> = Vec::new();
+    for (volume, provided) in provided {
+        if let Err(failure) = provided {
+            failures.push((volume, failure));
         }
     }
-    let serves_nothing = cache.volumes().is_empty();
-    let last = if serves_nothing { failures.pop() } else { None };
-    for (volume, error) in failures {
-        error!(%volume, "not served: {error}; once it can be, `culvert volume attach {volume}` or a restart takes it");
+    // No time and no other gateway mends these.
+    let is_final = |e: &ServeError| {
+        matches!(e, ServeError::Volume(Error::Stopped { .. } | Error::Size { .. }))
+    };
+    let worst = failures.iter().position(|(_, failure)| is_final(failure));
+    let is_alone = settings.stdio || cache.volumes().is_empty();
+    let ends = worst.or((is_alone && !failures.is_empty()).then_some(0));
+    let ends = ends.map(|at| failures.remove(at).1);
+    for (volume, failure) in &failures {
+        error!(%volume, "not served: {failure}; {}", advice(volume, failure));
     }
-    last.map_or(Ok(()), |(_, error)| Err(error))
+    match ends {
+        Some(failure) => Err(failure),
+        None => Ok(failures.into_iter().map(|(volume, _)| volume.clone()).collect()),
+    }
+}
+
+/// What an operator may do about a volume that is not served.
+fn advice(volume: &VolumeName, failure: &ServeError) -> String {
+    match failure {
+        ServeError::Volume(Error::NotServed { .. } | Error::Superseded { .. }) => {
+            "`culvert volume list` shows in what state it is".to_owned()
+        }
+        _ => format!("once it can be, `culvert volume attach {volume}` or a restart takes it"),
+    }
 }
 
 /// Makes sure that a volume is served: it is here, or in the store, or made.

@@ -2,6 +2,7 @@
 //! background. All slot headers are written by who has the turn of the maintenance, so they are never written twice at
 //! once.
 
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::error::Result;
 /// Chunks that the background validation reads the headers of at the same time.
 const VALIDATED_AT_ONCE: usize = 16;
 /// Pause of the background validation after a chunk that could not be validated.
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(10);
 
 /// Once it is gone the cache has ended: nothing is promised any more, and no checkpoint written.
 struct End<'a>(&'a Inner);
@@ -132,27 +133,29 @@ impl Inner {
     /// The task that validates what nobody accessed yet, some chunks at once. It pauses as long as it worked,
     /// so that clients have the disk at least half of the time.
     pub(crate) async fn run_validation(self: Arc<Inner>) {
-        let mut from = Key { volume: 0, chunk: 0 };
+        // The chunk that was looked at last; `None`: it begins again.
+        let mut last = None;
         loop {
             let next = {
                 let state = self.state();
                 if state.unvalidated == 0 {
                     break;
                 }
-                let found = state.chunks.range(from..).filter(|(_, chunk)| {
+                let rest = (last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+                let found = state.chunks.range::<Key, _>(rest).filter(|(_, chunk)| {
                     let slot = chunk.slot.and_then(|slot| state.slots.get(slot as usize));
                     slot.is_some_and(|slot| !slot.validated)
                 });
                 found.map(|(key, _)| *key).take(VALIDATED_AT_ONCE).collect::<Vec<_>>()
             };
-            let Some(last) = next.last() else {
-                if from == (Key { volume: 0, chunk: 0 }) {
+            if next.is_empty() {
+                if last.is_none() {
                     break;
                 }
-                from = Key { volume: 0, chunk: 0 };
+                last = None;
                 continue;
-            };
-            from = *last;
+            }
+            last = next.last().copied();
             let begun = tokio::time::Instant::now();
             let loads = next.iter().map(|key| self.load(*key));
             let loaded = futures_util::future::try_join_all(loads).await;

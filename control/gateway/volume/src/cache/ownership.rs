@@ -199,21 +199,19 @@ impl Cache {
         inner.check_settled(volume)?;
         // No cut is under way meanwhile, and none begins: it would take what is dropped for zeros or for clean.
         let _turn = inner.cut_turn(volume).await?;
-        inner.check_settled(volume)?;
-        if inner.serving(volume).is_ok() {
+        let mut is_anothers = false;
+        if inner.check_settled(volume)?.is_none() {
             inner.forget_root(volume);
             match inner.root(volume).await {
-                Err(Error::OtherVolume { .. }) => {}
+                Err(Error::OtherVolume { .. }) => is_anothers = true,
                 // One whose root somebody removed can be deleted.
                 Ok(_) | Err(Error::NoVolume { .. }) => {
                     return Err(Error::Served { volume: name.clone() });
                 }
                 Err(error) => return Err(error),
             }
-            if let Some(entry) = inner.state().volumes.get_mut(&volume) {
-                entry.refusing = Some(Refusal::Forgetting);
-            }
         }
+        inner.begin_to_forget(volume, is_anothers)?;
         inner.discard(volume).await
     }
 }
@@ -250,23 +248,42 @@ impl Inner {
         Ok(Some(Volume::new(Arc::clone(self), volume)))
     }
 
-    /// Fails while something else is done to a volume that ends by itself. After that, it is served or it is not.
-    fn check_settled(&self, volume: u64) -> Result<()> {
+    /// Why a volume is not served. Fails while something else is done to it that ends by itself, and once the cache
+    /// has stopped.
+    fn check_settled(&self, volume: u64) -> Result<Option<Refusal>> {
+        self.check_running()?;
         let state = self.state();
         let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
         match entry.refusing {
             Some(
                 refusal @ (Refusal::BeingMade
                 | Refusal::Releasing
-                | Refusal::Released
-                | Refusal::Forgetting
                 | Refusal::Stopping
                 | Refusal::Closed),
             ) => Err(Error::NotServed { volume: entry.page.name.clone(), state: refusal }),
-            None
-            | Some(
-                Refusal::InDoubt | Refusal::Quarantined | Refusal::Replaced | Refusal::Deleting,
-            ) => Ok(()),
+            settled => Ok(settled),
+        }
+    }
+
+    /// From here on nothing else is done to a volume than to forget it: one that is not served, or whose name is another
+    /// one's in the store.
+    fn begin_to_forget(&self, volume: u64, is_anothers: bool) -> Result<()> {
+        let mut state = self.state();
+        let entry = state.volumes.get_mut(&volume).ok_or(Error::Gone)?;
+        let name = || entry.page.name.clone();
+        match entry.refusing {
+            // It may have begun meanwhile.
+            Some(
+                state @ (Refusal::BeingMade
+                | Refusal::Releasing
+                | Refusal::Stopping
+                | Refusal::Closed),
+            ) => Err(Error::NotServed { volume: name(), state }),
+            None if !is_anothers => Err(Error::Served { volume: name() }),
+            _ => {
+                entry.refusing = Some(Refusal::Forgetting);
+                Ok(())
+            }
         }
     }
 

@@ -152,19 +152,13 @@ impl Inner {
     }
 
     /// Looks at the roots of volumes that have nothing to upload, since nothing else would tell that somebody took
-    /// them over. What is found is noted where roots are read.
+    /// them over.
     async fn check_owners(&self) {
-        let idle: Vec<u64> = {
-            let state = self.state();
-            let served = state.volumes.iter().filter(|(_, v)| v.refusing.is_none());
-            let idle = served.filter(|(_, v)| v.dirty_bytes() == 0 && !state.is_stopping);
-            idle.map(|(id, _)| *id).collect()
-        };
-        let looks = idle.into_iter().map(|volume| async move {
-            self.forget_root(volume);
-            match self.root(volume).await {
+        let volumes: Vec<u64> = self.state().volumes.keys().copied().collect();
+        let looks = volumes.into_iter().map(|volume| async move {
+            match self.look_at_root(volume).await {
                 // Of another owner it was told when it was found out.
-                Ok(_) | Err(Error::Gone | Error::Superseded { .. }) => {}
+                Ok(()) | Err(Error::Gone | Error::Superseded { .. }) => {}
                 Err(error @ (Error::Store(_) | Error::StoreTimeout { .. })) => {
                     tracing::debug!(%error, "nobody knows whose a volume is");
                 }
@@ -172,6 +166,35 @@ impl Inner {
             }
         });
         stream::iter(looks).for_each_concurrent(LOOKS_AT_ONCE, |look| look).await;
+    }
+
+    /// Reads the root of a volume that is served and idle, and ends its service if it is not ours. What is known of it
+    /// stays what reads go by meanwhile.
+    async fn look_at_root(&self, volume: u64) -> Result<()> {
+        let idle_since = || {
+            let state = self.state();
+            let entry = state.volumes.get(&volume)?;
+            let is_idle = entry.refusing.is_none() && entry.cut.is_none();
+            let is_idle = is_idle && entry.dirty_bytes() == 0 && !state.is_stopping;
+            is_idle.then(|| (entry.root_nonce(), entry.page.name.clone()))
+        };
+        let Some(before) = idle_since() else {
+            return Ok(());
+        };
+        let (root, _) = self.get_root(&before.1).await?;
+        let whose = self.whose(volume, &root)?;
+        // If something of ours came meanwhile, it may be judged by what is of later.
+        if root.owner == self.cache_id && idle_since() != Some(before.clone()) {
+            return Ok(());
+        }
+        match whose {
+            Whose::Ours => Ok(()),
+            Whose::Theirs => Err(self.superseded(volume, root.epoch).await),
+            Whose::Another => Err(self.another(volume, &root)),
+            Whose::Wrong(what) => {
+                Err(index::damaged(&before.1, &format!("{}/root", before.1), &what))
+            }
+        }
     }
 
     /// The task that does so at the start and from time to time.

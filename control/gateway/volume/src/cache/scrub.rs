@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::state::Key;
 use super::{Cache, Inner};
 use crate::bits::BlockSet;
-use crate::disk::reread_around;
+use crate::disk::{read_around, reread_around};
 use crate::error::{Error, Result};
 use crate::format::crc32c;
 use crate::volume_name::VolumeName;
@@ -263,7 +263,11 @@ impl Inner {
             let bytes = usize::from(run.end - run.start) * BLOCK_BYTES as usize;
             let at = self.block_at(slot, run.start);
             // From the medium: what memory has of it says nothing about that.
-            let data = reread_around(self.disk.as_ref(), at, bytes).await?;
+            let data = match reread_around(self.disk.as_ref(), at, bytes).await {
+                Ok(data) => data,
+                // Direct I/O may ask for more than the cache's alignment.
+                Err(_) => read_around(self.disk.as_ref(), at, bytes).await?,
+            };
             for (i, block) in run.enumerate() {
                 report.blocks += 1;
                 let from = i * BLOCK_BYTES as usize;

@@ -133,6 +133,8 @@ struct State {
     /// Where writes began of which a power cut left a part.
     torn: Vec<u64>,
     fail_sync: bool,
+    /// Whether a sync ever failed.
+    has_lost: bool,
     fail_writes: bool,
     bad: BTreeMap<u64, u64>,
     slow_reads: bool,
@@ -158,6 +160,7 @@ impl SimDisk {
             counts: Counts::default(),
             torn: Vec::new(),
             fail_sync: false,
+            has_lost: false,
             fail_writes: false,
             bad: BTreeMap::new(),
             slow_reads: false,
@@ -582,19 +585,29 @@ impl Disk for SimDisk {
                 state.counts.syncs += 1;
                 let state = &mut *state;
                 if state.fail_sync {
+                    state.has_lost = true;
                     for version in &mut state.volatile {
                         version.is_lost |= version.write <= before;
                     }
                     true
                 } else {
-                    let mut rest = Vec::new();
+                    let mut rest: Vec<Version> = Vec::new();
+                    let mut saved: FxHashMap<u64, u64> = FxHashMap::default();
                     for version in std::mem::take(&mut state.volatile) {
                         if version.write <= before && !version.is_lost {
+                            if state.has_lost {
+                                saved.insert(version.sector, version.write);
+                            }
                             state.durable.insert(version.sector, version.data);
                         } else {
                             rest.push(version);
                         }
                     }
+                    // Memory shows what came last.
+                    rest.retain(|version| {
+                        !version.is_lost
+                            || saved.get(&version.sector).is_none_or(|write| *write < version.write)
+                    });
                     state.newest.clear();
                     for (i, version) in rest.iter().enumerate() {
                         state.newest.insert(version.sector, i);
@@ -647,15 +660,21 @@ mod tests {
         disk.sync().await.unwrap();
         disk.write(0, vec![block(2)]).await.unwrap();
         disk.write(8192, vec![block(3)]).await.unwrap();
+        disk.write(16384, vec![block(4)]).await.unwrap();
         disk.fail_syncs(true);
         assert!(disk.sync().await.is_err());
         disk.fail_syncs(false);
         // Written again, the same bytes are new.
         disk.write(8192, vec![block(3)]).await.unwrap();
+        // And what came later is what memory shows.
+        disk.write(16384, vec![block(5)]).await.unwrap();
         disk.sync().await.unwrap();
-        assert_eq!(disk.read(0, 4096).await.unwrap(), block(2));
+        for (at, tag) in [(0, 2), (8192, 3), (16384, 5)] {
+            assert_eq!(disk.read(at, 4096).await.unwrap(), block(tag));
+        }
         disk.restart(Survivors::All);
         assert_eq!(disk.read(0, 4096).await.unwrap(), block(1));
         assert_eq!(disk.read(8192, 4096).await.unwrap(), block(3));
+        assert_eq!(disk.read(16384, 4096).await.unwrap(), block(5));
     }
 }

@@ -161,6 +161,10 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 fn temporary(root: &Path, at: &Path, data: &[u8]) -> io::Result<PathBuf> {
     let folder = at.parent().unwrap_or(root);
     if !folder.is_dir() {
+        if !root.is_dir() {
+            // Perhaps it is a mount that went away. Whoever made it said who may read it.
+            return Err(io::Error::other("the store's folder is gone"));
+        }
         fs::create_dir_all(folder)?;
         let mut made = folder;
         while let Some(parent) = made.parent() {
