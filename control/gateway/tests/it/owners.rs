@@ -175,7 +175,7 @@ fn a_volume_that_another_gateway_owns_keeps_no_other_from_being_served() {
     let read = ["-r", "-f", "raw", "-c", "read 0 4k", &gateway.uri("lent")];
     assert!(!output("qemu-io", &read).status.success(), "it is served");
     // Nor does a client get another one for it that names none.
-    let unnamed = output("nbdinfo", &[&gateway.uri("")]);
+    let unnamed = output("qemu-io", &["-r", "-f", "raw", "-c", "read 0 4k", &gateway.uri("")]);
     let said = String::from_utf8_lossy(&unnamed.stderr).into_owned();
     assert!(!unnamed.status.success() && said.contains("name a volume"), "{said}");
     // By the operator's word it is, without another start.
