@@ -435,6 +435,18 @@ mod tests {
     }
 
     #[test]
+    fn a_size_is_a_number_of_bytes_or_text() {
+        let size = |value: &str| parse(&format!("cache-size = {value}"), Path::new("f"));
+        for eight in ["8589934592", "'8589934592'", "'8G'"] {
+            assert_eq!(size(eight).unwrap().cache_size, Some(Size(8 << 30)), "{eight}");
+        }
+        for wrong in ["-1", "1.5", "true", "['8G']", "'8g'"] {
+            let refused = size(wrong).unwrap_err().to_string();
+            assert!(refused.contains("number"), "{wrong}: {refused}");
+        }
+    }
+
+    #[test]
     fn what_is_missing_or_unknown_is_named() {
         let missing = Settings::join(Options::default(), Options::default()).unwrap_err();
         assert_eq!(missing.to_string(), "--store is missing");
