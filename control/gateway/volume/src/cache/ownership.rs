@@ -255,12 +255,9 @@ impl Inner {
         let state = self.state();
         let entry = state.volumes.get(&volume).ok_or(Error::Gone)?;
         match entry.refusing {
-            Some(
-                refusal @ (Refusal::BeingMade
-                | Refusal::Releasing
-                | Refusal::Stopping
-                | Refusal::Closed),
-            ) => Err(Error::NotServed { volume: entry.page.name.clone(), state: refusal }),
+            Some(state) if state.ends_by_itself() => {
+                Err(Error::NotServed { volume: entry.page.name.clone(), state })
+            }
             settled => Ok(settled),
         }
     }
@@ -273,12 +270,9 @@ impl Inner {
         let name = || entry.page.name.clone();
         match entry.refusing {
             // It may have begun meanwhile.
-            Some(
-                state @ (Refusal::BeingMade
-                | Refusal::Releasing
-                | Refusal::Stopping
-                | Refusal::Closed),
-            ) => Err(Error::NotServed { volume: name(), state }),
+            Some(state) if state.ends_by_itself() => {
+                Err(Error::NotServed { volume: name(), state })
+            }
             None if !is_anothers => Err(Error::Served { volume: name() }),
             _ => {
                 entry.refusing = Some(Refusal::Forgetting);

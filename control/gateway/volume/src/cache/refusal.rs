@@ -27,6 +27,16 @@ pub enum Refusal {
     Closed,
 }
 
+impl Refusal {
+    /// Whether something is under way after which the volume is served, gone, or refused for another reason.
+    pub(crate) fn ends_by_itself(self) -> bool {
+        matches!(
+            self,
+            Refusal::BeingMade | Refusal::Releasing | Refusal::Stopping | Refusal::Closed
+        )
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

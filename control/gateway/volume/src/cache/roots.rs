@@ -26,7 +26,7 @@ use crate::volume_name::VolumeName;
 /// Longest root that is read, far above what is legal: one of a later version is told from a damaged one.
 pub(crate) const LONGEST_ROOT: usize = 1 << 20;
 
-/// Roots that are looked at, at the same time, of volumes that nobody may use.
+/// Roots of idle volumes that are looked at at the same time.
 const LOOKS_AT_ONCE: usize = 16;
 
 /// Whose a root is.
