@@ -209,6 +209,32 @@ fn a_gateway_told_to_serve_what_it_has_in_quarantine_starts_says_so_and_lets_it_
     assert!(exported.contains("1048576 bytes"), "{exported}");
     let rest = std::fs::read(&file).unwrap();
     assert!(rest.len() == 8 << 20 && rest[1 << 20..2 << 20].iter().all(|byte| *byte == 1));
+    // A client that stays keeps nothing here, and is sent away.
+    let script = format!(
+        "import sys\n\
+         h.connect_uri({:?})\n\
+         try:\n\
+         \x20   for _ in range(200):\n\
+         \x20       if h.aio_is_dead() or h.aio_is_closed(): sys.exit(0)\n\
+         \x20       h.poll(100)\n\
+         except nbd.Error:\n\
+         \x20   sys.exit(0)\n\
+         sys.exit(3)\n",
+        first.uri("lent")
+    );
+    let client = Command::new("nbdsh")
+        .args(["-c", &script])
+        .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+        .stdin(Stdio::null())
+        .spawn();
+    let mut client = client.unwrap();
+    let connections = || {
+        let json = cli(&first_place, &["volume", "list", "-o", "json"]);
+        let listed: Value = serde_json::from_str(&json).unwrap();
+        listed[0]["connections"].as_u64().unwrap()
+    };
+    wait_for(|| connections() == 1);
     cli(&first_place, &["volume", "delete", "lent", "--forget"]);
+    assert!(client.wait().unwrap().success(), "it was not sent away");
     first.stop();
 }
