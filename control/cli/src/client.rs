@@ -41,15 +41,21 @@ async fn channel(socket: &Path, who: Peer) -> Result<Channel, CliError> {
     culvert_socket::connect(socket).await.map_err(|error| unreachable(&error, who, socket))
 }
 
+/// Fails if another host is asked for what is reached on its own host only.
+pub(crate) fn on_this_host(args: &Args, who: &str) -> Result<(), CliError> {
+    let Some(remote) = &args.remote else {
+        return Ok(());
+    };
+    Err(CliError::Usage(format!(
+        "this asks {who}, which is reached on its own host only: run it on {}, without --remote and CULVERT_REMOTE",
+        remote.host()
+    )))
+}
+
 impl Client {
     /// Connects to the dataplane of this host.
     pub(crate) async fn connect(args: &Args) -> Result<Client, CliError> {
-        if let Some(remote) = &args.remote {
-            return Err(CliError::Usage(format!(
-                "this asks the dataplane, which is reached on its own host only: run it on {}, without --remote and CULVERT_REMOTE",
-                remote.host()
-            )));
-        }
+        on_this_host(args, "the dataplane")?;
         let (who, socket) = (Peer::Dataplane, args.socket());
         let calls = DataplaneClient::new(channel(&socket, who).await?)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)

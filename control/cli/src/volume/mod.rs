@@ -11,7 +11,7 @@ use culvert_model::{GATEWAY_SERVICE_DIR, GATEWAY_SOCKET, Size, api};
 use serde::Serialize;
 
 use crate::args::{Args, Output};
-use crate::client::Gateway;
+use crate::client::{Gateway, on_this_host};
 use crate::error::{CliError, Peer};
 use crate::output::{or_dash, print, print_value, table};
 use progress::{Progress, waiting};
@@ -27,12 +27,7 @@ pub(crate) struct At {
 
 impl At {
     async fn connect(&self, args: &Args) -> Result<Gateway, CliError> {
-        if let Some(remote) = &args.remote {
-            return Err(CliError::Usage(format!(
-                "this asks the storage gateway, which is reached on its own host only: run it on {}, without --remote and CULVERT_REMOTE",
-                remote.host()
-            )));
-        }
+        on_this_host(args, "the storage gateway")?;
         if let Some(socket) = &self.gateway {
             return Gateway::connect(socket).await;
         }

@@ -72,8 +72,8 @@ impl Listener {
     }
 
     /// Listens on a Unix socket, whose file goes away with the listener. A socket file that nobody
-    /// listens on any more is replaced. Who may connect is decided by
-    /// the permissions of folder and socket, and those of the socket by the umask.
+    /// listens on any more is replaced. Who may connect is decided by the permissions of folder and
+    /// socket, and those of the socket by the umask.
     ///
     /// # Errors
     /// When somebody listens there, when another kind of file is there, or when the folder is

@@ -15,9 +15,9 @@
 //! # What a client can cost
 //! A connection holds one input buffer of 64 KiB, and requests up to the budgets of [`Limits`];
 //! nothing is read from it beyond them. A slow client keeps its own budget occupied and no other
-//! connection's; budgets are the connections', and nothing bounds their sum but their number, nor how
-//! many one peer has. In the handshake it holds one option of 64 KiB, for a limited time; when too many
-//! handshakes are going on, the oldest is thrown out. Replies to LIST are as long as the list.
+//! connection's; nothing bounds the sum of budgets but the number of connections, nor how many of them
+//! one peer has. In the handshake a client holds one option of 64 KiB, for a limited time; when too
+//! many handshakes are going on, the oldest is thrown out. Replies to LIST are as long as the list.
 
 mod compose;
 mod connection;
@@ -61,9 +61,9 @@ pub struct Limits {
     pub stall_timeout: Duration,
     /// Longest time without a request. Default: any.
     pub idle_timeout: Option<Duration>,
-    /// Bytes of payload that one connection's requests hold, of writes and replies together, until answered. A CACHE counts for what the
-    /// export is asked for at a time, up to 4 MiB; it is answered without being done where less than half of the room,
-    /// or than 32 MiB, would be left to others. Default 64 MiB; a single request may always hold 32 MiB.
+    /// Bytes of payload that one connection's requests hold, of writes and replies together, until answered. A CACHE
+    /// counts for what the export is asked for at a time, up to 4 MiB; it is answered without being done where less than
+    /// half of the room, or than 32 MiB, would be left to others. Default 64 MiB; a single request may always hold 32 MiB.
     pub in_flight_bytes: u32,
     /// Requests that one connection may have unanswered before more are read. Those of CACHE that are done leave half
     /// to others. Default 256.
